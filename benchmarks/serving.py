@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.paired import say
-from recsys.registry.register import resolve
+from recsys.registry.resolve import resolve
 from recsys.retrieval.exact import exact_top
 from recsys.retrieval.index import LIST, ItemIndex, calibrate
 from recsys.serving.bundles import read_bundle

@@ -85,18 +85,18 @@ def variant_hash(config: Config, dataset: PreparedDataset) -> str:
 
 def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
     """Read the variant's model from its folder, or train it there."""
-    place = folder.fetch(f"ablation/{variant_hash(config, dataset)}")
+    variant = folder.fetch(f"ablation/{variant_hash(config, dataset)}")
     try:
-        return load_trained(place)
+        return load_trained(variant)
     except ArtifactError:  # missing, or left by an interrupted run
-        folder.forget(place)
-    run = config.run.model_copy(update={"dir": folder.shown(place.absolute())})
+        folder.forget(variant)
+    run = config.run.model_copy(update={"dir": folder.shown(variant.absolute())})
     with ray_session(config):
         from recsys.training.ray_train import train_on_ray
 
         changed = config.model_copy(update={"run": run})
         result = train_on_ray(changed, dataset, Validator.of(config), lambda values: None)
-    folder.forget(place / "checkpoints")
-    save_trained(place, result)
-    folder.publish(place)
+    folder.forget(variant / "checkpoints")
+    save_trained(variant, result)
+    folder.publish(variant)
     return result

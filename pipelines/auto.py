@@ -81,13 +81,13 @@ def _choose(
     if budget:
         module, name = SEARCH.split(":")
         search = getattr(importlib.import_module(module), name)
-        chosen, said = search(config, dataset, folder, traits, folder.progress.started + budget)
-        return chosen, why + said
+        chosen, decision = search(config, dataset, folder, traits, folder.progress.started + budget)
+        return chosen, why + decision
     first = portfolio[0] if portfolio else None
     chosen = configured(config, traits, first)
-    said = f"setting by rules: {first.name if first else UNTRAINED}"
-    folder.progress(said)
-    return chosen, [*why, said]
+    decision = f"setting by rules: {first.name if first else UNTRAINED}"
+    folder.progress(decision)
+    return chosen, [*why, decision]
 
 
 def members_line(traits: Traits) -> str:

@@ -11,33 +11,33 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import numpy as np
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
-from pipelines.plumbing.folder import RunFolder, write_atomically
-from pipelines.plumbing.progress import Progress, table
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.finished_runs import FinishedRun, check_same, difference_error, opened_run
+from pipelines.plumbing.arguments import UsageError, parse
+from pipelines.plumbing.folder import write_atomically
+from pipelines.plumbing.progress import table
 from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
 from pipelines.stages import VERBS
-from pipelines.train import model_sha256, open_trained
-from recsys.config import Config, EvaluateConfig, load_config
+from pipelines.train import open_trained
+from recsys.config import Config, EvaluateConfig
 from recsys.config.compare import CompareConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.histories import Split
-from recsys.errors import ArtifactError, ConfigError
+from recsys.errors import ConfigError
 from recsys.evaluation.bootstrap import LEVEL
-from recsys.evaluation.metrics import QUERY_METRICS, outside_kinds, parse_metric
+from recsys.evaluation.metrics import outside_kinds
 from recsys.evaluation.paired import accuracy_of, paired_metrics
-from recsys.registry.tracking import flatten
-from recsys.storage.uris import is_remote
+from recsys.registry.logged_values import flatten
 from recsys.training.threads import settle_threads
 
 _READ: Final = ("compare.", "evaluate.bootstrap", "evaluate.chunk_users", "seed")
@@ -52,25 +52,6 @@ _LISTS: Final = {"--logs": "compare.logs", "--feedback": "compare.feedback"}
 _ROUNDING: Final = (
     1e-4  # tolerance between this ranking and the stored one, which another machine may have made
 )
-_CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evaluate` for it first"
-
-
-@dataclass(frozen=True)
-class Side:
-    """One finished run."""
-
-    place: str  # as the user gave it
-    folder: RunFolder
-    config: Config
-    metrics: dict[str, Any]
-
-    @property
-    def ks(self) -> set[int]:
-        """Cut-offs of the metrics that this run has."""
-        return {
-            *self.config.evaluate.ks,
-            parse_metric(self.config.train.metric, tuple(QUERY_METRICS)).k,
-        }
 
 
 def command(words: Sequence[str]) -> int:
@@ -83,9 +64,9 @@ def command(words: Sequence[str]) -> int:
         The words are others, or this verb does not read an option.
     """
     words, lists = _taken_out(words)
-    options = [place for place, word in enumerate(words) if word.startswith("-")]
-    places = list(words[: options[0] if options else len(words)])
-    arguments = parse(words[len(places) :])
+    options = [index for index, word in enumerate(words) if word.startswith("-")]
+    run_words = list(words[: options[0] if options else len(words)])
+    arguments = parse(words[len(run_words) :])
     config = config_of(arguments.config, [*arguments.overrides, *lists])
     of_logs = bool(config.compare.logs)
     reads = _READ_OF_LOGS if of_logs else _READ
@@ -101,7 +82,7 @@ def command(words: Sequence[str]) -> int:
                 f"{', '.join(f'--{key}' for key in reads[1:-1])} and --{reads[-1]}"
             )
     if of_logs:
-        if places or config.compare.runs:
+        if run_words or config.compare.runs:
             raise UsageError(
                 "got run folders and --logs, expected one of the two; usage:"
                 f" {VERBS['compare'].usage}"
@@ -115,7 +96,7 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(
             f"--feedback and --compare.target need --logs; usage: {VERBS['compare'].usage}"
         )
-    config.compare.runs = places or config.compare.runs
+    config.compare.runs = run_words or config.compare.runs
     if len(config.compare.runs) != 2:
         raise UsageError(
             f"got {len(config.compare.runs)} run folders, expected two; usage:"
@@ -123,7 +104,7 @@ def command(words: Sequence[str]) -> int:
         )
     quiet()
     with ExitStack() as stack:
-        first, second = (stack.enter_context(opened(place)) for place in config.compare.runs)
+        first, second = (stack.enter_context(opened_run(index)) for index in config.compare.runs)
         check_same(first, second)
         if arguments.dry_run:
             print(plan("compare", config))
@@ -158,7 +139,7 @@ def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return rest, [(key, json.dumps(files)) for key, files in found.items()]
 
 
-def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
+def compare(config: Config, first: FinishedRun, second: FinishedRun) -> dict[str, Any]:
     """Rank the test split with both models, print and write the differences.
 
     Returns
@@ -179,7 +160,9 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
     return record
 
 
-def compared(evaluate: EvaluateConfig, seed: int, first: Side, second: Side) -> dict[str, Any]:
+def compared(
+    evaluate: EvaluateConfig, seed: int, first: FinishedRun, second: FinishedRun
+) -> dict[str, Any]:
     """Rank the test split with both models; return the content of ``compare.json`` without writing
     it.
 
@@ -195,12 +178,12 @@ def compared(evaluate: EvaluateConfig, seed: int, first: Side, second: Side) -> 
     queries = evaluated_queries(dataset, Split.TEST, first.config.evaluate, first.config.seed)
     theirs = evaluated_queries(dataset, Split.TEST, second.config.evaluate, second.config.seed)
     if not np.array_equal(queries.histories.users_U, theirs.histories.users_U):
-        raise _differ(
+        raise difference_error(
             first, second, ["evaluated users: two different samples (seed, evaluate.max_users)"]
         )
     ks = sorted(first.ks & second.ks)
     if not ks:
-        raise _differ(
+        raise difference_error(
             first,
             second,
             [f"evaluate.ks: {sorted(first.ks)} and {sorted(second.ks)} have nothing in common"],
@@ -233,106 +216,16 @@ def compared(evaluate: EvaluateConfig, seed: int, first: Side, second: Side) -> 
     }
 
 
-# ---------------------------------------------------------------------------------- the two folders
-
-
-@contextmanager
-def opened(place: str, stream: TextIO | None = None) -> Iterator[Side]:
-    """Open a run folder for reading, a remote one as a temporary copy; it is neither made nor
-    locked.
-
-    Raises
-    ------
-    ArtifactError
-        It is not the folder of a finished and evaluated run.
-    """
-    with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
-        mirror = None
-        root = Path(place)
-        if is_remote(place):
-            from recsys.storage.mirror import Mirror
-
-            root, mirror = Path(name), Mirror(Path(name), place)
-            mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
-        elif not root.is_dir():
-            raise ArtifactError(f"{place} is not a folder; {_CURE}")
-        folder = RunFolder(root, Progress(stream or sys.stdout, Path(name) / "compare.log"), mirror)
-        if not folder.config.is_file():
-            raise ArtifactError(f"{place} is not a run folder: config.yaml is missing; {_CURE}")
-        metrics = folder.read_json(folder.metrics, _CURE)
-        if not (folder.model / "model.safetensors").is_file():
-            raise ArtifactError(f"{place} has no trained model: model/ is missing; {_CURE}")
-        if metrics.get("model_sha256") != model_sha256(folder):
-            raise ArtifactError(
-                f"metrics.json in {place} belongs to another model than the one in model/; "
-                "run `recsys evaluate` for this run folder"
-            )
-        yield Side(place, folder, load_config(folder.config, [("run.dir", place)]), metrics)
-
-
-def check_same(first: Side, second: Side) -> None:
-    """Check by their metrics that both runs were evaluated on the same queries.
-
-    Raises
-    ------
-    ConfigError
-        They were not; the message names every difference.
-    """
-    ours, theirs = first.metrics["data"], second.metrics["data"]
-    keys = ["split"] if ours["content_hash"] != theirs["content_hash"] else []
-    keys += ["exclude_seen", "asked_queries", "queries"]
-    found = []
-    if ours["content_hash"] != theirs["content_hash"]:
-        shown = [f"{data['name']} {data['content_hash'][:12]}" for data in (ours, theirs)]
-        found.append(f"dataset: {shown[0]} and {shown[1]}{_prepared_differently(first, second)}")
-    found += [
-        f"{key}: {ours.get(key)} and {theirs.get(key)}"
-        for key in keys
-        if ours.get(key) != theirs.get(key)
-    ]
-    if found:
-        raise _differ(first, second, found)
-
-
-def _prepared_differently(first: Side, second: Side) -> str:
-    """The settings of section ``data`` that differ, for a message; none means that the files
-    differ.
-    """
-    before, after = (
-        flatten(side.config.data.model_dump(mode="json"), "data.") for side in (first, second)
-    )
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    shown = [
-        f"{key} {before.get(key)!r} and {after.get(key)!r}" for key in keys if key != "data.dir"
-    ]
-    return (
-        f" ({'; '.join(shown[:5])}{' …' if len(shown) > 5 else ''})"
-        if shown
-        else " (the files of the source differ)"
-    )
-
-
-def _differ(first: Side, second: Side, found: list[str]) -> ConfigError:
-    return ConfigError(
-        f"{first.place} and {second.place} were not evaluated on the same queries, so a paired test"
-        f" is not possible: {'; '.join(found)}; train and evaluate both with the same data and"
-        " evaluate settings"
-    )
-
-
-# ---------------------------------------------------------------------------------------- the words
-
-
-def _described(side: Side) -> dict[str, Any]:
+def _described(side: FinishedRun) -> dict[str, Any]:
     return {
-        "run": side.place,
+        "run": side.given,
         "model_sha256": side.metrics["model_sha256"],
         "granularities": [*side.metrics["granularities"]],
         "fitted_through": side.metrics["data"].get("fitted_through", ""),
     }
 
 
-def _settings(first: Side, second: Side) -> dict[str, list[Any]]:
+def _settings(first: FinishedRun, second: FinishedRun) -> dict[str, list[Any]]:
     """Dotted key → both values, for the settings of model and training that differ."""
     trees = []
     for side in (first, second):
@@ -346,7 +239,7 @@ def _settings(first: Side, second: Side) -> dict[str, list[Any]]:
     return {key: [trees[0].get(key), trees[1].get(key)] for key in keys}
 
 
-def _notes(first: Side, second: Side, values: list[dict[str, Any]]) -> list[str]:
+def _notes(first: FinishedRun, second: FinishedRun, values: list[dict[str, Any]]) -> list[str]:
     notes = []
     through = [side.metrics["data"].get("fitted_through", "") for side in (first, second)]
     if through[0] != through[1]:
@@ -356,10 +249,10 @@ def _notes(first: Side, second: Side, values: list[dict[str, Any]]) -> list[str]
         )
     for side, found in zip((first, second), values, strict=True):
         for name, values_B in found.items():
-            told = side.metrics["model"].get(name)
-            if told is not None and abs(told - float(values_B.mean())) > _ROUNDING:
+            reported = side.metrics["model"].get(name)
+            if reported is not None and abs(reported - float(values_B.mean())) > _ROUNDING:
                 notes.append(
-                    f"{side.place}: {name} is {values_B.mean():.4f} here, {told:.4f} in its"
+                    f"{side.given}: {name} is {values_B.mean():.4f} here, {reported:.4f} in its"
                     " metrics.json"
                 )
     return notes
@@ -384,12 +277,14 @@ def _words(record: dict[str, Any]) -> list[str]:
     entry = record["metrics"].get(record["metric"])
     if entry is not None:
         better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
-        said = f"{better} is significantly better" if better else "no significant difference"
-        lines.append(f"{record['metric']}: {said} ({entry['difference']:+.4f}, p {entry['p']:.3g})")
+        verdict = f"{better} is significantly better" if better else "no significant difference"
+        lines.append(
+            f"{record['metric']}: {verdict} ({entry['difference']:+.4f}, p {entry['p']:.3g})"
+        )
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 
 
-def _write(compare: CompareConfig, first: Side, record: dict[str, Any]) -> str:
+def _write(compare: CompareConfig, first: FinishedRun, record: dict[str, Any]) -> str:
     """Write the comparison to ``compare.out`` or the first run folder; return its path."""
     folder = first.folder
     if not compare.out:

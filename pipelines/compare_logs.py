@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.cli import plan
 from pipelines.compare import write_record
+from pipelines.dry_run import plan
 from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
 from recsys.config.compare import CompareConfig
@@ -28,14 +28,14 @@ from recsys.errors import ConfigError, DataError
 from recsys.evaluation.bootstrap import LEVEL
 from recsys.evaluation.experiment import MEASURES, outcomes
 from recsys.evaluation.off_policy import Estimates, Trials, estimate
-from recsys.registry.register import resolve
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.resolve import resolve
 from recsys.serving.answer_log import Logged, read_logs
 from recsys.serving.attribution import attributed, read_events
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 
-_ASKED: Final = 1000  # requests per batch for the target model
+_AT_A_TIME: Final = 1000  # requests per batch for the target model
 _FEW: Final = 100  # effective sample size below which a note warns
 
 
@@ -64,22 +64,12 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
         settings.feedback, settings.rewards, config.data.quarantine.limit("events")
     )
     if dry_run:
-        config.compare.out = place_of(config.compare)
+        config.compare.out = record_path(config.compare)
         print(plan("compare", config))
         return None
     rewards, num_lost = attributed(logged, events, settings.window_hours * 3600)
-    if num_lost == len(events):
-        raise DataError(
-            f"compare.feedback: none of {len(events):,} events belongs to an item that an answer"
-            f" showed to the same user in the {settings.window_hours:g} hours before the event;"
-            " give events from the time of the logs, with timestamp or answer_id"
-        )
     known = [number for number, one in enumerate(logged) if one.user_id is not None]
-    if not known:
-        raise DataError(
-            "compare.logs: no answer has a user_id, but the comparison is by user; callers must"
-            " send user_id"
-        )
+    _check_attributed(len(events), num_lost, len(known), settings.window_hours)
     notes = _notes(len(logged) - len(known), num_cut, num_lost, len(events))
     logged, rewards = [logged[number] for number in known], [rewards[number] for number in known]
     say(
@@ -102,8 +92,22 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
     record |= {"notes": notes, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     for text in _words(record):
         say(text)
-    say(f"wrote {write_record(Path(place_of(config.compare)), _without_nan(record))}")
+    say(f"wrote {write_record(Path(record_path(config.compare)), _without_nan(record))}")
     return record
+
+
+def _check_attributed(num_events: int, num_lost: int, num_known: int, window_hours: float) -> None:
+    if num_lost == num_events:
+        raise DataError(
+            f"compare.feedback: none of {num_events:,} events belongs to an item that an answer"
+            f" showed to the same user in the {window_hours:g} hours before the event;"
+            " give events from the time of the logs, with timestamp or answer_id"
+        )
+    if not num_known:
+        raise DataError(
+            "compare.logs: no answer has a user_id, but the comparison is by user; callers must"
+            " send user_id"
+        )
 
 
 def _notes(num_anonymous: int, num_cut: int, num_lost: int, num_events: int) -> list[str]:
@@ -166,7 +170,7 @@ def _dense(names: Sequence[str]) -> Array:
 # --------------------------------------------------------------------------------------- off policy
 
 
-def _with_propensities(logged: Sequence[Logged], places: Sequence[str]) -> list[int]:
+def _with_propensities(logged: Sequence[Logged], paths: Sequence[str]) -> list[int]:
     """Numbers of the answers whose order was drawn with known probabilities.
 
     Raises
@@ -181,7 +185,7 @@ def _with_propensities(logged: Sequence[Logged], places: Sequence[str]) -> list[
     ]
     if not found:
         raise DataError(
-            f"compare.logs: {', '.join(places)}: none of {len(logged):,} answers has propensities"
+            f"compare.logs: {', '.join(paths)}: none of {len(logged):,} answers has propensities"
             " (the probability that each item was shown at its position); log with"
             " serve.explore.share above 0, or leave out compare.target to compare only the"
             " versions that answered"
@@ -241,10 +245,10 @@ def _off_policy(
 def _trials(logged: Sequence[Logged], rewards: Sequence[Array], recommender: Recommender) -> Trials:
     """Pair each shown item with the target's item at that position, for the time of the request."""
     numbers: dict[str, int] = {}
-    users, places, shown, target, chances = [], [], [], [], []
+    users, ranks, shown, target, chances = [], [], [], [], []
     answered_A = _dense([str(one.user_id) for one in logged])
-    for start in range(0, len(logged), _ASKED):
-        piece = logged[start : start + _ASKED]
+    for start in range(0, len(logged), _AT_A_TIME):
+        piece = logged[start : start + _AT_A_TIME]
         requests = [
             (
                 one.request
@@ -256,17 +260,17 @@ def _trials(logged: Sequence[Logged], rewards: Sequence[Array], recommender: Rec
         for number, (one, answer) in enumerate(
             zip(piece, recommender.recommend(requests), strict=True), start=start
         ):
-            for place, item in enumerate(one.item_ids):
-                theirs = answer.item_ids[place] if place < len(answer.item_ids) else None
+            for rank, item in enumerate(one.item_ids):
+                theirs = answer.item_ids[rank] if rank < len(answer.item_ids) else None
                 users.append(int(answered_A[number]))
-                places.append(one.request.offset + place)
+                ranks.append(one.request.offset + rank)
                 shown.append(numbers.setdefault(item, len(numbers)))
                 target.append(-1 if theirs is None else numbers.setdefault(theirs, len(numbers)))
             chances += one.propensities or []
     return Trials(
         np.array(users, dtype=np.int64),
         np.bincount(answered_A),
-        np.array(places, dtype=np.int64),
+        np.array(ranks, dtype=np.int64),
         np.array(shown, dtype=np.int64),
         np.array(target, dtype=np.int64),
         np.array(chances, dtype=np.float64),
@@ -317,10 +321,10 @@ def _words(record: dict[str, Any]) -> list[str]:
         if one["differences"]:
             found = one["differences"]["reward_per_answer"]
             better = label if found["low"] > 0 else first if found["high"] < 0 else ""
-            said = f"{better} is significantly better" if better else "no significant difference"
+            verdict = f"{better} is significantly better" if better else "no significant difference"
             lines.append(
                 f"{label} minus {first}, reward per answer: {_shown(found, '+')}, p"
-                f" {found['p']:.3g}: {said}"
+                f" {found['p']:.3g}: {verdict}"
             )
     if "target" in record:
         one = record["target"]
@@ -351,7 +355,7 @@ def _shown(found: dict[str, float], sign: str = "") -> str:
     return f"{value:{sign}.4f} ({found['low']:{sign}.4f} to {found['high']:{sign}.4f})"
 
 
-def place_of(compare: CompareConfig) -> str:
+def record_path(compare: CompareConfig) -> str:
     """Path of the file that the comparison is written to."""
     if compare.out:
         return compare.out

@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
-from pipelines.cli import UsageError, config_file, parse
-from pipelines.plumbing.diagnostics import CHECKS, Check, Finding
+from pipelines.cli import config_file
+from pipelines.plumbing.arguments import UsageError, parse
+from pipelines.plumbing.diagnostics.checks import CHECKS
+from pipelines.plumbing.diagnostics.finding import Check, Finding
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config, load_config

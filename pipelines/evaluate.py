@@ -21,19 +21,23 @@ from pipelines.plumbing.tracking import log_evaluation, tracked
 from pipelines.prepare import open_dataset
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, EvaluateConfig, TrainConfig, dump_config, redact
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.manifest import Manifest
 from recsys.data.repeats import repeats_line
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
+from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.granularity_panels import granularity_panels
 from recsys.evaluation.rating_errors import rating_report
 from recsys.evaluation.user_clusters import describe_strata
 from recsys.gate.drift import drift_panel, with_calibration
+from recsys.model import FrozenModel
 from recsys.report.report import render_report
 from recsys.serving.trade_off import trade_off
+from recsys.training.checkpoint import TrainResult
 from recsys.training.pruned import KEPT
 from recsys.training.selected import STACK
 from recsys.training.threads import settle_threads
@@ -61,39 +65,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         evaluation = evaluate_model(
             trained.frozen, dataset, config, trained.refit, trained.choices.get(STACK)
         )
-        timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
-        metrics = {**evaluation.to_json(timing), **identity}
-        if config.train.final:
-            metrics["data"]["final"] = planned(folder, dataset, trained)
-        for name, share in trained.choices.get(KEPT, {}).items():
-            metrics["granularities"][name][KEPT] = share
-        if settings.ablation == "retrain":
-            variants = retrained_variants(config, folder, dataset)
-            metrics["ablation"]["retrained"] = compare_variants(
-                evaluation.ranking, variants, config
-            )
-        through = Split.VALID if trained.refit else Split.TRAIN
-        strata = describe_strata(
-            trained.frozen, dataset, through, trained.choices.get("strata", {})
-        )
-        if strata is not None:
-            metrics["strata"] = strata
-        drift = drift_read(folder, dataset.manifest.content_hash)
-        if drift is not None:
-            metrics["drift"] = with_calibration(drift, metrics)
-        if panels := granularity_panels(trained.frozen, item_titles(dataset.features)):
-            metrics["panels"] = panels
-        if drift is not None:
-            panel = drift_panel(metrics["drift"], config.promote)
-            metrics["panels"] = {**metrics.get("panels", {}), "drift": panel}
-        if folder.budget is None or folder.budget.left > 0:
-            metrics["trade_off"] = trade_off(trained.frozen, evaluation.ranking.queries, config)
-        else:
-            folder.progress("the budget is used up: the report has no panel on diversity")
-        if config.train.ratings:
-            metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
-            if "skipped" in metrics["ratings"]:
-                folder.progress(f"no ratings predicted: {metrics['ratings']['skipped']}")
+        metrics = _all_metrics(config, folder, dataset, trained, evaluation, identity)
         shown = (settings.num_examples, config.seed, settings.show_ids)
         examples = example_users(trained.frozen, dataset, evaluation.ranking, *shown)
         folder.write_json(folder.metrics, metrics)
@@ -107,6 +79,58 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
             tracker.log_file(path)
         say(metrics, config.train.metric, folder)
     return metrics
+
+
+def _all_metrics(
+    config: Config,
+    folder: RunFolder,
+    dataset: PreparedDataset,
+    trained: TrainResult,
+    evaluation: Evaluation,
+    identity: dict[str, str],
+) -> dict[str, Any]:
+    """The measured metrics, with what was chosen in the training and what the run adds to them."""
+    timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
+    metrics = {**evaluation.to_json(timing), **identity}
+    if config.train.final:
+        metrics["data"]["final"] = planned(folder, dataset, trained)
+    for name, share in trained.choices.get(KEPT, {}).items():
+        metrics["granularities"][name][KEPT] = share
+    if config.evaluate.ablation == "retrain":
+        variants = retrained_variants(config, folder, dataset)
+        metrics["ablation"]["retrained"] = compare_variants(evaluation.ranking, variants, config)
+    through = Split.VALID if trained.refit else Split.TRAIN
+    clusters = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
+    if clusters is not None:
+        metrics["strata"] = clusters
+    _add_panels(metrics, config, folder, dataset, trained.frozen)
+    if folder.budget is None or folder.budget.left > 0:
+        metrics["trade_off"] = trade_off(trained.frozen, evaluation.ranking.queries, config)
+    else:
+        folder.progress("the budget is used up: the report has no panel on diversity")
+    if config.train.ratings:
+        metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
+        if "skipped" in metrics["ratings"]:
+            folder.progress(f"no ratings predicted: {metrics['ratings']['skipped']}")
+    return metrics
+
+
+def _add_panels(
+    metrics: dict[str, Any],
+    config: Config,
+    folder: RunFolder,
+    dataset: PreparedDataset,
+    model: FrozenModel,
+) -> None:
+    """Add the drift of an update, and the panels of the granularities and of the drift."""
+    drift = drift_read(folder, dataset.manifest.content_hash)
+    if drift is not None:
+        metrics["drift"] = with_calibration(drift, metrics)
+    if panels := granularity_panels(model, item_titles(dataset.features)):
+        metrics["panels"] = panels
+    if drift is not None:
+        panel = drift_panel(metrics["drift"], config.promote)
+        metrics["panels"] = {**metrics.get("panels", {}), "drift": panel}
 
 
 def drift_read(folder: RunFolder, content_hash: str) -> dict[str, Any] | None:
@@ -128,11 +152,11 @@ def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
     folder.progress(
         f"{main_metric} {metrics['model'][main_metric]:.4f} on {data['queries']:,} test users"
     )
-    said = repeats_line(
+    line = repeats_line(
         "test", data["queries_with_targets"] - data["queries"], data["queries_with_targets"]
     )
-    if said:
-        folder.progress(said)
+    if line:
+        folder.progress(line)
     for name, why in data.get("baselines_left_out", {}).items():
         folder.progress(f"baseline {name} is left out: {why}")
     if seen := data.get("foresight"):

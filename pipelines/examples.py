@@ -9,10 +9,12 @@ Legend: E examples, K granularities, R recommendations, D width, N items.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.titles import item_titles
@@ -53,45 +55,57 @@ def example_users(
         model.item_vectors_ND, items_ER.to(model.item_vectors_ND.device)
     ).cpu()
     titles_N = item_titles(dataset.features)
-    moves: list[dict[str, Any] | None] = [*interest_drift_of(model, dataset, queries)] or [
+    drifts: list[dict[str, Any] | None] = [*interest_drift_of(model, dataset, queries)] or [
         None
     ] * num_examples
-    strata = strata_of_users(model, queries)
+    clusters = strata_of_users(model, queries)
     examples = []
-    for number, (shares_KR, history, row, movement, of_user) in enumerate(
-        zip(shares_EKR, queries.chunks(1), rows_E, moves, strata, strict=True), 1
+    for number, (shares_KR, history, row, drift, of_user) in enumerate(
+        zip(shares_EKR, queries.chunks(1), rows_E, drifts, clusters, strict=True), 1
     ):
-        kept_R = ranking.items_BK[row] >= 0
-        items_R = ranking.items_BK[row][kept_R][:_NUM_RECOMMENDATIONS].tolist()
-        shares_RK = shares_KR.T[torch.from_numpy(kept_R)].tolist()
-        scored_R = zip(
-            items_R,
-            shares_RK,
-            ranking.scores_BK[row][kept_R],
-            ranking.hits_BK[row][kept_R],
-            strict=False,
-        )
         user = int(history.histories.users_U[0])
         examples.append(
             {
                 "user": dataset.user_ids[user].as_py() if show_ids and user >= 0 else str(number),
-                "movement": movement,
+                "movement": drift,
                 "strata": of_user,
                 "history": [titles_N[item] for item in history.histories.items_E],
-                "recommendations": [
-                    {
-                        "item": dataset.item_ids[item].as_py(),
-                        "title": titles_N[item],
-                        "score": float(score),
-                        "shares": {
-                            name: share
-                            for name, share in zip(model.names, shares_K, strict=True)
-                            if name in model.active_names
-                        },
-                        "hit": bool(hit),
-                    }
-                    for item, shares_K, score, hit in scored_R
-                ],
+                "recommendations": _recommendations(
+                    model, dataset, ranking, row, shares_KR, titles_N
+                ),
             }
         )
     return examples
+
+
+def _recommendations(
+    model: FrozenModel,
+    dataset: PreparedDataset,
+    ranking: Ranking,
+    row: int,
+    shares_KR: Tensor,
+    titles_N: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The first items of one list with their scores, contributions and hits."""
+    is_listed_R = ranking.items_BK[row] >= 0
+    listed = zip(
+        ranking.items_BK[row][is_listed_R][:_NUM_RECOMMENDATIONS].tolist(),
+        shares_KR.T[torch.from_numpy(is_listed_R)].tolist(),
+        ranking.scores_BK[row][is_listed_R],
+        ranking.hits_BK[row][is_listed_R],
+        strict=False,
+    )
+    return [
+        {
+            "item": dataset.item_ids[item].as_py(),
+            "title": titles_N[item],
+            "score": float(score),
+            "shares": {
+                name: share
+                for name, share in zip(model.names, shares_K, strict=True)
+                if name in model.active_names
+            },
+            "hit": bool(hit),
+        }
+        for item, shares_K, score, hit in listed
+    ]

@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config
 from recsys.config.export import ExportConfig, Format
 from recsys.errors import ConfigError
 from recsys.registry.copies import Copy, remember
-from recsys.registry.register import resolve
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.resolve import resolve
 
 _SHORT = {"--to": "--export.to", "--out": "--export.out"}
 
@@ -34,7 +36,7 @@ def command(words: Sequence[str]) -> int:
     UsageError
         There is more than one word before the options, or neither a model nor a configuration.
     """
-    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    options = [index for index, word in enumerate(words) if word.startswith("-")]
     models = words[: options[0] if options else len(words)]
     if len(models) > 1:
         raise UsageError(f"got {len(models)} models, expected one; usage: {VERBS['export'].usage}")
@@ -93,13 +95,13 @@ def export(config: Config) -> dict[str, Any]:
     settings = config.export
     check_installed(settings.to)
     check_target(Path(settings.out))
-    asked = settings.model or config.run.dir
-    bundle = resolve(asked, tracking_uri(config))
+    model_uri = settings.model or config.run.dir
+    bundle = resolve(model_uri, tracking_uri(config))
     manifest = write(
-        bundle, Path(settings.out), settings.to, settings.users, settings.without, asked
+        bundle, Path(settings.out), settings.to, settings.users, settings.without, model_uri
     )
     print(_words(manifest, settings.out))
-    if not remember([Copy.here("export", settings.out)], asked, tracking_uri(config)):
+    if not remember([Copy.here("export", settings.out)], model_uri, tracking_uri(config)):
         print(
             "note        `recsys forget` does not know this folder: call it with --also"
             f" {settings.out}"

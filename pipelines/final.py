@@ -38,7 +38,7 @@ class FinalModel:
     """The final model, and its description for the card, the metrics and the registry."""
 
     result: TrainResult
-    said: dict[str, Any]
+    description: dict[str, Any]
 
 
 def final_model(
@@ -77,23 +77,17 @@ def final_model(
         "hash": dataset.manifest.content_hash,
         "training": training_digest(config, dataset, None, final),
     }
-    said = describe(dataset, final)
-    with suppress(ArtifactError):
-        known = folder.read_json(folder.final / ORIGIN, "")
-        if config.run.resume and identity.items() <= known.items():
-            result = load_trained(folder.final)
-            folder.progress(f"{folder.final} is trained already")
-            with tracked(config, folder) as tracker:
-                EpochLog(tracker, folder.progress).complete(result.history)
-            return FinalModel(result, said)
-    folder.progress(_line(said, final))
+    description = describe(dataset, final)
+    if config.run.resume and (known := _trained_already(config, folder, identity)) is not None:
+        return FinalModel(known, description)
+    folder.progress(_line(description, final))
     started = time.perf_counter()
     result = _trained(config, folder, dataset, final) if final.trains else _untrained(trained)
     if not is_whole(result, final):
         folder.progress("no time is left: the final model keeps the evaluated weights")
         final = final_plan(trained, origin, 0)
         identity["training"] = training_digest(config, dataset, None, final)
-        result, said = _untrained(trained), describe(dataset, final)
+        result, description = _untrained(trained), describe(dataset, final)
     apart = _trained_apart(config, folder, dataset, trained, final.goes_on)
     result = replace(result, weights={**result.weights, **apart})
     settle_threads(config.model, config.train, dataset.num_items, folder.progress)
@@ -101,14 +95,29 @@ def final_model(
     result = replace(result, frozen=frozen, seconds=time.perf_counter() - started)
     folder.forget(folder.final)
     save_trained(folder.final, result)
-    folder.write_json(folder.final / ORIGIN, {"dataset": dataset.root, **identity, **said})
+    folder.write_json(folder.final / ORIGIN, {"dataset": dataset.root, **identity, **description})
     folder.publish(folder.final)
-    return FinalModel(result, said)
+    return FinalModel(result, description)
+
+
+def _trained_already(
+    config: Config, folder: RunFolder, identity: dict[str, str]
+) -> TrainResult | None:
+    """The final model of an interrupted command, if it was trained in the same way."""
+    with suppress(ArtifactError):
+        known = folder.read_json(folder.final / ORIGIN, "")
+        if identity.items() <= known.items():
+            result = load_trained(folder.final)
+            folder.progress(f"{folder.final} is trained already")
+            with tracked(config, folder) as tracker:
+                EpochLog(tracker, folder.progress).complete(result.history)
+            return result
+    return None
 
 
 def _affordable(budget: Budget, trained: TrainResult) -> int | None:
-    """Epochs that fit into the budget, as :meth:`pipelines.budget.Budget.final_epochs` returns
-    them.
+    """Epochs that fit into the budget, as
+    :meth:`pipelines.plumbing.budget.Budget.final_epochs` returns them.
     """
     own = [report for report in trained.history if report.get("phase") in ("select", "refit")]
     return budget.final_epochs(trained.best_epoch, seconds_an_epoch(own))
@@ -148,10 +157,10 @@ def describe(dataset: PreparedDataset, final: Final) -> dict[str, Any]:
     }
 
 
-def _line(said: dict[str, Any], final: Final) -> str:
+def _line(description: dict[str, Any], final: Final) -> str:
     on = (
-        f"on all {said['events']:,} events, test included; metrics stay those of the model trained"
-        " without test events"
+        f"on all {description['events']:,} events, test included; metrics stay those of the model"
+        " trained without test events"
     )
     if not final.trains:
         return f"fitting the final model {on}"

@@ -13,8 +13,8 @@ from pipelines.cli import user_message
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
 from recsys.registry.copies import Copy, remember
-from recsys.registry.followed import FollowedModel
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.followed_model import FollowedModel
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.serving.answer_log import check_folder
 from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock, read_stock

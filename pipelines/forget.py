@@ -3,7 +3,7 @@ of a run folder. A signed proof lists the files in which nothing of them was fou
 
 The order of the steps makes an interruption harmless, and the same command continues after it.
 First the users go on a list, so that ``prepare`` does not read them again. Then a journal records
-which rows they had. Then each artefact is rewritten in a temporary place and renamed. With
+which rows they had. Then each artefact is rewritten under a temporary name and renamed. With
 ``--retrain`` the models are trained again, if possible from the newest ancestor that never saw the
 users; otherwise the model card says what still depends on them.
 """
@@ -31,7 +31,7 @@ from pipelines.forgetting.models import (
     remove_derived,
 )
 from pipelines.forgetting.proof import FOLDER as PROOFS
-from pipelines.forgetting.proof import Evidence, conclude, places_of
+from pipelines.forgetting.proof import Evidence, conclude, searchable
 from pipelines.forgetting.training import train_again
 from pipelines.forgetting.versions import forget_artefacts, forget_versions
 from pipelines.plumbing.folder import RunFolder
@@ -55,7 +55,7 @@ from recsys.preparation.vector_cache import forget_texts
 from recsys.privacy.footprints import Traces
 from recsys.privacy.proof import signing_key
 from recsys.privacy.rows import RowFinder
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
 from recsys.serving.answer_log import holds_rows
 from recsys.storage.mirror import temporary_folder
@@ -73,7 +73,7 @@ class Forgetting:
     forms: list[str]  # the same, and the original ids of pseudonyms
     evidence: Evidence
     copies: Copies
-    said: dict[str, Any] = field(default_factory=dict)  # the actions, for the proof
+    actions: dict[str, Any] = field(default_factory=dict)  # what was done, for the proof
 
     @property
     def ids(self) -> pa.Array:
@@ -107,20 +107,20 @@ def forget(config: Config, folder: RunFolder) -> None:
             config, folder, users, [*dict.fromkeys([*raw, *users])], Evidence(), copies
         )
         versions = _gather(work, dataset, store)
-        place = list_place(config.data, config.dataset_dir)
-        forgotten = Forgotten.read(place)
+        path = list_place(config.data, config.dataset_dir)
+        forgotten = Forgotten.read(path)
         _check_known(work, dataset, forgotten, versions)
         forgotten = forgotten.having(users)
-        forgotten.write(place)
-        work.said["list"] = place
+        forgotten.write(path)
+        work.actions["list"] = path
         if dataset is not None:
             dataset = _rewrite_dataset(work, dataset, forgotten)
     config = _with_model(config, folder)
     _renew_models(work, config, dataset)
     if store is not None:
-        work.said["versions"] = forget_versions(config, folder, store, versions, work.ids)
+        work.actions["versions"] = forget_versions(config, folder, store, versions, work.ids)
         traces, say = work.evidence.traces, folder.progress
-        work.said["artefacts"] = forget_artefacts(config, store, store.versions(), traces, say)
+        work.actions["artefacts"] = forget_artefacts(config, store, store.versions(), traces, say)
     with folder.progress.stage("forget"):
         _clean(work)
         folder.forget(folder.root / JOURNAL)
@@ -129,8 +129,8 @@ def forget(config: Config, folder: RunFolder) -> None:
         folder.progress.stage("prove"),
         tempfile.TemporaryDirectory(prefix="multigrain-") as copied,
     ):
-        places = places_of(config, folder, store, Path(copied), copies)
-        conclude(config, folder, places, work.users, work.evidence, work.said, key)
+        files = searchable(config, folder, store, Path(copied), copies)
+        conclude(config, folder, files, work.users, work.evidence, work.actions, key)
 
 
 def _named(forget: ForgetConfig) -> list[str]:
@@ -189,10 +189,10 @@ def _gather(
     list of (Version, bool)
         Every registered version, and whether it holds one of the users.
     """
-    evidence, asked, forms = work.evidence, work.ids, work.forms
+    evidence, ids, forms = work.evidence, work.ids, work.forms
     if dataset is not None:
         evidence.add_ids(forms, dataset.user_ids, dataset.item_ids)
-        rows = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=asked)))
+        rows = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=ids)))
         if len(rows):
             names = {int(row): dataset.user_ids[int(row)].as_py() for row in rows}
             evidence.add_histories(
@@ -213,12 +213,12 @@ def _gather(
     ]
     versions = []
     for version in store.versions() if store is not None else ():
-        held = version.files is not None and holds_users(version.files, asked)
+        held = version.files is not None and holds_users(version.files, ids)
         versions.append((version, held))
         if held and version.files is not None:
             bundles += [path.parent for path in version.files.rglob(USERS)]
     for bundle_folder in bundles:
-        users = known_users(bundle_folder / USERS, asked)
+        users = known_users(bundle_folder / USERS, ids)
         if not users:
             continue
         bundle = read_files(bundle_folder)
@@ -276,16 +276,16 @@ def _rewrite_dataset(
     before = dataset.manifest.content_hash
     journal = {"before": before, "num_users": dataset.num_users, "gone": gone.tolist()}
     work.folder.write_json(work.folder.root / JOURNAL, journal)
-    work.said["cached_texts"] = _forget_texts(work.config.data, dataset, gone)
+    work.actions["cached_texts"] = _forget_texts(work.config.data, dataset, gone)
     with ray_session(work.config) if needs_language_model(dataset, gone) else nullcontext():
         done = forget_users(dataset, gone, forgotten, work.config.data, work.evidence.mentions)
     rows = {name: number for name, number in done.rows.items() if number}
-    work.said["dataset"] = {
+    work.actions["dataset"] = {
         "before": before,
         "after": done.dataset.manifest.content_hash,
         "rows": rows,
     }
-    work.said.setdefault("left", []).extend(done.left)
+    work.actions.setdefault("left", []).extend(done.left)
     work.folder.progress(
         f"{dataset.root}: removed {len(gone):,} users with {sum(rows.values()):,} rows in"
         f" {len(rows)} files; the audit passed"
@@ -326,17 +326,17 @@ def _renew_models(work: Forgetting, config: Config, dataset: PreparedDataset | N
         return
     if dataset is None or not journal.is_file():
         return
-    said = folder.read_json(journal, "run `recsys forget` again")
-    stages = {**had, **said.get("had", {})}
-    folder.write_json(journal, {**said, "had": stages})
-    numbering = Renumbering.without(int(said["num_users"]), said["gone"])
+    journalled = folder.read_json(journal, "run `recsys forget` again")
+    stages = {**had, **journalled.get("had", {})}
+    folder.write_json(journal, {**journalled, "had": stages})
+    numbering = Renumbering.without(int(journalled["num_users"]), journalled["gone"])
     if config.forget.retrain:
-        work.said["model"] = {"trained": train_again(config, folder, dataset, work.ids)}
+        work.actions["model"] = {"trained": train_again(config, folder, dataset, work.ids)}
     else:
         with folder.progress.stage("refit"):
-            left = make_models_again(config, folder, dataset, numbering, str(said["before"]))
-        work.said["model"] = {"fitted again": True}
-        work.said.setdefault("left", []).extend(left)
+            left = make_models_again(config, folder, dataset, numbering, str(journalled["before"]))
+        work.actions["model"] = {"fitted again": True}
+        work.actions.setdefault("left", []).extend(left)
         if left:
             folder.progress(f"still depends on these users: {'; '.join(left)}")
     remove_derived(folder)
@@ -366,8 +366,8 @@ def _clean(work: Forgetting) -> None:
     done = CopiesForgotten(
         work.config, folder, work.copies, work.forms, their_rows, _hashes_before(folder)
     ).forget()
-    work.said["copies"] = done
-    work.said |= {
+    work.actions["copies"] = done
+    work.actions |= {
         "recommendations": rows,
         "log_lines": lines,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipelines.cli import UsageError
+from pipelines.plumbing.arguments import UsageError
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.errors import ConfigError

@@ -55,8 +55,8 @@ def open_dataset(config: Config) -> PreparedDataset:
     from recsys.data.dataset import PreparedDataset
     from recsys.preparation.content_hash import differences, settings_hash, settings_of
 
-    place = config.dataset_dir
-    dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))
+    root = config.dataset_dir
+    dataset = PreparedDataset(root if "://" in root else str(Path(root).absolute()))
     if dataset.manifest.settings_hash not in ("", settings_hash(config.data, config.seed)):
         found = (
             differences(dataset.manifest.settings, settings_of(config.data, config.seed))

@@ -11,64 +11,23 @@ import getpass
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.champion_comparison import compare, side_of
 from pipelines.cli import main
 from pipelines.plumbing.folder import RunFolder, write_atomically
 from pipelines.plumbing.promotion_record import candidate_table, to_markdown, version_tags
 from pipelines.plumbing.session import quiet
-from pipelines.prepare import open_dataset
-from recsys.bundle.files import Bundle
-from recsys.bundle.measured import has_measured, measured
 from recsys.config import Config, PromoteConfig, redact
-from recsys.data.bounded import evaluated_queries, fitted_histories
-from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Queries, Split
-from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
+from recsys.errors import ArtifactError, ConfigError, Refusal
 from recsys.evaluation.validation import Validator
-from recsys.gate.cross_dataset import CrossDatasetScorer, fitted_through, leak_of
-from recsys.gate.promotion import (
-    Check,
-    Findings,
-    against_baselines,
-    against_champion,
-    against_drift,
-    measure_baselines,
-    ranked,
-    segments_of,
-)
+from recsys.gate.promotion import Check, Findings
 from recsys.registry.aliases import CHAMPION, PREVIOUS, Aliases
 from recsys.registry.minimum import candidates, newer_below
-from recsys.registry.register import pinned, resolve
-from recsys.registry.tracking import Tracker, client, tracking_uri
-from recsys.serving.bundles import read_bundle
-from recsys.training.threads import settle_threads
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two models: a version, and its bundle if it can be read."""
-
-    version: str
-    # with its evaluated model: the one that answers may be trained on test events
-    bundle: Bundle | None
-    broken: str  # why it cannot be read; otherwise empty
-
-    def describe(self, name: str) -> dict[str, Any]:
-        """The version and its bundle, for the record."""
-        found: dict[str, Any] = {"version": self.version, "uri": f"models:/{name}/{self.version}"}
-        if self.bundle is not None:
-            info = self.bundle.info
-            found |= {
-                "created": info.created,
-                "granularities": info.granularities,
-                "dataset": info.dataset.get("content_hash", ""),
-                "users": len(self.bundle.user_ids),
-                "items": self.bundle.num_items,
-            }
-        return found
+from recsys.registry.mlflow_client import client, tracking_uri
+from recsys.registry.resolve import pinned
+from recsys.registry.tracking import Tracker
 
 
 def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -93,14 +52,14 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
             "promote needs the MLflow registry, but tracking.enabled is false; set it true"
         )
     going_back = config.promote.rollback
-    asked = config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}"
-    asked = f"models:/{config.registry.name}@{CHAMPION}" if going_back else asked
-    if not asked.startswith("models:"):
+    uri = config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}"
+    uri = f"models:/{config.registry.name}@{CHAMPION}" if going_back else uri
+    if not uri.startswith("models:"):
         raise ConfigError(
-            f"promote.model: got {asked!r}, expected a registered version: models:/NAME@ALIAS or"
+            f"promote.model: got {uri!r}, expected a registered version: models:/NAME@ALIAS or"
             " models:/NAME/VERSION"
         )
-    name, version = _asked(config, folder, asked)
+    name, version = _name_and_version(config, folder, uri)
     with (
         folder.progress.stage("promote"),
         Tracker(_recorded_apart(config), f"promote {name}", apart=True) as tracker,
@@ -115,7 +74,7 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
         )
         record["candidates"] = found
         if not going_back:
-            record = _with_minimum(record, found, by_alias="@" in asked)
+            record = _with_minimum(record, found, by_alias="@" in uri)
         if record["decision"] in ("promoted", "forced"):
             aliases.promote(version, (record["champion"] or {}).get("version", ""))
         _record(folder, tracker, aliases, record)
@@ -125,15 +84,15 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     return record
 
 
-def _asked(config: Config, folder: RunFolder, asked: str) -> tuple[str, str]:
+def _name_and_version(config: Config, folder: RunFolder, uri: str) -> tuple[str, str]:
     """Name and version of the requested model; if no version has the alias, print the candidates
     first.
     """
     try:
-        name, version = pinned(asked, tracking_uri(config)).removeprefix("models:/").rsplit("/", 1)
+        name, version = pinned(uri, tracking_uri(config)).removeprefix("models:/").rsplit("/", 1)
     except ArtifactError:
         with suppress(Exception):  # no store or no such name: the first error says so
-            name = asked.removeprefix("models:/").partition("@")[0]
+            name = uri.removeprefix("models:/").partition("@")[0]
             found = candidates(client(tracking_uri(config)), name, config.train.metric)
             folder.progress(candidate_table(found, config.train.metric))
         raise
@@ -149,25 +108,25 @@ def _with_minimum(
     the champion. Without this check the result would be "unchanged", and nobody would notice that
     the daily update fails. It is a refusal instead.
     """
-    asked = record["challenger"]["version"]
-    own = next((one for one in found if one["version"] == asked), None)
+    version = record["challenger"]["version"]
+    own = next((one for one in found if one["version"] == version), None)
     if own is not None and not own["is_candidate"]:
-        said = f"version {asked} is below the minimum for the alias: {own['why']}"
-        return record | {"notes": [*record.get("notes", []), said]}
-    newest = newer_below(found, asked) if by_alias else None
+        note = f"version {version} is below the minimum for the alias: {own['why']}"
+        return record | {"notes": [*record.get("notes", []), note]}
+    newest = newer_below(found, version) if by_alias else None
     if newest is None:
         return record
-    said = (
+    note = (
         f"version {newest['version']} is newer and below the minimum for the alias: {newest['why']}"
     )
     if record["decision"] != "unchanged":
-        return record | {"notes": [*record.get("notes", []), said]}
+        return record | {"notes": [*record.get("notes", []), note]}
     uri = f"models:/{record['model']}/{newest['version']}"
     return record | {
         "challenger": {"version": newest["version"], "run_id": newest["run_id"]},
         "decision": "refused",
         "promoted": False,
-        "reasons": [f"{said}; to compare it anyway, give its number: --promote.model {uri}"],
+        "reasons": [f"{note}; to compare it anyway, give its number: --promote.model {uri}"],
     }
 
 
@@ -183,7 +142,7 @@ def _recorded_apart(config: Config) -> Config:
 
 def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -> dict[str, Any]:
     """Compare and decide; return the record. The alias is not moved yet."""
-    name, place = aliases.name, tracking_uri(config)
+    name, store = aliases.name, tracking_uri(config)
     champion = aliases.version_of(CHAMPION)
     record = _begin(config.promote, aliases, version, champion)
     if champion == version:
@@ -192,8 +151,8 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
             "promoted": True,
             "reasons": [f"version {version} is the champion"],
         }
-    challenger = _side(name, version, place)
-    holder = _side(name, champion, place) if champion else None
+    challenger = side_of(name, version, store)
+    holder = side_of(name, champion, store) if champion else None
     record["challenger"] |= challenger.describe(name)
     record["champion"] = holder.describe(name) if holder is not None else None
     findings = Findings()
@@ -205,7 +164,7 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
         findings.checks.append(
             Check("self_test", True, "the challenger gives the same answers as when it was written")
         )
-        _compare(config, folder, challenger.bundle, holder, findings)
+        compare(config, folder, challenger.bundle, holder, findings)
     decision = "refused" if findings.reasons else "promoted"
     if findings.reasons and config.promote.force and challenger.bundle is not None:
         decision = "forced"
@@ -241,159 +200,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name
         return "unknown"
-
-
-def _side(name: str, version: str, place: str) -> Side:
-    try:
-        folder = resolve(f"models:/{name}/{version}", place)
-        return Side(version, measured(folder, read_bundle(folder)), "")
-    except ArtifactError as error:
-        return Side(version, None, str(error))
-
-
-# ---------------------------------------------------------------------------------------- comparing
-
-
-def _compare(
-    config: Config, folder: RunFolder, challenger: Bundle, champion: Side | None, findings: Findings
-) -> None:
-    """Rank the test split with both models, and apply every rule."""
-    dataset = open_dataset(config)
-    same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
-    settle_threads(config.model, config.train, dataset.num_items, folder.progress)
-    queries = evaluated_queries(dataset, Split.TEST, config.evaluate, config.seed)
-    findings.notes.append(_what_is_compared(challenger, dataset, same))
-    findings.notes += [note] if (note := _feedback_note(challenger)) else []
-    findings.notes += [note] if (note := _final_note(challenger, champion)) else []
-    against_drift(challenger.info.extra.get("drift"), config.promote, findings)
-    scorer = CrossDatasetScorer(challenger, dataset)
-    _check_leak("challenger", leak_of(challenger, scorer, dataset), findings)
-    folder.progress(
-        f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger"
-    )
-    ranking, ours_B = ranked(scorer, queries, config.train, config.evaluate)
-    if not len(ranking):
-        raise DataError(
-            f"{dataset.root} has no test user with a target that counts, so models cannot be"
-            " compared"
-        )
-    if champion is None:
-        findings.notes.append("there is no champion yet: only the baselines decide")
-    elif champion.bundle is None:
-        findings.checks.append(
-            Check("champion", False, f"the champion cannot be loaded: {champion.broken}")
-        )
-    else:
-        folder.progress(f"ranking with the champion, version {champion.version}")
-        theirs = CrossDatasetScorer(champion.bundle, dataset)
-        findings.notes += _vocabulary_notes(champion.bundle, theirs, dataset)
-        _check_leak("champion", leak_of(champion.bundle, theirs, dataset), findings)
-        _, theirs_B = ranked(theirs, queries, config.train, config.evaluate)
-        groups = segments_of(ranking.queries, dataset, config.evaluate, fitted_through(challenger))
-        groups |= _by_champion(theirs, ranking.queries)
-        against_champion(ours_B, theirs_B, groups, config, findings)
-    stored = challenger.info.extra.get("comparison") or {}
-    as_now = (
-        stored.get("metric") == config.train.metric
-        and stored.get("exclude_seen") == config.evaluate.exclude_seen
-    )
-    if not (same and as_now and stored.get("against")) and config.promote.beat_baselines:
-        names = ", ".join(config.evaluate.baselines)
-        folder.progress(
-            "measuring the baselines, as the challenger has no results on this data:"
-            f" {names or 'none'}"
-        )
-        refit = fitted_through(challenger) == Split.VALID
-        stored = measure_baselines(
-            ranking,
-            ours_B,
-            fitted_histories(dataset, config.evaluate, config.seed),
-            dataset.num_items,
-            config,
-            refit,
-        )
-    against_baselines(stored, config.promote, findings)
-
-
-def _check_leak(who: str, leak: str, findings: Findings) -> None:
-    if leak:
-        why = f"the {who} was trained on test events, so its metrics cannot be trusted: {leak}"
-        findings.checks.append(
-            Check("leak", False, f"{why}; give newer test events, or promote.force with a reason")
-        )
-    else:
-        findings.checks.append(
-            Check("leak", True, f"no test event was among the {who}'s training events")
-        )
-
-
-def _what_is_compared(challenger: Bundle, dataset: PreparedDataset, same: bool) -> str:
-    here = f"dataset {dataset.manifest.name} {dataset.manifest.content_hash[:12]}"
-    if same:
-        return (
-            f"compared on the test split of {here}; the challenger was trained on its training"
-            " split"
-        )
-    theirs = str(challenger.info.dataset.get("content_hash", ""))[:12]
-    return (
-        f"compared on the test split of {here}; the challenger was trained on another dataset,"
-        f" {theirs}"
-    )
-
-
-def _feedback_note(challenger: Bundle) -> str:
-    """A note if some parameters were fitted on events that the bundle does not hold."""
-    later = [name for name in ("fusion", "strata") if name in challenger.info.extra]
-    if not later:
-        return ""
-    return (
-        f"`recsys update` fitted the challenger's {' and '.join(later)} again on events that its"
-        " bundle does not hold, so it cannot be checked whether test events were among them"
-    )
-
-
-def _final_note(challenger: Bundle, champion: Side | None) -> str:
-    """A note on models that answer with weights trained on test events, and are compared by
-    others.
-    """
-    sides = {
-        "challenger": challenger,
-        "champion": champion.bundle if champion is not None else None,
-    }
-    named = [
-        who for who, bundle in sides.items() if bundle is not None and has_measured(bundle.info)
-    ]
-    if not named:
-        return ""
-    return (
-        f"the {' and the '.join(named)} answer{'s' if len(named) == 1 else ''} with weights trained"
-        " on all events (train.final); the comparison uses the evaluated weights, which were not"
-        " trained on test events"
-    )
-
-
-def _vocabulary_notes(
-    champion: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset
-) -> list[str]:
-    users, items = scorer.num_unknown
-    if champion.info.dataset.get("content_hash") == dataset.manifest.content_hash:
-        return ["the champion was trained on the same dataset"]
-    theirs = str(champion.info.dataset.get("content_hash", ""))[:12]
-    return [
-        f"the champion was trained on another dataset ({theirs}) and answers as it does in"
-        f" production: {users:,} of {dataset.num_users:,} users are cold-start users for it; it"
-        f" does not know {items:,} of {dataset.num_items:,} items and never recommends them"
-    ]
-
-
-def _by_champion(scorer: CrossDatasetScorer, queries: Queries) -> dict[str, Any]:
-    """Segments of users known and unknown to the champion, if both exist."""
-    known_B = scorer.user_of_V[queries.histories.users_U] >= 0
-    masks = {"known to the champion": known_B, "new to the champion": ~known_B}
-    return {"champion": masks} if known_B.any() and not known_B.all() else {}
-
-
-# ---------------------------------------------------------------------------- going back, recording
 
 
 def _roll_back(promote: PromoteConfig, aliases: Aliases) -> dict[str, Any]:

@@ -14,15 +14,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.bundle.description import CARD
 from recsys.config import Config, redact
 from recsys.errors import ConfigError
 from recsys.registry.copies import Copy, remember
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.pull import Pulled, pull_model
-from recsys.registry.tracking import tracking_uri
 
 
 def command(words: Sequence[str]) -> int:
@@ -34,15 +36,16 @@ def command(words: Sequence[str]) -> int:
     UsageError
         The words are others, or one of the two is missing.
     """
-    places = [word for word in _before_options(words)]
-    if len(places) not in (0, 2):
+    positional = [word for word in _before_options(words)]
+    if len(positional) not in (0, 2):
         raise UsageError(
-            f"got {len(places)} words, expected two: MODEL and DIR; usage: {VERBS['pull'].usage}"
+            f"got {len(positional)} words, expected two: MODEL and DIR; usage:"
+            f" {VERBS['pull'].usage}"
         )
-    arguments = parse(words[len(places) :])
+    arguments = parse(words[len(positional) :])
     overrides = list(arguments.overrides)
-    if places:
-        overrides += [("pull.model", places[0]), ("pull.dir", places[1])]
+    if positional:
+        overrides += [("pull.model", positional[0]), ("pull.dir", positional[1])]
     config = config_of(arguments.config, overrides)
     if arguments.config is None and not config.tracking.uri:
         config.tracking.uri = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -55,7 +58,7 @@ def command(words: Sequence[str]) -> int:
 
 def _before_options(words: Sequence[str]) -> list[str]:
     """The words before the first option."""
-    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    options = [index for index, word in enumerate(words) if word.startswith("-")]
     return list(words[: options[0] if options else len(words)])
 
 
@@ -67,10 +70,10 @@ def pull(config: Config) -> Pulled:
         raise ConfigError(f"pull.dir is empty; give a folder. Usage: {VERBS['pull'].usage}")
     if "://" in settings.dir:
         raise ConfigError(f"pull.dir: {settings.dir} must be a local folder")
-    asked = settings.model or f"models:/{config.registry.name}@champion"
-    found = pull_model(asked, settings.dir, tracking_uri(config))
+    model_uri = settings.model or f"models:/{config.registry.name}@champion"
+    found = pull_model(model_uri, settings.dir, tracking_uri(config))
     print(_words(found, redact(tracking_uri(config))))
-    if not remember([Copy.here("model", settings.dir)], asked, tracking_uri(config)):
+    if not remember([Copy.here("model", settings.dir)], model_uri, tracking_uri(config)):
         print(
             "note        `recsys forget` does not know this folder: call it with --also"
             f" {settings.dir}"

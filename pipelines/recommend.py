@@ -22,10 +22,10 @@ from recsys.bundle.description import read_info
 from recsys.config import Config, RecommendConfig
 from recsys.data.split import parse_time
 from recsys.errors import ConfigError
-from recsys.registry.register import resolve
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.resolve import resolve
 from recsys.serving.request_files import read_requests
-from recsys.serving.requests import parse_rules
+from recsys.serving.request_parsing import parse_rules
 from recsys.serving.stock import read_stock
 from recsys.storage.uris import is_remote, without_query
 
@@ -73,21 +73,21 @@ def recommend(config: Config, folder: RunFolder) -> str:
 @contextmanager
 def _written(recommend: RecommendConfig, folder: RunFolder) -> Iterator[tuple[Path, str]]:
     """The file to write in the block, and the path where it is after the block."""
-    place = recommend.out
-    if is_remote(place):
+    out = recommend.out
+    if is_remote(out):
         from recsys.storage.mirror import Mirror
 
-        parent, _, name = without_query(place).rpartition("/")
-        options = place[len(without_query(place)) :].lstrip("/")
+        parent, _, name = without_query(out).rpartition("/")
+        options = out[len(without_query(out)) :].lstrip("/")
         with tempfile.TemporaryDirectory(prefix="multigrain-") as aside:
-            yield Path(aside) / name, place
+            yield Path(aside) / name, out
             Mirror(Path(aside), parent + options).publish(Path(aside) / name)
         return
-    output = Path(place) if place else folder.root / recommend.answers
+    output = Path(out) if out else folder.root / recommend.answers
     if output.is_dir():
         raise ConfigError(
-            f"recommend.out: {place} is a folder, expected a file, such as"
-            f" {place.rstrip('/')}/answers.parquet"
+            f"recommend.out: {out} is a folder, expected a file, such as"
+            f" {out.rstrip('/')}/answers.parquet"
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -96,8 +96,8 @@ def _written(recommend: RecommendConfig, folder: RunFolder) -> Iterator[tuple[Pa
             f"recommend.out: cannot create the folder {output.parent} ({error.strerror}); choose"
             " another file"
         ) from None
-    yield output, place or folder.shown(output)
-    if not place:
+    yield output, out or folder.shown(output)
+    if not out:
         folder.publish(output)
 
 

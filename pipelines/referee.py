@@ -18,7 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.folder import write_atomically
 from pipelines.plumbing.progress import table
 from pipelines.plumbing.session import quiet
@@ -121,7 +123,7 @@ def _long(word: str) -> str:
 # ------------------------------------------------------------------------------------------ prepare
 
 
-def prepare(config: Config, said: str) -> Protocol:
+def prepare(config: Config, command: str) -> Protocol:
     """Write the protocol for the sections ``data``, ``evaluate`` and ``referee``.
 
     The dataset is prepared if it is not up to date.
@@ -136,28 +138,28 @@ def prepare(config: Config, said: str) -> Protocol:
     from recsys.referee.export import protocol_of
     from recsys.referee.protocol import write_protocol
 
-    place = Path(config.referee.out)
-    if place.exists() and not (place / "protocol.json").is_file() and any(place.iterdir()):
-        raise ArtifactError(f"{place} exists and is not a protocol; choose another folder: --out")
+    target = Path(config.referee.out)
+    if target.exists() and not (target / "protocol.json").is_file() and any(target.iterdir()):
+        raise ArtifactError(f"{target} exists and is not a protocol; choose another folder: --out")
     with open_run(config, "referee") as folder:
         dataset = prepare_dataset(config, folder)
         protocol = protocol_of(dataset, config)
-        protocol.about["command"] = said
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as aside:
+        protocol.about["command"] = command
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
             write_protocol(protocol, Path(aside) / "new", config.referee.format)
-            if place.exists():
-                shutil.rmtree(place)
-            (Path(aside) / "new").rename(place)
-        asked = sum(len(window.ask) for window in protocol.windows)
-        folder.progress(f"protocol {protocol.hash[:12]} in {place}: it needs {asked:,} lists")
+            if target.exists():
+                shutil.rmtree(target)
+            (Path(aside) / "new").rename(target)
+        num_lists = sum(len(window.ask) for window in protocol.windows)
+        folder.progress(f"protocol {protocol.hash[:12]} in {target}: it needs {num_lists:,} lists")
     return protocol
 
 
 # -------------------------------------------------------------------------------------------- lists
 
 
-def lists(config: Config, said: str) -> list[Path]:
+def lists(config: Config, command: str) -> list[Path]:
     """Write the lists of ``evaluate.baselines`` and ``referee.runs`` for the protocol.
 
     Raises
@@ -165,7 +167,7 @@ def lists(config: Config, said: str) -> list[Path]:
     ConfigError
         A run has another dataset, split or mask.
     """
-    from recsys.referee.ours import write_baselines
+    from recsys.referee.own_lists import write_baselines
     from recsys.referee.protocol import read_protocol
 
     protocol, settings = read_protocol(Path(config.referee.protocol)), config.referee
@@ -174,38 +176,38 @@ def lists(config: Config, said: str) -> list[Path]:
     wanted = "baselines" in config.evaluate.model_fields_set or not named
     baselines: Sequence[str] = config.evaluate.baselines if wanted else ()
     written = (
-        write_baselines(protocol, baselines, config.evaluate, out, settings.format, said)
+        write_baselines(protocol, baselines, config.evaluate, out, settings.format, command)
         if baselines
         else []
     )
     for name, run in named:
-        written.append(_of_run(protocol, name, run, out, settings.format, said))
+        written.append(_of_run(protocol, name, run, out, settings.format, command))
     for path in written:
         print(f"wrote {path}")
     return written
 
 
 def _named(word: str) -> tuple[str, str]:
-    name, equals, place = word.partition("=")
-    if not (equals and name and place):
+    name, equals, path = word.partition("=")
+    if not (equals and name and path):
         raise ConfigError(f"referee.runs: got {word!r}, expected NAME=FOLDER of a finished run")
-    return name, place
+    return name, path
 
 
-def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said: str) -> Path:
+def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, command: str) -> Path:
     """Write the test lists of a run's model, computed on the dataset that it was trained on."""
-    from pipelines.compare import opened
+    from pipelines.finished_runs import opened_run
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
     from recsys.data.bounded import evaluated_queries
     from recsys.data.histories import Split
     from recsys.evaluation.ranking import rank
-    from recsys.referee.ours import check_full, stamped, table_of
+    from recsys.referee.own_lists import check_full, stamped, table_of
     from recsys.referee.tables import write_table
 
     check_full(protocol)
     with ExitStack() as stack:
-        side = stack.enter_context(opened(run))
+        side = stack.enter_context(opened_run(run))
         dataset = open_dataset(side.config)
         if len(protocol.windows) > 1 or dataset.manifest.content_hash != protocol.about["dataset"]:
             raise ConfigError(
@@ -221,15 +223,18 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
         )
         users = dataset.user_ids.take(ranking.queries.histories.users_U)
         path = out / f"{name}.{form}"
-        told = f"{said} (fitted on the events through {side.metrics['data']['fitted_through']})"
-        write_table(stamped(table_of(ranking, users, dataset.item_ids), protocol, told, form), path)
+        through = side.metrics["data"]["fitted_through"]
+        command = f"{command} (fitted on the events through {through})"
+        write_table(
+            stamped(table_of(ranking, users, dataset.item_ids), protocol, command, form), path
+        )
     return path
 
 
 # -------------------------------------------------------------------------------------------- score
 
 
-def score(config: Config, said: str) -> dict[str, Any]:
+def score(config: Config, command: str) -> dict[str, Any]:
     """Check and measure the lists, print the leaderboard, and write it to ``--out`` or the
     protocol's folder.
     """
@@ -255,7 +260,7 @@ def score(config: Config, said: str) -> dict[str, Any]:
         "methods": verdict.methods,
         "pairs": verdict.pairs,
         "notes": verdict.notes,
-        "command": said,
+        "command": command,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     print(f"{head(record)}\n{table(board(record))}")

@@ -28,6 +28,7 @@ from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
 from recsys.serving.bundles import write_bundle
 from recsys.serving.item_index import index_bundle
+from recsys.training.checkpoint import TrainResult
 from recsys.training.private import PRIVACY
 
 
@@ -64,11 +65,7 @@ def register(
     )
     dataset = open_dataset(config)
     trained = open_trained(config.model, folder, dataset)
-    if metrics.get("model_sha256") != model_sha256(folder):
-        raise ArtifactError(
-            f"{folder.metrics} belongs to another model than the one in {folder.model}; run `recsys"
-            " evaluate` again"
-        )
+    _check_same_model(folder, metrics)
     digest = hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
     is_final = {"final": config.train.final}
     if config.run.resume and (earlier := registered_already(folder, digest, is_final)) is not None:
@@ -79,33 +76,22 @@ def register(
         final = final_model(config, folder, dataset, trained, go_on)
         folder.turn_to("registration")
         metrics, digest = _say_final(folder, metrics, final)
-        comparison = {**metrics.get("comparison", {}), "exclude_seen": config.evaluate.exclude_seen}
         made = lineage(config, dataset.manifest.content_hash, tracker)
-        extra = {
-            "metrics": metrics.get("model", {}),
-            "main_metric": metrics.get("metric", ""),
-            "refit": trained.refit,
-            "comparison": comparison,
-            "lineage": made,
-            CONFIG: handed_on(given or config),
-            **({"drift": metrics["drift"]} if "drift" in metrics else {}),
-            **({"final": final.said} if final is not None else {}),
-        }
-        origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
-        if "parent" in origin:
-            extra["parent"] = origin["parent"]
-        if "influence" in origin:
-            extra["influence"] = origin["influence"]
-        private = trained.choices.get(PRIVACY)
-        extra |= {PRIVACY: private} if private else {}
+        extra = {**_stored(config, folder, trained, metrics, final), "lineage": made}
+        extra[CONFIG] = handed_on(given or config)
         card = model_card(
-            config, dataset.manifest, metrics, made, origin.get("influence", ()), private
+            config,
+            dataset.manifest,
+            metrics,
+            made,
+            extra.get("influence", ()),
+            extra.get(PRIVACY),
         )
         served = trained if final is None else final.result
         measured = None if final is None else Measured(trained.frozen, trained.weights)
         write_bundle(folder.bundle, served.frozen, dataset, extra, served.weights, card, measured)
-        if said := index_bundle(folder.bundle, config.serve.exact_items):
-            folder.progress(said)
+        if note := index_bundle(folder.bundle, config.serve.exact_items):
+            folder.progress(note)
         folder.publish(folder.bundle)
         if not tracker.enabled:
             folder.progress(
@@ -118,8 +104,39 @@ def register(
         where = {"tracking": redact(tracker.uri), "run_id": tracker.run_id}
         registered = {**asdict(found), **where, **is_final, "metrics_sha256": digest}
         folder.write_json(folder.registered, registered)
-        folder.progress(found.said)
+        folder.progress(found.summary)
     return registered
+
+
+def _check_same_model(folder: RunFolder, metrics: dict[str, Any]) -> None:
+    if metrics.get("model_sha256") != model_sha256(folder):
+        raise ArtifactError(
+            f"{folder.metrics} belongs to another model than the one in {folder.model}; run `recsys"
+            " evaluate` again"
+        )
+
+
+def _stored(
+    config: Config,
+    folder: RunFolder,
+    trained: TrainResult,
+    metrics: dict[str, Any],
+    final: FinalModel | None,
+) -> dict[str, Any]:
+    """What the bundle stores about the evaluation, the parent and the training of its model."""
+    comparison = {**metrics.get("comparison", {}), "exclude_seen": config.evaluate.exclude_seen}
+    origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
+    private = trained.choices.get(PRIVACY)
+    return {
+        "metrics": metrics.get("model", {}),
+        "main_metric": metrics.get("metric", ""),
+        "refit": trained.refit,
+        "comparison": comparison,
+        **({"drift": metrics["drift"]} if "drift" in metrics else {}),
+        **({"final": final.description} if final is not None else {}),
+        **{key: origin[key] for key in ("parent", "influence") if key in origin},
+        **({PRIVACY: private} if private else {}),
+    }
 
 
 def _say_final(
@@ -133,11 +150,11 @@ def _say_final(
         The metrics, and the SHA-256 of their file.
     """
     data = metrics.get("data", {})
-    said = None if final is None else final.said
-    if data.get("final") != said:
+    description = None if final is None else final.description
+    if data.get("final") != description:
         data = {
             **{key: value for key, value in data.items() if key != "final"},
-            **({"final": said} if said else {}),
+            **({"final": description} if description else {}),
         }
         metrics = {**metrics, "data": data}
         folder.write_json(folder.metrics, metrics)

@@ -10,7 +10,8 @@ from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.folder import RunFolder
-from pipelines.plumbing.preflight import preflight, reachable_nodes
+from pipelines.plumbing.nodes import reachable_nodes
+from pipelines.plumbing.preflight import preflight
 from pipelines.plumbing.progress import table
 from pipelines.plumbing.session import ray_session, ray_through
 from pipelines.plumbing.summary import verdict
@@ -46,7 +47,7 @@ def run(config: Config, folder: RunFolder) -> None:
             )
     folder.progress.plain(closing_words(metrics, registered, folder))
     if folder.budget is not None:
-        folder.progress.plain(f"budget      {folder.budget.said()}")
+        folder.progress.plain(f"budget      {folder.budget.summary()}")
 
 
 def _run(

@@ -31,7 +31,7 @@ from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.serving.access import Tokens, tokens_of
 from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock
@@ -102,8 +102,8 @@ def _run(
         first.clear()
         address = f"http://{f'[{serve.host}]' if ':' in serve.host else serve.host}:{port}"
         say(
-            f"{serve.replicas} replica(s) answer at {address}/recommend; stop with Ctrl-C or"
-            " SIGTERM"
+            f"{serve.replicas} replica(s) answer at {address}/recommend; {address}/docs describes"
+            " every call; stop with Ctrl-C or SIGTERM"
         )
         _follow(server, sides, serve, say, stopped)
     except KeyboardInterrupt:

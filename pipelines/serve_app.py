@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pipelines.keeper import Keeper
+from pipelines.following_holder import FollowingHolder
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError
 
@@ -45,7 +45,7 @@ def build(args: dict[str, Any]) -> Any:
             "serve.token_env is empty: the model answers everyone who can reach the proxy, without"
             " encryption"
         )
-    return application(config.serve, Keeper, args)
+    return application(config.serve, FollowingHolder, args)
 
 
 def _check(config: Config, given: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The former place of :mod:`pipelines.plumbing.session`, for programs that import it from here."""
+"""The former name of :mod:`pipelines.plumbing.session`, for programs that import it from here."""
 
 from pipelines.plumbing.session import check_cpus, quiet, ray_session
 

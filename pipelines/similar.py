@@ -12,11 +12,12 @@ from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import quiet
 from recsys.config import Config
 from recsys.errors import ConfigError
-from recsys.registry.register import resolve
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.resolve import resolve
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import SimilarAnswer, parse_rules, parse_similar
+from recsys.serving.request_parsing import parse_rules, parse_similar
+from recsys.serving.requests import SimilarAnswer
 from recsys.serving.similar import WAYS
 
 

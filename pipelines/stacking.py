@@ -85,24 +85,34 @@ def stacked(
     inputs = trained.frozen.sizes.inputs  # as the training or its parent stored them
     selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
     found = weigh(config, dataset, selected, newer_V)
-    stack = selected.encoders.stack
-    assert stack is not None, "stacked() needs model.fusion.stack"
-    weighed = weighed_members(selected)
-    described_stack = found.to_json(weighed)
-    for name in set(selected.members) - set(weighed):
-        nothing = {"alone": None, "without": found.value, "weights": [0.0] * NUM_GROUPS}
-        described_stack["members"][name] = nothing
-        described_stack["dropped"].append(name)
-    for place, name in enumerate(selected.members):
-        kept = {"scale": float(stack.scales_M[place]), "floor": float(stack.floors_M[place])}
-        described_stack["members"][name] |= kept
-    choices[STACK] = {**described_stack, **({LEFT_OUT: left_out} if left_out else {})}
-    progress(described(found, weighed, config.train.metric))
+    choices[STACK] = {
+        **_stack_choice(found, selected),
+        **({LEFT_OUT: left_out} if left_out else {}),
+    }
+    progress(described(found, weighed_members(selected), config.train.metric))
     through, begun = Split.VALID if trained.refit else Split.TRAIN, time.monotonic()
     frozen = assemble(config, dataset, through, trained.weights, choices, inputs)
     if budget is not None:
         budget.fit_s = time.monotonic() - begun
     return replace(trained, frozen=frozen, choices=choices)
+
+
+def _stack_choice(found: Stacked, selected: FrozenModel) -> dict[str, Any]:
+    """The weights, scales and floors of all members, also of those left out before weighting."""
+    stack = selected.encoders.stack
+    assert stack is not None, "stacked() needs model.fusion.stack"
+    weighed = weighed_members(selected)
+    choice = found.to_json(weighed)
+    for name in set(selected.members) - set(weighed):
+        nothing = {"alone": None, "without": found.value, "weights": [0.0] * NUM_GROUPS}
+        choice["members"][name] = nothing
+        choice["dropped"].append(name)
+    for index, name in enumerate(selected.members):
+        choice["members"][name] |= {
+            "scale": float(stack.scales_M[index]),
+            "floor": float(stack.floors_M[index]),
+        }
+    return choice
 
 
 def chosen_constants(constants: Mapping[str, Any]) -> str:
@@ -111,12 +121,12 @@ def chosen_constants(constants: Mapping[str, Any]) -> str:
     >>> chosen_constants({"popularity": {"chosen": {"half_life": 7.0, "counts": "users"}}})
     'chosen on validation: popularity.half_life 7.0, popularity.counts users'
     """
-    said = (
+    settings = (
         f"{name}.{key} {value}"
         for name, found in constants.items()
         for key, value in found["chosen"].items()
     )
-    return f"chosen on validation: {', '.join(said)}"
+    return f"chosen on validation: {', '.join(settings)}"
 
 
 def weigh(
@@ -139,21 +149,21 @@ def weigh(
 
 def weighed_members(selected: FrozenModel) -> list[str]:
     """The members of a model without those that were left out before weighting."""
-    silent = selected.encoders.pruned_members
-    return [name for name in selected.members if name not in silent]
+    pruned = selected.encoders.pruned_members
+    return [name for name in selected.members if name not in pruned]
 
 
 def described(found: Stacked, members: list[str], metric: str) -> str:
     """The members as a table (each alone, and the model without it), and the resulting model."""
     rows = [["member, on validation", f"{metric} alone", "without it", "weight"]]
-    for place, name in enumerate(members):
+    for index, name in enumerate(members):
         without = f"{found.without[name]:.4f}" if name in found.without else "–"
         rows.append(
             [
                 name,
                 f"{found.alone[name]:.4f}",
                 without,
-                _weights(found.weights_GM[:, place].tolist()),
+                _weights(found.weights_GM[:, index].tolist()),
             ]
         )
     lines = [table(rows)]

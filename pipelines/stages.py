@@ -8,7 +8,10 @@ that imports ``pipelines``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from recsys.config import Config
 
 
 @dataclass(frozen=True)
@@ -342,3 +345,12 @@ UPDATES: Final[dict[str, Verb]] = {
 }
 
 LATER: Final[tuple[str, ...]] = ()
+
+
+def chosen_verb(verb: str, config: Config) -> Verb:
+    """The verb, or the kind of it that the configuration chooses."""
+    if verb == "update":
+        return UPDATES[config.update.only]
+    if verb == "compare" and config.compare.logs:
+        return COMPARE_LOGS
+    return SEARCHES[config.tune.search] if verb == "tune" else VERBS[verb]

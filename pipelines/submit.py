@@ -17,8 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.cli import UsageError, config_file, parse, plan
-from pipelines.mistakes import check
+from pipelines.cli import config_file
+from pipelines.configuration_checks import check
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.job_package import CONFIG, contents, job_config, pack
 from pipelines.plumbing.jobs import (
     ENDED,
@@ -29,7 +31,8 @@ from pipelines.plumbing.jobs import (
     follow,
     nodes_summary,
 )
-from pipelines.plumbing.preflight import check_cluster, dashboard_nodes, preflight
+from pipelines.plumbing.nodes import dashboard_nodes
+from pipelines.plumbing.preflight import check_cluster, preflight
 from pipelines.plumbing.progress import table
 from pipelines.stages import VERBS
 from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree

@@ -18,7 +18,8 @@ from typing import Any
 
 from pipelines.cli import main
 from pipelines.plumbing.folder import RunFolder
-from pipelines.plumbing.preflight import preflight, reachable_nodes
+from pipelines.plumbing.nodes import reachable_nodes
+from pipelines.plumbing.preflight import preflight
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.tracking import EpochLog, tracked
 from pipelines.prepare import open_dataset
@@ -30,7 +31,7 @@ from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.pace import Count
-from recsys.registry.tracking import flatten
+from recsys.registry.logged_values import flatten
 from recsys.training.apart import joined, own_config, sections
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
@@ -199,15 +200,15 @@ def model_sha256(folder: RunFolder) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
+def first_difference(trained: ModelConfig, wanted: ModelConfig) -> str:
     """The first key in which two ``model`` sections differ, with both values; empty if there is
     none.
 
     Keys that the training chose among candidates do not count.
     """
-    asked = narrowed(asked, trained)
+    wanted = narrowed(wanted, trained)
     before, after = (
-        flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked)
+        flatten(section.model_dump(mode="json"), "model.") for section in (trained, wanted)
     )
     for key, value in before.items():
         if after.get(key) != value:

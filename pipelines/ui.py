@@ -17,14 +17,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config, RunConfig
 from recsys.config.ui import UiConfig
 from recsys.errors import ConfigError
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.storage.uris import is_remote
 
 _SHORT: Final = {"--host": "--ui.host", "--port": "--ui.port"}
@@ -39,7 +41,7 @@ def command(words: Sequence[str]) -> int:
     ConfigError
         The port is in use, the token is missing, or a package is not installed.
     """
-    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    options = [index for index, word in enumerate(words) if word.startswith("-")]
     folders = list(words[: options[0] if options else len(words)])
     arguments = parse([_long(word) for word in words[len(folders) :]])
     config = config_of(arguments.config, arguments.overrides)
@@ -83,7 +85,7 @@ def _tracking_uri(config: Config) -> str:
                 update={"tracking": config.tracking.model_copy(update={"uri": named})}
             )
         )
-    first = Path(next((place for place in config.ui.runs if not is_remote(place)), "runs"))
+    first = Path(next((run for run in config.ui.runs if not is_remote(run)), "runs"))
     beside = first.absolute().parent if (first / "config.yaml").is_file() else first.absolute()
     return f"sqlite:///{beside / 'mlflow.db'}"
 
@@ -123,7 +125,7 @@ def application_of(config: Config, password: str = "") -> Any:
     from recsys.serving.access import token_sha256
     from recsys.ui.app import application
     from recsys.ui.gate import Gate
-    from recsys.ui.holder import Holder
+    from recsys.ui.loaded_models import LoadedModels
     from recsys.ui.runs import Runs
 
     settings, uri = config.ui, config.tracking.uri
@@ -131,33 +133,34 @@ def application_of(config: Config, password: str = "") -> Any:
     runs, gate = Runs(settings.runs, uri), Gate(uri)
     runs.all()  # imports MLflow, which takes seconds
     names = [settings.host, *settings.names]
-    holder = Holder(runs, gate, settings.model)
+    loaded = LoadedModels(runs, gate, settings.model)
     return application(
-        runs, gate, holder, _compared, names, token_sha256(password) if password else ""
+        runs, gate, loaded, _compared, names, token_sha256(password) if password else ""
     )
 
 
 def _check_folders(settings: UiConfig) -> None:
     """Check that the given folders exist; the default may be missing."""
-    for place in settings.runs:
-        if is_remote(place):
+    for run in settings.runs:
+        if is_remote(run):
             raise ConfigError(
-                f"ui.runs: {place} is remote; give local folders. Runs in other places are shown"
+                f"ui.runs: {run} is remote; give local folders. Runs in other places are shown"
                 " from MLflow (tracking.uri), and ui.model may be a remote bundle"
             )
-        if not Path(place).is_dir() and settings.runs != UiConfig().runs:
+        if not Path(run).is_dir() and settings.runs != UiConfig().runs:
             raise ConfigError(
-                f"ui.runs: {place} is not a folder; give a folder that contains run folders, such"
+                f"ui.runs: {run} is not a folder; give a folder that contains run folders, such"
                 " as runs"
             )
 
 
 def _compared(first: str, second: str) -> Mapping[str, Any]:
     """The comparison that ``recsys compare FIRST SECOND`` would write."""
-    from pipelines.compare import check_same, compared, opened
+    from pipelines.compare import compared
+    from pipelines.finished_runs import check_same, opened_run
 
     with ExitStack() as stack:
-        sides = [stack.enter_context(opened(place, io.StringIO())) for place in (first, second)]
+        sides = [stack.enter_context(opened_run(run, io.StringIO())) for run in (first, second)]
         check_same(*sides)
         config = config_of(None, [])
         return compared(config.evaluate, config.seed, *sides)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
-from pipelines.newer import prepare_newer
+from pipelines.newer_events import prepare_newer
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session, ray_through
 from pipelines.plumbing.tracking import tracked
@@ -42,10 +42,10 @@ from recsys.evaluation.validation import Validator
 from recsys.gate.drift import NAMES, drift_of
 from recsys.model import load_sizes
 from recsys.registry.card import refitted_card
-from recsys.registry.lineage import Parent, open_parent, write_refitted
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.parent import Parent, open_parent, write_refitted
 from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
-from recsys.registry.tracking import tracking_uri
 from recsys.serving.feedback import gather, read_feedback
 from recsys.serving.recommender import Recommender
 from recsys.training.apart import own_config, own_weights, sections
@@ -376,7 +376,7 @@ def register_changed(
         model = register_bundle(tracker, folder.bundle, config, {"model": metrics})
         registered = {**asdict(model), "tracking": redact(tracker.uri), "run_id": tracker.run_id}
         folder.write_json(folder.registered, registered)
-        folder.progress(model.said)
+        folder.progress(model.summary)
 
 
 def _shown(refit: Refit, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:

@@ -38,7 +38,7 @@ COSTLY_FILES: Final = (
     "test_batch",
     "test_promote",
     "test_serving_ways",
-    "test_followed",
+    "test_followed_model",
 )
 
 

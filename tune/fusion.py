@@ -45,8 +45,9 @@ from recsys.evaluation.metrics import (
 )
 from recsys.evaluation.ranking import countable, rank
 from recsys.model import Encoders, FrozenModel
-from recsys.registry.lineage import Parent, open_parent
-from recsys.registry.tracking import Tracker, run_of_folder, tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.parent import Parent, open_parent
+from recsys.registry.tracking import Tracker, run_of_folder
 from recsys.serving.bundles import write_bundle
 from recsys.training.checkpoint import TrainResult
 from recsys.training.closed_form import sample_queries

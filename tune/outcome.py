@@ -15,7 +15,8 @@ from pipelines.plumbing.progress import table
 from recsys.config import Config, redacted
 from recsys.data.histories import Array
 from recsys.evaluation.bootstrap import Comparison, compare
-from recsys.registry.tracking import flatten, tracking_uri
+from recsys.registry.logged_values import flatten
+from recsys.registry.mlflow_client import tracking_uri
 from tune.plan import Plan, Standing
 from tune.search import VALUES
 from tune.trial_lines import cell, short

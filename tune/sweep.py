@@ -30,7 +30,8 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, TrainingError, Unavailable
 from recsys.evaluation.validation import Validator
-from recsys.registry.tracking import Tracker, flatten
+from recsys.registry.logged_values import flatten
+from recsys.registry.tracking import Tracker
 from recsys.storage.uris import is_remote
 from tune.ledger import Ledger, Trial
 from tune.outcome import best_config, best_yaml, comparison_words, trial_table

@@ -1,7 +1,7 @@
 """Copies of users' data outside dataset, model and registry. Part of the verb ``forget``.
 
 These are logs of answers, exports, saved and pulled models, and the tables that the Python API
-wrote. Copies in the run folder are found by search. Copies in other places were noted when they
+wrote. Copies in the run folder are found by search. Copies in other locations were noted when they
 were made (:mod:`recsys.registry.copies`), or are named in the configuration or in ``forget.also``.
 """
 
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.plumbing.folder import RunFolder
-from pipelines.python.dataset import FRAMES
+from pipelines.python.frames import FRAMES
 from recsys import schema
 from recsys.bundle.checksums import writing_aside
 from recsys.bundle.description import DESCRIPTION, USERS, read_info
@@ -30,8 +30,8 @@ from recsys.errors import ArtifactError, ConfigError, Refusal
 from recsys.export.forget import Exported
 from recsys.privacy.rows import RowFinder
 from recsys.registry import copies as notes
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.pull import pull_model
-from recsys.registry.tracking import tracking_uri
 from recsys.registry.versions import Store, known_users
 from recsys.serving.answer_log import PREFIX, remove_rows
 from recsys.sources.names import Renames
@@ -46,16 +46,16 @@ _CANNOT: Final = (
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A file or folder to search; ``noted``: it was noted as a copy of this run's model."""
 
     path: Path
     kind: str = ""  # empty: unknown
     noted: bool = False
-    mirror: Mirror | None = None  # of a remote place; ``path`` is its working copy
+    mirror: Mirror | None = None  # of a remote location; ``path`` is its working copy
 
     def shown(self, path: Path) -> str:
-        """A file of this place as people find it: a path or a URI."""
+        """A file of this location as people find it: a path or a URI."""
         if self.mirror is None:
             return str(path)
         inner = path.relative_to(self.mirror.root).as_posix()
@@ -64,40 +64,46 @@ class Place:
 
 @dataclass
 class Copies:
-    """All places that may hold copies of a run's data."""
+    """All locations that may hold copies of a run's data."""
 
-    places: list[Place]
-    elsewhere: list[str]  # places that cannot be searched from here, and why
+    locations: list[Location]
+    elsewhere: list[str]  # locations that cannot be searched from here, and why
     leave: list[Path]  # not copies: the bundle, the dataset, MLflow's artefacts
     tables: list[tuple[str, Path]]  # role and file of the tables written from data frames
 
     @property
     def outside(self) -> list[Path]:
-        """Local places outside the run folder to search."""
+        """Local locations outside the run folder to search."""
         found = [
-            place.path for place in self.places[1:] if place.mirror is None and place.path.exists()
+            location.path
+            for location in self.locations[1:]
+            if location.mirror is None and location.path.exists()
         ]
         return [*found, *dict.fromkeys(path.parent for _, path in self.tables)]
 
-    def logs(self) -> Iterator[tuple[Place, Path]]:
+    def logs(self) -> Iterator[tuple[Location, Path]]:
         """The files of logs of answers."""
         yield from self._found(f"{PREFIX}*.jsonl", lambda path: path)
 
-    def exports(self) -> Iterator[tuple[Place, Path]]:
+    def exports(self) -> Iterator[tuple[Location, Path]]:
         """The folders of exports."""
         yield from self._found("manifest.json", lambda path: path.parent)
 
-    def bundles(self) -> Iterator[tuple[Place, Path]]:
+    def bundles(self) -> Iterator[tuple[Location, Path]]:
         """The folders of bundles."""
         yield from self._found(DESCRIPTION, lambda path: path.parent)
 
-    def _found(self, pattern: str, named: Callable[[Path], Path]) -> Iterator[tuple[Place, Path]]:
+    def _found(
+        self, pattern: str, named: Callable[[Path], Path]
+    ) -> Iterator[tuple[Location, Path]]:
         seen: set[Path] = set()
-        for place in self.places:
-            direct = [place.path] if place.path.is_file() and place.path.match(pattern) else []
-            for path in direct or sorted(place.path.rglob(pattern)):
+        for location in self.locations:
+            direct = (
+                [location.path] if location.path.is_file() and location.path.match(pattern) else []
+            )
+            for path in direct or sorted(location.path.rglob(pattern)):
                 target = path.resolve()
-                hidden = any(part.startswith(".") for part in path.relative_to(place.path).parts)
+                hidden = any(part.startswith(".") for part in path.relative_to(location.path).parts)
                 if (
                     target in seen
                     or hidden
@@ -105,18 +111,18 @@ class Copies:
                 ):
                     continue
                 seen.add(target)
-                yield place, named(path)
+                yield location, named(path)
 
     def settle(self) -> None:
-        """Copy the changes of working copies to their remote places."""
-        for place in self.places:
-            if place.mirror is not None:
-                place.mirror.publish_changed()
-                place.mirror.remove_missing()
+        """Copy the changes of working copies to their remote locations."""
+        for location in self.locations:
+            if location.mirror is not None:
+                location.mirror.publish_changed()
+                location.mirror.remove_missing()
 
 
 def find_copies(config: Config, folder: RunFolder, store: Store | None, working: Path) -> Copies:
-    """Find the places of copies: in the run folder, noted, configured, and in ``forget.also``.
+    """Find the locations of copies: in the run folder, noted, configured, and in ``forget.also``.
 
     Parameters
     ----------
@@ -127,7 +133,7 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
     store : Store | None
         The MLflow store.
     working : Path
-        An empty folder for working copies of remote places.
+        An empty folder for working copies of remote locations.
     """
     noted = notes.of_run(folder.root)
     if store is not None:
@@ -137,22 +143,22 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
         for copy in noted
         if copy.is_elsewhere
     ]
-    places = [Place(folder.root)]
-    places += [
-        Place(Path(copy.place), copy.kind, True) for copy in noted if Path(copy.place).exists()
+    locations = [Location(folder.root)]
+    locations += [
+        Location(Path(copy.place), copy.kind, True) for copy in noted if Path(copy.place).exists()
     ]
     for number, text in enumerate((config.serve.log, config.export.out, *config.forget.also)):
         if text and is_remote(text):
             mirror = Mirror(working / str(number), text)
             mirror.root.mkdir()
             mirror.fetch_all(leave=(".lock",))
-            places.append(Place(mirror.root, mirror=mirror))
+            locations.append(Location(mirror.root, mirror=mirror))
         elif text and Path(text).exists():
-            places.append(Place(Path(text)))
-    leave = [folder.root / "bundle", *(store.places() if store is not None else ())]
+            locations.append(Location(Path(text)))
+    leave = [folder.root / "bundle", *(store.artefact_folders() if store is not None else ())]
     if not is_remote(config.dataset_dir):
         leave.append(Path(config.dataset_dir))
-    return Copies(places, elsewhere, [path.resolve() for path in leave], _tables(config.data))
+    return Copies(locations, elsewhere, [path.resolve() for path in leave], _tables(config.data))
 
 
 def _tables(data: DataConfig) -> list[tuple[str, Path]]:
@@ -187,7 +193,7 @@ def _registered(folder: RunFolder) -> tuple[str, str]:
 
 @dataclass
 class CopiesForgotten:
-    """Removes users from all copies; ``said`` records the actions for the proof.
+    """Removes users from all copies; ``actions`` records the actions for the proof.
 
     Parameters
     ----------
@@ -196,7 +202,7 @@ class CopiesForgotten:
     folder : RunFolder
         Of the run; its bundle is already made again.
     copies : Copies
-        The places to search.
+        The locations to search.
     users : Sequence[str]
         User ids, also the original ids of pseudonyms.
     their_rows : RowFinder
@@ -211,27 +217,27 @@ class CopiesForgotten:
     users: Sequence[str]
     their_rows: RowFinder
     before: Collection[str]
-    said: dict[str, Any] = field(
+    actions: dict[str, Any] = field(
         default_factory=lambda: {"rows": {}, "made_again": [], "deleted": [], "left": {}}
     )
 
     def forget(self) -> dict[str, Any]:
         """Rewrite, replace or delete the copies; return the actions."""
-        for place, path in self.copies.logs():
-            self._rows(place.shown(path), remove_rows(path, self.their_rows))
+        for location, path in self.copies.logs():
+            self._rows(location.shown(path), remove_rows(path, self.their_rows))
         for role, path in self.copies.tables:
             names = Renames.of(getattr(self.config.data.source, "rename", {})).table(role)
             self._rows(str(path), _without_rows(path, names, self._ids))
-        for place, path in self.copies.exports():
+        for location, path in self.copies.exports():
             found = Exported.at(path)
             if found is not None:
-                self._export(place, found)
-        for place, path in self.copies.bundles():
+                self._export(location, found)
+        for location, path in self.copies.bundles():
             if (path / USERS).is_file() and known_users(path / USERS, self._ids):
-                self._model(place, path)
+                self._model(location, path)
         self.copies.settle()
         self._tell()
-        return self.said
+        return self.actions
 
     @property
     def _ids(self) -> pa.Array:
@@ -246,19 +252,19 @@ class CopiesForgotten:
 
     def _rows(self, name: str, number: int) -> None:
         if number:
-            self.said["rows"][name] = number
+            self.actions["rows"][name] = number
 
-    def _export(self, place: Place, found: Exported) -> None:
+    def _export(self, location: Location, found: Exported) -> None:
         held, is_ours = found.num_rows(self.users), found.dataset in self.before
-        if not (held or is_ours or (place.noted and found.members_with_users)):
+        if not (held or is_ours or (location.noted and found.members_with_users)):
             return
-        name, why, new = place.shown(found.folder), _CANNOT, self._new
-        if new is not None and (is_ours or place.noted):
+        name, why, new = location.shown(found.folder), _CANNOT, self._new
+        if new is not None and (is_ours or location.noted):
             if read_info(new).dataset.get("content_hash") == found.dataset:
                 return
             try:
                 found.make_again(new)
-                self.said["made_again"].append(name)
+                self.actions["made_again"].append(name)
                 return
             except (ArtifactError, ConfigError, Refusal) as error:
                 why = f"it cannot be made again ({error})"
@@ -269,10 +275,10 @@ class CopiesForgotten:
             return
         self._delete_or_leave(name, found.folder, f"the graph has a row per user; {why}")
 
-    def _model(self, place: Place, bundle: Path) -> None:
-        new, name = self._new, place.shown(bundle)
+    def _model(self, location: Location, bundle: Path) -> None:
+        new, name = self._new, location.shown(bundle)
         if new is None or not (
-            place.noted or read_info(bundle).dataset.get("content_hash") in self.before
+            location.noted or read_info(bundle).dataset.get("content_hash") in self.before
         ):
             self._delete_or_leave(name, bundle, _CANNOT)
             return
@@ -283,35 +289,35 @@ class CopiesForgotten:
             registered, number = _registered(self.folder)
             if not number:
                 self._delete_or_leave(
-                    place.shown(whole), whole, "no registered version can be pulled instead"
+                    location.shown(whole), whole, "no registered version can be pulled instead"
                 )
                 return
             pull_model(f"models:/{registered}/{number}", whole, tracking_uri(self.config))
-        self.said["made_again"].append(place.shown(whole or bundle))
+        self.actions["made_again"].append(location.shown(whole or bundle))
 
     def _delete_or_leave(self, name: str, folder: Path, why: str) -> None:
         if self.config.forget.delete_versions:
             shutil.rmtree(folder)
-            self.said["deleted"].append(name)
+            self.actions["deleted"].append(name)
         else:
-            self.said["left"][name] = why
+            self.actions["left"][name] = why
 
     def _tell(self) -> None:
         say = self.folder.progress
-        for name, number in self.said["rows"].items():
+        for name, number in self.actions["rows"].items():
             say(f"{name}: removed {number:,} rows of these users")
-        for name in self.said["made_again"]:
+        for name in self.actions["made_again"]:
             say(f"{name}: replaced by the model without these users")
-        for name in self.said["deleted"]:
+        for name in self.actions["deleted"]:
             say(f"{name}: deleted")
 
 
-def replace_bundle(place: Path, new: Path) -> None:
+def replace_bundle(bundle: Path, new: Path) -> None:
     """Replace a bundle by another one; the note of whose copy it is stays."""
-    with writing_aside(place, DESCRIPTION) as aside:
+    with writing_aside(bundle, DESCRIPTION) as aside:
         shutil.copytree(new, aside, dirs_exist_ok=True)
-        if (place / notes.ORIGIN).is_file():
-            shutil.copyfile(place / notes.ORIGIN, aside / notes.ORIGIN)
+        if (bundle / notes.ORIGIN).is_file():
+            shutil.copyfile(bundle / notes.ORIGIN, aside / notes.ORIGIN)
 
 
 def _without_rows(path: Path, names: dict[str, str], users: pa.Array) -> int:

@@ -109,14 +109,14 @@ def _make_final_again(
     _save(folder, folder.final, result, of_final)
 
 
-def _save(folder: RunFolder, place: Path, result: TrainResult, origin: dict[str, Any]) -> None:
+def _save(folder: RunFolder, target: Path, result: TrainResult, origin: dict[str, Any]) -> None:
     """Save in a temporary folder, then rename."""
-    with writing_aside(place, "trained.json") as aside:
+    with writing_aside(target, "trained.json") as aside:
         save_trained(aside, result)
         (aside / ORIGIN).write_text(
             json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    folder.publish(place)
+    folder.publish(target)
 
 
 def remove_derived(folder: RunFolder) -> list[str]:

@@ -24,8 +24,8 @@ from recsys.preparation.vector_cache import default_cache_dir
 from recsys.privacy.footprints import Id, Traces
 from recsys.privacy.membership import membership
 from recsys.privacy.proof import Searched, files_in, proof_of, search_file, signed
-from recsys.registry.experiments import local_place
-from recsys.registry.tracking import sqlite_path
+from recsys.registry.experiments import local_path
+from recsys.registry.mlflow_client import sqlite_path
 from recsys.registry.versions import Store
 from recsys.sources import open_source
 from recsys.storage.mirror import download
@@ -87,10 +87,8 @@ def _cells(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Places:
-    """The files to search, the files of other owners, and the places that cannot be searched from
-    here.
-    """
+class Searchable:
+    """The files to search, the files of other owners, and what cannot be searched from here."""
 
     own: list[Path]
     source: list[Path]
@@ -101,34 +99,34 @@ class Places:
         """A file as the proof names it: relative to the run folder, or by its full path."""
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()
-        for copy, place in self.named.items():
+        for copy, name in self.named.items():
             if path.is_relative_to(copy):
                 inner = path.relative_to(copy).as_posix()
-                return within(place, inner) if place else inner
+                return within(name, inner) if name else inner
         return str(path.absolute())
 
 
-def places_of(
+def searchable(
     config: Config, folder: RunFolder, store: Store | None, working: Path, copies: Copies
-) -> Places:
+) -> Searchable:
     """The run folder, the dataset, MLflow's store and artefacts, the caches, the copies and
     ``forget.also``.
 
-    ``working`` is an empty folder for fresh copies of remote places.
+    ``working`` is an empty folder for fresh copies of remote folders.
     """
     own: list[Path] = []
     not_searched = list(copies.elsewhere)
     named: dict[Path, str] = {}
 
-    def search(place: str, name: str) -> None:
-        """Add a place; ``name`` is its name in the proof if it is remote."""
-        path = local_place(place)
-        if is_remote(place):
+    def search(uri: str, name: str) -> None:
+        """Add a folder or file; ``name`` is its name in the proof if it is remote."""
+        path = local_path(uri)
+        if is_remote(uri):
             path = working / str(len(named))
-            if download(place, path):
+            if download(uri, path):
                 named[path] = name
         if path is None or not path.exists():
-            not_searched.append(f"{without_query(place)}: not there")
+            not_searched.append(f"{without_query(uri)}: not there")
         else:
             own.append(path)
 
@@ -149,17 +147,17 @@ def places_of(
         not_searched += (
             [f"{redact(store.uri)}: the database of a tracking server"] if database is None else []
         )
-        own += store.places()
-        not_searched += [f"{redact(place)}: remote artefacts" for place in store.remote_places()]
+        own += store.artefact_folders()
+        not_searched += [f"{redact(uri)}: remote artefacts" for uri in store.remote_artefacts()]
     cache = config.data.text.cache_dir or default_cache_dir()
     if is_remote(cache):
         not_searched.append(f"{cache}: remote cache")
     elif Path(cache).is_dir():
         own.append(Path(cache))
     own += copies.outside
-    for place in config.forget.also:
-        if is_remote(place) or not Path(place).exists():
-            search(place, place)
+    for uri in config.forget.also:
+        if is_remote(uri) or not Path(uri).exists():
+            search(uri, uri)
     source = _source_files(config.data)
     if remote := [path for path in source if is_remote(path)]:
         not_searched.append(
@@ -167,7 +165,7 @@ def places_of(
         )
     here = [Path(path) for path in source if not is_remote(path) and Path(path).is_file()]
     here = [path for path in here if path not in [table for _, table in copies.tables]]
-    return Places(own, here, not_searched, named)
+    return Searchable(own, here, not_searched, named)
 
 
 def _source_files(data: DataConfig) -> list[str]:
@@ -180,10 +178,10 @@ def _source_files(data: DataConfig) -> list[str]:
 def conclude(
     config: Config,
     folder: RunFolder,
-    places: Places,
+    searchable: Searchable,
     users: list[str],
     evidence: Evidence,
-    said: dict[str, Any],
+    actions: dict[str, Any],
     key: Any,
 ) -> None:
     """Search, test membership, write the signed proof and print the result.
@@ -196,9 +194,11 @@ def conclude(
     traces = evidence.traces
     target = folder.root / FOLDER
     target.mkdir(exist_ok=True)
-    files = files_in(places.own, places.source)
-    searched = [search_file(path, places.shown(path, folder.root), traces) for path in files]
-    source = [search_file(path, places.shown(path, folder.root), traces) for path in places.source]
+    files = files_in(searchable.own, searchable.source)
+    searched = [search_file(path, searchable.shown(path, folder.root), traces) for path in files]
+    source = [
+        search_file(path, searchable.shown(path, folder.root), traces) for path in searchable.source
+    ]
     tested = _tested(config, evidence)
     whole = {
         "release": __version__,
@@ -207,21 +207,21 @@ def conclude(
             if is_remote(config.run.dir)
             else str(folder.root.absolute())
         ),
-        "done": said,
+        "done": actions,
         "membership": tested,
         "source_files_with_them": [one.path for one in source if one.found],
-        "places": sorted({places.shown(path, folder.root) for path in places.own}),
-        "not_searched": places.not_searched,
+        "places": sorted({searchable.shown(path, folder.root) for path in searchable.own}),
+        "not_searched": searchable.not_searched,
     }
     proof = signed(proof_of(users, searched, traces, whole), key)
     name = f"proof-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')}.json"
     folder.write_json(target / name, proof)
     _say(folder, proof, target / name)
-    if proof["result"] != "nothing found" or said["copies"]["left"]:
-        raise Refusal(_refused(searched, target / name, said))
+    if proof["result"] != "nothing found" or actions["copies"]["left"]:
+        raise Refusal(_refused(searched, target / name, actions))
 
 
-def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
+def _say(folder: RunFolder, proof: dict[str, Any], path: Path) -> None:
     looked = proof["looked_for"]
     folder.progress(
         f"searched {proof['files']:,} files ({proof['bytes'] / 1e6:,.1f} MB) for {looked['ids']:,}"
@@ -242,7 +242,7 @@ def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
             f"the source still has these users, in {', '.join(with_them[:_SHOWN])}: delete them"
             " there as well; until then `recsys prepare` leaves them out"
         )
-    folder.progress(f"wrote the signed proof {place}")
+    folder.progress(f"wrote the signed proof {path}")
 
 
 def membership_words(tested: dict[str, Any]) -> str:
@@ -265,16 +265,16 @@ def membership_words(tested: dict[str, Any]) -> str:
     return line
 
 
-def _refused(searched: list[Searched], place: Path, said: dict[str, Any]) -> str:
+def _refused(searched: list[Searched], path: Path, actions: dict[str, Any]) -> str:
     lines = [
         f"{one.path}: {', '.join(one.found or one.unreadable)}"
         for one in searched
         if one.found or one.unreadable
     ]
-    lines += [f"{name}: {why}" for name, why in said["copies"]["left"].items()]
-    more = [f"and {len(lines) - _SHOWN:,} more, see {place}"] if len(lines) > _SHOWN else []
+    lines += [f"{name}: {why}" for name, why in actions["copies"]["left"].items()]
+    more = [f"and {len(lines) - _SHOWN:,} more, see {path}"] if len(lines) > _SHOWN else []
     cure = "delete or rewrite these files, then run the same command again"
-    if said.get("versions", {}).get("left") or said["copies"]["left"]:
+    if actions.get("versions", {}).get("left") or actions["copies"]["left"]:
         cure += (
             "; for versions and copies of other run folders, run it there or use"
             " --forget.delete_versions true"
@@ -325,7 +325,7 @@ def _given(forget: ForgetConfig, items: dict[str, int]) -> Histories | None:
     if not forget.unseen:
         return None
     from recsys.serving.request_files import read_requests
-    from recsys.serving.requests import parse_requests
+    from recsys.serving.request_parsing import parse_requests
 
     requests = parse_requests(read_requests(forget.unseen))
     names = [

@@ -16,8 +16,8 @@ from pipelines.update import check_settings, descent_of, held_weights, shortened
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
-from recsys.registry.lineage import Parent, open_parent
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.parent import Parent, open_parent
 
 
 def train_again(
@@ -38,20 +38,20 @@ def train_again(
 
 def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent | None:
     """The newest ancestor that never saw the users and can be updated, or None."""
-    said: dict[str, Any] = (
+    parent_info: dict[str, Any] = (
         folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("parent") or {}
     )
-    while said:
+    while parent_info:
         try:
-            parent = open_parent(str(said["uri"]), tracking_uri(config))
+            parent = open_parent(str(parent_info["uri"]), tracking_uri(config))
             check_settings(parent, config.model)
         except UserError as error:
-            folder.progress(f"no training from {said['uri']}: {error}")
+            folder.progress(f"no training from {parent_info['uri']}: {error}")
             return None
         known = pc.any(
             pc.is_in(pa.array(parent.bundle.user_ids, pa.string()), value_set=users)
         ).as_py()
         if not known:
             return parent
-        said = dict(parent.bundle.info.extra.get("parent") or {})
+        parent_info = dict(parent.bundle.info.extra.get("parent") or {})
     return None

@@ -52,7 +52,7 @@ def forget_versions(
         The replaced, deleted and remaining versions, for the proof.
     """
     new = _registered(folder)
-    said: dict[str, Any] = {"replaced": {}, "deleted": [], "left": {}}
+    actions: dict[str, Any] = {"replaced": {}, "deleted": [], "left": {}}
     for version, held in versions:
         if not held or (version.folder is not None and not holds_users(version.folder, users)):
             continue
@@ -64,23 +64,25 @@ def forget_versions(
         stays = not mine or bool(version.aliases and not replaced)
         if stays and not config.forget.delete_versions:
             aliases = f"{', '.join(version.aliases)}; " if version.aliases else ""
-            said["left"][version.uri] = f"{aliases}made in {origin or 'an unknown folder'}"
+            actions["left"][version.uri] = f"{aliases}made in {origin or 'an unknown folder'}"
             continue
         if replaced and new is not None and version.aliases:
             store.replace(version, new[1])
-            said["replaced"][version.uri] = f"{', '.join(version.aliases)} is now version {new[1]}"
+            actions["replaced"][version.uri] = (
+                f"{', '.join(version.aliases)} is now version {new[1]}"
+            )
         store.purge(version)
-        said["deleted"].append(version.uri)
-    for uri, what in said["replaced"].items():
+        actions["deleted"].append(version.uri)
+    for uri, what in actions["replaced"].items():
         folder.progress(f"{uri}: {what}")
-    if said["deleted"]:
-        folder.progress(f"deleted, with all files: {', '.join(said['deleted'])}")
-    for uri, why in said["left"].items():
+    if actions["deleted"]:
+        folder.progress(f"deleted, with all files: {', '.join(actions['deleted'])}")
+    for uri, why in actions["left"].items():
         folder.progress(
             f"{uri} holds these users and cannot be made again here ({why}): run `recsys forget`"
             " for its run folder, or delete the version with --forget.delete_versions true"
         )
-    return said
+    return actions
 
 
 def forget_artefacts(
@@ -100,16 +102,16 @@ def forget_artefacts(
     """
     registered = {version.folder.resolve() for version in versions if version.folder is not None}
     deleted = []
-    for place in store.places():
-        for path in files_in([place]):
+    for artefacts in store.artefact_folders():
+        for path in files_in([artefacts]):
             if not path.is_file() or any(
                 path.resolve().is_relative_to(folder) for folder in registered
             ):
                 continue
             if not search_file(path, "", traces).found:
                 continue
-            first, *rest = path.relative_to(place).parts
-            logged = place / first / rest[0] if first == "models" and rest else None
+            first, *rest = path.relative_to(artefacts).parts
+            logged = artefacts / first / rest[0] if first == "models" and rest else None
             run_id = store.run_of_model(logged.name) if logged is not None else first
             if not config.forget.delete_versions and not _same(
                 store.folder_of_run(run_id), config.run.dir
@@ -119,7 +121,7 @@ def forget_artefacts(
                 shutil.rmtree(logged, ignore_errors=True)
             else:
                 path.unlink()
-            deleted.append(str((logged or path).relative_to(place)))
+            deleted.append(str((logged or path).relative_to(artefacts)))
     if deleted:
         say(f"deleted from MLflow's artefacts: {', '.join(deleted)}")
     return deleted

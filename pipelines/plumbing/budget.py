@@ -118,13 +118,13 @@ class Budget:
         """Seconds for the training on all events; the members are fitted on all events after it."""
         return self.left - self.fit_s + _OVER * self.seconds
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """The budget, the used time, and the time of every part.
 
         >>> ticks = iter([5.0, 65.0, 215.0, 215.0])
         >>> budget = Budget("4m", 240.0, 0.0, lambda: next(ticks))
         >>> budget.turn_to("prepare"); budget.turn_to("training")
-        >>> budget.said()
+        >>> budget.summary()
         '4m, used 3.6 min (90 %): training 2.5 min, prepare 60 s, start 5 s'
         """
         self.turn_to(self._part)

@@ -45,9 +45,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from pipelines.plumbing.config_changes import changes_since, shapes_results
 from pipelines.plumbing.progress import Progress
 from recsys import __version__
-from recsys.config import Config, dump_config, parse_yaml, redacted
+from recsys.config import Config, dump_config, redacted
 from recsys.errors import ArtifactError, ConfigError, UserError
 from recsys.storage.uris import is_remote, within, without_query
 
@@ -61,9 +62,6 @@ if TYPE_CHECKING:
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")
 ANSWERS: Final = "answers"
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
-# config.yaml itself, if it is unreadable
-_SHAPING: Final = ("seed", "data", "model", "train", "evaluate", "config")
-_ELSEWHERE: Final = ("data.dir", "train.threads", "train.num_workers")
 _REDACTED: Final = (
     "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
 )
@@ -72,7 +70,7 @@ _REDACTED: Final = (
 class RunFolder:
     """Paths and small files of one run folder, and the progress lines of its stages.
 
-    ``root`` is the local folder; ``remote`` is the place that it mirrors, None if ``run.dir`` is
+    ``root`` is the local folder; ``remote`` is the URI that it mirrors, None if ``run.dir`` is
     local.
     """
 
@@ -233,15 +231,15 @@ class RunFolder:
         (:meth:`write_config`).
         """
         public = redacted(config)
-        changed = _changes(self.config, public)
+        changed = changes_since(self.config, public)
         if not config.has_model:
             changed = {
                 key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN
             }
-        told = {key: pair for key, pair in changed.items() if _shapes(key)}
-        if told:
+        shaping = {key: pair for key, pair in changed.items() if shapes_results(key)}
+        if shaping:
             shown = "\n  ".join(
-                f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(told.items())
+                f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(shaping.items())
             )
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
             self.progress(f"the configuration differs from the last one of {where}:\n  {shown}")
@@ -320,19 +318,19 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
     from recsys.storage.locks import holding
     from recsys.storage.mirror import Mirror
 
-    place = config.run.dir
-    if "/" not in filesystem_of(place)[1]:
+    uri = config.run.dir
+    if "/" not in filesystem_of(uri)[1]:
         raise ConfigError(
-            f"run.dir: {place} is a bucket; choose a folder in it, such as {within(place, 'run')}"
+            f"run.dir: {uri} is a bucket; choose a folder in it, such as {within(uri, 'run')}"
         )
     free = "wait until it ends, or choose another folder with --run.dir"
-    lock = within(place, ".lock")
+    lock = within(uri, ".lock")
     with (
         holding(lock, f"`recsys {verb}`", free),
         tempfile.TemporaryDirectory(prefix="multigrain-") as name,
     ):
         root = Path(name)
-        mirror = Mirror(root, place)
+        mirror = Mirror(root, uri)
         mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
         folder = RunFolder(
             root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror
@@ -344,7 +342,7 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
             with suppress(Exception):  # do not hide the first error
                 mirror.publish_changed()
             if isinstance(error, UserError) and name in str(error):
-                raise type(error)(str(error).replace(name, without_query(place))) from error
+                raise type(error)(str(error).replace(name, without_query(uri))) from error
             raise
         mirror.publish_changed()
 
@@ -390,41 +388,3 @@ def write_atomically(path: Path, text: str) -> None:
 
     with atomic_write(path) as aside, storage_errors(str(path), "write to"):
         aside.write_text(text, encoding="utf-8")
-
-
-def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (before, after) of the relevant differences from an earlier ``config.yaml``."""
-    try:
-        before = _flat(parse_yaml(path.read_bytes(), str(path)))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ConfigError):
-        return {"config.yaml": ("unreadable", "replaced")}
-    after = _flat(config.model_dump(mode="json"))
-    keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    return {key: (before.get(key), after.get(key)) for key in keys}
-
-
-def _shapes(key: str) -> bool:
-    """Whether a key changes the dataset, the model or its metrics, and not only paths or speed.
-
-    >>> [_shapes(key) for key in ("train.lr", "seed")]
-    [True, True]
-    >>> [_shapes(key) for key in ("run.budget", "train.threads", "recommend.k")]
-    [False, False, False]
-    """
-    return key.split(".")[0] in _SHAPING and key not in _ELSEWHERE
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys.
-
-    >>> _flat({"a": {"b": 1}, "c": [2]})
-    {'a.b': 1, 'c': [2]}
-    """
-    if not isinstance(node, dict) or not node:
-        return {prefix: node} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, child in node.items():
-        flat |= _flat(child, f"{prefix}.{key}" if prefix else str(key))
-    return flat

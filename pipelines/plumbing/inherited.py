@@ -64,8 +64,8 @@ def handed_on(config: Config) -> dict[str, Any]:
     return kept
 
 
-def _absolute(place: str) -> str:
-    return place if is_remote(place) or not place else os.path.abspath(expanded(place))
+def _absolute(path: str) -> str:
+    return path if is_remote(path) or not path else os.path.abspath(expanded(path))
 
 
 def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
@@ -79,8 +79,8 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
         The model stores no configuration, or the command line names no model.
     """
     from recsys.bundle.description import read_info
-    from recsys.registry.register import resolve
-    from recsys.registry.tracking import tracking_uri
+    from recsys.registry.mlflow_client import tracking_uri
+    from recsys.registry.resolve import resolve
 
     alone = load_config(None, overrides)
     uri = _model(verb, alone)

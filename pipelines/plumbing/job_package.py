@@ -113,20 +113,20 @@ def pack(tree: dict[str, Any], folder: Path) -> Parcel:
     ConfigError
         The configuration holds a password, or the packages are too large to be only code.
     """
-    parcel = contents()
-    for file in parcel.sent:
+    job_package = contents()
+    for file in job_package.sent:
         target = folder / file.target
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file.source, target)
     (folder / CONFIG).write_text(job_config(tree), encoding="utf-8")
-    size = sum(file.size for file in parcel.sent)
+    size = sum(file.size for file in job_package.sent)
     if size >= MAX_BYTES:
         raise ConfigError(
             f"the packages {', '.join(PACKAGES)} take {size >> 20} MiB, more than the"
             f" {MAX_BYTES >> 20} MiB that Ray copies to its nodes; move files that are not code out"
             " of them"
         )
-    return parcel
+    return job_package
 
 
 def job_config(tree: dict[str, Any]) -> str:
@@ -184,7 +184,7 @@ def _each(value: Any, only_existing: bool) -> Any:
     return value
 
 
-def _absolute(place: str, only_existing: bool) -> str:
+def _absolute(path: str, only_existing: bool) -> str:
     """An absolute local path; URIs and paths that begin with a variable stay.
 
     >>> _absolute("s3://bucket/runs", False), _absolute("/data", False)
@@ -192,10 +192,10 @@ def _absolute(place: str, only_existing: bool) -> str:
     >>> _absolute("$RECSYS_DATA/lastfm", False)
     '$RECSYS_DATA/lastfm'
     """
-    if not place or "://" in place or place.startswith(("/", "$")):
-        return place
-    path = os.path.expanduser(place)
-    return place if only_existing and not os.path.exists(path) else os.path.abspath(path)
+    if not path or "://" in path or path.startswith(("/", "$")):
+        return path
+    full = os.path.expanduser(path)
+    return path if only_existing and not os.path.exists(full) else os.path.abspath(full)
 
 
 def _texts(node: Any, where: str = "") -> Iterator[tuple[str, str]]:

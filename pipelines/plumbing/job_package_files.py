@@ -87,16 +87,16 @@ def _walk(home: Path, root: Path, left: list[Left]) -> Iterator[Path]:
     """Yield everything in a folder except left-out folders, which are noted; links to folders are
     not followed.
     """
-    for place, folders, files in os.walk(home):
+    for directory, folders, files in os.walk(home):
         for name in sorted(folders):
-            path = Path(place) / name
+            path = Path(directory) / name
             why = _why_not(path, root)
             if why or _is_compiled(path):
                 folders.remove(name)
             if why:
                 left.append(Left(f"{home.name}/{path.relative_to(home).as_posix()}/", why))
         folders.sort()
-        yield from (Path(place) / name for name in sorted(files))
+        yield from (Path(directory) / name for name in sorted(files))
 
 
 def _why_not(path: Path, root: Path) -> str:

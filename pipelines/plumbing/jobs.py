@@ -189,5 +189,5 @@ async def _tail(client: Any, job: str, log: _Log) -> None:
 
 
 def _has_token() -> bool:
-    place = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.isfile(place)
+    token_path = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.isfile(token_path)

@@ -21,14 +21,14 @@ def recommenders_figure(metrics: Mapping[str, Any]) -> Figure:
     ordered = sorted(named, key=lambda name: named[name][0])
     figure = Figure(figsize=(6.4, 0.6 + 0.4 * len(ordered)), layout="constrained")
     axes = figure.add_subplot()
-    for place, name in enumerate(ordered):
+    for row, name in enumerate(ordered):
         value, (low, high) = named[name]
         colour = "#1f5fd0" if name == "model" else "#8b93a1"
-        axes.plot([low, high], [place, place], color=colour, linewidth=2)
-        axes.plot([value], [place], "o", color=colour)
+        axes.plot([low, high], [row, row], color=colour, linewidth=2)
+        axes.plot([value], [row], "o", color=colour)
         axes.annotate(
             f"{value:.4f}",
-            (value, place),
+            (value, row),
             (0, 7),
             textcoords="offset points",
             ha="center",

@@ -1,50 +1,24 @@
-"""Estimate memory, shuffle, steps and hours of a training before it starts, and refuse what cannot
-fit.
+"""Refuse a training before it starts where its estimated memory cannot fit the machines.
 
-The memory is estimated from the sizes of the tensors; a test compares it with measured peaks. It
-should be between half and twice the truth. So a training is refused only if *half* of the estimate
-does not fit: no training that fits is refused. The hours are much rougher, from declared speeds,
-and never refuse a training.
-
-Not covered: memory of GPUs, and media, profile and text of users.
-
-Legend: B users of a step, L history length, D width, N items, V users, E events, U rows, R rank.
+The estimate (:mod:`pipelines.plumbing.training_estimate`) should be between half and twice the
+truth. So a training is refused only if *half* of the estimate does not fit: no training that fits
+is refused. The estimated hours never refuse a training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
-from pipelines.plumbing.memory import available_memory
-from recsys.config import (
-    Config,
-    EvaluateConfig,
-    ModelConfig,
-    RayConfig,
-    SyntheticSource,
-    TrainConfig,
-)
-from recsys.config.workload import FLOAT, DataSizes, Estimate, Workload
-from recsys.data.dataset import PreparedDataset
+from pipelines.plumbing.nodes import Node, local_nodes
+from pipelines.plumbing.training_estimate import described, estimates, gib, need, sizes_of
+from recsys.config import Config
+from recsys.config.workload import DataSizes
 from recsys.data.manifest import Manifest
-from recsys.errors import ConfigError, UserError
-from recsys.preparation.content_hash import settings_hash
+from recsys.errors import ConfigError
 
-_GIB: Final = 1 << 30
-_PROGRAM: Final = 600 << 20  # bytes of Python, torch, Ray and their own allocations
-_COPIES: Final = 6  # copies of a parameter: value, gradient, two moments, best epoch, checkpoint
-_TRAINED_COPIES: Final = 4  # the copies that no training can do without
-_LOGITS: Final = 2**23  # logits in memory at a time in the full softmax
-_EVENT: Final = 60  # bytes per event in a window, with the copies made by cutting and sorting
-_EDGE: Final = 90  # bytes per user–item edge while the graphs are built
-_SCORES: Final = 2**25  # scores in memory at a time in a ranking
-_SHUFFLED: Final = 120  # bytes per event in `prepare`, before and after the shuffle
 _DOUBT: Final = 2.0  # the estimate may be too high by this factor
 
-# Declared speeds: those that training steps reach, not the peak of a device.
-_CPU_FLOPS, _GPU_FLOPS, _CPU_STEP_S, _GPU_STEP_S = 1.5e10, 5e12, 0.01, 0.01
 
 _CURES: Final = {
     "tables": (
@@ -66,277 +40,7 @@ _CURES: Final = {
 }
 
 
-Sizes = DataSizes  # the data sizes that the estimate is based on
-
-
-def _of_manifest(manifest: Manifest) -> Sizes:
-    counts = manifest.counts
-    return Sizes(
-        counts.get("users", 0),
-        counts.get("items", 0),
-        counts.get("train", 0) + counts.get("valid", 0),
-        int(manifest.text.get("dimension", 0)),
-        counts.get("entities", 0),
-        counts.get("facts", 0),
-        counts.get("social_edges", 0),
-        manifest.ordered,
-    )
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of the cluster; a size is None if it is unknown."""
-
-    cpus: float
-    gpus: float
-    memory: int | None
-
-
-@dataclass(frozen=True)
-class Need:
-    """The memory, shuffle and time that a training needs."""
-
-    memory: dict[str, float]  # part → bytes of one worker; all parts are in memory at the same time
-    table_bytes: float  # embedding tables with gradient and moments
-    shuffle: float  # bytes through the object store in `prepare`
-    steps: int
-    hours: float
-
-    @property
-    def total(self) -> float:
-        """Bytes of memory of one worker."""
-        return sum(self.memory.values())
-
-
-def sizes_of(config: Config, manifest: Manifest | None = None) -> Sizes | None:
-    """Data sizes from the prepared dataset or, if there is none, from the source; None if
-    unknown.
-    """
-    if manifest is not None:
-        return _of_manifest(manifest)
-    try:
-        there = PreparedDataset(config.dataset_dir).manifest
-        if there.settings_hash == settings_hash(config.data, config.seed):
-            return _of_manifest(there)
-    except (UserError, OSError):
-        pass
-    source = config.data.source
-    if not isinstance(source, SyntheticSource):
-        return None
-    width = 384 if config.data.text.enabled else 0
-    return Sizes(
-        source.num_users,
-        source.num_items,
-        int(source.num_users * source.events_per_user),
-        width,
-        exact=False,
-    )
-
-
-def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
-    """The estimate for one worker of ``train.num_workers``; each granularity reports its own
-    part.
-    """
-    train, model = config.train, config.model
-    width, workers = model.width * model.granularities.are_trained, train.num_workers
-    steps, rows, length = _steps(config.model, config.train, sizes)
-    parts = estimates(config, sizes)
-    tables = sizes.items * width * model.item.id + sum(part.parameters for part in parts.values())
-    dense = 12 * width**2 * sum(part.layers for part in parts.values())
-    kept = min(model.item.text_whiten or sizes.text_width, sizes.text_width)
-    memory = {
-        "program": float(_PROGRAM),
-        "tables": float((tables + dense) * FLOAT * (_COPIES + (workers > 1))),
-        "text": float(sizes.items * (sizes.text_width * 6 + kept * 2 * FLOAT)),
-        "graph": float(
-            sizes.events * _EDGE * any(part.holds_events for part in parts.values())
-            + sum(part.graph for part in parts.values())
-        ),
-        "events": float(min(train.window_events, sizes.events) * _EVENT),
-    }
-    phases = {
-        "step": _step(config, sizes, rows, length, parts),
-        "validation": _validation(config.model, config.evaluate, sizes, parts),
-        "fitted": max((part.fitting for part in parts.values()), default=0.0),
-    }
-    # the phases run one after the other, so the largest counts
-    largest = max(phases, key=lambda name: phases[name])
-    memory[largest] = phases[largest]
-    seconds = _seconds(config, sizes, rows, length, parts, gpu) * steps
-    return Need(
-        memory,
-        tables * FLOAT * _TRAINED_COPIES,
-        float(sizes.events * _SHUFFLED),
-        steps,
-        seconds / 3600,
-    )
-
-
-def estimates(config: Config, sizes: Sizes) -> dict[str, Estimate]:
-    """The estimate of every enabled granularity."""
-    _, rows, length = _steps(config.model, config.train, sizes)
-    longest = config.model.max_history
-    work = Workload(
-        data=sizes,
-        width=config.model.width,
-        max_history=longest,
-        rows=rows,
-        length=length,
-        queries=rows * length if sizes.ordered else rows,
-        longest=min(longest, 2 * length) if sizes.ordered else length,
-        validation_rows=min(config.evaluate.chunk_users, sizes.users),
-        validation_length=min(longest, 4 * length),
-    )
-    return {
-        name: section.estimate(work)
-        for name, section in config.model.granularities.enabled().items()
-    }
-
-
-def _steps(model: ModelConfig, train: TrainConfig, sizes: Sizes) -> tuple[int, float, float]:
-    """Steps of both phases, rows in one worker's step, and length of a row in events."""
-    longest = model.max_history
-    mean = max(1.0, sizes.events / max(sizes.users, 1))
-    # a long history becomes several rows
-    windows = max(1.0, mean / longest) if sizes.ordered else 1.0
-    all_rows = sizes.users * windows
-    batch = min(train.batch_size, all_rows)
-    epochs = train.epochs * (1 + train.refit + train.final)
-    steps = max(1, -(-int(all_rows) // train.batch_size)) * epochs * model.granularities.are_trained
-    # a batch has rows of similar length, and few rows are long
-    return steps, max(1.0, batch / train.num_workers), min(mean, longest)
-
-
-def _step(
-    config: Config, sizes: Sizes, rows: float, length: float, parts: Mapping[str, Estimate]
-) -> float:
-    """Bytes of one training step: activations for the backward pass, and the softmax."""
-    model, loss = config.model, config.train.loss
-    if not model.granularities.are_trained:
-        return 0.0
-    width, queries = model.width, rows * length if sizes.ordered else rows
-    found = sum(part.step for part in parts.values()) + rows * length * width * FLOAT * 4
-    full = _is_full(config.train, sizes)
-    logits = min(queries * sizes.items, _LOGITS) * 3 if full else queries * loss.num_negatives * 4
-    return found + logits * FLOAT + sizes.items * width * FLOAT * (4 if full else 2)
-
-
-def _validation(
-    model: ModelConfig, evaluate: EvaluateConfig, sizes: Sizes, parts: Mapping[str, Estimate]
-) -> float:
-    """Bytes to rank one chunk of users: scores of all items, and the inputs of the
-    granularities.
-    """
-    scores = (
-        min(min(evaluate.chunk_users, sizes.users) * sizes.items, max(_SCORES, sizes.items))
-        * FLOAT
-        * 4
-    )
-    return (
-        scores
-        + sizes.items * model.width * FLOAT * 2
-        + sum(part.validation for part in parts.values())
-    )
-
-
-def _seconds(
-    config: Config,
-    sizes: Sizes,
-    rows: float,
-    length: float,
-    parts: Mapping[str, Estimate],
-    gpu: bool,
-) -> float:
-    """Seconds of one step: multiplications of forward and backward pass divided by a declared
-    speed.
-    """
-    model = config.model
-    queries, width = (rows * length if sizes.ordered else rows), model.width
-    candidates = sizes.items if _is_full(config.train, sizes) else config.train.loss.num_negatives
-    flops = 6 * queries * candidates * width
-    layers = sum(part.layers for part in parts.values())
-    flops += 6 * rows * length * layers * (12 * width**2 + 2 * length * width)
-    flops += (
-        6 * sizes.items * min(model.item.text_whiten or sizes.text_width, sizes.text_width) * width
-    )
-    flops += sum(part.flops for part in parts.values())
-    threads = config.train.threads or 1
-    speed, least = (_GPU_FLOPS, _GPU_STEP_S) if gpu else (_CPU_FLOPS * threads, _CPU_STEP_S)
-    return least + flops / speed
-
-
-def _is_full(train: TrainConfig, sizes: Sizes) -> bool:
-    loss = train.loss
-    return loss.kind == "full_softmax" or (
-        loss.kind == "auto" and sizes.items <= loss.max_full_items
-    )
-
-
-# ----------------------------------------------------------------------------------------- machines
-
-
-def local_nodes() -> list[Node]:
-    """The local machine, with its memory that is free now."""
-    import os
-
-    return [Node(float(os.cpu_count() or 1), 0.0, available_memory())]
-
-
-def reachable_nodes(ray: RayConfig) -> list[Node]:
-    """The local machine for a local Ray, otherwise the machines of the connected cluster."""
-    return local_nodes() if ray.address == "local" else ray_nodes()
-
-
-def ray_nodes() -> list[Node]:
-    """The machines of the connected Ray cluster; memory reserved for objects and the system counts
-    too.
-    """
-    import ray
-
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return [
-        Node(
-            float(node.get("CPU", 0)),
-            float(node.get("GPU", 0)),
-            (
-                int((node["memory"] + node.get("object_store_memory", 0)) * 1.1)
-                if node.get("memory")
-                else None
-            ),
-        )
-        for node in found
-    ]
-
-
-def dashboard_nodes(summary: Any) -> list[Node]:
-    """The machines in the dashboard's answer to ``/nodes?view=summary``; none if it has another
-    form.
-    """
-    try:
-        found = []
-        for node in summary["data"]["summary"]:
-            if node["raylet"].get("state") == "ALIVE":
-                total = (
-                    node["raylet"].get("resourcesTotal")
-                    or node["raylet"].get("resources_total")
-                    or {}
-                )
-                memory = node.get("mem")
-                cpus = total.get("CPU", node["cpus"][0] if node.get("cpus") else 0)
-                found.append(
-                    Node(
-                        float(cpus), float(total.get("GPU", 0)), int(memory[0]) if memory else None
-                    )
-                )
-        return found
-    except (KeyError, TypeError, IndexError, ValueError):
-        return []
-
-
-# ---------------------------------------------------------------------------------------- judgement
-
-
-def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
+def check(config: Config, sizes: DataSizes, nodes: Sequence[Node]) -> None:
     """Refuse a training that cannot fit the machines.
 
     Machines that the cluster starts later (``ray.wait_s``) are unknown, so nothing is refused then.
@@ -353,8 +57,8 @@ def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
     if wanted.table_bytes > largest:
         raise ConfigError(
             f"preflight: the embedding tables of {sizes.items:,} items (model.width"
-            f" {config.model.width}) take {_gib(wanted.table_bytes)} with gradient and moments,"
-            f" more than the {_gib(largest)} of the largest machine; every worker holds all of"
+            f" {config.model.width}) take {gib(wanted.table_bytes)} with gradient and moments,"
+            f" more than the {gib(largest)} of the largest machine; every worker holds all of"
             f" them: {_CURES['tables']}"
         )
     workers = config.train.num_workers
@@ -377,10 +81,10 @@ def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
         readers=", ".join(readers) or "social and knowledge", smaller=smaller
     )
     raise ConfigError(
-        f"preflight: {workers} training worker{'s' * (workers > 1)} of at least {_gib(least)} each"
-        f" (estimate {_gib(wanted.total)}) cannot fit into {_gib(sum(memories))} of memory,"
-        f" {_gib(largest)} on the largest machine; the largest part is {part}"
-        f" ({_gib(wanted.memory[part])}): {cure}; or use larger machines"
+        f"preflight: {workers} training worker{'s' * (workers > 1)} of at least {gib(least)} each"
+        f" (estimate {gib(wanted.total)}) cannot fit into {gib(sum(memories))} of memory,"
+        f" {gib(largest)} on the largest machine; the largest part is {part}"
+        f" ({gib(wanted.memory[part])}): {cure}; or use larger machines"
     )
 
 
@@ -436,22 +140,6 @@ def preflight(
     check(config, sizes, nodes)
 
 
-def described(config: Config, sizes: Sizes, with_time: bool = True) -> str:
-    """The estimate: a line on memory and one on time."""
-    wanted = need(config, sizes, gpu=config.train.use_gpu == "yes")
-    parts = sorted(wanted.memory.items(), key=lambda part: -part[1])[:3]
-    known = "" if sizes.exact else ", from the settings of the source"
-    largest = ", ".join(f"{name} {_gib(size)}" for name, size in parts)
-    memory = f"estimate: {_gib(wanted.total)} a worker ({largest}){known}"
-    if not with_time:
-        return memory
-    return (
-        f"{memory}\nestimate: at most {wanted.steps:,} steps, roughly {_time(wanted.hours)}"
-        f" (could be several times more or less); {_gib(wanted.shuffle)} through the object store"
-        " in prepare"
-    )
-
-
 def preview(config: Config) -> str:
     """For a dry run: the estimate, and a refusal that this machine would cause."""
     if not config.has_model:
@@ -466,26 +154,3 @@ def preview(config: Config) -> str:
     except ConfigError as error:
         lines.append(f"would be refused: {error}")
     return "\n".join(lines)
-
-
-def _gib(size: float) -> str:
-    """A size in GiB or MiB.
-
-    >>> _gib(3 << 29), _gib(5 << 20)
-    ('1.5 GiB', '5 MiB')
-    """
-    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / (1 << 20):.0f} MiB"
-
-
-def _time(hours: float) -> str:
-    """A duration in minutes or hours.
-
-    >>> _time(0.5), _time(30.0)
-    ('30 minutes', '30 hours')
-    """
-    minutes = max(1, round(hours * 60))
-    return (
-        f"{hours:.0f} hours"
-        if hours >= 2
-        else f"{minutes} {'minute' if minutes == 1 else 'minutes'}"
-    )

@@ -147,8 +147,8 @@ def _start(address: str, cpus: int) -> None:
         keep_token_private()
     else:
         keep_token_elsewhere()
-    place = short_temp_dir()
-    elsewhere: dict[str, Any] = {"_temp_dir": place} if place else {}
+    temp_dir = short_temp_dir()
+    elsewhere: dict[str, Any] = {"_temp_dir": temp_dir} if temp_dir else {}
     try:
         ray.init(
             address="local",
@@ -159,9 +159,9 @@ def _start(address: str, cpus: int) -> None:
             **elsewhere,
         )
     except Exception as error:  # Ray raises many types
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Unavailable(
-            f"a local Ray does not start ({said}); the machine may be too busy, or lack memory or"
+            f"a local Ray does not start ({reason}); the machine may be too busy, or lack memory or"
             f" space in {os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}: free some and try"
             " again, or set ray.address to a running cluster; `recsys doctor` checks the machine"
         ) from error

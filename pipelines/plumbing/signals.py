@@ -82,11 +82,11 @@ def ending_in_order() -> Iterator[Ending]:
     before = {number: signal.getsignal(number) for number in HANDLED}
     ignored_before = sys.unraisablehook
 
-    def ignored(told: Any) -> None:
-        if end.number and issubclass(told.exc_type, (KeyboardInterrupt, Ended)):
+    def ignored(unraisable: Any) -> None:
+        if end.number and issubclass(unraisable.exc_type, (KeyboardInterrupt, Ended)):
             end.again()
         else:
-            ignored_before(told)
+            ignored_before(unraisable)
 
     sys.unraisablehook = ignored
     for number, handler in before.items():

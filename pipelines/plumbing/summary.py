@@ -34,8 +34,8 @@ def member_table(metrics: Mapping[str, Any]) -> str:
     for name, entry in members["baselines"].items():
         rows += [[name, _number(entry["alone"]["test"]), "", "", "baseline"]]
     rows.append(["together", _number(members["together"]["test"]), "", "", ""])
-    said = single_line(members)
-    return "\n".join([table(rows), *([said] if said else [])])
+    single = single_line(members)
+    return "\n".join([table(rows), *([single] if single else [])])
 
 
 def _number(value: float | None) -> str:

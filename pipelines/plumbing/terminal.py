@@ -30,9 +30,7 @@ def printable(text: str) -> str:
     'a\\x1b[2Jb\nc\\td'
     """
     # here, because a command that only prints its usage needs no redact
-    from recsys.config import (
-        redact,
-    )
+    from recsys.config import redact
 
     return _CONTROL.sub(
         lambda found: found.group().encode("unicode_escape").decode("ascii"), redact(text)

@@ -16,14 +16,9 @@ from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import verdict
 from recsys.config import Config, redact
 from recsys.evaluation.metrics import parse_metric
-from recsys.registry.tracking import (
-    RUN_FILE,
-    Tracker,
-    mlflow_name,
-    numbers,
-    run_of_folder,
-    short_timeouts,
-)
+from recsys.registry.logged_values import mlflow_name, numbers
+from recsys.registry.mlflow_client import short_timeouts
+from recsys.registry.tracking import RUN_FILE, Tracker, run_of_folder
 from recsys.report.first_screen import best_baseline
 
 # keys of an epoch's report that are not metrics
@@ -78,10 +73,10 @@ class EpochLog:
                 self._log(values)
         except Exception as error:  # whatever fails here, hours of training must not be lost
             if not self._is_gone:
-                said = redact(str(error).strip().split("\n")[0])[:200]
+                reason = redact(str(error).strip().split("\n")[0])[:200]
                 self._say(
                     "tracking fails; the training continues and missing epochs are sent at its end"
-                    f" ({said})"
+                    f" ({reason})"
                 )
             self._is_gone = True
         else:

@@ -7,15 +7,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.python.frames import FRAMES, check_roles, table_of
 from pipelines.python.settings import Settings, with_settings
 from recsys.config import Config, dump_config, load_config
-from recsys.errors import DataError, choices
+from recsys.errors import DataError
 from recsys.inspect.look import Look, look
 from recsys.inspect.terminal import summary_of
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
     from recsys.data.dataset import PreparedDataset
 
-FRAMES: Final = (
-    ".frames"  # marks a folder of tables that we wrote, so `recsys forget` may change them
-)
 Part = Literal["train", "valid", "test"]
 
 
@@ -186,9 +184,7 @@ class Dataset:
             "social": social,
             "knowledge": knowledge,
         }
-        tables = {
-            role: _of_pandas(role, frame) for role, frame in given.items() if frame is not None
-        }
+        tables = {role: table_of(role, frame) for role, frame in given.items() if frame is not None}
         return cls._of_tables(tables, folder, settings)
 
     @classmethod
@@ -277,16 +273,16 @@ class Dataset:
     def _of_tables(
         cls, tables: Mapping[str, pa.Table], folder: str | Path | None, settings: Settings
     ) -> Dataset:
-        place = _folder(folder)
-        files = {role: place / "tables" / f"{role}.parquet" for role in tables}
-        (place / "tables").mkdir(parents=True, exist_ok=True)
+        root = _folder(folder)
+        files = {role: root / "tables" / f"{role}.parquet" for role in tables}
+        (root / "tables").mkdir(parents=True, exist_ok=True)
         for role, table in tables.items():
             if not table.num_rows:
                 raise DataError(f"{role} has no rows; expected at least one")
             pq.write_table(table, files[role])
-        (place / "tables" / FRAMES).touch()
+        (root / "tables" / FRAMES).touch()
         return cls._of_roles(
-            {role: str(file) for role, file in files.items()}, "frames", place, settings
+            {role: str(file) for role, file in files.items()}, "frames", root, settings
         )
 
     @classmethod
@@ -297,7 +293,7 @@ class Dataset:
         found = look(
             list(named.values()), name, stated={path: role for role, path in named.items()}
         )
-        _check_roles(
+        check_roles(
             named, {table.files: table.role for table in found.found.tables}, found.found.ignored
         )
         return cls._of_look(found, folder, settings)
@@ -412,40 +408,6 @@ class Dataset:
 def _folder(folder: str | Path | None) -> Path:
     if folder is None:
         return Path(tempfile.mkdtemp(prefix="multigrain-"))
-    place = Path(folder).expanduser().absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _of_pandas(role: str, frame: pd.DataFrame) -> pa.Table:
-    try:
-        return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{role}: {error}; a column must hold values of one type") from None
-
-
-def _check_roles(
-    named: Mapping[str, str], found: Mapping[str, str], ignored: Mapping[str, str]
-) -> None:
-    """Check that every file was detected as the role that it was given as."""
-    for role, path in named.items():
-        if found.get(path) == role:
-            continue
-        why = (
-            f"it looks like {found[path]}"
-            if path in found
-            else ignored.get(path, "it was not used")
-        )
-        raise DataError(
-            f"{role} ({path}): {why}; expected {choices(_COLUMNS[role])}. Columns with exactly"
-            " these names are always recognised"
-        )
-
-
-_COLUMNS: Final = {
-    "events": ("user_id", "item_id", "timestamp"),
-    "items": ("item_id", "attributes"),
-    "users": ("user_id", "attributes"),
-    "social": ("src_user_id", "dst_user_id"),
-    "knowledge": ("head", "relation", "tail"),
-}
+    path = Path(folder).expanduser().absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -57,7 +57,7 @@ def fit(
     model = recsys.fit(dataset, budget="10m")
     ```
     """
-    from pipelines.mistakes import check
+    from pipelines.configuration_checks import check
     from pipelines.plumbing.folder import open_run
     from pipelines.run import run
     from pipelines.stages import VERBS
@@ -68,9 +68,9 @@ def fit(
             f"{', '.join(of_data)}: the dataset decides this; make a recsys.Dataset with these"
             " settings"
         )
-    place = dataset.folder / "run" if folder is None else Path(folder).expanduser().absolute()
+    run_dir = dataset.folder / "run" if folder is None else Path(folder).expanduser().absolute()
     ours = {
-        "run.dir": str(place),
+        "run.dir": str(run_dir),
         "tracking.enabled": False,
         **({"run.budget": budget} if budget else {}),
     }
@@ -80,4 +80,4 @@ def fit(
     check(config, VERBS["run"].stages)
     with open_run(config, "run", sys.stdout if verbose else io.StringIO()) as open_folder:
         run(config, open_folder)
-    return Model(place / "bundle", place)
+    return Model(run_dir / "bundle", run_dir)

@@ -18,7 +18,7 @@ from recsys.registry.copies import Copy, owner_of, remember, write_origin
 from recsys.serving.answer_rows import BatchRecommender, Defaults, named_users, output_schema
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_rules, parse_similar
+from recsys.serving.request_parsing import parse_rules, parse_similar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,19 +50,19 @@ class Model:
         self,
         bundle: str | Path,
         run: str | Path | None = None,
-        asked: str = "",
+        model_uri: str = "",
         tracking_uri: str = "",
     ) -> None:
         self.bundle = Path(bundle)
         self.run = None if run is None else Path(run)
-        self._asked, self._tracking_uri = asked or str(run or bundle), tracking_uri
+        self._model_uri, self._tracking_uri = model_uri or str(run or bundle), tracking_uri
         self.info: BundleInfo = read_info(self.bundle)
 
     def __repr__(self) -> str:
         metric = self.info.extra.get("main_metric", "")
         value = self.info.metrics.get(metric)
-        said = "" if value is None else f", {metric} {value:.4f}"
-        return f"Model({', '.join(self.info.granularities)}{said})"
+        metric_text = "" if value is None else f", {metric} {value:.4f}"
+        return f"Model({', '.join(self.info.granularities)}{metric_text})"
 
     @cached_property
     def recommender(self) -> Recommender:
@@ -186,13 +186,13 @@ class Model:
         if requests is not None:
             return answering.rows(requests).to_pandas()
         if users is None:
-            asked = pa.table({"user_id": pa.array(self.recommender.bundle.user_ids, pa.string())})
+            rows = pa.table({"user_id": pa.array(self.recommender.bundle.user_ids, pa.string())})
         else:
-            asked = named_users(
+            rows = named_users(
                 self.recommender.bundle, [users] if isinstance(users, str) else users
             )
         tables = [
-            answering(asked.slice(start, _AT_A_TIME)) for start in range(0, len(asked), _AT_A_TIME)
+            answering(rows.slice(start, _AT_A_TIME)) for start in range(0, len(rows), _AT_A_TIME)
         ]
         return pa.concat_tables(
             tables or [output_schema(self.recommender.speaking).empty_table()]
@@ -270,8 +270,10 @@ class Model:
             **({} if history is None else {"history": list(history)}),
         }
         found = self.recommend(requests=[row], k=k, **{**rules, "explain": True})
-        told = [json.loads(text) for text in found.explanation]
-        return found.assign(explanation=told, why=[entry["sentence"] for entry in told])
+        explanations = [json.loads(text) for text in found.explanation]
+        return found.assign(
+            explanation=explanations, why=[entry["sentence"] for entry in explanations]
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Save the model to a folder, which :func:`recsys.load` and ``recsys serve`` read.
@@ -300,11 +302,11 @@ class Model:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
             copied = shutil.copytree(self.bundle, Path(aside) / "bundle")
-            owner = owner_of(self._asked, self._tracking_uri)
+            owner = owner_of(self._model_uri, self._tracking_uri)
             if owner is not None:
                 write_origin(copied, owner)
             copied.rename(target)
-        remember([Copy.here("model", target)], self._asked, self._tracking_uri)
+        remember([Copy.here("model", target)], self._model_uri, self._tracking_uri)
         return target
 
     def register(self, name: str = "", *, tracking_uri: str = "", settings: Settings = None) -> str:
@@ -394,6 +396,6 @@ def load(place: str | Path, *, tracking_uri: str = "") -> Model:
         and (folder / "metrics.json").is_file()
     ):
         return Model(folder / "bundle", folder)
-    from recsys.registry.register import resolve
+    from recsys.registry.resolve import resolve
 
     return Model(resolve(str(place), tracking_uri), None, str(place), tracking_uri)

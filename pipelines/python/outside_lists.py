@@ -88,10 +88,10 @@ def _lists_of(dataset: PreparedDataset, queries: Queries, lists: pd.DataFrame, k
     kept = np.flatnonzero(rows >= 0)
     by_row = kept[np.argsort(rows[kept], kind="stable")]
     starts = np.searchsorted(rows[by_row], rows[by_row], side="left")
-    places = np.arange(len(by_row)) - starts
+    ranks = np.arange(len(by_row)) - starts
     found = np.full((len(queries), k), -1, dtype=np.int32)
-    is_in = places < k
-    found[rows[by_row][is_in], places[is_in]] = items[by_row][is_in]
+    is_in = ranks < k
+    found[rows[by_row][is_in], ranks[is_in]] = items[by_row][is_in]
     return found
 
 
@@ -105,9 +105,9 @@ def _check_unseen(dataset: PreparedDataset, queries: Queries, items_BK: Array) -
     """Check that no list contains an item that its user had before."""
     is_seen = mark_seen(items_BK, queries)
     if is_seen.any():
-        row, place = np.argwhere(is_seen)[0]
+        row, rank = np.argwhere(is_seen)[0]
         user = dataset.user_ids[int(queries.histories.users_U[row])].as_py()
-        item = dataset.item_ids[int(items_BK[row, place])].as_py()
+        item = dataset.item_ids[int(items_BK[row, rank])].as_py()
         raise DataError(
             f"lists: the lists of {int(is_seen.any(axis=1).sum())} users contain items that they"
             f" had before, e.g. user {user!r} item {item!r}; evaluate.exclude_seen is true, so such"

@@ -109,7 +109,7 @@ def read_info(folder: str | Path) -> BundleInfo:
     return info
 
 
-def seal(folder: Path, info: BundleInfo) -> None:
+def write_description(folder: Path, info: BundleInfo) -> None:
     """Write ``bundle.json`` last, with the checksum of every other file."""
     info.files = {
         path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.name != DESCRIPTION

@@ -12,10 +12,10 @@ Layout::
     users.parquet         dense order: user_id and the user's events: items, types, times, values,
                           splits, and context where the dataset has context columns
     training.safetensors  weights of the trainable model, only for `recsys update`; see
-                          :mod:`recsys.registry.lineage`
+                          :mod:`recsys.registry.parent`
     measured.safetensors  where the served model was trained on all events: the model that the
                           metrics belong to; only it may be ranked on test, which it has not seen;
-                          see :mod:`recsys.bundle.measured`
+                          see :mod:`recsys.bundle.evaluated_model`
     measured-training.safetensors
                           its trainable weights, for an update whose test split the served model
                           has already seen
@@ -50,7 +50,7 @@ from safetensors.torch import load_file
 from recsys.bundle.checks import check_counts, check_finite, check_parts
 from recsys.bundle.checksums import check_file, damaged, describe_error
 from recsys.bundle.description import CARD, INDEX, ITEMS, USERS, WEIGHTS, BundleInfo, read_info
-from recsys.bundle.for_rules import ATTRIBUTES, FRIENDS, TEXT, read_friends, read_text
+from recsys.bundle.rule_files import ATTRIBUTES, FRIENDS, TEXT, read_friends, read_text
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import types_mask
 from recsys.data.histories import Array, Histories

@@ -34,9 +34,9 @@ from recsys.bundle.description import (
     WITH_MEASURED,
     BundleInfo,
     OutsideEntry,
-    seal,
+    write_description,
 )
-from recsys.bundle.for_rules import write_for_rules
+from recsys.bundle.rule_files import write_for_rules
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles
@@ -131,7 +131,7 @@ def close(aside: Path, info: BundleInfo, card: str) -> None:
     """Write the card, and the checksums of all files, which must be complete."""
     if card:
         (aside / CARD).write_text(card, encoding="utf-8")
-    seal(aside, info)
+    write_description(aside, info)
 
 
 def _write_vocabulary(path: Path, ids: Vocabulary) -> None:
@@ -176,7 +176,7 @@ def _describe(
         dataset={
             "name": manifest.name,
             "content_hash": manifest.content_hash,
-            "root": place_of(dataset),
+            "root": root_of(dataset),
             "counts": manifest.counts,
             "split": _plain(manifest.split),
             "ordered": manifest.ordered,
@@ -194,7 +194,7 @@ def _describe(
     )
 
 
-def place_of(dataset: PreparedDataset) -> str:
+def root_of(dataset: PreparedDataset) -> str:
     """The absolute path or URI of a dataset, for a later update."""
     return dataset.root if is_remote(dataset.root) else str(Path(dataset.root).absolute())
 

@@ -1,7 +1,8 @@
 """Metrics and durations in the configuration, checked when it is read.
 
 Why here: a wrong metric that only a late stage parses wastes the time of the stages before it, and
-a dry run would not find it. :mod:`recsys.values.times` reads times, see :mod:`pipelines.mistakes`.
+a dry run would not find it. :mod:`recsys.values.times` reads times, see
+:mod:`pipelines.configuration_checks`.
 """
 
 from __future__ import annotations

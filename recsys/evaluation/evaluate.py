@@ -226,7 +226,7 @@ def _ranked(
     rankings = _rankings({MODEL: model, **baselines}, queries, config.evaluate, max(ks))
     counts_N = dataset.item_counts_N(through)
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
-    more = outside_kinds(config.train.metric, settings.metrics)
+    more = outside_kinds(config.train.metric, config.evaluate.metrics)
     values = {
         name: _values(ranking, counts_N, vectors_ND, ks, more) for name, ranking in rankings.items()
     }

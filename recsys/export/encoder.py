@@ -43,12 +43,12 @@ class QueryEncoder(nn.Module):
         super().__init__()
         _check_left_out(model, {*without})
         self.model, self.encoders, self.without = model, without_bags(model.encoders), {*without}
-        self.fitted = [
-            (name, module, place)
-            for place, (name, module) in enumerate(self.encoders.each(closed_form=True))
+        self.closed_form = [
+            (name, module, index)
+            for index, (name, module) in enumerate(self.encoders.each(closed_form=True))
             if name in model.states and name not in self.without
         ]
-        impossible = [name for name, module, _ in self.fitted if not can_export(module)]
+        impossible = [name for name, module, _ in self.closed_form if not can_export(module)]
         if impossible:
             raise ArtifactError(
                 f"the member {impossible[0]} cannot be expressed in ONNX; export without it:"
@@ -56,11 +56,11 @@ class QueryEncoder(nn.Module):
                 " the model), or export users to Parquet"
             )
         self.states = {
-            name: prepared(module, model.states[name]) for name, module, _ in self.fitted
+            name: prepared(module, model.states[name]) for name, module, _ in self.closed_form
         }
         self.apart = {
             name: QueryEncoder(module.model(model.states[name]))
-            for name, module, _ in self.fitted
+            for name, module, _ in self.closed_form
             if isinstance(module, Apart)
         }
         stacked = self.encoders.members if self.encoders.stack is not None else []
@@ -70,15 +70,15 @@ class QueryEncoder(nn.Module):
             for member in stacked
             if member not in sparse and (member == TRAINED or member in self.states)
         }
-        self.adds = any(has_additions(module) for _, module, _ in self.fitted)
+        self.adds = any(has_additions(module) for _, module, _ in self.closed_form)
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
         """Vectors [B, D] in the space of the item vectors, and additions [B, N], None without
         sparse members.
         """
         vectors, added_BN = [self._trained(seen)], None
-        for name, module, place in self.fitted:
-            z_BR, found_BN = self._fitted(name, module, place, seen)
+        for name, module, index in self.closed_form:
+            z_BR, found_BN = self._closed_form(name, module, index, seen)
             if z_BR is not None:
                 vectors.append(z_BR)
             if found_BN is not None:
@@ -109,21 +109,21 @@ class QueryEncoder(nn.Module):
         stack = self.encoders.stack
         if stack is None:
             return users_BD
-        place = self.encoders.members.index(TRAINED)
-        factor_B = stack.weights(seen.lengths_B)[:, place] * self._scale_free(
-            TRAINED, place, users_BD
+        index = self.encoders.members.index(TRAINED)
+        factor_B = stack.weights(seen.lengths_B)[:, index] * self._scale_free(
+            TRAINED, index, users_BD
         )
         return users_BD * factor_B[:, None]
 
-    def _fitted(
-        self, name: str, module: Granularity, place: int, seen: Seen
+    def _closed_form(
+        self, name: str, module: Granularity, index: int, seen: Seen
     ) -> tuple[Tensor | None, Tensor | None]:
         """Weighted vectors and additions of one member."""
         state, stack = self.states[name], self.encoders.stack
         z_BR = None if module.sparse else self._vectors(module, name, seen)
         added_BN = ADDITIONS[type(module)](module, state, seen) if has_additions(module) else None
         if stack is None:
-            factor_B = self.encoders.fitted_weights[place].expand(seen.lengths_B.shape[0])
+            factor_B = self.encoders.fitted_weights[index].expand(seen.lengths_B.shape[0])
         else:
             member = self.encoders.members.index(name)
             if z_BR is not None:
@@ -165,16 +165,16 @@ def can_export(module: Granularity) -> bool:
 
 
 def _check_left_out(model: FrozenModel, without: set[str]) -> None:
-    fitted = [name for name in model.names if name not in model.trained_names]
+    closed_form = [name for name in model.names if name not in model.trained_names]
     if unknown := sorted(without - {*model.names}):
         raise ArtifactError(
             f"export.without: {unknown[0]!r} is not a member of this model; it has"
             f" {choices(model.names)}"
         )
-    if trained := sorted(without - {*fitted}):
+    if trained := sorted(without - {*closed_form}):
         raise ArtifactError(
             f"export.without: {trained[0]} was trained together with other granularities and cannot"
-            f" be left out; only closed-form members can: {choices(fitted) or 'none'}"
+            f" be left out; only closed-form members can: {choices(closed_form) or 'none'}"
         )
 
 

@@ -83,7 +83,7 @@ def export(
     formats: Sequence[Format],
     users: bool = False,
     without: Sequence[str] = (),
-    asked: str = "",
+    model_uri: str = "",
 ) -> dict[str, Any]:
     """Export a bundle and return the manifest. A failed export changes nothing.
 
@@ -99,7 +99,7 @@ def export(
         Whether to write the table of users, see :func:`~recsys.export.vector_files.write_tables`.
     without : Sequence[str]
         Closed-form members to leave out of ``onnx``.
-    asked : str
+    model_uri : str
         The model as the user named it, for the manifest.
 
     Raises
@@ -116,22 +116,10 @@ def export(
     read = read_bundle(bundle)
     examiner = Examiner(read)
     with writing_aside(folder, MANIFEST) as aside:
-        manifest = _about(read, bundle, examiner, asked) | {"formats": list(formats)}
+        manifest = _about(read, bundle, examiner, model_uri) | {"formats": list(formats)}
         if "onnx" in formats:
             manifest["onnx"] = write_onnx(aside, examiner, list(without))
-        if "onnx" in formats or (read.index is not None and "faiss" in formats):
-            write_vectors(aside, read)
-            manifest["item_vectors"] = {
-                "file": VECTORS,
-                "type": "float32",
-                "shape": [*read.model.item_vectors_ND.shape],
-            }
-        if "onnx" in formats or "faiss" in formats:
-            write_items(aside, read)
-            manifest["items"] = {
-                "file": ITEMS,
-                "keys": ["item_ids", "titles", "popularity", "order_of_equals"],
-            }
+        manifest |= _write_catalogue(aside, read, formats)
         if "faiss" in formats:
             manifest["faiss"] = write_faiss(aside, bundle, read, examiner)
         if "parquet" in formats:
@@ -145,7 +133,23 @@ def export(
     return manifest
 
 
-def _about(bundle: Bundle, folder: Path, examiner: Examiner, asked: str) -> dict[str, Any]:
+def _write_catalogue(folder: Path, bundle: Bundle, formats: Sequence[Format]) -> dict[str, Any]:
+    """Write the vectors and the ids of the items, where a format needs them; returns their
+    entries of the manifest.
+    """
+    entries: dict[str, Any] = {}
+    if "onnx" in formats or (bundle.index is not None and "faiss" in formats):
+        write_vectors(folder, bundle)
+        shape = [*bundle.model.item_vectors_ND.shape]
+        entries["item_vectors"] = {"file": VECTORS, "type": "float32", "shape": shape}
+    if "onnx" in formats or "faiss" in formats:
+        write_items(folder, bundle)
+        keys = ["item_ids", "titles", "popularity", "order_of_equals"]
+        entries["items"] = {"file": ITEMS, "keys": keys}
+    return entries
+
+
+def _about(bundle: Bundle, folder: Path, examiner: Examiner, model_uri: str) -> dict[str, Any]:
     """Description of the model, and what a program needs to query the export."""
     info, model = bundle.info, bundle.model
     encoding = encoding_of(model.sizes)
@@ -155,7 +159,7 @@ def _about(bundle: Bundle, folder: Path, examiner: Examiner, asked: str) -> dict
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "release": __version__,
         "model": {
-            "asked_for": redact(asked),
+            "asked_for": redact(model_uri),
             "created": info.created,
             "description_sha256": entry_of(folder / DESCRIPTION).sha256,
             "granularities": info.granularities,

@@ -61,8 +61,8 @@ class Exported:
         """
         onnx, formats = self.manifest.get("onnx") or {}, self.manifest["formats"]
         users = "users" in (self.manifest.get("parquet") or {})
-        asked = str((self.manifest.get("model") or {}).get("asked_for") or "")
-        export(bundle, self.folder, formats, users, onnx.get("left_out") or [], asked)
+        model_uri = str((self.manifest.get("model") or {}).get("asked_for") or "")
+        export(bundle, self.folder, formats, users, onnx.get("left_out") or [], model_uri)
 
     def remove_rows(self, users: Sequence[str]) -> None:
         """Remove the rows of users from its table of users."""

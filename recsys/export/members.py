@@ -135,10 +135,10 @@ def user_cf(module: UserCF, state: State, seen: Seen, most: int) -> Tensor:
     unit_VR = normalize(state["tastes_VR"], dim=1)
     cosine_BV = normalize(taste_BR, dim=1) @ unit_VR.T
     cosine_BV = cosine_BV.masked_fill(seen.users_B[:, None] == state["ids_V"], 0.0)
-    nearest_BK, places_BK = cosine_BV.topk(min(module.config.neighbours, len(unit_VR)), dim=1)
+    nearest_BK, rows_BK = cosine_BV.topk(min(module.config.neighbours, len(unit_VR)), dim=1)
     weights_BK = nearest_BK.clamp(min=0) ** module.config.power * (nearest_BK > _LEAST_COSINE)
     weights_BK = weights_BK / weights_BK.sum(1, keepdim=True).clamp(min=1e-30)
-    return (state["tastes_VR"][places_BK] * weights_BK[:, :, None]).sum(1)
+    return (state["tastes_VR"][rows_BK] * weights_BK[:, :, None]).sum(1)
 
 
 def als(module: Als, state: State, seen: Seen) -> Tensor:
@@ -222,8 +222,8 @@ def social_counts(module: SocialCounts, state: State, seen: Seen) -> Tensor:
     """Additions of ``social`` with counts to the scores: [B, N]."""
     friends_BG, weights_BG = _friends(state, seen)
     weights_BG = weights_BG / weights_BG.sum(1, keepdim=True).clamp(min=1e-12).sqrt()
-    places_BGE, is_there_BGE = _spans(state, "event", friends_BG)
-    items_BGE, times_BGE = state["items_E"][places_BGE].long(), state["times_E"][places_BGE]
+    indices_BGE, is_there_BGE = _ranges(state, "event", friends_BG)
+    items_BGE, times_BGE = state["items_E"][indices_BGE].long(), state["times_E"][indices_BGE]
     asked_B11 = seen.asked_at_B[:, None, None]
     is_before_BGE = (times_BGE < asked_B11) | (times_BGE == 0) | (asked_B11 == 0)
     damped_N = state["degree_N"].clamp(min=1) ** -module.damping
@@ -244,23 +244,23 @@ def _friends(state: State, seen: Seen) -> tuple[Tensor, Tensor]:
     is_named_BF = seen.friends_BF >= 0
     names_B1 = is_named_BF.any(1, keepdim=True)
     is_known_B = (seen.users_B >= 0) & (seen.users_B < len(state["friend_starts_V1"]) - 1)
-    places_BS, is_there_BS = _spans(state, "friend", seen.users_B.where(is_known_B, 0)[:, None])
-    places_BS, is_there_BS = places_BS[:, 0], is_there_BS[:, 0] & is_known_B[:, None] & ~names_B1
+    indices_BS, is_there_BS = _ranges(state, "friend", seen.users_B.where(is_known_B, 0)[:, None])
+    indices_BS, is_there_BS = indices_BS[:, 0], is_there_BS[:, 0] & is_known_B[:, None] & ~names_B1
     friends_BG = torch.cat(
-        [seen.friends_BF.clamp(min=0), state["friends_F"][places_BS].long()], dim=1
+        [seen.friends_BF.clamp(min=0), state["friends_F"][indices_BS].long()], dim=1
     )
-    stored_BS = state["weights_F"][places_BS].where(is_there_BS, 0.0)
+    stored_BS = state["weights_F"][indices_BS].where(is_there_BS, 0.0)
     return friends_BG, torch.cat([is_named_BF.float(), stored_BS], dim=1)
 
 
-def _spans(state: State, name: str, rows_BG: Tensor) -> tuple[Tensor, Tensor]:
+def _ranges(state: State, name: str, rows_BG: Tensor) -> tuple[Tensor, Tensor]:
     """Positions of the entries of some rows of a sparse table, and a mask of the valid ones: [B, G,
     E].
     """
-    starts_X1, places_E = state[f"{name}_starts_V1"], state[f"{name}_places_E"]
-    places_BGE = starts_X1[rows_BG][:, :, None] + places_E
-    is_there_BGE = places_BGE < starts_X1[rows_BG + 1][:, :, None]
-    return places_BGE.where(is_there_BGE, 0), is_there_BGE
+    starts_X1, offsets_E = state[f"{name}_starts_V1"], state[f"{name}_places_E"]
+    indices_BGE = starts_X1[rows_BG][:, :, None] + offsets_E
+    is_there_BGE = indices_BGE < starts_X1[rows_BG + 1][:, :, None]
+    return indices_BGE.where(is_there_BGE, 0), is_there_BGE
 
 
 def _with_places(state: State) -> State:

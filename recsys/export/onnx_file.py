@@ -130,7 +130,7 @@ def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> lis
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(sample[name])) for name in INPUTS)
     free = {name: Dim(name, min=1) for name in _FREE}
     shapes = tuple(
-        {place: free[axis] for place, axis in enumerate(axes) if axis in free}
+        {index: free[axis] for index, axis in enumerate(axes) if axis in free}
         for axes, _ in INPUTS.values()
     )
     try:
@@ -187,7 +187,7 @@ def compare(path: Path, examiner: Examiner, without: list[str]) -> float:
     )
     names = [value.name for value in session.get_inputs()]
     model = examiner.bundle.model
-    kept = [place for place, name in enumerate(model.names) if name not in without]
+    kept = [index for index, name in enumerate(model.names) if name not in without]
     worst = 0.0
     for requests in _together(examiner):
         tensors, parts = examiner.ask(requests)
@@ -207,13 +207,13 @@ def _together(examiner: Examiner) -> Iterator[list[Request]]:
     requests = examiner.questions()
     lengths = examiner.recommender.queries(requests).histories.lengths_U
     batch: list[int] = []
-    for place in np.argsort(lengths, kind="stable").tolist():
+    for index in np.argsort(lengths, kind="stable").tolist():
         if batch and (
-            len(batch) == _AT_A_TIME or (len(batch) + 1) * int(lengths[place]) ** 2 > _MAX_PAIRS
+            len(batch) == _AT_A_TIME or (len(batch) + 1) * int(lengths[index]) ** 2 > _MAX_PAIRS
         ):
             yield [requests[row] for row in batch]
             batch = []
-        batch.append(place)
+        batch.append(index)
     yield [requests[row] for row in batch]
     yield from ([request] for request in requests[:_ALONE])
 

@@ -19,8 +19,9 @@ from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Request, parse_requests
-from recsys.serving.visible import friends_of
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_views import friends_of
+from recsys.serving.requests import Request
 
 NUM_QUESTIONS: Final = 128
 _LENGTHS: Final = (1, 2, 3, 5, 8, 20, 60, 200)  # histories of cold-start users
@@ -43,16 +44,16 @@ class Examiner:
 
     def ask(self, requests: Sequence[Request]) -> tuple[Tensors, Contributions]:
         """Requests as the graph's inputs by name, and the model's answers."""
-        asked = self.recommender.asked(requests)
+        encoded = self.recommender.scorer.encode(requests)
         texts = self._texts(requests)
         if texts is not None:
-            asked = replace(asked, user_text=torch.from_numpy(texts))
-        queries, parts = self.recommender.parts(asked)
-        friends = friends_of(asked.visible)
+            encoded = replace(encoded, user_text=torch.from_numpy(texts))
+        queries, parts = self.recommender.scorer.parts(encoded)
+        friends = friends_of(encoded.visible)
         found = padded(queries)
         found["friends"] = np.full((len(queries), 1), -1) if friends is None else friends.numpy()
-        found["attribute_codes"] = asked.attributes.codes_XS.numpy().astype(np.int64)
-        found["attribute_values"] = asked.attributes.values_XM.numpy()
+        found["attribute_codes"] = encoded.attributes.codes_XS.numpy().astype(np.int64)
+        found["attribute_values"] = encoded.attributes.values_XM.numpy()
         found["user_text"] = (
             np.zeros((len(queries), 0), dtype=np.float32) if texts is None else texts
         )
@@ -74,10 +75,10 @@ class Examiner:
         events, friends, attributes, contexts, and users without any information.
         """
         random = np.random.default_rng(0)
-        rows = [self._row(place, random) for place in range(NUM_QUESTIONS)]
+        rows = [self._row(number, random) for number in range(NUM_QUESTIONS)]
         at = [self._after(delay) for delay in _DELAYS]
         return parse_requests(
-            [{"at": at[place % len(at)], **row} for place, row in enumerate(rows)]
+            [{"at": at[number % len(at)], **row} for number, row in enumerate(rows)]
         )
 
     @property
@@ -90,15 +91,17 @@ class Examiner:
             (self.recommender.newest or _UNTIMED) + seconds, UTC
         ).isoformat()
 
-    def _row(self, place: int, random: np.random.Generator) -> dict[str, Any]:
+    def _row(self, number: int, random: np.random.Generator) -> dict[str, Any]:
         users = self.bundle.user_ids
         by_length = np.argsort(self.bundle.histories.lengths_U, kind="stable")
-        kind = place % 8 if users else place % 4
+        kind = number % 8 if users else number % 4
         row: dict[str, Any] = {}
         if kind in (0, 1, 2):
-            row["history"] = self._history(_LENGTHS[place // 8 % len(_LENGTHS)], random)
+            row["history"] = self._history(_LENGTHS[number // 8 % len(_LENGTHS)], random)
         elif kind == 3:
-            row["user_id" if place % 16 == 3 else "history"] = "nobody?" if place % 16 == 3 else []
+            row["user_id" if number % 16 == 3 else "history"] = (
+                "nobody?" if number % 16 == 3 else []
+            )
         else:
             row["user_id"] = users[by_length[random.integers(len(by_length))]]
         if kind == 5:
@@ -116,12 +119,12 @@ class Examiner:
         items, types = self.bundle.item_ids, self.bundle.info.event_types
         start = (self.recommender.newest or _UNTIMED) - length * 5_000
         events: list[dict[str, Any]] = []
-        for place, item in enumerate(random.integers(len(items), size=length if items else 0)):
+        for number, item in enumerate(random.integers(len(items), size=length if items else 0)):
             event: dict[str, Any] = {"item_id": items[item]}
             if types:
                 event["event_type"] = types[random.integers(len(types))]
             if random.random() < 0.8:
-                event["timestamp"] = datetime.fromtimestamp(start + 5_000 * place, UTC).isoformat()
+                event["timestamp"] = datetime.fromtimestamp(start + 5_000 * number, UTC).isoformat()
             if self.bundle.context and random.random() < 0.5:
                 event["context"] = self._context(random)
             events.append(event)

@@ -41,7 +41,7 @@ class PaddedPairs:
     @staticmethod
     def of(seen: Seen, is_target_T: Tensor) -> PaddedPairs:
         """Compute the pairs of queries and items."""
-        real_BL, times_BL, places_L = seen.real_BL, seen.times_BL, seen.places_L
+        real_BL, times_BL, positions_L = seen.real_BL, seen.times_BL, seen.positions_L
         begins_BL = (
             torch.cat(
                 [real_BL[:, :1], (times_BL[:, 1:] != times_BL[:, :-1]) | (times_BL[:, 1:] == 0)],
@@ -52,13 +52,13 @@ class PaddedPairs:
         basket_BL = begins_BL.long().cumsum(1) - 1
         is_target_BL = seen.of_types(real_BL, is_target_T)
         same_BLL = (seen.items_BL[:, :, None] == seen.items_BL[:, None, :]) & real_BL[:, None, :]
-        is_earlier_LL = places_L[None, :] < places_L[:, None]
+        is_earlier_LL = positions_L[None, :] < positions_L[:, None]
         one_basket_BLL = basket_BL[:, :, None] == basket_BL[:, None, :]
         had_before_BLL = same_BLL & one_basket_BLL & is_target_BL[:, None, :] & is_earlier_LL
         # the first event of its pair in its basket
         is_new_BL = is_target_BL & ~had_before_BLL.any(2)
         before_BL = torch.where(
-            same_BLL & is_new_BL[:, None, :] & is_earlier_LL, places_L, -1
+            same_BLL & is_new_BL[:, None, :] & is_earlier_LL, positions_L, -1
         ).amax(2)
         follows_BL, before_BL = is_new_BL & (before_BL >= 0), before_BL.clamp(min=0)
         time_before_BL = times_BL.gather(1, before_BL)

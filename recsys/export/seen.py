@@ -37,23 +37,23 @@ class Seen:
     user_text_BT: Tensor  # float32, zero without
 
     @property
-    def places_L(self) -> Tensor:
+    def positions_L(self) -> Tensor:
         """Positions 0 … L − 1."""
         return torch.arange(self.items_BL.shape[1], device=self.items_BL.device)
 
     @property
     def real_BL(self) -> Tensor:
         """True at events, False at padding."""
-        return self.places_L < self.lengths_B[:, None]
+        return self.positions_L < self.lengths_B[:, None]
 
     @property
     def lags_BL(self) -> Tensor:
         """Number of later events after each event, at least 0."""
-        return (self.lengths_B[:, None] - 1 - self.places_L).clamp(min=0)
+        return (self.lengths_B[:, None] - 1 - self.positions_L).clamp(min=0)
 
     def newest(self, most: int) -> Tensor:
         """True at the last ``most`` events of every query."""
-        return self.real_BL & (self.places_L >= self.lengths_B[:, None] - most)
+        return self.real_BL & (self.positions_L >= self.lengths_B[:, None] - most)
 
     def of_types(self, kept_BL: Tensor, counts_T: Tensor | None) -> Tensor:
         """The kept events whose types count; all kept events if ``counts_T`` is None."""
@@ -64,7 +64,7 @@ class Seen:
     def distinct(self, kept_BL: Tensor) -> Tensor:
         """The newest kept event of every item."""
         same_BLL = self.items_BL[:, :, None] == self.items_BL[:, None, :]
-        is_later_LL = self.places_L[None, :] > self.places_L[:, None]
+        is_later_LL = self.positions_L[None, :] > self.positions_L[:, None]
         return kept_BL & ~(same_BLL & kept_BL[:, None, :] & is_later_LL).any(2)
 
     def days_before(self, asked_at_B: Tensor, kept_BL: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from recsys.bundle.description import INDEX
 from recsys.bundle.files import Bundle
@@ -24,7 +25,7 @@ from recsys.evaluation.ranking import tie_order
 from recsys.export.questions import Examiner
 from recsys.retrieval.exact import exact_top
 from recsys.retrieval.index import LIST, recall
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 
 VECTORS: Final = "item_vectors.npy"
 ITEMS: Final = "items.json"
@@ -98,8 +99,23 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     index = faiss.IndexFlatIP(vectors_ND.shape[1])
     index.add(_vectors(bundle))
     faiss.write_index(index, str(folder / FAISS))
+    worst = _largest_difference(folder, users_BD, vectors_ND)
+    if not worst <= TOLERANCE:
+        raise Refusal(
+            f"scores of the index differ from PyTorch by {worst:.3g}, more than the allowed"
+            f" {TOLERANCE:g}, so nothing was exported; install the version of faiss-cpu in"
+            " constraints.txt, or export to parquet"
+        )
+    test = {"questions": len(users_BD), "largest_difference": worst, "tolerance": TOLERANCE}
+    return about | {"kind": "IndexFlatIP", "self_test": test}
+
+
+def _largest_difference(folder: Path, users_BD: Tensor, vectors_ND: Tensor) -> float:
+    """The largest difference between the scores and lists of the written index and PyTorch's."""
+    import faiss
+
     scores_BR, rows_BR = faiss.read_index(str(folder / FAISS)).search(
-        users_BD.numpy(), min(_TOP, bundle.num_items)
+        users_BD.numpy(), min(_TOP, len(vectors_ND))
     )
     nothing = np.zeros(0, dtype=np.int64)
     top_BR = exact_top(users_BD, vectors_ND, rows_BR.shape[1], nothing, nothing)
@@ -110,15 +126,7 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     gaps = np.concatenate(
         [np.abs(of_others), np.abs(scores_BR - np.take_along_axis(exact_BN, rows_BR, 1))]
     )
-    worst = float(gaps.max(initial=0.0))
-    if not worst <= TOLERANCE:
-        raise Refusal(
-            f"scores of the index differ from PyTorch by {worst:.3g}, more than the allowed"
-            f" {TOLERANCE:g}, so nothing was exported; install the version of faiss-cpu in"
-            " constraints.txt, or export to parquet"
-        )
-    test = {"questions": len(users_BD), "largest_difference": worst, "tolerance": TOLERANCE}
-    return about | {"kind": "IndexFlatIP", "self_test": test}
+    return float(gaps.max(initial=0.0))
 
 
 def write_tables(folder: Path, bundle: Bundle, examiner: Examiner, users: bool) -> dict[str, Any]:

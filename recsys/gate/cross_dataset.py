@@ -32,8 +32,8 @@ class CrossDatasetScorer:
 
     def __init__(self, bundle: Bundle, dataset: PreparedDataset) -> None:
         self.model = bundle.model
-        self.user_of_V = _places(dataset.user_ids, bundle.user_ids)
-        self.item_of_N = _places(dataset.item_ids, bundle.item_ids)
+        self.user_of_V = _index_in(dataset.user_ids, bundle.user_ids)
+        self.item_of_N = _index_in(dataset.item_ids, bundle.item_ids)
         self._known_N = torch.from_numpy(np.flatnonzero(self.item_of_N >= 0))
         self._columns_N = torch.from_numpy(self.item_of_N[self.item_of_N >= 0])
         kinds = {name: number for number, name in enumerate(bundle.info.event_types)}
@@ -90,27 +90,27 @@ class _Recoded:
     """A context column of the bundle, read from the dataset's codes."""
 
     def __init__(
-        self, place: int, table: Array | None, theirs: ContextColumn, ours: ContextColumn | None
+        self, index: int, table: Array | None, theirs: ContextColumn, ours: ContextColumn | None
     ) -> None:
-        self._place, self._table, self._theirs, self._ours = place, table, theirs, ours
+        self._index, self._table, self._theirs, self._ours = index, table, theirs, ours
 
     @staticmethod
     def of(column: ContextColumn, known: tuple[ContextColumn, ...]) -> _Recoded:
-        place = next((p for p, k in enumerate(known) if k.name == column.name), -1)
-        ours = known[place] if place >= 0 else None
+        index = next((p for p, k in enumerate(known) if k.name == column.name), -1)
+        ours = known[index] if index >= 0 else None
         if ours is None or (ours.values is None) != (column.values is None):
             return _Recoded(-1, None, column, None)  # the dataset does not have it: missing
         table = None
         if ours.values is not None:
             codes = [MISSING, UNKNOWN, *(column.code(value, column.name) for value in ours.values)]
             table = np.array(codes, dtype=np.int16)
-        return _Recoded(place, table, column, ours)
+        return _Recoded(index, table, column, ours)
 
     def codes(self, codes_EC: Array) -> Array:
         """The codes of the column in the bundle: [E] int16."""
-        if self._place < 0 or self._ours is None:
+        if self._index < 0 or self._ours is None:
             return np.zeros(len(codes_EC), dtype=np.int16)
-        codes_E = codes_EC[:, self._place]
+        codes_E = codes_EC[:, self._index]
         if self._table is not None:
             return np.asarray(self._table[codes_E])
         steps_E = np.where(codes_E > 0, codes_E - 1, codes_E).astype(np.float64) / CONTEXT_STEPS
@@ -118,9 +118,9 @@ class _Recoded:
         return number_codes(values_E, self._theirs.mean, self._theirs.std)
 
 
-def _places(asked: pa.Array, known: list[str]) -> Array:
+def _index_in(ids: pa.Array, known: list[str]) -> Array:
     """The position of each id in ``known``, -1 if it is not there: int64."""
-    found = pc.index_in(asked.cast(pa.string()), value_set=pa.array(known, pa.string()))
+    found = pc.index_in(ids.cast(pa.string()), value_set=pa.array(known, pa.string()))
     return np.asarray(found.fill_null(-1)).astype(np.int64)
 
 
@@ -172,8 +172,8 @@ def _in_numbers_of(dataset: PreparedDataset, histories: Histories, bundle: Bundl
     """The events of the bundle with the dense ids of the dataset, without users and items that the
     dataset lacks.
     """
-    user_of = _places(pa.array(bundle.user_ids, pa.string()), dataset.user_ids.to_pylist())
-    item_of = _places(pa.array(bundle.item_ids, pa.string()), dataset.item_ids.to_pylist())
+    user_of = _index_in(pa.array(bundle.user_ids, pa.string()), dataset.user_ids.to_pylist())
+    item_of = _index_in(pa.array(bundle.item_ids, pa.string()), dataset.item_ids.to_pylist())
     rows = np.flatnonzero(user_of[: len(histories)] >= 0)
     kept = histories.take(rows)
     kept = kept.where(item_of[kept.items_E] >= 0)

@@ -119,7 +119,7 @@ def against_champion(
 def _overall(found: Mapping[str, Any], settings: PromoteConfig) -> Check:
     bound = 0.0 if settings.rule == "better" else -settings.margin * found["champion"]
     passed = found["low"] > bound
-    asked = (
+    requirement = (
         "above zero"
         if settings.rule == "better"
         else f"above {bound:+.4f}, a loss of {settings.margin:.1%}"
@@ -130,7 +130,8 @@ def _overall(found: Mapping[str, Any], settings: PromoteConfig) -> Check:
         f"{found['metric']} {found['challenger']:.4f} against the champion's"
         f" {found['champion']:.4f} on {found['queries']:,} test users: difference"
         f" {found['difference']:+.4f}, 95 % interval {found['low']:+.4f} to {found['high']:+.4f}, p"
-        f" {found['p']:.3g}; promote.rule {settings.rule} requires the whole interval {asked}",
+        f" {found['p']:.3g}; promote.rule {settings.rule} requires the whole interval"
+        f" {requirement}",
     )
 
 
@@ -209,10 +210,10 @@ def measure_baselines(
     """
     names, metric = config.evaluate.baselines, config.train.metric
     fitted = fit_baselines(names, histories, num_items, config.evaluate, metric, refit)
-    asked = histories.queries(Split.TEST)
+    queries = histories.queries(Split.TEST)
     against = {}
     for name, baseline in fitted.items():
-        theirs, theirs_B = ranked(baseline, asked, config.train, config.evaluate)
+        theirs, theirs_B = ranked(baseline, queries, config.train, config.evaluate)
         assert len(theirs) == len(ranking), "the same queries count for all"
         against[name] = compare(ours_B, theirs_B, config.evaluate.bootstrap, config.seed).to_json()
     return {"metric": metric, "against": against}

@@ -11,14 +11,7 @@ from recsys.errors import DataError
 from recsys.inspect.columns import Column
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.tables import Pair, Table
-from recsys.inspect.vocabulary import (
-    FRIEND,
-    HEAD,
-    ITEM,
-    RELATION,
-    TAIL,
-    USER,
-)
+from recsys.inspect.vocabulary import FRIEND, HEAD, ITEM, RELATION, TAIL, USER
 from recsys.values.overlap import SideIds, compare
 
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning

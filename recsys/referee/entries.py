@@ -49,9 +49,9 @@ def methods_of(words: Sequence[str]) -> Methods:
     """
     files: dict[str, list[Path]] = {}
     for word in words:
-        name, equals, place = word.partition("=")
-        found = {name: _files(place)} if equals else _of_folder(Path(word))
-        if equals and not (name and place):
+        name, equals, pattern = word.partition("=")
+        found = {name: _files(pattern)} if equals else _of_folder(Path(word))
+        if equals and not (name and pattern):
             raise ConfigError(f"referee.lists: {word!r} is neither NAME=FILE nor a folder of lists")
         for key, paths in found.items():
             if key in files:
@@ -89,13 +89,15 @@ def _check(name: str, settings: list[Setting]) -> None:
         )
 
 
-def _files(place: str) -> list[Path]:
+def _files(pattern: str) -> list[Path]:
     found = (
-        sorted(Path(path) for path in glob.glob(place)) if glob.has_magic(place) else [Path(place)]
+        sorted(Path(path) for path in glob.glob(pattern))
+        if glob.has_magic(pattern)
+        else [Path(pattern)]
     )
     found = [path for path in found if path.is_file()]
     if not found:
-        raise SourceError(f"referee.lists: no file {place}")
+        raise SourceError(f"referee.lists: no file {pattern}")
     return found
 
 

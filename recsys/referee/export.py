@@ -21,7 +21,7 @@ from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.split import parse_time
 from recsys.errors import ConfigError, DataError
 from recsys.referee.negatives import drawn
-from recsys.referee.protocol import EVENTS, PAIRS, PARTS, Protocol, Window
+from recsys.referee.protocol import EVENTS, PAIRS, SPLITS, Protocol, Window
 
 _SECOND: Final = 1_000_000
 
@@ -44,11 +44,11 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
             " to 0"
         )
     splits = (
-        _spans(dataset, histories, settings.windows)
+        _windows_of(dataset, histories, settings.windows)
         if settings.windows > 1
         else [("", histories.splits_E)]
     )
-    asked_V = evaluated_users_V(dataset, config.evaluate, config.seed)
+    evaluated_V = evaluated_users_V(dataset, config.evaluate, config.seed)
     rules: dict[str, Any] = {
         "name": config.run.name or manifest.name,
         "split": manifest.split,
@@ -74,14 +74,16 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
     for name, splits_E in splits:
         window = _window(dataset, histories, splits_E, name)
         protocol.windows.append(
-            _with_asked(protocol, window, dataset.user_ids.filter(pa.array(asked_V)))
+            _with_evaluated(protocol, window, dataset.user_ids.filter(pa.array(evaluated_V)))
         )
     return protocol
 
 
 def _window(dataset: PreparedDataset, histories: Histories, splits_E: Array, name: str) -> Window:
     users_E = np.repeat(histories.users_U, histories.lengths_U)
-    places_E = np.arange(len(users_E)) - np.repeat(histories.offsets_U1[:-1], histories.lengths_U)
+    positions_E = np.arange(len(users_E)) - np.repeat(
+        histories.offsets_U1[:-1], histories.lengths_U
+    )
     times_E = pa.array(histories.times_E, mask=histories.times_E == 0)
     columns = (
         dataset.user_ids.take(pa.array(users_E)).cast(pa.string()),
@@ -89,19 +91,19 @@ def _window(dataset: PreparedDataset, histories: Histories, splits_E: Array, nam
         times_E.cast(pa.timestamp("s", "UTC")),
         pa.array(dataset.manifest.event_types, pa.string()).take(pa.array(histories.types_E)),
         pa.array(histories.values_E, pa.float32()),
-        pa.array(places_E, pa.int32()),
+        pa.array(positions_E, pa.int32()),
     )
     table = pa.table(dict(zip(EVENTS.names, columns, strict=True)), schema=EVENTS)
-    parts = {part: table.filter(pa.array(splits_E == split)) for part, split in PARTS.items()}
-    return Window(name, parts, pa.array([], pa.string()))
+    splits = {split: table.filter(pa.array(splits_E == number)) for split, number in SPLITS.items()}
+    return Window(name, splits, pa.array([], pa.string()))
 
 
-def _with_asked(protocol: Protocol, window: Window, allowed: pa.Array) -> Window:
+def _with_evaluated(protocol: Protocol, window: Window, allowed: pa.Array) -> Window:
     """The window with the evaluated users (those with a target that counts) and the sampled
     negatives.
     """
     alone = replace(protocol, windows=[window])
-    tested = pc.unique(window.parts["test"].column("user_id"))
+    tested = pc.unique(window.splits["test"].column("user_id"))
     tested = tested.filter(pc.is_in(tested, value_set=allowed.cast(pa.string())))
     queries = alone.queries(replace(window, ask=tested))
     if not len(queries):
@@ -120,7 +122,9 @@ def _with_asked(protocol: Protocol, window: Window, allowed: pa.Array) -> Window
     )
 
 
-def _spans(dataset: PreparedDataset, histories: Histories, number: int) -> list[tuple[str, Array]]:
+def _windows_of(
+    dataset: PreparedDataset, histories: Histories, number: int
+) -> list[tuple[str, Array]]:
     """The split of every event in each window, 255 for none; windows are as long as the dataset's
     test split.
 

@@ -75,13 +75,13 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
     drawn_RC = sample.means(np.concatenate([*stacked.values()], 1))
     drawn = dict(zip(stacked, np.split(drawn_RC, len(stacked), 1), strict=True))
     found = {}
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         found[name] = _described(chosen[name], measured[name], protocol, questions, sample)
         found[name]["metrics"] = {
             metric: {
                 **(
                     interval(
-                        float(stacked[metric][:, place].mean()), drawn[metric][:, place]
+                        float(stacked[metric][:, index].mean()), drawn[metric][:, index]
                     ).to_json()
                     if metric in stacked
                     else {

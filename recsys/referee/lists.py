@@ -53,7 +53,7 @@ class _Rows:
 
 
 def read_lists(
-    path: Path, protocol: Protocol, questions: Sequence[Queries], part: Split = Split.TEST
+    path: Path, protocol: Protocol, questions: Sequence[Queries], split: Split = Split.TEST
 ) -> Lists:
     """Read and check one file.
 
@@ -66,7 +66,7 @@ def read_lists(
     protocol : Protocol
         The protocol of the lists.
     questions : Sequence[Queries]
-        :meth:`Protocol.queries` of every window for ``part``.
+        :meth:`Protocol.queries` of every window for ``split``.
 
     Raises
     ------
@@ -83,16 +83,16 @@ def read_lists(
     if missing or order is None:
         need = ", ".join([*missing, *([] if order else ["rank or score"])])
         raise DataError(f"{path}: no column {need}; {_NEED}; got {', '.join(table.column_names)}")
-    told = {name: _told(table, name, path) for name in ("protocol", "command")}
-    if told["protocol"] and told["protocol"] != protocol.hash:
+    stated = {name: _stated(table, name, path) for name in ("protocol", "command")}
+    if stated["protocol"] and stated["protocol"] != protocol.hash:
         raise DataError(
-            f"{path}: these lists were made for protocol {told['protocol'][:12]}, but this one is "
-            f"{protocol.hash[:12]}; make them again from the files of this protocol"
+            f"{path}: these lists were made for protocol {stated['protocol'][:12]}, but this one"
+            f" is {protocol.hash[:12]}; make them again from the files of this protocol"
         )
-    found = Lists([], command=told["command"], has_hash=bool(told["protocol"]))
+    found = Lists([], command=stated["command"], has_hash=bool(stated["protocol"]))
     for window, queries in zip(protocol.windows, questions, strict=True):
         rows = _rows(_of_window(table, window, path), order, protocol, path)
-        found.windows.append(_judged(rows, queries, window, protocol, path, part, found.notes))
+        found.windows.append(_judged(rows, queries, window, protocol, path, split, found.notes))
     return found
 
 
@@ -102,36 +102,38 @@ def _judged(
     window: Window,
     protocol: Protocol,
     path: Path,
-    part: Split,
+    split: Split,
     notes: list[str],
 ) -> Judged:
     where = f"{path} ({window.name})" if window.name else str(path)
     row_of_user = np.full(len(protocol.users) + 1, -1, dtype=np.int64)
     row_of_user[queries.histories.users_U] = np.arange(len(queries))
-    asked_E = row_of_user[rows.users_E]
-    kept = np.flatnonzero(asked_E >= 0)
-    if not len(kept):
+    queries_E = row_of_user[rows.users_E]
+    evaluated = np.flatnonzero(queries_E >= 0)
+    if not len(evaluated):
         raise DataError(
             f"{where}: no list belongs to an evaluated user; ask.parquet lists these users"
         )
-    items_E = rows.items_E[kept]
-    order = np.lexsort((tie_order(len(protocol.items))[items_E], rows.order_E[kept], asked_E[kept]))
-    asked_E, items_E = asked_E[kept][order], items_E[order]
-    sampled = window.negatives is not None and part == Split.TEST
+    items_E = rows.items_E[evaluated]
+    order = np.lexsort(
+        (tie_order(len(protocol.items))[items_E], rows.order_E[evaluated], queries_E[evaluated])
+    )
+    queries_E, items_E = queries_E[evaluated][order], items_E[order]
+    sampled = window.negatives is not None and split == Split.TEST
     if sampled:
-        asked_E, items_E = _of_sample(asked_E, items_E, queries, window, protocol, where)
+        queries_E, items_E = _of_sample(queries_E, items_E, queries, window, protocol, where)
     elif protocol.masks_seen and len(items_E) == len(queries) * len(
         protocol.items
     ):  # scores of the whole catalogue
         had = queries.histories.of_targets()
         had_E = np.repeat(np.arange(len(queries)), had.lengths_U) * 2**32 + had.items_E
-        unseen_E = ~np.isin(asked_E * 2**32 + items_E, had_E)
-        asked_E, items_E = asked_E[unseen_E], items_E[unseen_E]
-    places_E = np.arange(len(asked_E)) - np.searchsorted(asked_E, asked_E)
-    width, k = int(places_E.max()) + 1, max(protocol.ks)
+        unseen_E = ~np.isin(queries_E * 2**32 + items_E, had_E)
+        queries_E, items_E = queries_E[unseen_E], items_E[unseen_E]
+    ranks_E = np.arange(len(queries_E)) - np.searchsorted(queries_E, queries_E)
+    width, k = int(ranks_E.max()) + 1, max(protocol.ks)
     items_BK = np.full((len(queries), max(k, width if width <= 4096 else k)), -1, dtype=np.int32)
-    within = places_E < items_BK.shape[1]
-    items_BK[asked_E[within], places_E[within]] = items_E[within]
+    within = ranks_E < items_BK.shape[1]
+    items_BK[queries_E[within], ranks_E[within]] = items_E[within]
     if not sampled:
         _check_unseen(items_BK[:, :k], queries, protocol, where)
         _check_ranked_all(items_BK, queries, protocol, where)
@@ -142,7 +144,7 @@ def _judged(
 # ----------------------------------------------------------------------------------------- the file
 
 
-def _told(table: pa.Table, name: str, path: Path) -> str:
+def _stated(table: pa.Table, name: str, path: Path) -> str:
     """The value of a constant column, or of the metadata of the file."""
     if name in table.column_names:
         values = pc.unique(table.column(name)).to_pylist()
@@ -246,12 +248,12 @@ def _check_unseen(items_BK: Array, queries: Queries, protocol: Protocol, where: 
         return
     is_seen = mark_seen(items_BK, queries)
     if is_seen.any():
-        row, place = np.argwhere(is_seen)[0]
+        row, rank = np.argwhere(is_seen)[0]
         user = protocol.users[int(queries.histories.users_U[row])].as_py()
         raise DataError(
             f"{where}: the lists of {int(is_seen.any(axis=1).sum()):,} users contain items that"
             f" they had before, e.g. user {user!r} item"
-            f" {protocol.items[int(items_BK[row, place])].as_py()!r}, which the protocol excludes"
+            f" {protocol.items[int(items_BK[row, rank])].as_py()!r}, which the protocol excludes"
             " (mask seen): leave out these items, or prepare a protocol with --referee.mask none"
             " for all methods"
         )

@@ -51,7 +51,7 @@ EVENTS: Final = pa.schema(
     ]
 )
 PAIRS: Final = pa.schema([("user_id", pa.string()), ("item_id", pa.string())])
-PARTS: Final = {"train": Split.TRAIN, "valid": Split.VALID, "test": Split.TEST}
+SPLITS: Final = {"train": Split.TRAIN, "valid": Split.VALID, "test": Split.TEST}
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Window:
     """One split of the events. A protocol with a single window names it ``""``."""
 
     name: str
-    parts: dict[str, pa.Table]  # train, valid, test
+    splits: dict[str, pa.Table]  # train, valid, test
     ask: pa.Array  # user_id
     negatives: pa.Table | None = None
 
     def tables(self) -> Iterator[tuple[str, pa.Table]]:
         """Name and table of every split, of ``ask`` and, if sampled, of the negatives."""
-        yield from self.parts.items()
+        yield from self.splits.items()
         yield "ask", pa.table({"user_id": self.ask})
         if self.negatives is not None:
             yield "negatives", self.negatives
@@ -135,9 +135,9 @@ class Protocol:
 
     def histories(self, window: Window) -> Histories:
         """The events of a window, user by user."""
-        table = pa.concat_tables([window.parts[name] for name in PARTS])
+        table = pa.concat_tables([window.splits[name] for name in SPLITS])
         splits_E = np.repeat(
-            [*PARTS.values()], [window.parts[name].num_rows for name in PARTS]
+            [*SPLITS.values()], [window.splits[name].num_rows for name in SPLITS]
         ).astype(np.uint8)
         users_E = _dense(table.column("user_id"), self.users)
         order = np.lexsort((table.column("position").to_numpy(), users_E))
@@ -157,13 +157,13 @@ class Protocol:
             targets_T=types_mask(types, self.rules["targets"]),
         )
 
-    def queries(self, window: Window, part: Split = Split.TEST) -> Queries:
+    def queries(self, window: Window, split: Split = Split.TEST) -> Queries:
         """The queries of the evaluated users, with the targets that count under the mask."""
         histories = self.histories(window)
-        if part == Split.TEST:
-            asked = _dense(pa.chunked_array([window.ask]), self.users)
-            histories = histories.take(np.flatnonzero(np.isin(histories.users_U, asked)))
-        return countable(histories.queries(part), self.masks_seen)[0]
+        if split == Split.TEST:
+            evaluated = _dense(pa.chunked_array([window.ask]), self.users)
+            histories = histories.take(np.flatnonzero(np.isin(histories.users_U, evaluated)))
+        return countable(histories.queries(split), self.masks_seen)[0]
 
 
 def write_protocol(protocol: Protocol, folder: Path, form: str) -> None:
@@ -215,14 +215,14 @@ def read_protocol(folder: Path) -> Protocol:
     )
     windows = []
     for name in record["windows"]:
-        parts = {part: _read(folder / name, part, EVENTS) for part in PARTS}
+        splits = {split: _read(folder / name, split, EVENTS) for split in SPLITS}
         ask = (
             _read(folder / name, "ask", pa.schema([("user_id", pa.string())]))
             .column("user_id")
             .combine_chunks()
         )
         negatives = _read(folder / name, "negatives", PAIRS) if rules["sample"] else None
-        windows.append(Window(name, parts, ask, negatives))
+        windows.append(Window(name, splits, ask, negatives))
     protocol = Protocol(rules, items, windows, record["about"])
     if protocol.hash != record["hash"]:
         raise ArtifactError(

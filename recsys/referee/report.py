@@ -102,15 +102,15 @@ def findings(record: Record) -> list[str]:
 
 def markdown(record: Record) -> str:
     """The leaderboard as Markdown."""
-    parts = [
+    lines = [
         head(record),
         "",
         *_markdown_table(board(record)),
         "",
         *(f"- {line}" for line in findings(record)),
     ]
-    parts += [f"- note: {note}" for note in record["notes"]]
-    return "\n".join([*parts, "", f"`{record['command']}`, {record['time'][:10]}", ""])
+    lines += [f"- note: {note}" for note in record["notes"]]
+    return "\n".join([*lines, "", f"`{record['command']}`, {record['time'][:10]}", ""])
 
 
 def html(record: Record) -> str:
@@ -120,8 +120,8 @@ def html(record: Record) -> str:
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:]
     )
     top = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    told = [*findings(record), *(f"note: {note}" for note in record["notes"])]
-    points = "".join(f"<li>{escape(line)}</li>" for line in told)
+    lines = [*findings(record), *(f"note: {note}" for note in record["notes"])]
+    points = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         ' content="width=device-width">'

@@ -26,9 +26,9 @@ def write_table(table: pa.Table, path: Path) -> None:
     if path.suffix == ".parquet":
         pq.write_table(table, path)
         return
-    for place, column in enumerate(table.columns):
+    for index, column in enumerate(table.columns):
         if pa.types.is_timestamp(column.type):  # Arrow cannot read the time zone that it writes
-            table = table.set_column(place, table.column_names[place], column.cast(pa.int64()))
+            table = table.set_column(index, table.column_names[index], column.cast(pa.int64()))
     pyarrow.csv.write_csv(table, path)
 
 

@@ -7,14 +7,24 @@ written once, from the same numbers as ``metrics.json``.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.config import Config, DataConfig, RegistryConfig, redact
+from recsys.config import Config, DataConfig, RegistryConfig
 from recsys.data.manifest import Manifest
 from recsys.evaluation.members import single_line
-from recsys.report.wording import segment_name, sentence
+from recsys.registry.card_results import (
+    baseline_lines,
+    final_lines,
+    granularity_lines,
+    interval_of,
+    measured_lines,
+    member_lines,
+    segment_lines,
+    signal_lines,
+)
+from recsys.registry.markdown import plain_line, shown_as_text
+from recsys.report.wording import sentence
 
 NOT_STATED: Final = "not stated (set registry.data_license)"
 _USE: Final = (
@@ -49,7 +59,7 @@ def model_card(
     lineage : Mapping[str, Any]
         See :func:`recsys.registry.provenance.lineage`.
     influence : Sequence[str]
-        Parts of the model that still depend on forgotten users.
+        Contributions of the model that still depend on forgotten users.
     private : Mapping[str, Any] | None
         Privacy budget of a private training (:class:`recsys.training.private.Budget`); None for
         other trainings.
@@ -69,41 +79,18 @@ def model_card(
         *_section("Data", _data(config.data, config.registry, manifest)),
     ]
     if metrics.get("model"):
-        lines += _section("Measured on the test split", _measured(metrics))
+        lines += _section("Measured on the test split", measured_lines(metrics))
         lines += _section("Trained on all events afterwards", final_lines(metrics))
-        lines += _section("Against the baselines", _baselines(metrics))
-        lines += _section("By segment", _segments(metrics))
-        lines += _section("By the signals of a query", _signals(metrics))
-        lines += _section("Members", _members(metrics))
-        lines += _section("Granularities", _granularities(metrics))
+        lines += _section("Against the baselines", baseline_lines(metrics))
+        lines += _section("By segment", segment_lines(metrics))
+        lines += _section("By the signals of a query", signal_lines(metrics))
+        lines += _section("Members", member_lines(metrics))
+        lines += _section("Granularities", granularity_lines(metrics))
     lines += _section("Limits", _limits(manifest, metrics))
     lines += _section("Differential privacy", _private(private))
     lines += _section("Influence of forgotten users", _influence(manifest, influence))
     lines += _section("Lineage", lineage_lines(lineage))
     return shown_as_text("\n".join([*lines, ""]))
-
-
-def shown_as_text(card: str) -> str:
-    """Markdown with HTML escaped and secrets removed; applying it twice changes nothing more.
-
-    Why: names, notes and labels come from data and configurations, and MLflow and others render a
-    card as a web page.
-
-    >>> shown_as_text("# A & B <img src=x onerror=alert(1)> &lt;")
-    '# A &amp; B &lt;img src=x onerror=alert(1)&gt; &lt;'
-    """
-    card = re.sub(r"&(?!(?:[a-z]+|#\d+);)", "&amp;", redact(card))
-    return card.replace("<", "&lt;").replace(">", "&gt;")
-
-
-def plain_line(value: Any) -> str:
-    r"""User-provided text on one line, with the characters of Markdown links, images and code
-    escaped.
-
-    >>> plain_line("a [b](javascript:c)")
-    'a \\[b\\](javascript:c)'
-    """
-    return re.sub(r"([\\`\[\]|*])", r"\\\1", " ".join(str(value).split()))
 
 
 def use_of(registry: RegistryConfig) -> str:
@@ -116,15 +103,15 @@ def short_card(
 ) -> list[str]:
     """The card in a few lines, for the description of a registered version."""
     found = []
-    metric, interval = metrics.get("metric"), _interval(metrics)
+    metric, interval = metrics.get("metric"), interval_of(metrics)
     if metric and interval:
         found.append(f"{metric} {metrics['model'][metric]:.4f}, 95 % interval {interval}.")
     against = (metrics.get("comparison") or {}).get("against") or {}
     if against:
         shown = (f"{name} {entry['difference']:+.4f}" for name, entry in against.items())
         found.append(f"Difference from the baselines: {', '.join(shown)}.")
-    if said := single_line(metrics.get("members") or {}):
-        found.append(sentence(said))
+    if members := single_line(metrics.get("members") or {}):
+        found.append(sentence(members))
     final = (metrics.get("data") or {}).get("final")
     if final:
         found.append(
@@ -213,147 +200,6 @@ def _data(data: DataConfig, registry: RegistryConfig, manifest: Manifest) -> lis
     ]
 
 
-def _interval(metrics: Mapping[str, Any]) -> str:
-    """The 95 % interval of the main metric."""
-    ends = (metrics.get("confidence") or {}).get("model", {}).get(metrics.get("metric", ""))
-    return f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
-
-
-def _measured(metrics: Mapping[str, Any]) -> list[str]:
-    intervals = (metrics.get("confidence") or {}).get("model", {})
-    data = metrics.get("data") or {}
-    head = [
-        (
-            f"All items were ranked for {data.get('queries', 0):,} test users. The model was fitted"
-            f" on the splits up to and including {data.get('fitted_through', 'valid')}. Items that"
-            " a user had before were"
-            f" {'left out' if data.get('exclude_seen', True) else 'ranked too'}."
-        ),
-        "",
-    ]
-    rows = []
-    for name, value in metrics["model"].items():
-        low_high = (
-            f"{intervals[name][0]:.4f} … {intervals[name][1]:.4f}" if name in intervals else ""
-        )
-        rows.append(
-            [f"**{name}**" if name == metrics.get("metric") else name, f"{value:.4f}", low_high]
-        )
-    return head + table(["metric", "value", "95 % interval"], rows)
-
-
-def final_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Which model the metrics belong to, where the served model was trained on all events."""
-    final = (metrics.get("data") or {}).get("final")
-    if not final:
-        return []
-    epochs = final["epochs"]
-    how = (
-        f"trained for {epochs} epochs{'' if final['start'] == 'anew' else ' more'}"
-        if epochs
-        else "fitted"
-    )
-    return [
-        "The metrics belong to a model that has not seen the test split. The served model was then"
-        f" {how} on all {final['events']:,} events, including test, with the same hyperparameters;"
-        " no choice was made on it. The bundle also holds the measured model, and the champion"
-        " gate compares that one."
-    ]
-
-
-def _baselines(metrics: Mapping[str, Any]) -> list[str]:
-    metric = metrics.get("metric", "")
-    against = (metrics.get("comparison") or {}).get("against") or {}
-    rows = [
-        [
-            name,
-            f"{metrics['baselines'][name][metric]:.4f}",
-            f"{entry['difference']:+.4f}",
-            f"{entry['low']:+.4f} … {entry['high']:+.4f}",
-        ]
-        for name, entry in against.items()
-    ]
-    return (
-        table(["baseline", metric, "the model's difference", "95 % interval"], rows) if rows else []
-    )
-
-
-def _segments(metrics: Mapping[str, Any]) -> list[str]:
-    metric = metrics.get("metric", "")
-    rows = [
-        [
-            f"{group}: {segment_name(label)}",
-            f"{entry['queries']:,}",
-            f"{entry['model'][metric]:.4f}",
-            (
-                f"{entry['interval'][0]:.4f} … {entry['interval'][1]:.4f}"
-                if "interval" in entry
-                else ""
-            ),
-        ]
-        for group, labels in (metrics.get("segments") or {}).items()
-        for label, entry in labels.items()
-    ]
-    return table(["segment", "users", metric, "95 % interval"], rows) if rows else []
-
-
-def _signals(metrics: Mapping[str, Any]) -> list[str]:
-    """The signal certificate: quality by combination of signals in a query."""
-    rows = [
-        [
-            entry["label"],
-            f"{entry['queries']:,}",
-            f"{entry['value']:.4f}",
-            f"{entry['interval'][0]:.4f} … {entry['interval'][1]:.4f}",
-            f"{entry['best_baseline']} {entry['baseline']:.4f}" if entry["best_baseline"] else "",
-            f"{entry['low']:+.4f} … {entry['high']:+.4f}" if entry["best_baseline"] else "",
-        ]
-        for entry in metrics.get("signals") or []
-    ]
-    head = [
-        "signals",
-        "queries",
-        metrics.get("metric", ""),
-        "95 % interval",
-        "best baseline for them",
-        "difference",
-    ]
-    return table(head, rows) if rows else []
-
-
-def _members(metrics: Mapping[str, Any]) -> list[str]:
-    """Every member alone, the model without it, both on test, and the outcome for the member."""
-    members = metrics.get("members") or {}
-    rows = [
-        [name, *(_figure(entry[what]["test"]) for what in ("alone", "without")), entry["why"]]
-        for name, entry in (members.get("each") or {}).items()
-    ]
-    if not rows:
-        return []
-    metric = members["metric"]
-    said = single_line(members)
-    return [*([plain_line(sentence(said)), ""] if said else [])] + table(
-        ["member", f"{metric} alone", f"{metric} without it", "outcome"], rows
-    )
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _granularities(metrics: Mapping[str, Any]) -> list[str]:
-    without = f"{metrics.get('metric', '')}_without"
-    rows = [
-        [name, f"{entry['weight']:.4f}", f"{entry[without]:.4f}" if without in entry else ""]
-        for name, entry in (metrics.get("granularities") or {}).items()
-    ]
-    return (
-        table(["granularity", "mean weight λ", f"{metrics.get('metric', '')} without it"], rows)
-        if rows
-        else []
-    )
-
-
 def _private(private: Mapping[str, Any] | None) -> list[str]:
     """What the privacy guarantee ε covers, and what it does not cover."""
     if private is None:
@@ -425,18 +271,3 @@ def _limits(manifest: Manifest, metrics: Mapping[str, Any]) -> list[str]:
             "- All test users were known in training: quality for new users is not measured here."
         )
     return found
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table.
-
-    >>> table(["a", "b"], [["1", "2"]])
-    ['| a | b |', '|---|---|', '| 1 | 2 |']
-    """
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return lines + [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
-
-
-def _cell(text: str) -> str:
-    """A table cell on one line, with vertical bars escaped."""
-    return " ".join(text.split()).replace("|", "\\|")

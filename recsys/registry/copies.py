@@ -22,7 +22,7 @@ import pyarrow.fs
 
 from recsys.bundle.checksums import DESCRIPTION
 from recsys.config.redaction import MARK
-from recsys.registry.tracking import client
+from recsys.registry.mlflow_client import client
 from recsys.storage.filesystems import filesystem_of
 from recsys.storage.uris import is_remote, within, without_query
 
@@ -44,9 +44,9 @@ class Copy:
     host: str  # machine
 
     @classmethod
-    def here(cls, kind: Kind, place: str | Path, host: str = "") -> Copy:
+    def here(cls, kind: Kind, path: str | Path, host: str = "") -> Copy:
         """A copy on this machine, or on ``host``."""
-        return cls(kind, os.path.abspath(os.path.expanduser(place)), host or socket.gethostname())
+        return cls(kind, os.path.abspath(os.path.expanduser(path)), host or socket.gethostname())
 
     @property
     def key(self) -> str:
@@ -82,14 +82,14 @@ class Owner:
             stream.write(text.encode())
 
 
-def remember(copies: Iterable[Copy], asked: str | Path, tracking_uri: str) -> bool:
+def remember(copies: Iterable[Copy], model_uri: str | Path, tracking_uri: str) -> bool:
     """Record copies with the model that they were made of.
 
     Parameters
     ----------
     copies : Iterable[Copy]
         The new copies.
-    asked : str | Path
+    model_uri : str | Path
         The model as the user gave it: a folder, the URI of a folder, or ``models:/…``.
     tracking_uri : str
         URI of MLflow, for registered models.
@@ -100,7 +100,7 @@ def remember(copies: Iterable[Copy], asked: str | Path, tracking_uri: str) -> bo
         False where a copy could not be recorded; the user must then name it to `recsys forget`.
     """
     try:
-        owner = owner_of(str(asked), tracking_uri)
+        owner = owner_of(str(model_uri), tracking_uri)
         for copy in copies:
             if owner is None:
                 return False
@@ -110,24 +110,24 @@ def remember(copies: Iterable[Copy], asked: str | Path, tracking_uri: str) -> bo
     return True
 
 
-def owner_of(asked: str, tracking_uri: str) -> Owner | None:
+def owner_of(model_uri: str, tracking_uri: str) -> Owner | None:
     """The owner of a model, found from its path or URI; None where it is unknown."""
-    if asked.startswith("models:"):
+    if model_uri.startswith("models:"):
         return Owner(
-            name=asked.removeprefix("models:").lstrip("/").partition("@")[0].partition("/")[0],
+            name=model_uri.removeprefix("models:").lstrip("/").partition("@")[0].partition("/")[0],
             tracking=tracking_uri,
         )
-    if is_remote(asked):
-        places = [asked, _parent(asked)]
-        return next((Owner(run=place) for place in places if _has(within(place, _RUN_FILE))), None)
-    folder = Path(asked).absolute()
-    for place in (folder, folder.parent):
-        if (place / _RUN_FILE).is_file() and (place / "bundle" / DESCRIPTION).is_file():
-            return Owner(run=str(place))
-    for place in (folder, *folder.parents[:_DEEPEST]):
+    if is_remote(model_uri):
+        uris = [model_uri, _parent(model_uri)]
+        return next((Owner(run=uri) for uri in uris if _has(within(uri, _RUN_FILE))), None)
+    folder = Path(model_uri).absolute()
+    for parent in (folder, folder.parent):
+        if (parent / _RUN_FILE).is_file() and (parent / "bundle" / DESCRIPTION).is_file():
+            return Owner(run=str(parent))
+    for parent in (folder, *folder.parents[:_DEEPEST]):
         for name in (ORIGIN, PULLED):
-            if (place / name).is_file():
-                return _noted(place / name)
+            if (parent / name).is_file():
+                return _noted(parent / name)
     return None
 
 
@@ -137,12 +137,12 @@ def _noted(path: Path) -> Owner | None:
     return owner if MARK not in owner.tracking and (owner.run or owner.tracking) else None
 
 
-def _parent(place: str) -> str:
-    return without_query(place).rpartition("/")[0]
+def _parent(uri: str) -> str:
+    return without_query(uri).rpartition("/")[0]
 
 
-def _has(place: str) -> bool:
-    filesystem, inner = filesystem_of(place)
+def _has(uri: str) -> bool:
+    filesystem, inner = filesystem_of(uri)
     return bool(filesystem.get_file_info(inner).type == pyarrow.fs.FileType.File)
 
 

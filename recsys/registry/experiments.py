@@ -62,14 +62,14 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
             " use another tracking.experiment for the new location"
         )
     if beside is not None and not settings.artifacts:
-        _check_not_moved(name, local_place(str(found.artifact_location)), beside)
+        _check_not_moved(name, local_path(str(found.artifact_location)), beside)
     return str(found.experiment_id)
 
 
-def local_place(location: str) -> Path | None:
+def local_path(location: str) -> Path | None:
     """The folder of a ``file:`` URI or path; None for other locations.
 
-    >>> str(local_place("file:///a%20b/c")), local_place("s3://bucket/key")
+    >>> str(local_path("file:///a%20b/c")), local_path("s3://bucket/key")
     ('/a b/c', None)
     """
     if location.startswith("file:"):
@@ -77,15 +77,15 @@ def local_place(location: str) -> Path | None:
     return None if ":/" in location else Path(location)
 
 
-def _check_not_moved(name: str, place: Path | None, beside: Path) -> None:
+def _check_not_moved(name: str, recorded: Path | None, beside: Path) -> None:
     """Raise where a store was moved with its artefacts: MLflow stores the old absolute path of the
     artefacts.
     """
-    if place is None or place == beside or place.exists() or not beside.exists():
+    if recorded is None or recorded == beside or recorded.exists() or not beside.exists():
         return
     raise ConfigError(
         f"tracking.experiment {name!r}: MLflow's store was moved; it looks for its artefacts at"
-        f" {place}, which does not exist, but they are at {beside} now. Move them back, create a"
-        f" symbolic link (mkdir -p {place.parent} && ln -s {beside} {place}), or give another"
+        f" {recorded}, which does not exist, but they are at {beside} now. Move them back, create a"
+        f" symbolic link (mkdir -p {recorded.parent} && ln -s {beside} {recorded}), or give another"
         " tracking.experiment"
     )

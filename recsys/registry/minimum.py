@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recsys.config import Config
-from recsys.registry.tracking import mlflow_name
+from recsys.registry.logged_values import mlflow_name
 from recsys.report.first_screen import best_baseline
 
 EVENTS_TAG: Final = "dataset.events"
@@ -135,7 +135,7 @@ def newest_versions(client: Any, name: str, most: int) -> list[Any]:
 def _candidate(version: Any, aliases: list[str], metric: str) -> dict[str, Any]:
     tags = version.tags
     value = tags.get(mlflow_name(f"metric.{metric}"))
-    asked = tags.get(MINIMUM_TAG, "")
+    outcome = tags.get(MINIMUM_TAG, "")
     return {
         "version": str(version.version),
         "run_id": str(version.run_id or ""),
@@ -144,8 +144,8 @@ def _candidate(version: Any, aliases: list[str], metric: str) -> dict[str, Any]:
         "metric": None if value is None else float(value),
         "dataset": tags.get("dataset.content_hash", "")[:12],
         "events": int(tags.get(EVENTS_TAG, "0")) or None,
-        "is_candidate": asked != BELOW,
-        "why": tags.get(WHY_TAG, "") if asked else _UNASKED,
+        "is_candidate": outcome != BELOW,
+        "why": tags.get(WHY_TAG, "") if outcome else _UNASKED,
         "decision": tags.get("promotion.decision", ""),
     }
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from recsys.config import RegistryConfig
 from recsys.registry.aliases import CHAMPION, PREVIOUS
-from recsys.registry.card import plain_line, short_card, shown_as_text, table, use_of
-from recsys.registry.tracking import numbers
+from recsys.registry.card import short_card, use_of
+from recsys.registry.logged_values import numbers
+from recsys.registry.markdown import plain_line, shown_as_text, table
 
 if TYPE_CHECKING:
     from recsys.bundle.files import Bundle

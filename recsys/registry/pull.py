@@ -16,8 +16,8 @@ from recsys.config import redact
 from recsys.errors import ArtifactError
 from recsys.registry.copies import PULLED
 from recsys.registry.digest import check_version, unreadable
-from recsys.registry.register import active, bundle_in, pinned
-from recsys.registry.tracking import client
+from recsys.registry.mlflow_client import active_uris, client
+from recsys.registry.resolve import bundle_in, pinned
 from recsys.serving.bundles import read_bundle
 
 
@@ -66,7 +66,7 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
     target = Path(folder).absolute()
     with writing_aside(target, f"artifacts/*/{DESCRIPTION}") as aside:
         try:
-            with active(tracking_uri):
+            with active_uris(tracking_uri):
                 download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(aside))
         except (MlflowException, OSError) as error:
             raise unreadable(uri, version, error) from None
@@ -75,26 +75,30 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
         for compiled in [*aside.rglob("__pycache__")]:
             # not covered by the digest, and Python would run it instead of the source
             shutil.rmtree(compiled)
-        place = bundle_in(aside, uri)
-        bundle = read_bundle(place)
+        bundle_folder = bundle_in(aside, uri)
+        bundle = read_bundle(bundle_folder)
         for file, entry in bundle.info.files.items():
-            check_file(place, file, entry)
+            check_file(bundle_folder, file, entry)
         if not (aside / "MLmodel").is_file():
             raise ArtifactError(
                 f"{uri} is not an MLflow model (MLmodel is missing); register it with `recsys"
                 " register`"
             )
         aliases = tuple(sorted(registry.get_model_version(name, version).aliases))
-        origin = {
-            "asked": uri,
-            "name": name,
-            "version": version,
-            "aliases": list(aliases),
-            "tracking": redact(tracking_uri),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        (aside / PULLED).write_text(
-            json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        inside = place.relative_to(aside)
-    return Pulled(target, target / inside, name, version, aliases, bundle.info, note)
+        inside = bundle_folder.relative_to(aside)
+        pulled = Pulled(target, target / inside, name, version, aliases, bundle.info, note)
+        _write_origin(aside / PULLED, pulled, uri, tracking_uri)
+    return pulled
+
+
+def _write_origin(file: Path, pulled: Pulled, uri: str, tracking_uri: str) -> None:
+    """Note next to the model where it comes from."""
+    origin = {
+        "asked": uri,
+        "name": pulled.name,
+        "version": pulled.version,
+        "aliases": list(pulled.aliases),
+        "tracking": redact(tracking_uri),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    file.write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

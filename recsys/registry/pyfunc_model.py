@@ -20,16 +20,8 @@ from recsys.bundle.checksums import check_description
 from recsys.errors import RequestError, choices
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import (
-    SIMILAR_TO,
-    SUBJECTS,
-    Request,
-    SimilarRequest,
-    filled,
-    one_of,
-    parse_any,
-    rows_of_columns,
-)
+from recsys.serving.request_parsing import filled, one_of, parse_any, rows_of_columns
+from recsys.serving.requests import SIMILAR_TO, SUBJECTS, Request, SimilarRequest
 
 BUNDLE = "bundle"  # name of the MLflow artifact
 BUNDLE_SHA256 = (  # key of the model's configuration: the checksum of the bundle's description

@@ -10,13 +10,10 @@ path.
 from __future__ import annotations
 
 import json
-import logging
-import math
 import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -24,12 +21,12 @@ from typing import Any, Final
 
 from recsys import __version__
 from recsys.config import Config, dump_config, redact
-from recsys.config.redaction import MARK
 from recsys.data.manifest import Manifest
 from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
 from recsys.registry.experiments import experiment_id
+from recsys.registry.logged_values import mlflow_name, numbers, set_parameters
+from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path, tracking_uri
 from recsys.registry.run_tags import CHANGED_TAG, COMMIT_TAG, origin_tags, working_commit
-from recsys.registry.store import ready
 from recsys.storage.filesystems import check_writable, require_s3_client
 from recsys.storage.uris import is_remote
 
@@ -40,16 +37,6 @@ _MAX_PARAMS: Final = 100  # per call, MLflow's limit
 _MAX_METRICS: Final = 1000
 _MAX_VALUE: Final = 6000
 _MAX_DIGEST: Final = 36
-_QUIET: Final = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-# always logged
-_ALWAYS: Final = ("run.dir", "seed", "train.metric", "train.epochs", "train.lr", "train.batch_size")
-_LOCKED: Final = re.compile(r"database( table)? is locked")
-_STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
 class Tracker:
@@ -283,7 +270,7 @@ class Tracker:
             self.commit = run.data.tags[COMMIT_TAG], run.data.tags.get(CHANGED_TAG) == "true"
         self._check_artifacts(str(run.info.artifact_uri))
 
-    def _check_artifacts(self, place: str) -> None:
+    def _check_artifacts(self, uri: str) -> None:
         """Check now what would otherwise fail after the training, where MLflow waits minutes per
         artefact.
 
@@ -292,11 +279,11 @@ class Tracker:
         StorageError
             The location is not writable, or boto3 is missing.
         """
-        if place.startswith(("s3://", "gs://")):
+        if uri.startswith(("s3://", "gs://")):
             try:
-                if place.startswith("s3://"):
-                    require_s3_client(place)
-                check_writable(place)
+                if uri.startswith("s3://"):
+                    require_s3_client(uri)
+                check_writable(uri)
             except StorageError:
                 self._client.set_terminated(self.run_id, "FAILED")
                 raise
@@ -341,121 +328,6 @@ def run_of_folder(config: Config, folder: Path | None = None) -> str:
         return ""
 
 
-def tracking_uri(config: Config) -> str:
-    """The absolute tracking URI; by default a SQLite file next to the run folder.
-
-    Raises
-    ------
-    ConfigError
-        The URI is a plain folder, which MLflow no longer supports, or of an unknown kind, or its
-        credentials were redacted.
-    """
-    uri = config.tracking.uri
-    if MARK in uri:
-        raise ConfigError(
-            f"tracking.uri: {uri} lacks its user and password or another secret, because secrets"
-            " are never stored; give the complete URI with --tracking.uri, or as an environment"
-            " variable $VARIABLE"
-        )
-    if not uri:
-        if is_remote(config.run.dir):
-            raise ConfigError(
-                f"run.dir: {config.run.dir} is remote, where MLflow cannot use a SQLite store; set"
-                " tracking.uri, or tracking.enabled false"
-            )
-        uri = f"sqlite:///{Path(config.run.dir).absolute().parent / 'mlflow.db'}"
-    scheme = uri.split(":", 1)[0].split("+", 1)[0]
-    if scheme not in _STORES or (":" not in uri and scheme != "databricks"):
-        raise ConfigError(
-            f"tracking.uri: got {redact(uri)!r}, expected sqlite:///FILE.db, http://HOST:PORT or a"
-            f" database URI ({', '.join(_STORES)}); MLflow no longer stores runs in plain folders"
-        )
-    path = sqlite_path(uri)
-    return f"sqlite:///{path}" if path is not None else uri
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of a SQLite URI's file; None for other stores."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
-
-
-def client(uri: str, writes: bool = False) -> Any:
-    """A quiet ``MlflowClient`` for tracking and registry at ``uri``; all code opens a store with
-    it.
-
-    Why: a SQLite store must be created, upgraded and checked first, see
-    :mod:`recsys.registry.store`.
-
-    Raises
-    ------
-    ConfigError
-        As in :func:`recsys.registry.store.ready`.
-    ArtifactError
-        As in :func:`recsys.registry.store.ready`.
-    Unavailable
-        As in :func:`recsys.registry.store.ready`.
-    """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    # it logs a traceback of errors that it raises
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-    for path in {sqlite_path(uri): None, sqlite_path(registry_uri): None}:
-        if path is not None:
-            ready(path, writes)
-    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
-
-
-def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numbers of a nested mapping by dotted path.
-
-    >>> numbers({"model": {"ndcg@20": 0.5, "note": "x"}, "bad": float("nan")})
-    {'model.ndcg@20': 0.5}
-    """
-    found: dict[str, float] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{key}.")
-        elif (
-            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        ):
-            found[f"{prefix}{key}"] = float(value)
-    return found
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted path; lists stay whole.
-
-    >>> flatten({"train": {"lr": 0.1, "loss": {"kind": "auto"}}, "seed": 1})
-    {'train.lr': 0.1, 'train.loss.kind': 'auto', 'seed': 1}
-    """
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flatten(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def set_parameters(config: Config) -> dict[str, Any]:
-    """The settings that differ from their defaults, and a few that every comparison of runs needs.
-
-    Why not all: the few settings in which two runs differ would be lost among hundreds. The whole
-    configuration is the artefact ``config.yaml``.
-    """
-    every = flatten(config.model_dump(mode="json"))
-    differing = flatten(config.model_dump(mode="json", exclude_defaults=True))
-    named = {key: value for key, value in differing.items() if value != {}}
-    return {**{key: every[key] for key in _ALWAYS if key in every}, **named}
-
-
 def _system_monitor(run_id: str, uri: str) -> Any:
     """Start MLflow's monitor of CPU, memory, disk, network and GPU.
 
@@ -475,55 +347,5 @@ def _system_monitor(run_id: str, uri: str) -> Any:
     return monitor
 
 
-def mlflow_name(key: str) -> str:
-    """A key as a valid name in MLflow.
-
-    >>> mlflow_name("model.ndcg@20")
-    'model.ndcg_at_20'
-    """
-    return re.sub(r"[^\w\-./ ]", "_", key.replace("@", "_at_"))[:250]
-
-
-def outage(error: BaseException) -> str | None:
-    """The message of an MLflow server or SQLite store that stopped answering; None for any other
-    error.
-    """
-    text, package = str(error), type(error).__module__.split(".")[0]
-    if package in ("mlflow", "sqlalchemy", "sqlite3") and _LOCKED.search(text):
-        return (
-            "MLflow's SQLite store is locked by another process, which did not release it in time;"
-            " wait for that process, or stop it, and continue with the same command and --resume"
-        )
-    if package != "mlflow" or "API request to" not in text:
-        return None
-    return (
-        f"the tracking server no longer answers ({redact(first_line(error))[:300]}); start it, and"
-        " continue with the same command and --resume"
-    )
-
-
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-@contextmanager
-def short_timeouts(retries: int = 0) -> Iterator[None]:
-    """Give up on an MLflow server after seconds within a block; by default MLflow retries for
-    minutes.
-    """
-    with _environment(
-        {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    ):
-        yield
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables within a block, unless the user has set them."""
-    new = {key: value for key, value in values.items() if key not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for key in new:
-            os.environ.pop(key, None)

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.bundle.description import USERS
-from recsys.registry.experiments import local_place
-from recsys.registry.tracking import client
+from recsys.registry.experiments import local_path
+from recsys.registry.mlflow_client import client
 from recsys.storage.mirror import temporary_folder
 
 _KEPT_TAGS: Final = "promotion."
@@ -65,12 +65,12 @@ class Store:
                     for alias, number in model.aliases.items()
                     if str(number) == str(one.version)
                 )
-                model_id, place = self._place(
+                model_id, uri = self._uri_of(
                     str(one.source), str(getattr(one, "model_id", "") or "")
                 )
-                here = local_place(place) if place else None
+                here = local_path(uri) if uri else None
                 folder = here if here is not None and here.is_dir() else None
-                copy = self._copy(place) if place and here is None else None
+                copy = self._copy(uri) if uri and here is None else None
                 yield Version(
                     model.name,
                     str(one.version),
@@ -81,7 +81,7 @@ class Store:
                     copy,
                 )
 
-    def _copy(self, place: str) -> Path | None:
+    def _copy(self, uri: str) -> Path | None:
         """A temporary copy of files that are not on this machine; removed with this process."""
         from mlflow.artifacts import download_artifacts
 
@@ -89,11 +89,11 @@ class Store:
             Exception
         ):  # the server or the files may be gone; the proof of deletion lists what is elsewhere
             return Path(
-                download_artifacts(place, dst_path=str(temporary_folder()), tracking_uri=self.uri)
+                download_artifacts(uri, dst_path=str(temporary_folder()), tracking_uri=self.uri)
             )
         return None
 
-    def _place(self, source: str, model_id: str) -> tuple[str, str]:
+    def _uri_of(self, source: str, model_id: str) -> tuple[str, str]:
         """The logged model of a version and the location of its files; empty where they are
         unknown.
         """
@@ -146,18 +146,18 @@ class Store:
             ):  # its files are deleted; a record that remains in the store does no harm
                 self._client.delete_logged_model(version.model_id)
 
-    def places(self) -> list[Path]:
+    def artefact_folders(self) -> list[Path]:
         """The folders on this machine in which experiments store artefacts."""
         from mlflow.entities import ViewType
 
         found = []
         for experiment in _all_pages(self._client.search_experiments, view_type=ViewType.ALL):
-            place = local_place(str(experiment.artifact_location))
-            if place is not None and place.is_dir() and place not in found:
-                found.append(place)
+            folder = local_path(str(experiment.artifact_location))
+            if folder is not None and folder.is_dir() and folder not in found:
+                found.append(folder)
         return found
 
-    def remote_places(self) -> list[str]:
+    def remote_artefacts(self) -> list[str]:
         """The locations of artefacts of experiments that this machine cannot open as files."""
         from mlflow.entities import ViewType
 
@@ -165,7 +165,7 @@ class Store:
             str(experiment.artifact_location)
             for experiment in _all_pages(self._client.search_experiments, view_type=ViewType.ALL)
         }
-        return sorted(place for place in found if local_place(place) is None)
+        return sorted(uri for uri in found if local_path(uri) is None)
 
 
 def holds_users(version_folder: Path, users: pa.Array) -> bool:

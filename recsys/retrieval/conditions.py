@@ -38,7 +38,7 @@ OPERATORS: Final = {
 BOUNDS: Final = ("lt", "le", "gt", "ge")
 MAX_CONDITIONS: Final = 50
 MAX_VALUES: Final = 10_000
-_OF_LISTS: Final = ("in", "not_in", "all")
+OF_LISTS: Final = ("in", "not_in", "all")
 _ALIASES: Final = {"eq": "in", "ne": "not_in"}
 
 Value = str | int | float | bool
@@ -105,7 +105,7 @@ def _conditions(name: str, given: Any) -> Iterator[Condition]:
             if not isinstance(operand, bool):
                 raise ValueError(f"{where}: expected true or false, got {_short(operand)}")
             values: tuple[Value, ...] = (operand,)
-        elif operator in _OF_LISTS or (operator == "under" and isinstance(operand, (list, tuple))):
+        elif operator in OF_LISTS or (operator == "under" and isinstance(operand, (list, tuple))):
             if not isinstance(operand, (list, tuple)):
                 raise ValueError(f"{where}: expected a list of values, got {_short(operand)}")
             values = _values(operand, where)

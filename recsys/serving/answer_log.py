@@ -26,7 +26,8 @@ from uuid import uuid4
 
 from recsys.errors import ConfigError, DataError, RequestError, SourceError
 from recsys.serving.experiment_split import Side
-from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.storage.beside import atomic_write
 
 PREFIX: Final = "answers-"
@@ -223,7 +224,7 @@ class Logged:
     request: Request
 
 
-def read_logs(places: Sequence[str]) -> tuple[list[Logged], int]:
+def read_logs(paths: Sequence[str]) -> tuple[list[Logged], int]:
     """The answers of log files in order of time, and the number of incomplete lines.
 
     The last line of a file is incomplete where the server was killed while it wrote that line;
@@ -238,7 +239,7 @@ def read_logs(places: Sequence[str]) -> tuple[list[Logged], int]:
     """
     found: dict[str, Logged] = {}
     num_cut = 0
-    for path in _files(places):
+    for path in _files(paths):
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -251,28 +252,28 @@ def read_logs(places: Sequence[str]) -> tuple[list[Logged], int]:
                 found[logged.answer_id] = logged
     if not found:
         raise DataError(
-            f"compare.logs: {', '.join(places)}: the log has no answers; start `recsys serve` with"
+            f"compare.logs: {', '.join(paths)}: the log has no answers; start `recsys serve` with"
             " serve.log"
         )
     return sorted(found.values(), key=lambda one: (one.time, one.answer_id)), num_cut
 
 
-def _files(places: Sequence[str]) -> list[Path]:
+def _files(paths: Sequence[str]) -> list[Path]:
     """The log files of a list of files, folders and glob patterns."""
     found: list[Path] = []
-    for place in places:
-        path = Path(place)
+    for given in paths:
+        path = Path(given)
         if path.is_dir():
             mine = sorted(path.glob(f"{PREFIX}*.jsonl"))
             if not mine:
                 raise SourceError(
-                    f"compare.logs: {place} has no {PREFIX}*.jsonl; give the folder of serve.log"
+                    f"compare.logs: {given} has no {PREFIX}*.jsonl; give the folder of serve.log"
                 )
         else:
-            mine = [path] if path.is_file() else [Path(one) for one in sorted(glob.glob(place))]
+            mine = [path] if path.is_file() else [Path(one) for one in sorted(glob.glob(given))]
             if not mine:
                 raise SourceError(
-                    f"compare.logs: {place} does not exist; give files, folders or globs of"
+                    f"compare.logs: {given} does not exist; give files, folders or globs of"
                     " serve.log"
                 )
         found += mine

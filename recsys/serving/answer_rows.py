@@ -18,8 +18,9 @@ import pyarrow as pa
 from recsys.bundle.files import Bundle
 from recsys.errors import RequestError
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_requests
-from recsys.serving.standings import BOOST
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_scores import BOOST
+from recsys.serving.requests import Answer
 
 
 def output_schema(
@@ -56,10 +57,10 @@ class BatchRecommender:
     recommendations.
     """
 
-    def __init__(self, recommender: Recommender, asked: Defaults) -> None:
-        self.recommender, self.asked = recommender, asked
-        self.recommender.catalogue.set_stock(asked.out_of_stock)
-        self.at = self.recommender.newest if asked.at is None else asked.at
+    def __init__(self, recommender: Recommender, defaults: Defaults) -> None:
+        self.recommender, self.defaults = recommender, defaults
+        self.recommender.catalogue.set_stock(defaults.out_of_stock)
+        self.at = self.recommender.newest if defaults.at is None else defaults.at
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows for a table with ``user_id`` and, where requests are given, the
@@ -67,20 +68,25 @@ class BatchRecommender:
         """
         if "request" in batch.column_names:
             return self.rows([json.loads(text) for text in batch.column("request").to_pylist()])
-        asked = self.asked
-        if not (asked.rules or asked.out_of_stock):
+        defaults = self.defaults
+        if not (defaults.rules or defaults.out_of_stock):
             users = batch.column("user_id").combine_chunks()
-            return user_table(self.recommender, users, asked.k, asked.exclude_seen, self.at)
+            return user_table(self.recommender, users, defaults.k, defaults.exclude_seen, self.at)
         return self.rows([{"user_id": user} for user in batch.column("user_id").to_pylist()])
 
     def rows(self, requests: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Rows for requests; a request without ``user_id`` gets its position ("0", "1", …) as its
         id.
         """
-        asked, at = self.asked, datetime.fromtimestamp(self.at, UTC)
-        defaults = {"k": asked.k, "exclude_seen": asked.exclude_seen, "at": at, **asked.rules}
+        defaults, at = self.defaults, datetime.fromtimestamp(self.at, UTC)
+        fields = {
+            "k": defaults.k,
+            "exclude_seen": defaults.exclude_seen,
+            "at": at,
+            **defaults.rules,
+        }
         answers = self.recommender.recommend(
-            parse_requests([{**defaults, **request} for request in requests])
+            parse_requests([{**fields, **request} for request in requests])
         )
         named = [
             replace(answer, user_id=answer.user_id or str(n)) for n, answer in enumerate(answers)
@@ -111,14 +117,14 @@ def user_table(
         Time of the requests in seconds since the epoch; None: the time of the newest event.
     """
     found = recommender.recommend_users(user_ids.to_pylist(), k, exclude_seen, at)
-    rows_X, places_X = np.nonzero(found.items_BR >= 0)
+    rows_X, ranks_X = np.nonzero(found.items_BR >= 0)
     of_model_X = found.of_model_B[rows_X]
-    shares_KX = found.shares_BKR[rows_X, :, places_X].astype(np.float32).T
+    shares_KX = found.shares_BKR[rows_X, :, ranks_X].astype(np.float32).T
     columns = {
         "user_id": user_ids.take(pa.array(rows_X)),
-        "rank": pa.array((places_X + 1).astype(np.int32)),
-        "item_id": recommender.item_names.take(pa.array(found.items_BR[rows_X, places_X])),
-        "score": pa.array(found.scores_BR[rows_X, places_X]),
+        "rank": pa.array((ranks_X + 1).astype(np.int32)),
+        "item_id": recommender.item_names.take(pa.array(found.items_BR[rows_X, ranks_X])),
+        "score": pa.array(found.scores_BR[rows_X, ranks_X]),
         **{
             f"share_{name}": pa.array(share_X, mask=~of_model_X)
             for name, share_X in zip(recommender.speaking, shares_KX, strict=True)
@@ -165,9 +171,9 @@ def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.
         ]
     if explained:
         columns["explanation"] = [
-            None if said is None else json.dumps(said, ensure_ascii=False)
+            None if explanation is None else json.dumps(explanation, ensure_ascii=False)
             for answer, n in zip(answers, lengths, strict=True)
-            for said in _or_none(answer.explanations, n)
+            for explanation in _or_none(answer.explanations, n)
         ]
     columns["source"] = [answer.source for answer in answers for _ in answer.item_ids]
     schema = output_schema(granularities, boosted, explained)
@@ -224,9 +230,9 @@ def named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
     if bad is not None:
         raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
     _check_once(users)
-    places = {user: row for row, user in enumerate(bundle.user_ids)}
+    rows = {user: row for row, user in enumerate(bundle.user_ids)}
     # stable: keeps the order of unknown users
-    ordered = sorted(users, key=lambda user: places.get(user, len(places)))
+    ordered = sorted(users, key=lambda user: rows.get(user, len(rows)))
     return pa.table({"user_id": pa.array(ordered, pa.string())})
 
 

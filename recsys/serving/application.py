@@ -19,11 +19,12 @@ from ray.serve.config import DeploymentActorConfig
 
 from recsys.config import ServeConfig
 from recsys.serving.access import Tokens, tokens_of
-from recsys.serving.deployment import DESK, MORE_ONGOING, Replicas, recommender
+from recsys.serving.deployment import MORE_ONGOING, Replicas, recommender
 from recsys.serving.front import Front, limits_of
+from recsys.serving.replica import MODEL_HOLDER
 
 FRONT: Final = "front"
-_DESK_CPUS: Final = 0.5
+_HOLDER_CPUS: Final = 0.5
 _FIRST_S: Final = 5.0  # that the front waits for the first replica before it takes calls
 
 
@@ -51,7 +52,7 @@ class FrontDeployment:
         return self._front
 
 
-def application(settings: ServeConfig, desk_class: Any, *desk_arguments: Any) -> Any:
+def application(settings: ServeConfig, holder_class: Any, *holder_arguments: Any) -> Any:
     """The front and the replicas, bound into one Serve application.
 
     Serve's configuration may change every option of the deployments ``front`` and ``recommender``.
@@ -60,18 +61,18 @@ def application(settings: ServeConfig, desk_class: Any, *desk_arguments: Any) ->
     ----------
     settings : ServeConfig
         The section ``serve`` of the configuration.
-    desk_class : Any
+    holder_class : Any
         Class of the model holder; its actor loads and follows the models.
-    *desk_arguments : Any
+    *holder_arguments : Any
         Arguments of that class.
     """
-    desk = DeploymentActorConfig(
-        name=DESK,
-        actor_class=desk_class,
-        init_args=desk_arguments,
-        actor_options={"num_cpus": _DESK_CPUS},
+    holder = DeploymentActorConfig(
+        name=MODEL_HOLDER,
+        actor_class=holder_class,
+        init_args=holder_arguments,
+        actor_options={"num_cpus": _HOLDER_CPUS},
     )
-    answering = recommender(settings).options(deployment_actors=[desk])
+    answering = recommender(settings).options(deployment_actors=[holder])
     limits = limits_of(settings, Tokens())[0]
     entrance: Any = serve.deployment(
         FrontDeployment,

@@ -105,8 +105,8 @@ def attributed(
     shown: dict[tuple[str, str], list[tuple[float, int, int]]] = {}
     for number, one in enumerate(logged):
         if one.user_id is not None:
-            for place, item in enumerate(one.item_ids):
-                shown.setdefault((one.user_id, item), []).append((one.time, number, place))
+            for rank, item in enumerate(one.item_ids):
+                shown.setdefault((one.user_id, item), []).append((one.time, number, rank))
     num_lost = 0
     rows = zip(
         events.users,

@@ -39,7 +39,8 @@ from recsys.serving.answer_rows import (
 )
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import MAX_K, parse_rules, rules_of
+from recsys.serving.request_parsing import parse_rules, rules_of
+from recsys.serving.requests import MAX_K
 
 _BATCHES_HERE: Final = (
     16  # answered in this process: that takes less time than actors take to start
@@ -118,26 +119,40 @@ def recommend_all(
     started = time.perf_counter()
     if not 1 <= k <= MAX_K:
         raise RequestError(f"recommend.k: got {k}, expected 1 … {MAX_K}")
-    asked = Defaults(
+    defaults = Defaults(
         k, exclude_seen, at, parse_rules(rules or {}, "recommend.rules"), tuple(out_of_stock)
     )
     bundle = read_bundle(bundle_folder)
     schema = output_schema(
-        bundle.model.active_names, *_boosts_and_explains([asked.rules, *(requests or ())])
+        bundle.model.active_names, *_boosts_and_explains([defaults.rules, *(requests or ())])
     )
     chosen = _selected(bundle, bundle_folder, batch_size, users, requests)
-    _check_rules(bundle, [{"k": k, **asked.rules, **dict(row)} for row in requests or [{}]])
+    _check_rules(bundle, [{"k": k, **defaults.rules, **dict(row)} for row in requests or [{}]])
     output = Path(output_parquet).absolute()
+    tables = _answer_tables(bundle, defaults, batch_size, chosen)
+    counts = _write(output, schema, tables, _num_users(bundle, users, requests))
+    return BatchSummary(output, *counts, time.perf_counter() - started)
+
+
+def _write(
+    output: Path, schema: pa.Schema, tables: Iterable[pa.Table], total: int
+) -> tuple[int, int, int]:
+    """Write the answers to a temporary file and rename it.
+
+    Returns
+    -------
+    tuple of (int, int, int)
+        The numbers of users, of rows, and of users who got the most popular items.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
-    num_users = num_fallback = num_rows = 0
+    num_users = num_rows = num_fallback = 0
     try:
-        total = _num_users(bundle, users, requests)
         with (
             pq.ParquetWriter(aside, schema, compression="zstd") as writer,
             Pace("recommending to users", total) as pace,
         ):
-            for table in _answer_tables(bundle, asked, batch_size, chosen):
+            for table in tables:
                 writer.write_table(filled_up(table, schema), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
                 num_users, num_rows = num_users + len(firsts), num_rows + len(table)
@@ -146,7 +161,7 @@ def recommend_all(
         aside.replace(output)
     finally:
         aside.unlink(missing_ok=True)
-    return BatchSummary(output, num_users, num_rows, num_fallback, time.perf_counter() - started)
+    return num_users, num_rows, num_fallback
 
 
 def is_small(
@@ -173,7 +188,7 @@ def is_small(
 def _num_users(
     bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None
 ) -> int:
-    return len(next((asked for asked in (requests, users) if asked is not None), bundle.user_ids))
+    return len(next((given for given in (requests, users) if given is not None), bundle.user_ids))
 
 
 def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -205,21 +220,21 @@ def _boosts_and_explains(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]
 class _Actor:
     """An actor of the pool."""
 
-    def __init__(self, bundle: list[Any], asked: Defaults) -> None:
+    def __init__(self, bundle: list[Any], defaults: Defaults) -> None:
         # in a list, because Ray Data resolves a bare reference itself
         held: Bundle = ray.get(bundle[0])
-        self._answering = BatchRecommender(Recommender(held), asked)
+        self._answering = BatchRecommender(Recommender(held), defaults)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._answering(batch)
 
 
 def _answer_tables(
-    bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]
+    bundle: Bundle, defaults: Defaults, batch_size: int, chosen: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
     """Tables of recommendations in the order of the users."""
     if not ray.is_initialized():
-        answering = BatchRecommender(Recommender(bundle), asked)
+        answering = BatchRecommender(Recommender(bundle), defaults)
         yield from (answering(block) for table in chosen for block in _slices(table, batch_size))
         return
     blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]
@@ -230,7 +245,7 @@ def _answer_tables(
         reference = ray.put(bundle)
         found = dataset.map_batches(
             _Actor,
-            fn_constructor_args=([reference], asked),
+            fn_constructor_args=([reference], defaults),
             batch_format="pyarrow",
             batch_size=None,  # one block is one batch
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),

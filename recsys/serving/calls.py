@@ -19,20 +19,21 @@ from typing import Any, Final, Literal
 
 from recsys.errors import choices
 from recsys.serving.json_text import read_json
-from recsys.serving.requests import (
-    AnyAnswer,
-    AnyRequest,
+from recsys.serving.request_parsing import (
     filled,
     parse_any,
     parse_requests,
     parse_similar,
     rows_of_columns,
 )
+from recsys.serving.requests import AnyAnswer, AnyRequest
 
 RECOMMEND: Final = "/recommend"
 INVOCATIONS: Final = "/invocations"
 SIMILAR: Final = "/similar"
 STOCK: Final = "/stock"
+OPENAPI: Final = "/openapi.json"
+DOCS: Final = "/docs"
 METHODS: Final = {
     RECOMMEND: "POST",
     INVOCATIONS: "POST",
@@ -42,10 +43,14 @@ METHODS: Final = {
     "/ping": "GET",  # the name of MLflow's server for /health
     "/model": "GET",
     "/metrics": "GET",
+    OPENAPI: "GET",
+    DOCS: "GET",
 }
 Form = Literal["one", "list", "predictions"]
-_FRAMES: Final = ("dataframe_records", "dataframe_split", "inputs", "instances")
-_PARAMS: Final = ("k", "exclude_seen")
+FRAMES: Final = ("dataframe_records", "dataframe_split", "inputs", "instances")
+PARAMS: Final = ("k", "exclude_seen")
+ERROR_CODES: Final = {401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
+OTHER_ERROR: Final = "BAD_REQUEST"
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,7 @@ def refusal(path: str, error: CallError) -> Reply:
     """An error reply in the format of the path."""
     if path != INVOCATIONS:
         return reply_json(error.status, {"error": str(error)}, error.headers)
-    codes = {401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
-    code = codes.get(error.status, "BAD_REQUEST")
+    code = ERROR_CODES.get(error.status, OTHER_ERROR)
     return reply_json(error.status, {"error_code": code, "message": str(error)}, error.headers)
 
 
@@ -157,18 +161,18 @@ def reply_json(status: int, content: Any, headers: tuple[tuple[str, str], ...] =
 
 def _invoked(content: Any) -> list[Any]:
     """Rows of MLflow's formats; ``params`` apply to rows that do not set them."""
-    kinds = [kind for kind in _FRAMES if isinstance(content, Mapping) and kind in content]
+    kinds = [kind for kind in FRAMES if isinstance(content, Mapping) and kind in content]
     if len(kinds) != 1:
         raise CallError(
             400,
-            f"expected an object with exactly one of {', '.join(_FRAMES)}, and optionally params",
+            f"expected an object with exactly one of {', '.join(FRAMES)}, and optionally params",
         )
     extra = set(content) - {kinds[0], "params"}
     if extra:
         raise CallError(400, f"{choices(extra)}: unknown key; expected only {kinds[0]} and params")
     params = content.get("params") or {}
-    if not isinstance(params, Mapping) or not set(params) <= {*_PARAMS}:
-        raise CallError(400, f"params: expected an object with {' and/or '.join(_PARAMS)}")
+    if not isinstance(params, Mapping) or not set(params) <= {*PARAMS}:
+        raise CallError(400, f"params: expected an object with {' and/or '.join(PARAMS)}")
     return filled(_rows(kinds[0], content[kinds[0]]), params)
 
 

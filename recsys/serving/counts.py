@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_PREFIX: Final = "recsys_"
-_HELP: Final = {
+PREFIX: Final = "recsys_"
+HELP: Final = {
     "calls_total": "calls by path and HTTP status",
     "answers_total": "requests answered, by source of the answer",
     "unlogged_answers_total": "answers that could not be written to serve.log",
@@ -67,28 +67,28 @@ def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], repli
             there = buckets.setdefault(path, [0] * len(numbers))
             buckets[path] = [a + b for a, b in zip(there, numbers, strict=True)]
     lines = []
-    for name, meaning in _HELP.items():
-        lines += [f"# HELP {_PREFIX}{name} {meaning}", f"# TYPE {_PREFIX}{name} counter"]
+    for name, meaning in HELP.items():
+        lines += [f"# HELP {PREFIX}{name} {meaning}", f"# TYPE {PREFIX}{name} counter"]
         found = sorted(
             (labels, number) for (key, labels), number in counters.items() if key == name
         )
         lines += [
-            f"{_PREFIX}{name}{_labels(dict(labels))} {number}"
+            f"{PREFIX}{name}{_labels(dict(labels))} {number}"
             for labels, number in found or [((), 0)]
         ]
-    lines += [f"# HELP {_PREFIX}call_seconds seconds from the arrival of a call to its answer"]
-    lines += [f"# TYPE {_PREFIX}call_seconds histogram"]
+    lines += [f"# HELP {PREFIX}call_seconds seconds from the arrival of a call to its answer"]
+    lines += [f"# TYPE {PREFIX}call_seconds histogram"]
     for path, numbers in sorted(buckets.items()):
         total = 0
         for bound, number in zip((*BUCKETS_S, "+Inf"), numbers, strict=True):
             total += number
             lines.append(
-                f"{_PREFIX}call_seconds_bucket{_labels({'path': path, 'le': str(bound)})} {total}"
+                f"{PREFIX}call_seconds_bucket{_labels({'path': path, 'le': str(bound)})} {total}"
             )
-        lines.append(f"{_PREFIX}call_seconds_sum{_labels({'path': path})} {seconds[path]:.6f}")
-        lines.append(f"{_PREFIX}call_seconds_count{_labels({'path': path})} {total}")
-    lines += [f"# TYPE {_PREFIX}replicas gauge", f"{_PREFIX}replicas {replicas}"]
-    lines += [f"# TYPE {_PREFIX}model_info gauge", f"{_PREFIX}model_info{_labels(model)} 1"]
+        lines.append(f"{PREFIX}call_seconds_sum{_labels({'path': path})} {seconds[path]:.6f}")
+        lines.append(f"{PREFIX}call_seconds_count{_labels({'path': path})} {total}")
+    lines += [f"# TYPE {PREFIX}replicas gauge", f"{PREFIX}replicas {replicas}"]
+    lines += [f"# TYPE {PREFIX}model_info gauge", f"{PREFIX}model_info{_labels(model)} 1"]
     return "\n".join(lines) + "\n"
 
 

@@ -1,23 +1,17 @@
 """The recommender on Ray Serve: a front process takes calls, replicas answer them, a model holder
 offers the models.
 
-Why a model holder (the actor :class:`~recsys.serving.desk.ModelHolder`) and not Serve's own update
-of a deployment: a replica loads the next model while the current one answers and switches between
-two batches, so no call waits or fails. A replica that cannot load the next model keeps the current
-one and reports the error. Models go through the object store: each is read and checked once,
-whatever machines the replicas run on.
+Models go from the holder to the replicas (:mod:`recsys.serving.replica`) through the object store:
+each is read and checked once, whatever machines the replicas run on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -32,167 +26,23 @@ from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.serving.access import Tokens
 from recsys.serving.calls import STOCK, CallError, Reply
-from recsys.serving.desk import ModelHolder
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import NOT_READY, SOON, Front, limits_of
 from recsys.serving.listener import Listener
-from recsys.serving.service import Incoming, Job, Limits, Outcome, Slices, read_ahead, service_of
-from recsys.serving.stock import Stock, StockChange
+from recsys.serving.model_holder import ModelHolder
+from recsys.serving.replica import LOOK_S, Replica
+from recsys.serving.service import Incoming, Limits, Slices, read_ahead
+from recsys.serving.stock import Stock
 
 if TYPE_CHECKING:  # imports torch, which only replicas need
     from recsys.bundle.files import Bundle
 
 APP: Final = "recsys"
-DESK: Final = "desk"  # name of the model holder where Serve starts it with the deployment
-_LOOK_S: Final = 0.5  # interval at which a replica polls the model holder
-_STOCK_S: Final = 3.0  # longest wait until every replica has a stock change
 _UNHEARD_S: Final = 15.0  # without a reply of any replica, after which the front answers 503
 _LARGE_BODY: Final = 64 << 10  # bytes; a smaller body is read by the replica in a few milliseconds
 _NICE: Final = 10  # niceness of the process that reads large bodies: small calls go first
 _LAST_BODY_S: Final = 2.0  # for a body that is still arriving when the server stops
 MORE_ONGOING: Final = 100  # status calls to a replica, in addition to calls that wait for an answer
-_LOG = logging.getLogger(__name__)
-
-
-class Replica:
-    """One process that answers calls; the front has already checked them.
-
-    Parameters
-    ----------
-    desk : Any
-        Actor handle of the model holder; None where Serve started the model holder with the
-        deployment and replaces it when it is lost.
-    limits : Limits
-        Limits of a call.
-    settings : ServeConfig
-        The section ``serve`` of the configuration.
-    """
-
-    def __init__(self, desk: Any, limits: Limits, settings: ServeConfig) -> None:
-        self._is_own_desk = desk is None
-        self._desk, self._name = desk or serve.get_deployment_actor(DESK), uuid4().hex
-        self._has_ended = False
-        self._service = service_of(settings, replace(limits, token_sha256="", stock_sha256=None))
-        self._service.restock(ray.get(self._desk.stock.remote()))
-        self._serials: dict[Side, int] = {}
-        self._failed: dict[int, str] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
-        self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
-        self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
-        for side, offer in ray.get(self._desk.take.remote()).items():
-            self._load(side, offer)
-        threading.Thread(target=self._poll_holder, daemon=True, name="following").start()
-
-    async def answer(self, incoming: Incoming) -> Reply:
-        """The reply to a call of any path."""
-        return await self._service.handle(
-            incoming, self._batched, self._answer_slice, self._restock
-        )
-
-    async def _restock(self, change: StockChange) -> tuple[Stock, bool]:
-        """Change the stock at the model holder, which every replica polls, and wait for all
-        replicas, within bounds.
-        """
-        try:
-            changed: Stock = await self._desk.restock.remote(change)
-        except ray.exceptions.RayActorError:
-            raise CallError(
-                503, "the stock cannot be changed right now; send the call again in a second", SOON
-            ) from None
-        self._service.restock(changed)
-        await self._report_state()
-        until = time.monotonic() + _STOCK_S
-        while not (everywhere := bool(await self._desk.has_everywhere.remote(changed.revision))):
-            if time.monotonic() >= until:
-                break
-            await asyncio.sleep(0.05)
-        return changed, everywhere
-
-    def _report_state(self) -> Any:
-        """Report the state of this replica to the model holder; returns a reference to
-        its answer.
-        """
-        counts, revision = self._service.counts.snapshot(), self._service.stock.revision
-        return self._desk.look.remote(self._name, self._serials, self._failed, counts, revision)
-
-    async def about(self) -> tuple[dict[str, Any], int]:
-        """A description of the model, and the number of items that it scores for a list."""
-        return self._service.about, self._service.num_scored(1)
-
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)  # __init__ sets the real values
-    async def _batched(self, jobs: list[Job]) -> list[Outcome]:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, self._service.answer, jobs
-        )
-
-    async def _answer_slice(self, job: Job) -> Outcome:
-        """Answer a slice of a large call between two batches, so that small calls are not in the
-        same batch.
-        """
-        [outcome] = await asyncio.get_running_loop().run_in_executor(
-            self._pool, self._service.answer, [job]
-        )
-        return outcome
-
-    async def metrics(self, front: str, counts: dict[str, Any]) -> Reply:
-        """The counts of all fronts and replicas; those of the calling front and of this replica are
-        up to date.
-        """
-        await self._report_state()
-        snapshots, living = await self._desk.totals.remote(front, counts)
-        return self._service.metrics(snapshots, living)
-
-    def _poll_holder(self) -> None:
-        """Poll the model holder; while it does not answer, keep the current models and stock."""
-        while not self._has_ended:
-            time.sleep(_LOOK_S)
-            try:
-                offered, revision = ray.get(self._report_state())
-                if revision > self._service.stock.revision:
-                    self._service.restock(ray.get(self._desk.stock.remote()))
-                    # report at once: the caller of POST /stock waits for it
-                    offered, _ = ray.get(self._report_state())
-            except ray.exceptions.RayError:
-                self._find_desk()
-                continue
-            for side, serial in offered.items():
-                if serial != self._serials.get(side) and serial not in self._failed:
-                    self._try_load(side, serial)
-
-    def _find_desk(self) -> None:
-        """Find the model holder that Serve started after the last one was lost, and send it the
-        current stock.
-        """
-        if self._is_own_desk:
-            with suppress(
-                ValueError, RayServeException, ray.exceptions.RayError
-            ):  # not started yet
-                self._desk = serve.get_deployment_actor(DESK)
-                ray.get(self._desk.recall.remote(self._service.stock))
-
-    def __del__(
-        self,
-    ) -> None:  # Serve calls this when it stops a replica, such as when it scales down
-        self._has_ended = True
-        with suppress(Exception):
-            self._desk.leave.remote(self._name)
-
-    def _try_load(self, side: Side, offered: int) -> None:
-        try:
-            self._load(side, ray.get(self._desk.take.remote())[side])
-            self._service.counts.add("swaps_total")
-        except Exception as error:  # whatever the error is, the current model keeps answering
-            _LOG.exception(
-                "model %d cannot be loaded; model %d keeps answering", offered, self._serials[side]
-            )
-            self._failed = {**self._failed, offered: f"{type(error).__name__}: {error}"}
-            self._service.counts.add("failed_swaps_total")
-
-    def _load(self, side: Side, offer: tuple[int, dict[str, Any], list[Any]]) -> None:
-        serial, about, model = offer
-        bundle: Bundle = ray.get(model[0])
-        self._service.adopt(bundle, about, side)
-        self._serials = {**self._serials, side: serial}
 
 
 class Reader:
@@ -263,7 +113,7 @@ class Replicas:
                     self._handle.about.remote(), _UNHEARD_S
                 )
                 self._about, self._seen = about, time.monotonic()
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(LOOK_S)
 
 
 class _NoReplicas:
@@ -345,7 +195,7 @@ class Server:
     ) -> None:
         self._settings, self._port, self._tokens, self._stock = settings, port, tokens, stock
         self._limits = limits_of(settings, tokens)[0]
-        self._desk: Any = None
+        self._holder: Any = None
         self._gate: Any = None
         self._handle: Any = None
         self._started = False
@@ -367,7 +217,7 @@ class Server:
         """
         settings = self._settings
         made: Any = ray.remote(ModelHolder)
-        self._desk = made.options(num_cpus=0, scheduling_strategy=_here()).remote(
+        self._holder = made.options(num_cpus=0, scheduling_strategy=_here()).remote(
             self._stock, settings.stock_file
         )
         for side, (bundle, about) in models.items():
@@ -378,7 +228,7 @@ class Server:
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         self._started = True
-        application = recommender(settings).bind(self._desk, self._limits, settings)
+        application = recommender(settings).bind(self._holder, self._limits, settings)
         self._handle = serve.run(application, name=APP, route_prefix=None)
         ray.get(self._gate.open.remote(self._handle))
 
@@ -386,11 +236,11 @@ class Server:
         """Offer another model to the replicas and return its serial number; they load it within
         seconds.
         """
-        return int(ray.get(self._desk.offer.remote(about, [ray.put(bundle)], side)))
+        return int(ray.get(self._holder.offer.remote(about, [ray.put(bundle)], side)))
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
         """As :meth:`ModelHolder.state`."""
-        found: tuple[int, int, list[str]] = ray.get(self._desk.state.remote(serial))
+        found: tuple[int, int, list[str]] = ray.get(self._holder.state.remote(serial))
         return found
 
     def keep(self) -> bool:
@@ -416,8 +266,8 @@ class Server:
             ray.kill(self._gate)
         if self._started:
             serve.delete(APP)
-        if self._desk is not None:
-            ray.kill(self._desk)
+        if self._holder is not None:
+            ray.kill(self._holder)
         return left
 
     def _listening(self) -> Any:

@@ -47,11 +47,13 @@ def by_relevance(
     relevance_P = (scores_P - low) / (high - low) if high > low else np.ones(len(scores_P))
     nearest_P, left_P = np.zeros(len(scores_P)), np.ones(len(scores_P), dtype=bool)
     order = np.zeros(len(scores_P) if most is None else min(most, len(scores_P)), dtype=np.int64)
-    for place in range(len(order)):
+    for position in range(len(order)):
         worth_P = np.where(left_P, (1 - strength) * relevance_P - strength * nearest_P, -np.inf)
         chosen = int(worth_P.argmax())
-        order[place], left_P[chosen] = chosen, False
-        nearest_P = cosines_PP[chosen] if place == 0 else np.maximum(nearest_P, cosines_PP[chosen])
+        order[position], left_P[chosen] = chosen, False
+        nearest_P = (
+            cosines_PP[chosen] if position == 0 else np.maximum(nearest_P, cosines_PP[chosen])
+        )
     return order
 
 
@@ -96,16 +98,16 @@ def page_by_category(
         chosen = []
         passed: deque[int] = deque()
 
-        def fits(place: int, counts: Counter[int] = counts) -> bool:
-            return all(counts[member] < most for member in members(ranked_R[place]))
+        def fits(position: int, counts: Counter[int] = counts) -> bool:
+            return all(counts[member] < most for member in members(ranked_R[position]))
 
-        def take(place: int, counts: Counter[int] = counts, chosen: list[int] = chosen) -> None:
-            chosen.append(place)
-            counts.update(members(ranked_R[place]))
+        def take(position: int, counts: Counter[int] = counts, chosen: list[int] = chosen) -> None:
+            chosen.append(position)
+            counts.update(members(ranked_R[position]))
 
         while waiting and len(chosen) < k:
-            place = waiting.popleft()
-            take(place) if fits(place) else passed.append(place)
+            position = waiting.popleft()
+            take(position) if fits(position) else passed.append(position)
         passed.extend(waiting)
         while len(chosen) < k and (found := next(fresh, None)) is not None:
             take(found) if fits(found) else passed.append(found)

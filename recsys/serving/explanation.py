@@ -20,14 +20,14 @@ from torch import Tensor
 
 from recsys.contributions import Contributions
 from recsys.data.histories import Array
+from recsys.serving.request_scores import BOOST
+from recsys.serving.request_views import EncodedRequests, RequestView
 from recsys.serving.requests import Answer
-from recsys.serving.standings import BOOST
-from recsys.serving.visible import Asked, RequestView
 
 if TYPE_CHECKING:
     from recsys.serving.recommender import Recommender
 
-MAX_ASKED: Final = 50  # newest past items, and friends, whose effect is measured
+MAX_EFFECTS: Final = 50  # newest past items, and friends, whose effect is measured
 MAX_NAMED: Final = 3  # past items, and friends, in one explanation
 _FRIENDS: Final = "friends"  # the signal of granularities that read friends
 _LEAST: Final = 1e-6  # of the largest score: smaller effects are rounding errors
@@ -61,17 +61,17 @@ class Explainer:
         self._recommender, self._bundle = recommender, recommender.bundle
         sections = recommender.model.config.granularities.enabled()
         self._of_friends = [
-            place
-            for place, name in enumerate(recommender.names)
-            if sections[name].signal == _FRIENDS
+            rank for rank, name in enumerate(recommender.names) if sections[name].signal == _FRIENDS
         ]
 
-    def explain(self, asked: Asked, answer: Answer, is_of_model: bool) -> list[dict[str, Any]]:
+    def explain(
+        self, encoded: EncodedRequests, answer: Answer, is_of_model: bool
+    ) -> list[dict[str, Any]]:
         """One explanation per listed item.
 
         Parameters
         ----------
-        asked : Asked
+        encoded : EncodedRequests
             The request, alone.
         answer : Answer
             Its answer.
@@ -89,63 +89,65 @@ class Explainer:
         )
         if not is_of_model or not len(rows_R):
             return [
-                {"items": [], "friends": [], "sentence": _popularity_sentence(answer, place)}
-                for place in range(len(rows_R))
+                {"items": [], "friends": [], "sentence": _popularity_sentence(answer, rank)}
+                for rank in range(len(rows_R))
             ]
-        items, effects_VR = self._item_effects(asked, rows_R)
-        friends, speaks_VR = self._friend_shares(asked, rows_R)
+        items, effects_VR = self._item_effects(encoded, rows_R)
+        friends, speaks_VR = self._friend_shares(encoded, rows_R)
         least = _LEAST * max(abs(score) for score in answer.scores)
         found = []
-        for place in range(len(rows_R)):
+        for rank in range(len(rows_R)):
             own = [
                 {
                     "item_id": self._bundle.item_ids[items[v]],
                     "title": self._bundle.titles[items[v]],
                     "effect": effect,
                 }
-                for v, effect in _largest(effects_VR[:, place], least)
+                for v, effect in _largest(effects_VR[:, rank], least)
             ]
             known = [
                 {"user_id": self._bundle.user_ids[friends[v]], "share": share}
-                for v, share in _largest(speaks_VR[:, place], least)
+                for v, share in _largest(speaks_VR[:, rank], least)
             ]
             found.append(
-                {"items": own, "friends": known, "sentence": _sentence(answer, place, own, known)}
+                {"items": own, "friends": known, "sentence": _sentence(answer, rank, own, known)}
             )
         return found
 
-    def _item_effects(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
+    def _item_effects(self, encoded: EncodedRequests, rows_R: Array) -> tuple[list[int], Array]:
         """The newest items of the history, and how much each score drops without each of them: [V,
         R].
         """
-        [seen] = asked.visible
-        items = list(dict.fromkeys(seen.items_E[::-1].tolist()))[:MAX_ASKED]
+        [seen] = encoded.visible
+        items = list(dict.fromkeys(seen.items_E[::-1].tolist()))[:MAX_EFFECTS]
         variants = [seen, *(seen.without(item) for item in items)]
-        scores_VR = self._scores(self._contributions(asked, variants), rows_R)
+        scores_VR = self._scores(self._contributions(encoded, variants), rows_R)
         return items, (scores_VR[:1] - scores_VR[1:]).numpy()
 
-    def _friend_shares(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
+    def _friend_shares(self, encoded: EncodedRequests, rows_R: Array) -> tuple[list[int], Array]:
         """Friends, and the share that each friend alone gives each item: [V, R]."""
-        [seen] = asked.visible
-        friends = list(seen.friends_F or self._bundle.friends_of(seen.user))[:MAX_ASKED]
+        [seen] = encoded.visible
+        friends = list(seen.friends_F or self._bundle.friends_of(seen.user))[:MAX_EFFECTS]
         if not friends or not self._of_friends:
             return [], np.zeros((0, len(rows_R)))
         parts = self._contributions(
-            asked, [replace(seen, friends_F=[friend]) for friend in friends]
+            encoded, [replace(seen, friends_F=[friend]) for friend in friends]
         ).of(self._of_friends)
         return friends, self._scores(parts, rows_R).numpy()
 
-    def _contributions(self, asked: Asked, variants: Sequence[RequestView]) -> Contributions:
+    def _contributions(
+        self, encoded: EncodedRequests, variants: Sequence[RequestView]
+    ) -> Contributions:
         """The contributions for variants of one request; the text of its past is not changed."""
         rows = torch.zeros(len(variants), dtype=torch.int64)
-        text = self._recommender.past_texts(asked.visible)
-        again = Asked(
-            list(asked.requests) * len(variants),
+        text = self._recommender.scorer.past_texts(encoded.visible)
+        again = EncodedRequests(
+            list(encoded.requests) * len(variants),
             variants,
-            asked.attributes.take(rows),
+            encoded.attributes.take(rows),
             torch.zeros(len(variants), 0) if text is None else text[rows],
         )
-        return self._recommender.parts(again)[1]
+        return self._recommender.scorer.parts(again)[1]
 
     def _scores(self, parts: Contributions, rows_R: Array) -> Tensor:
         """Scores of the listed items: float64 [V, R]."""
@@ -158,11 +160,11 @@ class Explainer:
 
 def _largest(values_V: Array, least: float) -> list[tuple[int, float]]:
     order = np.argsort(-values_V, kind="stable")[:MAX_NAMED]
-    return [(int(place), float(values_V[place])) for place in order if values_V[place] > least]
+    return [(int(rank), float(values_V[rank])) for rank in order if values_V[rank] > least]
 
 
 def _sentence(
-    answer: Answer, place: int, items: list[dict[str, Any]], friends: list[dict[str, Any]]
+    answer: Answer, rank: int, items: list[dict[str, Any]], friends: list[dict[str, Any]]
 ) -> str:
     """The explanation of a listed item for its user.
 
@@ -174,9 +176,9 @@ def _sentence(
     based on “A” and on your friend eve.
     """
     shares = {
-        name: shares_R[place] for name, shares_R in answer.shares.items() if shares_R[place] > 0
+        name: shares_R[rank] for name, shares_R in answer.shares.items() if shares_R[rank] > 0
     }
-    text = f"“{answer.titles[place]}”: "
+    text = f"“{answer.titles[rank]}”: "
     if shares:
         name = max(shares, key=lambda name: shares[name])
         reason = _REASONS.get(name, f"{name} favours it")
@@ -192,18 +194,18 @@ def _sentence(
         bases.append(f"on your {word} {_english_list([entry['user_id'] for entry in friends])}")
     if bases:
         text += f", based {_english_list(bases)}"
-    return text + _boost_clause(answer, place) + "."
+    return text + _boost_clause(answer, rank) + "."
 
 
-def _popularity_sentence(answer: Answer, place: int) -> str:
+def _popularity_sentence(answer: Answer, rank: int) -> str:
     return (
-        f"“{answer.titles[place]}”: many users chose it; nothing is known about you"
-        f" yet{_boost_clause(answer, place)}."
+        f"“{answer.titles[rank]}”: many users chose it; nothing is known about you"
+        f" yet{_boost_clause(answer, rank)}."
     )
 
 
-def _boost_clause(answer: Answer, place: int) -> str:
-    factor = 1.0 if answer.boosts is None else answer.boosts[place]
+def _boost_clause(answer: Answer, rank: int) -> str:
+    factor = 1.0 if answer.boosts is None else answer.boosts[rank]
     return (
         ""
         if factor == 1

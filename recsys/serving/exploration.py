@@ -50,7 +50,7 @@ class Explorer:
     def page(
         self, request: Request, items_R: Array, scores: Callable[[Array], Array]
     ) -> tuple[Array, Array]:
-        """The items of the page and the propensity of each at its place.
+        """The items of the page and the propensity of each at its rank.
 
         Parameters
         ----------

@@ -26,7 +26,7 @@ from recsys.data.histories import Array, Queries
 from recsys.errors import ConfigError, DataError, choices
 from recsys.fusion import GatedFusion
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.refit_fusion import Evidence
 
 HISTORY: Final = "history"
@@ -175,11 +175,11 @@ def gather(recommender: Recommender, feedback: Feedback) -> Gathered:
         Too few rows can be used, or all of them have the same sign of reward.
     """
     items_R = np.array([recommender.item_row(item) for item in feedback.items], dtype=np.int64)
-    asked, queries_R = _queries(recommender, feedback)
-    chunks = [_encode(recommender, asked, start) for start in range(0, len(asked), _CHUNK)]
+    queries, queries_R = _queries(recommender, feedback)
+    chunks = [_encode(recommender, queries, start) for start in range(0, len(queries), _CHUNK)]
     encoded, gates = zip(*chunks, strict=True)
-    starts = range(0, len(asked), _CHUNK)
-    rows = [torch.arange(start, min(start + _CHUNK, len(asked))) for start in starts]
+    starts = range(0, len(queries), _CHUNK)
+    rows = [torch.arange(start, min(start + _CHUNK, len(queries))) for start in starts]
     parts, gate_BK = Contributions.gathered(list(zip(rows, encoded, strict=True))), torch.cat(gates)
     present_BK = parts.weights_BK > 0
     usable_R = (items_R >= 0) & present_BK.any(1).numpy()[queries_R]
@@ -237,13 +237,13 @@ def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Arr
 
 
 def _encode(
-    recommender: Recommender, asked: Queries, start: int
+    recommender: Recommender, queries: Queries, start: int
 ) -> tuple[Contributions, torch.Tensor]:
     """The unweighted contributions and the gate logits for one chunk of queries that begins at
     ``start``.
     """
     model = recommender.model
-    chunk = asked.take(np.arange(start, min(start + _CHUNK, len(asked))))
+    chunk = queries.take(np.arange(start, min(start + _CHUNK, len(queries))))
     parts = model.unit_contributions(chunk)
     fusion = model.encoders.fusion
     with torch.inference_mode():

@@ -5,7 +5,7 @@ Why not the proxy of Ray Serve: it passes a call to a replica as soon as the hea
 bodies that never arrive take up the replica's capacity; it answers 404 for every path while the
 application starts and stops; and it reads without a limit. Here the head is checked first (path,
 method, token, size), then the body must arrive in time, and a replica gets complete calls only.
-``/health`` does not wait for other calls.
+``/health`` and the page ``/docs`` do not wait for other calls.
 
 This module needs no Ray: the front knows the replicas only as a :class:`Backend`.
 """
@@ -23,9 +23,11 @@ from typing import Any, Final, Protocol
 from recsys.config import ServeConfig
 from recsys.errors import UserError
 from recsys.serving.access import Tokens
-from recsys.serving.calls import METHODS, CallError, Reply, refusal
+from recsys.serving.api_page import docs
+from recsys.serving.calls import DOCS, METHODS, CallError, Reply, refusal
 from recsys.serving.counts import Counts
-from recsys.serving.service import INTERNAL, OPEN_TO_ALL, Incoming, Limits, admit, health, too_large
+from recsys.serving.openapi import OPEN_TO_ALL
+from recsys.serving.service import INTERNAL, Incoming, Limits, admit, health, too_large
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -114,7 +116,9 @@ class Front:
         is_own, is_read = True, False
         try:
             self._check_head(head)
-            if path in OPEN_TO_ALL:
+            if path == DOCS:
+                reply = await self._docs()
+            elif path in OPEN_TO_ALL:
                 reply = self._health()
             elif path == "/metrics":
                 reply = await self.backend.metrics(self.counts.snapshot())
@@ -173,6 +177,12 @@ class Front:
         if about is None:
             raise CallError(503, NOT_READY, SOON)
         return health(about)
+
+    async def _docs(self) -> Reply:
+        """The page of the description; it names nothing of the model, as it needs no token."""
+        if self.backend.about() is None:
+            raise CallError(503, NOT_READY, SOON)
+        return await asyncio.to_thread(docs, self.limits.server)
 
     async def _body(self, receive: Receive, head: _Head) -> bytes:
         """Read the body within the limits of size and time.

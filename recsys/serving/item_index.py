@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.bundle.description import INDEX, seal
+from recsys.bundle.description import INDEX, write_description
 from recsys.bundle.files import Bundle, read_files
 from recsys.pace import tell
 from recsys.retrieval.index import LIST, RECALL, ItemIndex, calibrate, can_index
@@ -22,7 +22,7 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 
-_ASKED: Final = 256  # users on whom the recall is measured
+_NUM_SAMPLED: Final = 256  # users on whom the recall is measured
 
 
 def index_bundle(folder: str | Path, exact_items: int) -> str:
@@ -89,7 +89,7 @@ def _measure(folder: Path, bundle: Bundle, index: ItemIndex | None) -> float:
         bundle.info.index = {}
     else:
         bundle.info.index = {"reorder": index.reorder, "recall": round(reached, 5), "at": LIST}
-    seal(folder, bundle.info)
+    write_description(folder, bundle.info)
     return reached
 
 
@@ -97,7 +97,7 @@ def _users(bundle: Bundle) -> Any:
     """Vectors of an even sample of the users with a history."""
     recommender = Recommender(bundle)
     known_U = np.flatnonzero(bundle.histories.lengths_U)
-    chosen = known_U[:: max(1, len(known_U) // _ASKED)][:_ASKED]
+    chosen = known_U[:: max(1, len(known_U) // _NUM_SAMPLED)][:_NUM_SAMPLED]
     at = datetime.fromtimestamp(recommender.newest, UTC)
     queries = recommender.queries(
         [Request(user_id=bundle.user_ids[user], at=at) for user in chosen]

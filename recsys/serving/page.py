@@ -14,7 +14,7 @@ from recsys.data.histories import Array
 from recsys.retrieval.rules import Rules
 from recsys.retrieval.selection import Catalogue
 from recsys.serving.diversity import by_relevance, page_by_category
-from recsys.serving.likeness import ItemSimilarity
+from recsys.serving.item_similarity import ItemSimilarity
 
 
 class Pager:
@@ -54,10 +54,10 @@ class Pager:
             .members
         )
         page = rules.offset // rules.k
-        places = page_by_category(
+        positions = page_by_category(
             items_R.tolist(), members, diversify.most, rules.k, page, is_whole
         )
-        return None if places is None else items_R[places]
+        return None if positions is None else items_R[positions]
 
 
 def is_reordered(rules: Rules) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from recsys.errors import RequestError
 from recsys.serving.json_text import read_json
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.storage.filesystems import read_bytes
 from recsys.storage.uris import is_remote
 

@@ -26,13 +26,14 @@ import torch
 
 from recsys import __version__
 from recsys.bundle.checksums import damaged, describe_error
-from recsys.bundle.description import SELF_TEST, seal
+from recsys.bundle.description import SELF_TEST, write_description
 from recsys.bundle.files import Bundle, read_files
 from recsys.data.context import ContextColumn
 from recsys.errors import ArtifactError, UserError
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer
 
 TOLERANCE: Final = (
     1e-4  # of the largest score of a list: rounding depends on the processor and number of threads
@@ -63,7 +64,7 @@ def add_self_test(folder: Path) -> None:
     (folder / SELF_TEST).write_text(
         json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8"
     )
-    seal(folder, bundle.info)
+    write_description(folder, bundle.info)
 
 
 def run_self_test(folder: Path, bundle: Bundle) -> None:
@@ -130,19 +131,19 @@ def difference(
     slack = TOLERANCE * max(max(abs(score) for score in scores), 1e-12)
     gap_R = np.abs(np.array(answer.scores) - np.array(scores))
     stored = dict(zip(item_ids, scores, strict=True))
-    for place, (item, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True)):
+    for rank, (item, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True)):
         # an item that was not in the stored list may appear only with the same score as the last
         # stored item
-        if not (gap_R[place] <= slack and abs(score - stored.get(item, scores[-1])) <= slack):
+        if not (gap_R[rank] <= slack and abs(score - stored.get(item, scores[-1])) <= slack):
             return (
-                f"it gives {item!r} with score {score:.6g} at rank {place + 1}; expected"
-                f" {item_ids[place]!r} with {scores[place]:.6g}"
+                f"it gives {item!r} with score {score:.6g} at rank {rank + 1}; expected"
+                f" {item_ids[rank]!r} with {scores[rank]:.6g}"
             )
     return ""
 
 
 def questions(bundle: Bundle) -> list[dict[str, Any]]:
-    """The test requests of a bundle, as :func:`~recsys.serving.requests.parse_requests`
+    """The test requests of a bundle, as :func:`~recsys.serving.request_parsing.parse_requests`
     reads them.
     """
     known = _known_users(bundle)
@@ -173,8 +174,8 @@ def _known_users(bundle: Bundle) -> list[str]:
     """The users with the longest, the median and the shortest history, each once."""
     lengths_U = bundle.histories.lengths_U
     by_length = np.argsort(lengths_U, kind="stable")
-    places = (len(by_length) - 1, len(by_length) // 2, 0) if len(by_length) else ()
-    return list(dict.fromkeys(bundle.user_ids[by_length[place]] for place in places))
+    rows = (len(by_length) - 1, len(by_length) // 2, 0) if len(by_length) else ()
+    return list(dict.fromkeys(bundle.user_ids[by_length[row]] for row in rows))
 
 
 def _contexts(bundle: Bundle) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ a call, refusals, and that no request is lost when the model changes can be test
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -20,9 +21,12 @@ from recsys.config import ServeConfig
 from recsys.errors import RequestError, UserError
 from recsys.serving.access import check_token, token_sha256
 from recsys.serving.answer_log import AnswerLog, lines_of
+from recsys.serving.api_page import docs
 from recsys.serving.calls import (
+    DOCS,
     INVOCATIONS,
     METHODS,
+    OPENAPI,
     RECOMMEND,
     SIMILAR,
     STOCK,
@@ -40,7 +44,8 @@ from recsys.serving.calls import (
 from recsys.serving.counts import Counts, exposition
 from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
-from recsys.serving.lane import LargeCallQueue
+from recsys.serving.large_call_queue import LargeCallQueue
+from recsys.serving.openapi import OPEN_TO_ALL, VERSION_HEADER, ServerFacts, document
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.serving.size import Bounds, slices
 from recsys.serving.stock import Stock, StockChange, parse_change
@@ -69,8 +74,6 @@ Outcome = Answered | RequestError
 Ask = Callable[[Job], Awaitable[Outcome]]
 Held = tuple["Recommender", dict[str, Any]]
 Restock = Callable[[StockChange], Awaitable[tuple[Stock, bool]]]
-VERSION_HEADER: Final = "X-Model-Version"
-OPEN_TO_ALL: Final = ("/health", "/ping")  # health checks need no token
 INTERNAL: Final = (
     "internal error: this is a fault of the server, not of the call; the server's log has the"
     " details"
@@ -97,6 +100,13 @@ class Limits:
     def bounds(self) -> Bounds:
         """The limits on the size of a call."""
         return Bounds(self.max_requests, self.max_answers, self.max_scores)
+
+    @property
+    def server(self) -> ServerFacts:
+        """The limits and tokens as the description of the server names them."""
+        return ServerFacts(
+            self.max_requests, self.max_bytes, bool(self.token_sha256), bool(self.stock_sha256)
+        )
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,7 @@ def admit(
         raise too_large(limits.max_bytes)
 
 
-def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
+def _admit_stock(tokens: Sequence[bytes], stock_sha256: str | None) -> None:
     """Check the token of POST /stock, which is not the token of other calls.
 
     Raises
@@ -193,14 +203,14 @@ def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
     CallError
         401 for a missing or wrong token, 403 where no token is configured.
     """
-    if kept_sha256 == "":
+    if stock_sha256 == "":
         raise CallError(
             403,
             "this server does not accept stock changes; to enable them, start it with"
             " serve.stock_token_env",
         )
-    if kept_sha256 is not None:
-        check_token(tokens, kept_sha256)
+    if stock_sha256 is not None:
+        check_token(tokens, stock_sha256)
 
 
 @dataclass
@@ -217,7 +227,10 @@ class Service:
     log: AnswerLog | None = None
     _held: Mapping[Side, Held] = field(default_factory=dict)
     stock: Stock = field(default_factory=Stock)
+    # limits and tokens of the front, which checks the tokens; None: those of ``limits``
+    server: ServerFacts | None = None
     _lane: LargeCallQueue = field(default_factory=LargeCallQueue)
+    _described: tuple[Mapping[Side, Held], Reply] | None = None
 
     def adopt(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> None:
         """Load a bundle and, after one successful test request, let it answer a side.
@@ -238,8 +251,10 @@ class Service:
 
         recommender = Recommender(bundle)
         recommender.catalogue.set_stock(self.stock.out)
-        asked = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
-        recommender.recommend([asked])  # fills the caches that the first request would have to fill
+        request = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
+        recommender.recommend(
+            [request]
+        )  # fills the caches that the first request would have to fill
         self._held = {**self._held, side: (recommender, about)}
 
     @property
@@ -375,15 +390,33 @@ class Service:
             stock, everywhere = await restock(parse_change(read_body(incoming.body)))
             self.restock(stock)
             return reply_json(
-                200, {**stock.said(), "unknown": self._unknown(stock), "everywhere": everywhere}
+                200, {**stock.to_json(), "unknown": self._unknown(stock), "everywhere": everywhere}
             )
         if incoming.path == "/model":
             return reply_json(
-                200, {**self.about, **({"stock": self.stock.said()} if self.stock.revision else {})}
+                200,
+                {**self.about, **({"stock": self.stock.to_json()} if self.stock.revision else {})},
             )
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
+        if incoming.path == OPENAPI:
+            return await asyncio.to_thread(self._document)
+        if incoming.path == DOCS:
+            return await asyncio.to_thread(docs, self.server or self.limits.server)
         return health(self.about)
+
+    def _document(self) -> Reply:
+        """The description of the server, with what the current models know."""
+        from recsys.serving.model_facts import facts_of
+
+        held, kept = self._held, self._described
+        if kept is None or kept[0] is not held:
+            facts = facts_of(held["a"][0].bundle)
+            if "b" in held:
+                facts = facts.merged(facts_of(held["b"][0].bundle))
+            content = document(self.server or self.limits.server, facts, self.about)
+            kept = self._described = held, reply_json(200, content)
+        return kept[1]
 
     async def _restock_here(self, change: StockChange) -> tuple[Stock, bool]:
         return self.stock.after(change), True
@@ -439,30 +472,30 @@ class Service:
         """The answers to all slices of a call; None where the version of the model changed in
         between.
         """
-        said, version, first = _CallAnswers(), "", 0
+        collected, version, first = _CallAnswers(), "", 0
         for job in jobs:
             async with self._lane.turn(is_large):
                 outcome = await ask(job)
                 if isinstance(outcome, RequestError):
                     raise _renumbered(outcome, first)
-                if said.parts and outcome.version != version:
+                if collected.parts and outcome.version != version:
                     return None
                 version, first = outcome.version, first + len(job)
-                said.parts.append(answers_json(outcome.answers))
-            said.versions |= {
+                collected.parts.append(answers_json(outcome.answers))
+            collected.versions |= {
                 getattr(answer, "version", None) or outcome.models["a"][1]
                 for answer in outcome.answers
             }
             if self.log is not None:
-                said.lines += lines_of(job, outcome.answers, outcome.models)
+                collected.lines += lines_of(job, outcome.answers, outcome.models)
             for answer in outcome.answers:
                 self.counts.add("answers_total", source=answer.source)
-        return said
+        return collected
 
-    def _log(self, said: _CallAnswers) -> None:
+    def _log(self, collected: _CallAnswers) -> None:
         """Write the answers to a call to the answer log."""
-        if self.log is not None and said.lines and not self.log.write(said.lines):
-            self.counts.add("unlogged_answers_total", len(said.lines))
+        if self.log is not None and collected.lines and not self.log.write(collected.lines):
+            self.counts.add("unlogged_answers_total", len(collected.lines))
 
 
 def service_of(settings: ServeConfig, limits: Limits) -> Service:
@@ -473,6 +506,11 @@ def service_of(settings: ServeConfig, limits: Limits) -> Service:
         split=Split(settings.ab.share, settings.ab.salt) if settings.ab.model else None,
         explorer=Explorer(explore.share, explore.pool, explore.salt) if explore.share else None,
         log=AnswerLog(settings.log) if settings.log else None,
+        server=replace(
+            limits.server,
+            needs_token=bool(settings.token_env),
+            takes_stock=bool(settings.stock_token_env),
+        ),
     )
 
 

@@ -4,7 +4,7 @@ Why three methods: vectors reflect how users use items, but know nothing about a
 events; co-occurrence finds items that go together, but only among used items; text is available
 from the first day. The answer says which method was used.
 
-    vectors   cos(a_i, a_j), every member's part scaled, see :mod:`recsys.serving.likeness`
+    vectors   cos(a_i, a_j), every member's part scaled, see :mod:`recsys.serving.item_similarity`
     use       n_ij / (√(n_i n_j) + 10): n_ij users had both items, n_i users had item i; the 10
               damps pairs that few users had
     text      cosine of the text vectors
@@ -27,7 +27,7 @@ from recsys.errors import RequestError
 from recsys.evaluation.ranking import tie_order
 from recsys.retrieval.exact import best_positions
 from recsys.retrieval.selection import Catalogue, Plan
-from recsys.serving.likeness import ItemSimilarity, exact_cosines
+from recsys.serving.item_similarity import ItemSimilarity, exact_cosines
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import SimilarAnswer, SimilarRequest
 
@@ -200,13 +200,13 @@ class Similar:
         text = self._bundle.item_text
         assert text is not None, "_way has checked it"
         whole = torch.as_tensor(text)
-        asked_T = whole[item].float()
-        asked_T = asked_T / asked_T.norm().clamp(min=1e-12)
+        item_T = whole[item].float()
+        item_T = item_T / item_T.norm().clamp(min=1e-12)
         found = []
         for start in range(0, len(whole), _ROWS):
             piece = whole[start : start + _ROWS].float()
             lengths = piece.norm(dim=1)
-            cosines = piece @ asked_T / lengths.clamp(min=1e-12)
+            cosines = piece @ item_T / lengths.clamp(min=1e-12)
             found.append(torch.where(lengths > 0, cosines, -torch.inf))
         return torch.cat(found).numpy().astype(np.float64)
 
@@ -223,11 +223,11 @@ class Similar:
         histories = self._bundle.histories
         lengths = histories.lengths_U[taken]
         starts = np.repeat(histories.offsets_U1[taken] - (np.cumsum(lengths) - lengths), lengths)
-        places = starts + np.arange(int(lengths.sum()))
+        events_E = starts + np.arange(int(lengths.sum()))
         rows = np.repeat(np.arange(len(taken)), lengths)
-        is_target = histories.are_targets_E[places]
+        is_target = histories.are_targets_E[events_E]
         num_items = self._bundle.num_items
-        pairs = np.unique(rows[is_target] * num_items + histories.items_E[places[is_target]])
+        pairs = np.unique(rows[is_target] * num_items + histories.items_E[events_E[is_target]])
         together_N = np.bincount(pairs % num_items, minlength=num_items) * (len(users) / len(taken))
         counts_N = np.diff(self._users_by_item[0])
         scores_N = together_N / (np.sqrt(counts_N * float(len(users))) + _SHRINKAGE)

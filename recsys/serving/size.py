@@ -52,11 +52,11 @@ class Bounds:
         self.check_number(len(requests))
         answers = sum(request.depth for request in requests)
         if answers > self.max_answers:
-            asked = (
+            size = (
                 f"lists with {answers:,} items in total (k + offset, or the pool of diversify, per"
                 " request)"
             )
-            raise _too_large(asked, "max_answers", self.max_answers)
+            raise _too_large(size, "max_answers", self.max_answers)
         self.check_scores(len(requests), num_scored)
 
     def check_scores(self, num_requests: int, num_scored: int) -> None:
@@ -68,17 +68,17 @@ class Bounds:
             Too many scores (413).
         """
         if num_requests * num_scored > self.max_scores:
-            asked = (
+            size = (
                 f"{num_requests * num_scored:,} scores ({num_requests:,} requests × {num_scored:,}"
                 " items)"
             )
-            raise _too_large(asked, "max_scores", self.max_scores)
+            raise _too_large(size, "max_scores", self.max_scores)
 
 
-def _too_large(asked: str, key: str, limit: int) -> CallError:
+def _too_large(size: str, key: str, limit: int) -> CallError:
     return CallError(
         413,
-        f"got {asked}, expected at most {limit:,} in a call; split it into several calls, or raise"
+        f"got {size}, expected at most {limit:,} in a call; split it into several calls, or raise"
         f" serve.{key}",
     )
 
@@ -92,14 +92,14 @@ def slices(requests: Sequence[AnyRequest], num_scored: int) -> list[slice]:
     """
     most = max(1, min(_REQUESTS, _SCORES // max(num_scored, 1)))
     found, start, answers, events = [], 0, 0, 0
-    for place, request in enumerate(requests):
+    for index, request in enumerate(requests):
         brings = request.num_read
         is_full = (
-            place - start >= most or answers + request.depth > _ANSWERS or events + brings > _EVENTS
+            index - start >= most or answers + request.depth > _ANSWERS or events + brings > _EVENTS
         )
-        if place > start and is_full:
-            found.append(slice(start, place))
-            start, answers, events = place, 0, 0
+        if index > start and is_full:
+            found.append(slice(start, index))
+            start, answers, events = index, 0, 0
         answers, events = answers + request.depth, events + brings
     if start < len(requests):
         found.append(slice(start, len(requests)))

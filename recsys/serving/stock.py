@@ -62,7 +62,7 @@ class Stock:
         out -= frozenset(change.remove or ())
         return Stock(out, self.revision + 1, datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def said(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """A summary for replies: number of items, revision and time of the change."""
         return {"out": len(self.out), "revision": self.revision, "changed": self.changed}
 

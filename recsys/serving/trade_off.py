@@ -13,11 +13,11 @@ from recsys.config import Config
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
-from recsys.evaluation.ranking import mark_hits, rank
+from recsys.evaluation.ranking import Ranking, mark_hits, rank
 from recsys.model import FrozenModel
 from recsys.retrieval.rules import DEFAULT_POOL
 from recsys.serving.diversity import by_relevance
-from recsys.serving.likeness import ItemSimilarity
+from recsys.serving.item_similarity import ItemSimilarity
 
 STRENGTHS: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 _MOST_USERS: Final = 1_000
@@ -49,19 +49,7 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
         queries = queries.take(np.linspace(0, len(queries) - 1, _MOST_USERS).astype(np.int64))
     pool, likeness = max(DEFAULT_POOL, k), ItemSimilarity(model)
     ranking = rank(model, queries, pool, config.evaluate.exclude_seen, config.evaluate.chunk_users)
-    lists = {strength: np.full((len(ranking), k), -1, dtype=np.int32) for strength in STRENGTHS}
-    diversity = {strength: np.zeros(len(ranking)) for strength in STRENGTHS}
-    for row, (items_P, scores_P) in enumerate(
-        zip(ranking.items_BK, ranking.scores_BK, strict=True)
-    ):
-        items_P = items_P[items_P >= 0]
-        cosines_PP = likeness.among(items_P)
-        for strength in STRENGTHS:
-            order = by_relevance(
-                scores_P[: len(items_P)].astype(np.float64), cosines_PP, strength, k
-            )
-            lists[strength][row, : len(order)] = items_P[order]
-            diversity[strength][row] = _diversity(cosines_PP[np.ix_(order, order)])
+    lists, diversity = _diversified(ranking, likeness, k)
     values = {
         str(strength): QUERY_METRICS[kind](
             mark_hits(items_Bk, ranking.queries), ranking.num_targets_B, k
@@ -86,6 +74,26 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
         "users": len(ranking),
         "points": points,
     }
+
+
+def _diversified(
+    ranking: Ranking, likeness: ItemSimilarity, k: int
+) -> tuple[dict[float, Array], dict[float, Array]]:
+    """The lists at every strength: int32 [B, k], and the diversity of each list: [B]."""
+    lists = {strength: np.full((len(ranking), k), -1, dtype=np.int32) for strength in STRENGTHS}
+    diversity = {strength: np.zeros(len(ranking)) for strength in STRENGTHS}
+    for row, (items_P, scores_P) in enumerate(
+        zip(ranking.items_BK, ranking.scores_BK, strict=True)
+    ):
+        items_P = items_P[items_P >= 0]
+        cosines_PP = likeness.among(items_P)
+        for strength in STRENGTHS:
+            order = by_relevance(
+                scores_P[: len(items_P)].astype(np.float64), cosines_PP, strength, k
+            )
+            lists[strength][row, : len(order)] = items_P[order]
+            diversity[strength][row] = _diversity(cosines_PP[np.ix_(order, order)])
+    return lists, diversity
 
 
 def _diversity(cosines_kk: Array) -> float:

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from recsys.errors import RequestError
 from recsys.report.charts import Piece, stacked
-from recsys.serving.requests import Answer, SimilarAnswer, parse_requests, parse_similar
-from recsys.ui.holder import Opened
+from recsys.serving.request_parsing import parse_requests, parse_similar
+from recsys.serving.requests import Answer, SimilarAnswer
+from recsys.ui.loaded_models import LoadedModel
 
 NUM_COLOURS: Final = 8
 _SHOWN: Final = 12  # number of newest history items on a page
@@ -36,7 +37,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Part:
+class Contribution:
     """One granularity's share of an item."""
 
     name: str
@@ -55,24 +56,24 @@ class Listed:
     item_id: str
     title: str
     score: float
-    parts: Sequence[Part] = ()
+    contributions: Sequence[Contribution] = ()
     why: str = ""
 
     @property
     def spoken(self) -> str:
         """The bar as text, for screen readers."""
-        told = [f"{part.name} {part.percent:.0f} %" for part in self.ordered if part.percent >= 1]
-        against = [part.name for part in self.ordered if part.value < 0]
-        return ", ".join(told) + (f"; against it: {', '.join(against)}" if against else "")
+        shares = [f"{one.name} {one.percent:.0f} %" for one in self.ordered if one.percent >= 1]
+        against = [one.name for one in self.ordered if one.value < 0]
+        return ", ".join(shares) + (f"; against it: {', '.join(against)}" if against else "")
 
     def share(self, name: str) -> float:
         """The contribution of a granularity to the score."""
-        return next((part.value for part in self.parts if part.name == name), 0.0)
+        return next((one.value for one in self.contributions if one.name == name), 0.0)
 
     @property
-    def ordered(self) -> list[Part]:
+    def ordered(self) -> list[Contribution]:
         """The parts of the bar, the largest first."""
-        return sorted(self.parts, key=lambda part: -part.value)
+        return sorted(self.contributions, key=lambda one: -one.value)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class List:
     asked_at: str = ""
 
 
-def list_for(opened: Opened, question: Question) -> List:
+def list_for(opened: LoadedModel, question: Question) -> List:
     """The list that the model recommends.
 
     Raises
@@ -130,7 +131,7 @@ def list_for(opened: Opened, question: Question) -> List:
     )
 
 
-def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
+def similar_to(opened: LoadedModel, item: str, by: str, k: int) -> SimilarAnswer:
     """Items similar to an item.
 
     Raises
@@ -152,7 +153,7 @@ def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
     return answer
 
 
-def some_user(opened: Opened) -> str:
+def some_user(opened: LoadedModel) -> str:
     """A random known user; empty if the model knows none."""
     return random.choice(opened.bundle.user_ids) if opened.bundle.user_ids else ""  # noqa: S311 - not a secret
 
@@ -160,30 +161,30 @@ def some_user(opened: Opened) -> str:
 def _rows(answer: Answer, names: Sequence[str]) -> tuple[float, list[Listed]]:
     """The position of zero in all bars, and the items with their bars."""
     shares = [
-        {name: found[place] for name, found in answer.shares.items()}
-        for place in range(len(answer.item_ids))
+        {name: found[rank] for name, found in answer.shares.items()}
+        for rank in range(len(answer.item_ids))
     ]
     zero, bars = stacked(shares)
     colours = {name: number % NUM_COLOURS for number, name in enumerate([*names, "boost"])}
-    told = answer.explanations or [{}] * len(answer.item_ids)
+    explanations = answer.explanations or [{}] * len(answer.item_ids)
     rows = [
         Listed(
-            rank=place + 1,
+            rank=rank + 1,
             item_id=item,
-            title=answer.titles[place],
-            score=answer.scores[place],
-            parts=_parts(bars[place], colours) if answer.source == "model" else (),
-            why=str(told[place].get("sentence", "")),
+            title=answer.titles[rank],
+            score=answer.scores[rank],
+            contributions=_contributions(bars[rank], colours) if answer.source == "model" else (),
+            why=str(explanations[rank].get("sentence", "")),
         )
-        for place, item in enumerate(answer.item_ids)
+        for rank, item in enumerate(answer.item_ids)
     ]
     return zero, rows
 
 
-def _parts(bar: Sequence[Piece], colours: Mapping[str, int]) -> list[Part]:
+def _contributions(bar: Sequence[Piece], colours: Mapping[str, int]) -> list[Contribution]:
     speaks_for = sum(piece.value for piece in bar if piece.value > 0) or 1.0
     return [
-        Part(
+        Contribution(
             piece.name,
             colours[piece.name],
             piece.value,
@@ -199,9 +200,9 @@ def _legend(rows: Sequence[Listed], names: Sequence[str]) -> list[tuple[str, int
     """Every granularity of the bars with its mean percent, the largest first."""
     found: dict[str, tuple[int, float]] = {}
     for row in rows:
-        for part in row.parts:
-            colour, total = found.get(part.name, (part.colour, 0.0))
-            found[part.name] = colour, total + part.percent / len(rows)
+        for one in row.contributions:
+            colour, total = found.get(one.name, (one.colour, 0.0))
+            found[one.name] = colour, total + one.percent / len(rows)
     return sorted(
         ((name, colour, mean) for name, (colour, mean) in found.items()),
         key=lambda entry: -entry[2],

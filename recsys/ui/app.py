@@ -31,7 +31,7 @@ from recsys.ui.charts import differences, standings, winner
 from recsys.ui.comparisons import Comparing, Comparisons
 from recsys.ui.gate import Gate
 from recsys.ui.guard import REPORT_POLICY, Guard
-from recsys.ui.holder import Holder, Opened
+from recsys.ui.loaded_models import LoadedModel, LoadedModels
 from recsys.ui.runs import Run, Runs
 
 _STATIC: Final = {
@@ -51,8 +51,10 @@ By = Literal["auto", "vectors", "use", "text"]
 class Pages:
     """The data and templates that the pages share."""
 
-    def __init__(self, runs: Runs, gate: Gate, holder: Holder, comparisons: Comparisons) -> None:
-        self.runs, self.gate, self.holder, self.comparisons = runs, gate, holder, comparisons
+    def __init__(
+        self, runs: Runs, gate: Gate, loaded: LoadedModels, comparisons: Comparisons
+    ) -> None:
+        self.runs, self.gate, self.loaded, self.comparisons = runs, gate, loaded, comparisons
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
         self._templates = environment(
             jinja2.PackageLoader("recsys.ui"),
@@ -63,10 +65,10 @@ class Pages:
             when=_when,
             key=quote,
             shown=redact,
-            rest_of=lambda asked, item: (
-                asked | {"item": [one for one in asked["item"] if one != item]}
+            rest_of=lambda fields, item: (
+                fields | {"item": [one for one in fields["item"] if one != item]}
             ),
-            with_item=lambda asked, item: asked | {"item": [*asked["item"], item]},
+            with_item=lambda fields, item: fields | {"item": [*fields["item"], item]},
             with_own=lambda lengths, own: sorted({*lengths, own}),
         )
         self._templates.globals.update(link=link, release=__version__)
@@ -78,7 +80,7 @@ class Pages:
             self._templates.get_template(f"{name}.html.j2").render(page=page, **content), status
         )
 
-    def card(self, opened: Opened) -> str:
+    def card(self, opened: LoadedModel) -> str:
         """The model card as HTML; HTML in its Markdown is escaped."""
         html: str = self._markdown.render(str(opened.about.get("card") or ""))
         return html
@@ -100,7 +102,7 @@ class Pages:
 def application(
     runs: Runs,
     gate: Gate,
-    holder: Holder,
+    loaded: LoadedModels,
     compare: Comparing,
     names: Iterable[str] = (),
     password_sha256: str = "",
@@ -120,20 +122,26 @@ def application(
         SHA-256 of the token that the browser must send; empty: no token.
     """
     app = FastAPI(title="Multigrain", docs_url=None, redoc_url=None, openapi_url=None)
-    pages = Pages(runs, gate, holder, Comparisons(compare))
-    _add_overviews(app, pages)
-    _add_questions(app, pages)
+    pages = Pages(runs, gate, loaded, Comparisons(compare))
+    _add_runs(app, pages)
+    _add_comparison(app, pages)
+    _add_models(app, pages)
+    _add_static(app)
+    _add_try(app, pages)
+    _add_similar(app, pages)
     _add_errors(app, pages)
     return Guard(app, names, password_sha256)
 
 
-def _add_overviews(app: FastAPI, pages: Pages) -> None:
-    """Add the pages of runs, comparisons and registered models."""
+def _add_runs(app: FastAPI, pages: Pages) -> None:
+    """Add the pages of runs and their reports."""
 
     @app.get("/")
     def runs() -> HTMLResponse:
         found = pages.runs.all()
-        return pages.page("runs", runs=found, places=pages.runs.places, trouble=pages.runs.trouble)
+        return pages.page(
+            "runs", runs=found, folders=pages.runs.folders, trouble=pages.runs.trouble
+        )
 
     @app.get("/runs/{key:path}")
     def run(key: str) -> HTMLResponse:
@@ -156,6 +164,10 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
             raise ArtifactError(f"the run {key!r} has no such report")
         headers = {"Content-Security-Policy": REPORT_POLICY}
         return HTMLResponse(path.read_text(encoding="utf-8"), headers=headers)
+
+
+def _add_comparison(app: FastAPI, pages: Pages) -> None:
+    """Add the page that compares two runs."""
 
     @app.get("/compare")
     def compare(first: Text = "", second: Text = "", run: Items = []) -> HTMLResponse:  # noqa: B006
@@ -195,6 +207,10 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
             }
         return pages.page("compare", **content, trouble=found.trouble)
 
+
+def _add_models(app: FastAPI, pages: Pages) -> None:
+    """Add the pages of registered models and their cards."""
+
     @app.get("/models")
     def models() -> HTMLResponse:
         return pages.page(
@@ -206,9 +222,13 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
 
     @app.get("/card")
     def card(model: Text = "") -> HTMLResponse:
-        opened = pages.holder.open(model)
+        opened = pages.loaded.open(model)
         version = pages.gate.get(opened.choice.key)
         return pages.page("card", opened=opened, card=pages.card(opened), version=version)
+
+
+def _add_static(app: FastAPI) -> None:
+    """Add the style sheet, the script and the icon."""
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -219,8 +239,8 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
         return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 
 
-def _add_questions(app: FastAPI, pages: Pages) -> None:
-    """Add the pages that query a model."""
+def _add_try(app: FastAPI, pages: Pages) -> None:
+    """Add the page that asks a model for a list."""
 
     @app.get("/try")
     def try_it(
@@ -235,8 +255,8 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
     ) -> Response:
         opened, trouble = _opened(pages, model)
         if pick and opened is not None:
-            asked = {"model": opened.choice.key, "user": some_user(opened), "k": k}
-            return RedirectResponse(link("/try", **asked), 303)
+            fields = {"model": opened.choice.key, "user": some_user(opened), "k": k}
+            return RedirectResponse(link("/try", **fields), 303)
         items = tuple(dict.fromkeys(one for one in item if one))
         question = Question(user.strip(), items, k, seen, explain)
         answer: List | None = None
@@ -246,26 +266,30 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
             except RequestError as error:
                 trouble = str(error)
         basket = [(one, opened.title(one) if opened else one) for one in items]
-        asked = {
+        fields = {
             "model": opened.choice.key if opened else model,
             "user": question.user,
             "item": items,
             "k": k,
         }
-        asked |= {"seen": "true"} if seen else {}
+        fields |= {"seen": "true"} if seen else {}
         return pages.page(
             "try",
             _status(opened, trouble),
-            choices=pages.holder.choices(),
+            choices=pages.loaded.choices(),
             opened=opened,
             question=question,
             basket=basket,
-            asked=asked,
+            fields=fields,
             find=find,
             found=_found(opened, find),
             answer=answer,
             trouble=trouble,
         )
+
+
+def _add_similar(app: FastAPI, pages: Pages) -> None:
+    """Add the page of similar items."""
 
     @app.get("/similar")
     def similar(
@@ -281,11 +305,11 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
         return pages.page(
             "similar",
             _status(opened, trouble),
-            choices=pages.holder.choices(),
+            choices=pages.loaded.choices(),
             opened=opened,
             item=item,
             title=opened.title(item) if opened and item else "",
-            asked={"model": opened.choice.key if opened else model, "by": by, "k": k},
+            fields={"model": opened.choice.key if opened else model, "by": by, "k": k},
             by=by,
             k=k,
             find=find,
@@ -310,10 +334,10 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: Exception) -> HTMLResponse:
         assert isinstance(error, RequestValidationError)
-        told = "; ".join(
+        wrong = "; ".join(
             f"{one['loc'][-1]}: {one['msg'][0].lower()}{one['msg'][1:]}" for one in error.errors()
         )
-        return pages.page("error", 422, head="The address is malformed", text=f"{told}.")
+        return pages.page("error", 422, head="The address is malformed", text=f"{wrong}.")
 
     @app.exception_handler(HTTPException)
     def missing(request: Request, error: Exception) -> HTMLResponse:
@@ -331,22 +355,22 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
         return pages.page("error", 500, head="This page failed", text=text)
 
 
-def _status(opened: Opened | None, trouble: str) -> int:
+def _status(opened: LoadedModel | None, trouble: str) -> int:
     """HTTP status: 404 without the model, 422 for a request that the model refuses."""
     if not trouble:
         return 200
     return 404 if opened is None else 422
 
 
-def _opened(pages: Pages, model: str) -> tuple[Opened | None, str]:
+def _opened(pages: Pages, model: str) -> tuple[LoadedModel | None, str]:
     """The model, or the reason why it cannot be opened."""
     try:
-        return pages.holder.open(model), ""
+        return pages.loaded.open(model), ""
     except MultigrainError as error:
-        return None, str(error) if pages.holder.choices() else ""
+        return None, str(error) if pages.loaded.choices() else ""
 
 
-def _found(opened: Opened | None, text: str) -> list[tuple[str, str]]:
+def _found(opened: LoadedModel | None, text: str) -> list[tuple[str, str]]:
     """Items found by a text, with their titles."""
     return [(item, opened.title(item)) for item in opened.find(text)] if opened is not None else []
 
@@ -357,8 +381,8 @@ def link(path: str, **params: Any) -> str:
     >>> link("/try", user="a b", item=["1", "2"], find="")
     '/try?user=a+b&item=1&item=2'
     """
-    told = {name: value for name, value in params.items() if value not in ("", None, (), [])}
-    return f"{path}?{urlencode(told, doseq=True)}" if told else path
+    wrong = {name: value for name, value in params.items() if value not in ("", None, (), [])}
+    return f"{path}?{urlencode(wrong, doseq=True)}" if wrong else path
 
 
 def _when(time: datetime) -> str:

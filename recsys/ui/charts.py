@@ -41,18 +41,18 @@ def standings(metrics: Mapping[str, Any]) -> Chart | None:
     """The main metric of the model and of every baseline, the best first; None if nothing was
     measured.
     """
-    metric, spans = metrics.get("metric", ""), metrics.get("confidence") or {}
-    found = {"model": (metrics.get("model") or {}, spans.get("model") or {})}
+    metric, intervals = metrics.get("metric", ""), metrics.get("confidence") or {}
+    found = {"model": (metrics.get("model") or {}, intervals.get("model") or {})}
     for name, values in (metrics.get("baselines") or {}).items():
-        found[name] = values, (spans.get("baselines") or {}).get(name) or {}
-    told = {
-        name: (values[metric], span[metric])
-        for name, (values, span) in found.items()
-        if metric in values and metric in span
+        found[name] = values, (intervals.get("baselines") or {}).get(name) or {}
+    measured = {
+        name: (values[metric], interval[metric])
+        for name, (values, interval) in found.items()
+        if metric in values and metric in interval
     }
-    if not told:
+    if not measured:
         return None
-    scale = axis([end for _, span in told.values() for end in span])
+    scale = axis([end for _, interval in measured.values() for end in interval])
     rows = [
         Whisker(
             recommender_name(name),
@@ -64,7 +64,7 @@ def standings(metrics: Mapping[str, Any]) -> Chart | None:
             scale.at(high),
             name == "model",
         )
-        for name, (value, (low, high)) in sorted(told.items(), key=lambda entry: -entry[1][0])
+        for name, (value, (low, high)) in sorted(measured.items(), key=lambda entry: -entry[1][0])
     ]
     return Chart(rows, None)
 

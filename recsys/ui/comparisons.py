@@ -84,5 +84,7 @@ def _stored(first: Run, second: Run) -> Mapping[str, Any]:
     if first.folder is None:
         return {}
     record = read_json(first.folder / "compare.json")
-    told = [(record.get(side) or {}).get("model_sha256") for side in ("first", "second")]
-    return record if told == [run.metrics.get("model_sha256") for run in (first, second)] else {}
+    compared = [(record.get(side) or {}).get("model_sha256") for side in ("first", "second")]
+    return (
+        record if compared == [run.metrics.get("model_sha256") for run in (first, second)] else {}
+    )

@@ -73,12 +73,12 @@ class Gate:
 
     def models(self) -> list[Registered]:
         """All registered models that have versions."""
-        return self._asked()[0]
+        return self._from_registry()[0]
 
     @property
     def trouble(self) -> str:
         """Why the registry cannot be read; empty if it answers."""
-        return self._asked()[1]
+        return self._from_registry()[1]
 
     def get(self, key: str) -> Version | None:
         """The version with a key or ``NAME@ALIAS``, or None."""
@@ -90,7 +90,7 @@ class Gate:
                     return version
         return None
 
-    def _asked(self) -> tuple[list[Registered], str]:
+    def _from_registry(self) -> tuple[list[Registered], str]:
         when, models, trouble = self._found
         if time.monotonic() - when > _FRESH_S:
             models, trouble = _registered(self.tracking_uri)

@@ -17,8 +17,10 @@ from typing import Any, Final, TypeVar
 
 from recsys.config import redact
 from recsys.errors import ArtifactError, MultigrainError, first_line
-from recsys.registry.store import check, settled
-from recsys.registry.tracking import RUN_FILE, client, mlflow_name, short_timeouts, sqlite_path
+from recsys.registry.logged_values import mlflow_name
+from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path
+from recsys.registry.store_state import check, settled
+from recsys.registry.tracking import RUN_FILE
 from recsys.report.first_screen import verdict
 from recsys.storage.uris import is_remote
 
@@ -85,21 +87,21 @@ class Runs:
 
     Parameters
     ----------
-    places
+    folders
         Run folders, or folders that contain run folders.
     tracking_uri
         MLflow's URI; empty: none.
     """
 
-    def __init__(self, places: Sequence[str], tracking_uri: str) -> None:
-        self.places, self.tracking_uri = list(places), tracking_uri
+    def __init__(self, folders: Sequence[str], tracking_uri: str) -> None:
+        self.folders, self.tracking_uri = list(folders), tracking_uri
         self._of_mlflow: tuple[float, list[Run], str] = (-_FRESH_S, [], "")
 
     def all(self) -> list[Run]:
         """All runs, the newest first."""
         found = list(self._of_folders())
         known = {run.run_id for run in found}
-        found += [run for run in self._asked()[0] if run.run_id not in known]
+        found += [run for run in self._from_mlflow()[0] if run.run_id not in known]
         return sorted(found, key=lambda run: run.time, reverse=True)
 
     def get(self, key: str) -> Run | None:
@@ -109,18 +111,18 @@ class Runs:
     @property
     def trouble(self) -> str:
         """Why MLflow's runs are not shown; empty if they are."""
-        return self._asked()[1]
+        return self._from_mlflow()[1]
 
     def _of_folders(self) -> Iterator[Run]:
         taken: set[str] = set()
-        for folder, name in _folders(self.places):
+        for folder, name in _folders(self.folders):
             key, number = name, 2
             while key in taken:
                 key, number = f"{name}~{number}", number + 1
             taken.add(key)
             yield _of_folder(folder, key)
 
-    def _asked(self) -> tuple[list[Run], str]:
+    def _from_mlflow(self) -> tuple[list[Run], str]:
         when, runs, trouble = self._of_mlflow
         if time.monotonic() - when > _FRESH_S:
             runs, trouble = _of_mlflow(self.tracking_uri)
@@ -128,14 +130,14 @@ class Runs:
         return runs, trouble
 
 
-def _folders(places: Iterable[str]) -> Iterator[tuple[Path, str]]:
+def _folders(folders: Iterable[str]) -> Iterator[tuple[Path, str]]:
     """Run folders with short names: the given folders, run folders inside them, and best runs of
     sweeps.
     """
     seen: set[Path] = set()
-    for place in places:
-        root = Path(place)
-        if is_remote(place) or not root.is_dir():
+    for given in folders:
+        root = Path(given)
+        if is_remote(given) or not root.is_dir():
             continue
         whole = root.resolve()
         for config in [

@@ -18,7 +18,7 @@ from pipelines.plumbing.session import keep_token_private
 from recsys.config import Config, build_config, dump_config, redact, redacted
 from recsys.config.redaction import is_secret_name, redacted_tree
 from recsys.errors import ConfigError
-from recsys.registry.card import shown_as_text
+from recsys.registry.markdown import shown_as_text
 from recsys.registry.tracking import Tracker
 from tests.handmade import small_world
 

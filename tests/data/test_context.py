@@ -21,7 +21,7 @@ from recsys.evaluation.bootstrap import compare
 from recsys.preparation.prepare import prepare
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.handmade import leave_last, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -22,7 +22,7 @@ from recsys.errors import ConfigError
 from recsys.preparation.prepare import prepare
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]

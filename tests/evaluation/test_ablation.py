@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines import ablation as stage
-from pipelines.cli import UsageError, parse
+from pipelines.plumbing.arguments import UsageError, parse
 from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.evaluation.ablation import Variant, compare_variants, weight_variants

@@ -29,7 +29,7 @@ from recsys.evaluation.targets import type_report
 from recsys.preparation.shards import time_bins
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.handmade import DAY, Event, small_model, write_dataset
 
 VIEW, BUY = 0, 1

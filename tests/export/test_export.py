@@ -31,12 +31,13 @@ from recsys.export.folder import export
 from recsys.export.questions import Examiner
 from recsys.granularities.als.model import Als
 from recsys.model import FrozenModel
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.register import register
-from recsys.registry.tracking import Tracker, tracking_uri
+from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.item_index import index_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.build import build_graphs, build_model
 from tests.encoded import encoded_and_expected
 from tests.handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset

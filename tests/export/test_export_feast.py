@@ -22,7 +22,7 @@ import pytest
 from recsys.export.folder import export
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.handmade import small_model, small_world
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"

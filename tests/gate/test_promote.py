@@ -36,10 +36,12 @@ from recsys.gate.promotion import (
 )
 from recsys.registry.card import model_card
 from recsys.registry.minimum import alias_command, check_minimum, num_events
+from recsys.registry.mlflow_client import client, tracking_uri
 from recsys.registry.provenance import lineage
-from recsys.registry.register import RegisteredModel, register, resolve
+from recsys.registry.register import RegisteredModel, register
+from recsys.registry.resolve import resolve
 from recsys.registry.run_tags import UNKNOWN, working_commit
-from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
@@ -403,12 +405,12 @@ def test_version_below_the_minimum_does_not_move_the_challenger(
     assert world.aliases()["challenger"] == holder
     assert worse.alias == "" and worse.uri == worse.pinned_uri == f"models:/pocket/{worse.version}"
     reason = "without an alias: ndcg@5 is significantly below the baseline popularity (-0.2000"
-    assert reason in worse.said and "\n" not in worse.said
+    assert reason in worse.summary and "\n" not in worse.summary
     assert (
         f"has {num_events(asdict(world.early.manifest))} events, that of the present challenger,"
-        f" version {holder}, has" in smaller.said
+        f" version {holder}, has" in smaller.summary
     )
-    assert "registry.min_data 0.9" in smaller.said
+    assert "registry.min_data 0.9" in smaller.summary
     assert world.tags(str(worse.version))["minimum"] == "below"
     assert world.tags(str(worse.version))["minimum.why"] == worse.why
 
@@ -437,7 +439,7 @@ def test_printed_command_sets_the_alias_by_hand(world: World, capsys: Captured) 
         world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1
     )
     try:
-        command = below.said.rpartition("by hand: ")[2]
+        command = below.summary.rpartition("by hand: ")[2]
         subprocess.run(
             command.replace("python", sys.executable, 1), shell=True, check=True, timeout=120
         )

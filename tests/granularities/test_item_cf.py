@@ -23,7 +23,7 @@ from recsys.granularities.item_links import most_similar, together
 from recsys.model import Encoders, FrozenModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.build import build_graphs, build_model
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.refit_fusion import Evidence, refit_fusion

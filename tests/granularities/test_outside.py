@@ -31,10 +31,10 @@ from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.validation import Validator
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.model import dump_sizes, load_sizes
-from recsys.registry.register import requirements
+from recsys.registry.logged_model import requirements
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.training.checkpoint import load_trained, save_trained

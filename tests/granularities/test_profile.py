@@ -26,7 +26,8 @@ from recsys.model import FrozenModel
 from recsys.serving.answer_rows import answer_table
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, Request, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer, Request
 from recsys.training.build import build_graphs, build_model, model_sizes
 from tests.handmade import HISTORIES, ITEMS, write_dataset
 
@@ -383,10 +384,10 @@ def test_every_way_gives_the_same_answers(recommender: Recommender) -> None:
 def test_input_example_has_a_new_user_with_attributes(
     folder: Path, recommender: Recommender
 ) -> None:
+    from recsys.registry.logged_model import input_example
     from recsys.registry.pyfunc_model import RecommenderModel
-    from recsys.registry.register import _example
 
-    example = _example(read_bundle(folder))
+    example = input_example(read_bundle(folder))
     assert example["attributes"].tolist() == [
         {},
         {},

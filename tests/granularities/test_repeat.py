@@ -25,8 +25,9 @@ from recsys.granularities.repeat.model import Repeat
 from recsys.granularities.repeat.moments import sample_times
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.serving.recommender import Recommender, as_queries
-from recsys.serving.requests import parse_requests
+from recsys.serving.recommender import Recommender
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_views import as_queries
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import DAY, Event, train_events, write_dataset
 

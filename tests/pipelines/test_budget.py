@@ -106,7 +106,7 @@ def test_used_time_is_printed_by_part_largest_first() -> None:
         budget.turn_to(part)
         clock.now += seconds
     assert (
-        budget.said()
+        budget.summary()
         == "budget, used 4.1 min (102 %): training 2.5 min, search 80 s, prepare 10 s, start 5 s"
     )
 

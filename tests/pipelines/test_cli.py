@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from pipelines import cli
-from pipelines.cli import Arguments, UsageError, main, parse, plan, user_message
+from pipelines.cli import main, user_message
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import Arguments, UsageError, parse
 from pipelines.plumbing.folder import RunFolder, open_run, write_atomically
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.session import keep_token_elsewhere

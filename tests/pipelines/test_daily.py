@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import parse
+from pipelines.plumbing.arguments import parse
 from pipelines.stages import VERBS
 from recsys.config import build_config, parse_value, set_path
 

@@ -16,9 +16,9 @@ import pytest
 
 from pipelines import doctor
 from pipelines.cli import main
-from pipelines.plumbing import diagnostics as checkup
 from pipelines.plumbing import memory
-from pipelines.plumbing.diagnostics import Check, Finding
+from pipelines.plumbing.diagnostics import installation, machine, services, storage
+from pipelines.plumbing.diagnostics.finding import Check, Finding
 from recsys.config import Config, load_config
 
 DEMO = Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml"
@@ -80,7 +80,7 @@ def test_incomplete_store_is_a_failure(tmp_path: Path) -> None:
     with sqlite3.connect(store) as connection:
         connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
     os.utime(store, (0, 0))  # old, so no other process is creating it now
-    found = _of(checkup.tracking, _config(tmp_path, ("tracking.uri", f"sqlite:///{store}")))[
+    found = _of(services.tracking, _config(tmp_path, ("tracking.uri", f"sqlite:///{store}")))[
         "mlflow store"
     ]
     assert found.state == "fail" and "incomplete" in found.found
@@ -126,16 +126,16 @@ def test_crashing_and_hanging_checks_are_findings_and_hide_no_other() -> None:
 def test_versions_are_compared_with_the_requirements_of_the_project(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = checkup._version
+    real = installation._version
     wrong = {"torch": "2.12.0", "ray": None}
-    monkeypatch.setattr(checkup, "_version", lambda name: wrong.get(name, real(name)))
-    found = _of(checkup.versions, None)
+    monkeypatch.setattr(installation, "_version", lambda name: wrong.get(name, real(name)))
+    found = _of(installation.versions, None)
     assert found["torch"].state == "fail" and "2.12.0, needs <2.14,>=2.13" in found["torch"].found
     assert found["torch"].cure == "pip install 'torch<2.14,>=2.13'"
     assert found["ray"].state == "fail" and "not installed" in found["ray"].found
     assert found["numpy"].state == "ok"
-    monkeypatch.setattr(checkup, "_version", lambda name: None)
-    assert {finding.state for finding in checkup.extras(None)} == {"ok"}, (
+    monkeypatch.setattr(installation, "_version", lambda name: None)
+    assert {finding.state for finding in installation.extras(None)} == {"ok"}, (
         "optional packages may be missing"
     )
 
@@ -150,7 +150,7 @@ def _torch(
     )
     monkeypatch.setattr(torch, "cuda", cuda)
     monkeypatch.setattr(torch.version, "cuda", build)
-    monkeypatch.setattr(checkup, "driver_devices", lambda: devices)
+    monkeypatch.setattr(machine, "driver_devices", lambda: devices)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_gpus_are_compared_with_the_build_of_torch(
     config = _config(
         tmp_path, ("train.use_gpu", use), ("train.num_workers", "2"), ("ray.num_cpus", "3")
     )
-    found = _of(checkup.graphics, config)["gpu"]
+    found = _of(machine.graphics, config)["gpu"]
     assert found.state == state and cure in found.cure and bool(found.cure) == bool(cure)
 
 
@@ -188,9 +188,9 @@ def test_driver_program_lists_the_devices(tmp_path: Path, monkeypatch: pytest.Mo
     program.write_text("#!/bin/sh\necho 'NVIDIA L4, 570.1'\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert checkup.driver_devices() == ["NVIDIA L4, 570.1"]
+    assert machine.driver_devices() == ["NVIDIA L4, 570.1"]
     program.write_text("#!/bin/sh\nexit 9\n")
-    assert checkup.driver_devices() == []
+    assert machine.driver_devices() == []
 
 
 def test_too_few_cpus_and_low_limits_are_findings(
@@ -199,42 +199,42 @@ def test_too_few_cpus_and_low_limits_are_findings(
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 30)
     monkeypatch.setattr("resource.getrlimit", lambda _: (256, 256))
     config = _config(tmp_path, ("train.num_workers", "4"), ("ray.num_cpus", "2"))
-    found = _of(checkup.machine, config)
+    found = _of(machine.machine, config)
     assert found["cpu"].state == "fail" and "at least 5" in found["cpu"].cure
     assert found["memory"].state == found["open files"].state == "warn"
     assert "ulimit -n 65536" in found["open files"].cure
 
 
 def test_training_that_does_not_fit_is_a_finding(tmp_path: Path) -> None:
-    assert _of(checkup.training, _config(tmp_path))["training"].state == "ok"
-    large = _of(checkup.training, _config(tmp_path, ("data.source.num_items", "900000000")))[
+    assert _of(machine.training, _config(tmp_path))["training"].state == "ok"
+    large = _of(machine.training, _config(tmp_path, ("data.source.num_items", "900000000")))[
         "training"
     ]
     assert large.state == "fail" and "embedding tables of 900,000,000 items" in large.cure
     unknown = _config(
         tmp_path, ("data.source", "{kind: sequences, events: s.txt}"), ("data.order", "file")
     )
-    assert "after the data is prepared" in _of(checkup.training, unknown)["training"].found
-    assert not _of(checkup.training, None)
+    assert "after the data is prepared" in _of(machine.training, unknown)["training"].found
+    assert not _of(machine.training, None)
 
 
 def test_full_disk_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = types.SimpleNamespace(total=100 << 30, used=97 << 30, free=3 << 30)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    assert _of(checkup.places, _config(tmp_path))["run.dir"].state == "fail"
+    assert _of(storage.folders, _config(tmp_path))["run.dir"].state == "fail"
     usage.total = 10 << 30
-    assert _of(checkup.places, _config(tmp_path))["run.dir"].state == "warn"
+    assert _of(storage.folders, _config(tmp_path))["run.dir"].state == "warn"
 
 
 def test_stores_are_checked_with_a_write(tmp_path: Path) -> None:
     path = tmp_path / "m.db"
     sqlite3.connect(path).close()
     config = _config(tmp_path, ("tracking.uri", f"sqlite:///{path}"))
-    assert _of(checkup.tracking, config)["mlflow store"].state == "ok"
+    assert _of(services.tracking, config)["mlflow store"].state == "ok"
     path.write_bytes(b"no database" * 100)
-    assert _of(checkup.tracking, config)["mlflow store"].state == "fail"
+    assert _of(services.tracking, config)["mlflow store"].state == "fail"
     config.tracking.enabled = False
-    assert _of(checkup.tracking, config)["mlflow store"].state == "ok"
+    assert _of(services.tracking, config)["mlflow store"].state == "ok"
 
 
 def test_missing_servers_fail_at_once_and_passwords_stay_hidden(tmp_path: Path) -> None:
@@ -246,19 +246,19 @@ def test_missing_servers_fail_at_once_and_passwords_stay_hidden(tmp_path: Path) 
             ("tracking.uri", f"http://me:hunter2@{closed_address}"),
             ("submit.address", f"http://{closed_address}"),
         )
-        store = _of(checkup.tracking, config)["mlflow store"]
-        jobs = _of(checkup.job_server, config)["job server"]
+        store = _of(services.tracking, config)["mlflow store"]
+        jobs = _of(services.job_server, config)["job server"]
     assert store.state == jobs.state == "fail"
     assert "hunter2" not in store.found + store.cure
 
 
 def test_missing_language_model_and_missing_source_are_findings(tmp_path: Path) -> None:
     config = _config(tmp_path, ("data.text.model", "nobody/has-this-model"))
-    assert _of(checkup.text_model, config)["text model"].state == "fail"
+    assert _of(storage.text_model, config)["text model"].state == "fail"
     config.data.text.allow_download = True
-    assert _of(checkup.text_model, config)["text model"].state == "warn"
+    assert _of(storage.text_model, config)["text model"].state == "warn"
     tree = [("data.source", "{kind: sequences, events: missing.txt}")]
-    found = _of(checkup.source, _config(tmp_path, *tree))["data.source"]
+    found = _of(storage.source, _config(tmp_path, *tree))["data.source"]
     assert found.state == "fail" and "missing.txt" in found.found
 
 
@@ -267,14 +267,14 @@ def test_read_only_folder_is_a_finding(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write everywhere
-    found = _of(checkup.places, _config(tmp_path))["data.dir"]
+    found = _of(storage.folders, _config(tmp_path))["data.dir"]
     assert found.state == "fail" and "Permission denied" in found.found
 
 
 def test_remote_folder_is_checked_with_a_write(tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     config = _config(tmp_path, ("data.dir", f"file://{tmp_path}/bucket"))
-    assert _of(checkup.places, config)["data.dir"].state == "ok"
+    assert _of(storage.folders, config)["data.dir"].state == "ok"
     assert os.listdir(tmp_path / "bucket") == []
     config.data.dir = f"file://{tmp_path}/no/such"
-    assert _of(checkup.places, config)["data.dir"].state == "fail"
+    assert _of(storage.folders, config)["data.dir"].state == "fail"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import UsageError, main, parse
-from pipelines.mistakes import check
+from pipelines.cli import main
+from pipelines.configuration_checks import check
+from pipelines.file_checks import check_present
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.options import is_key, likely_meant
-from pipelines.present import check_present
 from pipelines.stages import VERBS
 from recsys.config import build_config, load_config
 from recsys.errors import ConfigError, SourceError

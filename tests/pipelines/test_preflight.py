@@ -13,18 +13,11 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
-from pipelines.plumbing.preflight import (
-    Node,
-    Sizes,
-    check,
-    check_cluster,
-    dashboard_nodes,
-    described,
-    need,
-    preview,
-    sizes_of,
-)
+from pipelines.plumbing.nodes import Node, dashboard_nodes
+from pipelines.plumbing.preflight import check, check_cluster, preview
+from pipelines.plumbing.training_estimate import described, need, sizes_of
 from recsys.config import Config, GranularitiesConfig, load_config
+from recsys.config.workload import DataSizes
 from recsys.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -34,10 +27,10 @@ Captured = pytest.CaptureFixture[str]
 # Sizes of the golden data sets, and the peak memory of a process that trained one epoch on them
 # with the golden configuration, in MiB, measured with `/usr/bin/time`; see the slow test below.
 GOLDEN = {
-    "demo": (Sizes(1000, 600, 23169, 384, 966, 1500, 9428), 927),
-    "ml-100k": (Sizes(943, 1682, 99057, 384), 1182),
-    "beauty": (Sizes(22363, 12101, 176139, 384), 1161),
-    "lastfm": (Sizes(1892, 17632, 74267, 384, 0, 0, 25434, ordered=False), 1324),
+    "demo": (DataSizes(1000, 600, 23169, 384, 966, 1500, 9428), 927),
+    "ml-100k": (DataSizes(943, 1682, 99057, 384), 1182),
+    "beauty": (DataSizes(22363, 12101, 176139, 384), 1161),
+    "lastfm": (DataSizes(1892, 17632, 74267, 384, 0, 0, 25434, ordered=False), 1324),
 }
 
 
@@ -69,14 +62,15 @@ def test_memory_of_tables_equals_the_sum_by_hand() -> None:
     config = _config(
         "demo", ("model.width", "32"), ("model.granularities", "{evolution: {enabled: true}}")
     )
-    sizes = Sizes(50, 1000, 500)
+    sizes = DataSizes(50, 1000, 500)
     assert need(config, sizes).table_bytes == 1000 * 32 * 4 * 4
     config.model.item.id = False
     assert need(config, sizes).table_bytes == 0
     tree = "{collaborative: {enabled: true, user_embedding: true}, knowledge: {enabled: true}}"
     config = _config("demo", ("model.width", "32"), ("model.granularities", tree))
     assert (
-        need(config, Sizes(50, 1000, 500, entities=70)).table_bytes == (1000 + 50 + 70) * 32 * 4 * 4
+        need(config, DataSizes(50, 1000, 500, entities=70)).table_bytes
+        == (1000 + 50 + 70) * 32 * 4 * 4
     )
 
 
@@ -87,15 +81,15 @@ def test_number_of_steps_equals_the_count_by_hand() -> None:
     config = _config(
         "demo", ("train.batch_size", "32"), ("train.epochs", "3"), ("train.refit", "false")
     )
-    assert need(config, Sizes(100, 50, 1000)).steps == 4 * 3
+    assert need(config, DataSizes(100, 50, 1000)).steps == 4 * 3
     config.train.refit = True
-    assert need(config, Sizes(100, 50, 1000)).steps == 4 * 3 * 2
+    assert need(config, DataSizes(100, 50, 1000)).steps == 4 * 3 * 2
     config.train.refit, config.model.max_history = False, 5
-    assert need(config, Sizes(100, 50, 1100)).steps == 7 * 3
+    assert need(config, DataSizes(100, 50, 1100)).steps == 7 * 3
 
 
 def test_settings_change_the_estimate() -> None:
-    sizes = Sizes(10**6, 10**6, 10**8)
+    sizes = DataSizes(10**6, 10**6, 10**8)
     base = need(_config("beauty"), sizes)
     parts = base.memory
 
@@ -115,7 +109,8 @@ def test_settings_change_the_estimate() -> None:
     small = ("train.batch_size", "8")
     many, few = (
         need(
-            _config("beauty", small, ("evaluate.chunk_users", chunk)), Sizes(10**6, 10**4, 10**7)
+            _config("beauty", small, ("evaluate.chunk_users", chunk)),
+            DataSizes(10**6, 10**4, 10**7),
         ).memory["validation"]
         for chunk in ("512", "256")
     )
@@ -131,7 +126,9 @@ def test_tables_larger_than_the_largest_machine_are_refused() -> None:
         ConfigError, match=r"embedding tables of 500,000,000 items .* more than the 60\.0 GiB"
     ) as error:
         check(
-            _config(), Sizes(10**6, 5 * 10**8, 10**7), [Node(8, 0, 60 * GIB), Node(8, 0, 8 * GIB)]
+            _config(),
+            DataSizes(10**6, 5 * 10**8, 10**7),
+            [Node(8, 0, 60 * GIB), Node(8, 0, 8 * GIB)],
         )
     assert "model.width" in str(error.value)
 
@@ -139,35 +136,35 @@ def test_tables_larger_than_the_largest_machine_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "sizes", "overrides", "cure"),
     [
-        ("demo", Sizes(10**6, 10**6, 10**9), [], "graph"),
+        ("demo", DataSizes(10**6, 10**6, 10**9), [], "graph"),
         (
             "demo",
-            Sizes(10**6, 5 * 10**6, 10**7),
+            DataSizes(10**6, 5 * 10**6, 10**7),
             [("model.granularities.item_cf.rank", "256")],
             "item_cf.rank",
         ),
         (
             "beauty",
-            Sizes(10**6, 10**5, 10**7),
+            DataSizes(10**6, 10**5, 10**7),
             [("train.batch_size", "8"), ("evaluate.chunk_users", "1000000")],
             "evaluate.chunk_users",
         ),
         (
             "beauty",
-            Sizes(10**6, 10**5, 10**9),
+            DataSizes(10**6, 10**5, 10**9),
             [("model.granularities.stratum.enabled", "true")],
             "for stratum",
         ),
         (
             "demo",
-            Sizes(10**6, 10**5, 10**7),
+            DataSizes(10**6, 10**5, 10**7),
             [("train.batch_size", "500000"), ("evaluate.chunk_users", "8")],
             "sampled_softmax",
         ),
     ],
 )
 def test_training_that_does_not_fit_is_refused_with_a_cure_for_its_largest_part(
-    name: str, sizes: Sizes, overrides: list[tuple[str, str]], cure: str
+    name: str, sizes: DataSizes, overrides: list[tuple[str, str]], cure: str
 ) -> None:
     config = _config(name, *overrides)
     with pytest.raises(ConfigError, match="cannot fit") as error:
@@ -178,7 +175,7 @@ def test_training_that_does_not_fit_is_refused_with_a_cure_for_its_largest_part(
 
 def test_workers_share_the_memory_of_all_machines() -> None:
     config = _config("demo", ("train.num_workers", "8"))
-    sizes = Sizes(10**5, 10**5, 10**7)
+    sizes = DataSizes(10**5, 10**5, 10**7)
     one = int(need(config, sizes).total)
     check(config, sizes, [Node(8, 0, one)] * 4)  # each gets half of the estimate
     with pytest.raises(ConfigError, match="8 training workers"):
@@ -186,7 +183,7 @@ def test_workers_share_the_memory_of_all_machines() -> None:
 
 
 def test_unknown_memory_and_growing_clusters_are_accepted() -> None:
-    sizes = Sizes(10**6, 5 * 10**8, 10**9)
+    sizes = DataSizes(10**6, 5 * 10**8, 10**9)
     check(_config(), sizes, [])
     check(_config(), sizes, [Node(8, 0, None), Node(8, 0, GIB)])
     check(_config("demo", ("ray.wait_s", "60")), sizes, [Node(8, 0, GIB)])
@@ -230,7 +227,7 @@ def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
             tree = json.dumps({"evolution": {"enabled": True}, name: own})
             config = _config("demo", ("model.granularities", tree))
             section = getattr(config.model.granularities, name)
-            reads = need(config, Sizes(1000, 100, 10**6)).memory["graph"] > 0
+            reads = need(config, DataSizes(1000, 100, 10**6)).memory["graph"] > 0
             assert reads == granularity_class(name, section).reads_events, name
 
 

@@ -147,15 +147,15 @@ def test_saved_model_gives_the_same_answers(
     fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
 ) -> None:
     _, model = fitted
-    place = model.save(tmp_path / "served")
-    again = recsys.load(place)
+    path = model.save(tmp_path / "served")
+    again = recsys.load(path)
     pd.testing.assert_frame_equal(again.recommend("user 3"), model.recommend("user 3"))
     assert (
         again.metrics["model"][model.metrics["metric"]]
         == model.metrics["model"][model.metrics["metric"]]
     )
     with pytest.raises(ArtifactError, match="exists"):
-        model.save(place)
+        model.save(path)
     with pytest.raises(ArtifactError, match="no run folder"):
         again.evaluate()
     assert recsys.load(model.run or "").report == model.report

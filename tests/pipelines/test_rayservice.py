@@ -5,11 +5,13 @@ Serve config is deployed here.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 import sys
 import time
 import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,11 @@ def test_serve_config_of_the_manifest_answers_as_recsys_serve_and_follows_the_al
         assert post(f"{url}/recommend", REQUESTS, **caller) == served.expected()
         assert post(f"{url}/similar", SIMILAR, **caller)["item_ids"]
         assert "requires a token" in refused(f"{url}/recommend", REQUESTS, 401)["error"]
+        with urllib.request.urlopen(f"{url}/docs", timeout=120) as page:
+            assert b"callerToken" in page.read()
+        asked = urllib.request.Request(f"{url}/openapi.json", headers=caller)
+        with urllib.request.urlopen(asked, timeout=120) as reply:
+            assert "weather" in json.load(reply)["components"]["schemas"]["Context"]["properties"]
         with pytest.raises(urllib.error.HTTPError) as found:
             post(f"{url}/recommend", [{"user_id": 7}], **caller)
         assert found.value.code == 400 and b"user_id: got 7" in found.value.read()
@@ -323,8 +330,8 @@ def test_serve_config_of_the_manifest_answers_as_recsys_serve_and_follows_the_al
         )
         served.add(1)
         _wait(lambda: get(f"{url}/health")["version"] == "2")
-        [keeper] = [pid for pid in _below(process.pid) if b"ray::Keeper" in _title(pid)]
-        os.kill(keeper, signal.SIGKILL)
+        [holder] = [pid for pid in _below(process.pid) if b"ray::FollowingHolder" in _title(pid)]
+        os.kill(holder, signal.SIGKILL)
         assert post(f"{url}/recommend", REQUESTS[0], **caller)["item_ids"], (
             "replicas continue without the model holder"
         )

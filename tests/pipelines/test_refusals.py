@@ -82,9 +82,16 @@ def test_bad_sweep_spaces_are_refused(
     name: str, tree: Tree, tmp_path: Path, capsys: Captured
 ) -> None:
     content, expected = {**SPACES, **RAW_SPACES}[name]
-    place = tmp_path / "space.yaml"
-    place.write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
-    words = ["tune", "--config", _write(tree, tmp_path), "--tune.space", f"[{place}]", "--dry-run"]
+    space = tmp_path / "space.yaml"
+    space.write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
+    words = [
+        "tune",
+        "--config",
+        _write(tree, tmp_path),
+        "--tune.space",
+        f"[{space}]",
+        "--dry-run",
+    ]
     refused(words, expected, capsys, tmp_path)
 
 

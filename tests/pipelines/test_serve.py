@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from pipelines import followed_side, serve
-from pipelines.cli import main, plan
+from pipelines.cli import main
+from pipelines.dry_run import plan
 from pipelines.plumbing.folder import open_run
 from pipelines.plumbing.progress import Progress
 from recsys.config import Config, ServeConfig, build_config

@@ -485,7 +485,7 @@ def test_update_with_only_newer_events_keeps_all_events_of_the_parent(
 def test_promote_and_recommend_read_the_configuration_from_the_model(
     world: Path, updated: Path, capsys: Captured
 ) -> None:
-    place = ["--run.dir", str(world / "by-model")]
+    run_options = ["--run.dir", str(world / "by-model")]
     assert (
         main(
             [
@@ -494,7 +494,7 @@ def test_promote_and_recommend_read_the_configuration_from_the_model(
                 "models:/pocket/2",
                 "--train.metric",
                 "hit@5",
-                *place,
+                *run_options,
                 "--dry-run",
             ]
         )
@@ -505,9 +505,12 @@ def test_promote_and_recommend_read_the_configuration_from_the_model(
     assert printed["train"]["metric"] == "hit@5" and printed["evaluate"]["baselines"] == [
         "popularity"
     ]
-    assert main(["recommend", "--recommend.model", str(updated), "--recommend.k", "2", *place]) == 0
+    assert (
+        main(["recommend", "--recommend.model", str(updated), "--recommend.k", "2", *run_options])
+        == 0
+    )
     assert (world / "by-model/recommendations.parquet").is_file()
-    assert main(["promote", "--promote.model", str(world / "monday"), *place]) == 2
+    assert main(["promote", "--promote.model", str(world / "monday"), *run_options]) == 2
     assert "stores no configuration" in capsys.readouterr().err
 
 
@@ -575,7 +578,7 @@ def test_version_names_its_parent(world: Path, updated: Path) -> None:
 def test_feedback_changes_only_the_fusion_weights(world: Path, capsys: Captured) -> None:
     """Users like the suggestions of evolution and skip those of collaborative."""
     from recsys.serving.recommender import Recommender
-    from recsys.serving.requests import parse_requests
+    from recsys.serving.request_parsing import parse_requests
 
     recommender = Recommender(read_bundle(world / "monday/bundle"))
     answers = recommender.recommend(

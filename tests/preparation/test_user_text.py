@@ -309,11 +309,11 @@ def test_history_of_a_new_user_becomes_text_if_there_is_a_language_model(tmp_pat
     recommender = served(tmp_path, "both")
     newcomer = Request(history=["i3", "i5"], k=3)
     without_text = recommender.recommend([newcomer])[0]
-    assert recommender._reader is not None and recommender._reader.encoder is None, (
+    assert recommender.scorer._texts is not None and recommender.scorer._texts.encoder is None, (
         "differs from the weights in training"
     )
     assert without_text.source == "model", "pooled vectors answer without the language model"
-    recommender._reader.__dict__["encoder"] = _Counting()
+    recommender.scorer._texts.__dict__["encoder"] = _Counting()
     with_text = recommender.recommend([newcomer])[0]
     assert with_text.scores != without_text.scores
     known = recommender.bundle.histories

@@ -39,8 +39,8 @@ from recsys.preparation.vector_cache import VectorCache, forget_texts, text_keys
 from recsys.privacy.footprints import Id, Traces
 from recsys.privacy.membership import membership, separation
 from recsys.privacy.proof import is_signed, search_file
-from recsys.registry.followed import FollowedModel
-from recsys.registry.lineage import open_parent
+from recsys.registry.followed_model import FollowedModel
+from recsys.registry.parent import open_parent
 from recsys.serving.bundles import read_bundle
 from recsys.training.build import build_graphs
 from tests.handmade import small_world
@@ -719,8 +719,8 @@ def test_separation_is_the_share_of_ordered_pairs() -> None:
 
 def test_missing_unseen_users_are_reported() -> None:
     nobody = Histories.of_items([])
-    said = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
-    assert said == {"tested": False, "why": "no deleted user has two known events"}
+    message = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
+    assert message == {"tested": False, "why": "no deleted user has two known events"}
 
 
 @pytest.mark.slow

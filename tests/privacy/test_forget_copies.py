@@ -89,8 +89,8 @@ def test_user_is_removed_from_recorded_named_and_local_copies(
     ]
     for place in (away / "log", run / "log", root / "named" / "log"):
         _log(place, run / "bundle", rows)
-    said: list[str] = []
-    note_log(str(away / "log"), ["models:/films@champion"], store, said.append)
+    message: list[str] = []
+    note_log(str(away / "log"), ["models:/films@champion"], store, message.append)
     tracking = ["--tracking.uri", store]
     exported = [
         "export",
@@ -105,7 +105,7 @@ def test_user_is_removed_from_recorded_named_and_local_copies(
     assert main([*exported, *tracking]) == 0
     assert main(["pull", "models:/films@champion", str(away / "pulled"), *tracking]) == 0
     recsys.load(run).save(away / "saved")
-    assert not said and "`recsys forget`" not in capsys.readouterr().out
+    assert not message and "`recsys forget`" not in capsys.readouterr().out
     assert {copy.kind for _, copy in of_models(store, ["films"])} == {"answers", "model"}
     assert {(copy.kind, Path(copy.place).name) for copy in of_run(run)} == {
         ("export", "export"),

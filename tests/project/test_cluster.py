@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cli import parse
+from pipelines.plumbing.arguments import parse
 from pipelines.stages import VERBS
 
 ROOT = Path(__file__).parents[2]

@@ -181,7 +181,7 @@ STARTS = [
         "recsys.serving.deployment",
         ("torch", "ray.data", "ray.train", "mlflow", "scipy", "transformers"),
     ),
-    ("recsys.serving.desk", ("torch", "ray.data", "ray.serve", "mlflow")),
+    ("recsys.serving.model_holder", ("torch", "ray.data", "ray.serve", "mlflow")),
 ]
 
 

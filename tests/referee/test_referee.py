@@ -110,7 +110,7 @@ def test_csv_and_parquet_give_the_same_protocol(
     text, binary = read_protocol(tmp_path / "csv"), read_protocol(folder)
     assert text.hash == binary.hash == made(dataset).hash != made(dataset, mask="none").hash
     for name in ("train", "valid", "test"):
-        assert text.windows[0].parts[name].equals(binary.windows[0].parts[name])
+        assert text.windows[0].splits[name].equals(binary.windows[0].splits[name])
     frame = pd.read_csv(tmp_path / "csv/test.csv")
     assert frame.item_id.tolist() == [f"i{target(int(user[1:]))}" for user in frame.user_id]
 
@@ -509,7 +509,7 @@ def test_windows_roll_over_the_past(
     for window in protocol.windows:
         days = {
             name: table.column("timestamp").cast(pa.int64()).to_pandas() // DAY
-            for name, table in window.parts.items()
+            for name, table in window.splits.items()
         }
         spans.append([(name, int(of.min()), int(of.max())) for name, of in days.items()])
     assert spans[2] == [
@@ -526,7 +526,7 @@ def test_windows_roll_over_the_past(
     assert read_protocol(tmp_path / "p").hash == protocol.hash
     rows = []
     for number, window in enumerate(protocol.windows):
-        for place, (user, of) in enumerate(window.parts["test"].to_pandas().groupby("user_id")):
+        for place, (user, of) in enumerate(window.splits["test"].to_pandas().groupby("user_id")):
             item = of.item_id.iloc[0] if place < 2 * (number + 1) else "i149"
             rows.append((user, item, 1, window.name))
     frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rank", "window"])

@@ -23,13 +23,15 @@ import yaml
 from pipelines.cli import main
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
+from recsys.registry.mlflow_client import client, tracking_uri
 from recsys.registry.pull import pull_model
-from recsys.registry.register import register, resolve
-from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.registry.register import register
+from recsys.registry.resolve import resolve
+from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.handmade import small_model, small_world
 
 Captured = pytest.CaptureFixture[str]
@@ -65,10 +67,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, registered(folder)
 
 
-def answers(place: Path) -> list[list[str]]:
+def answers(target: Path) -> list[list[str]]:
     return [
         answer.item_ids
-        for answer in Recommender(read_bundle(place)).recommend(parse_requests(ASKED))
+        for answer in Recommender(read_bundle(target)).recommend(parse_requests(ASKED))
     ]
 
 
@@ -176,10 +178,10 @@ def test_invalid_pulls_are_refused(
 def test_damaged_model_in_the_store_is_not_pulled(tmp_path: Path) -> None:
     """Covers files that serving never reads, too."""
     uri = registered(tmp_path)
-    place = resolve("models:/pocket@champion", uri)
+    target = resolve("models:/pocket@champion", uri)
     # as in earlier releases: only the bundle's own checksums
     client(uri).delete_model_version_tag("pocket", "1", "files.sha256")
-    (place / "MODEL_CARD.md").write_text("# Model card: another one\n")
+    (target / "MODEL_CARD.md").write_text("# Model card: another one\n")
     with pytest.raises(ArtifactError, match=r"MODEL_CARD\.md"):
         pull_model("models:/pocket@champion", tmp_path / "deployed", uri)
     assert not (tmp_path / "deployed").exists()
@@ -403,7 +405,7 @@ def goes_through(folder: Path, uri: str) -> None:
 
     (folder / "tmp").mkdir()
     code = (
-        "import sys; from recsys.registry.register import resolve;"
+        "import sys; from recsys.registry.resolve import resolve;"
         " print(resolve('models:/pocket/1', sys.argv[1]))"
     )
     environment = os.environ | {
@@ -450,17 +452,17 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     pytest.importorskip("psycopg2", reason="needs psycopg2")
     import tempfile
 
-    place = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket's path must be short
+    socket_folder = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket's path must be short
     as_user: list[str] = []
     if os.getuid() == 0:
         if not shutil.which("setpriv"):
             pytest.skip(
                 "PostgreSQL refuses to run as root, and there is no setpriv to become somebody else"
             )
-        shutil.chown(place, "nobody")
+        shutil.chown(socket_folder, "nobody")
         as_user = ["setpriv", "--reuid=nobody", "--clear-groups"]
-    data = place / "data"
-    environment = os.environ | {"HOME": str(place), "LC_ALL": "C"}
+    data = socket_folder / "data"
+    environment = os.environ | {"HOME": str(socket_folder), "LC_ALL": "C"}
     try:
         made = [
             *as_user,
@@ -473,41 +475,41 @@ def postgres(tmp_path: Path) -> Iterator[str]:
             "trust",
             "--no-sync",
         ]
-        subprocess.run(made, check=True, capture_output=True, env=environment, cwd=place)
+        subprocess.run(made, check=True, capture_output=True, env=environment, cwd=socket_folder)
         words = [
             *as_user,
             str(programs / "postgres"),
             "-D",
             str(data),
             "-k",
-            str(place),
+            str(socket_folder),
             "-c",
             "listen_addresses=",
         ]
         process = subprocess.Popen(
             words,
-            cwd=place,
+            cwd=socket_folder,
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
-            yield f"postgresql+psycopg2://tester@/postgres?host={place}"
+            yield f"postgresql+psycopg2://tester@/postgres?host={socket_folder}"
         finally:
             ended(process)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(socket_folder, ignore_errors=True)
 
 
 @pytest.mark.slow
 def test_model_lifecycle_through_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
     import psycopg2
 
-    place, until = postgres.partition("host=")[2], time.monotonic() + 300
+    target, until = postgres.partition("host=")[2], time.monotonic() + 300
     while True:
         try:
-            psycopg2.connect(user="tester", dbname="postgres", host=place).close()
+            psycopg2.connect(user="tester", dbname="postgres", host=target).close()
             break
         except psycopg2.OperationalError:
             assert time.monotonic() < until
@@ -515,7 +517,7 @@ def test_model_lifecycle_through_a_server_on_postgresql(tmp_path: Path, postgres
     for uri in serving(tmp_path, postgres):
         goes_through(tmp_path, uri)
     with (
-        psycopg2.connect(user="tester", dbname="postgres", host=place) as connection,
+        psycopg2.connect(user="tester", dbname="postgres", host=target) as connection,
         connection.cursor() as cursor,
     ):
         cursor.execute("select name, version from model_versions")

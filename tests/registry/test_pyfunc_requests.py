@@ -21,12 +21,12 @@ from tests.handmade import small_model, small_world
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> RecommenderModel:
-    place = tmp_path_factory.mktemp("pyfunc")
-    dataset = small_world(place / "dataset")
-    write_bundle(place / "bundle", small_model(dataset), dataset, {})
+    world = tmp_path_factory.mktemp("pyfunc")
+    dataset = small_world(world / "dataset")
+    write_bundle(world / "bundle", small_model(dataset), dataset, {})
     loaded = RecommenderModel()
     loaded.load_context(
-        SimpleNamespace(artifacts={BUNDLE: str(place / "bundle")}, model_config=None)
+        SimpleNamespace(artifacts={BUNDLE: str(world / "bundle")}, model_config=None)
     )
     return loaded
 
@@ -175,5 +175,5 @@ def test_all_body_formats_of_mlflow_reach_the_model(model: RecommenderModel) -> 
 def test_mlflow_server_refuses_the_same_as_ours(
     model: RecommenderModel, body: Any, message: str
 ) -> None:
-    status, said = served(model, body)
-    assert status == 400 and message in said
+    status, text = served(model, body)
+    assert status == 400 and message in text

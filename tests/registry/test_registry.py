@@ -23,23 +23,18 @@ from pipelines.plumbing.tracking import log_evaluation
 from recsys.config import Config, build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
+from recsys.registry.logged_model import REQUIREMENTS, input_example
+from recsys.registry.mlflow_client import active_uris, client, tracking_uri
 from recsys.registry.model_page import describe_model
 from recsys.registry.provenance import lineage
-from recsys.registry.register import (
-    REQUIREMENTS,
-    RegisteredModel,
-    _example,
-    _finding_tags,
-    _version_of_interrupted_run,
-    active,
-    register,
-    resolve,
-)
+from recsys.registry.register import RegisteredModel, _version_of_interrupted_run, register
+from recsys.registry.resolve import resolve
 from recsys.registry.run_tags import working_commit
-from recsys.registry.tracking import Tracker, client, run_of_folder, tracking_uri
+from recsys.registry.tracking import Tracker, run_of_folder
+from recsys.registry.version_tags import _finding_tags
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.handmade import small_model, small_world
 
 METRICS = {
@@ -353,7 +348,7 @@ def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
         raise AssertionError("must not be entered")
 
 
-def test_uri_without_credentials_says_how_to_give_them(tmp_path: Path) -> None:
+def test_uri_without_credentials_names_the_fix(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"--tracking\.uri, or as an environment variable \$VARIABLE"
     ):
@@ -534,7 +529,7 @@ def test_invented_user_is_renamed_when_the_id_exists(registered: Registered) -> 
     bundle = replace(
         read_bundle(registered.bundle), user_ids=["invented-user", "invented-friend-1", "u0"]
     )
-    example = _example(bundle)
+    example = input_example(bundle)
     named = {*example["user_id"], *(friend for friends in example["friends"] for friend in friends)}
     assert named and not named & set(bundle.user_ids)
 
@@ -576,7 +571,7 @@ def test_model_without_alias_is_listed_by_number(registered: Registered) -> None
     registry = client(registered.uri)
     source = registry.get_model_version("pocket", "1").source
     registry.create_registered_model("bare")
-    with active(registered.uri):
+    with active_uris(registered.uri):
         registry.create_model_version("bare", source=source)
     with pytest.raises(ArtifactError, match=r"models:/bare/1 \(no alias\)"):
         resolve("models:/bare@challenger", registered.uri)

@@ -20,21 +20,22 @@ import pytest
 from pipelines.cli import user_message
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
-from recsys.registry import store
-from recsys.registry.followed import FollowedModel
-from recsys.registry.tracking import Tracker, client, outage
+from recsys.registry import store, store_state
+from recsys.registry.followed_model import FollowedModel
+from recsys.registry.mlflow_client import client, outage
+from recsys.registry.tracking import Tracker
 
 RACE = Path(__file__).parents[1] / "store_race.py"
 
 
-def configured(place: Path, **tracking: Any) -> Config:
+def configured(store_path: Path, **tracking: Any) -> Config:
     model = {"granularities": {"evolution": {"enabled": True}}}
     tree = {
-        "run": {"dir": str(place.parent / "run")},
+        "run": {"dir": str(store_path.parent / "run")},
         "data": {"source": {"kind": "synthetic"}},
         "model": model,
     }
-    return build_config({**tree, "tracking": {"uri": f"sqlite:///{place}", **tracking}})
+    return build_config({**tree, "tracking": {"uri": f"sqlite:///{store_path}", **tracking}})
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +43,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one run, created next to files of a killed command, by a user with the umask
     027.
     """
-    place = tmp_path_factory.mktemp("made") / "mlflow.db"
-    place.with_name(".mlflow.db.making-1-abc").write_text("half")
+    store_path = tmp_path_factory.mktemp("made") / "mlflow.db"
+    store_path.with_name(".mlflow.db.making-1-abc").write_text("half")
     before = os.umask(0o027)
     try:
-        with Tracker(configured(place), apart=True) as tracker:
+        with Tracker(configured(store_path), apart=True) as tracker:
             tracker.log_metrics({"loss": 0.5})
     finally:
         os.umask(before)
-    return place
+    return store_path
 
 
 @pytest.fixture
@@ -58,28 +59,28 @@ def copied(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copyfile(made, tmp_path / "mlflow.db"))
 
 
-def changed(place: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(place)) as connection:
+def changed(store_path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(store_path)) as connection:
         for statement in statements:
             connection.execute(statement)
         connection.commit()
 
 
-def refused(place: Path, kind: type[MultigrainError], *words: str) -> str:
+def refused(store_path: Path, kind: type[MultigrainError], *words: str) -> str:
     """Assert the tracker's error for a store, which is not changed."""
-    before = place.read_bytes()
-    with pytest.raises(kind) as error, Tracker(configured(place), apart=True):
+    before = store_path.read_bytes()
+    with pytest.raises(kind) as error, Tracker(configured(store_path), apart=True):
         pass
-    said = str(error.value)
-    for word in (*words, str(place.parent)):
-        assert word in said, said
-    assert "\n" not in said and place.read_bytes() == before
-    return said
+    message = str(error.value)
+    for word in (*words, str(store_path.parent)):
+        assert word in message, message
+    assert "\n" not in message and store_path.read_bytes() == before
+    return message
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
-    with closing(sqlite3.connect(place, isolation_level=None)) as connection:
+def locked(store_path: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(store_path, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield
 
@@ -88,7 +89,7 @@ def locked(place: Path) -> Iterator[None]:
 
 
 def test_new_store_is_complete_and_leaves_no_temporary_file(made: Path) -> None:
-    assert store.look(made).kind == "current"
+    assert store_state.look(made).kind == "current"
     names = {path.name for path in made.parent.iterdir()}
     assert names <= {"mlflow.db", ".mlflow.db.lock", "mlartifacts"}, names
     experiment = client(f"sqlite:///{made}").get_experiment("0")
@@ -101,26 +102,26 @@ def test_new_store_honours_the_umask(made: Path) -> None:
 
 def test_empty_file_is_filled_in_place(tmp_path: Path) -> None:
     """Another program may have it open and would continue to write to a replaced file."""
-    place = tmp_path / "mlflow.db"
-    place.touch()
-    inode = place.stat().st_ino
-    store.ready(place, writes=True)
-    assert store.look(place).kind == "current" and place.stat().st_ino == inode
+    store_path = tmp_path / "mlflow.db"
+    store_path.touch()
+    inode = store_path.stat().st_ino
+    store.ready(store_path, writes=True)
+    assert store_state.look(store_path).kind == "current" and store_path.stat().st_ino == inode
 
 
 def test_concurrently_created_store_is_not_overwritten(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, link = tmp_path / "mlflow.db", os.link
+    store_path, link = tmp_path / "mlflow.db", os.link
 
     def too_late(source: Path, target: Path) -> None:
-        shutil.copyfile(made, place)
+        shutil.copyfile(made, store_path)
         link(source, target)
 
     monkeypatch.setattr(os, "link", too_late)
-    store.ready(place)
+    store.ready(store_path)
     assert (
-        place.read_bytes() == made.read_bytes()
+        store_path.read_bytes() == made.read_bytes()
         and len(list(tmp_path.glob(".mlflow.db.making-*"))) == 0
     )
 
@@ -137,12 +138,12 @@ def test_endless_creation_by_another_process_raises_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MAKING_S", 0.2)
-    place = tmp_path / "mlflow.db"
+    store_path = tmp_path / "mlflow.db"
     with (
-        store._creation_lock(place),
+        store._creation_lock(store_path),
         pytest.raises(Unavailable, match=r"another process has been creating .*mlflow\.db"),
     ):
-        store.ready(place)
+        store.ready(store_path)
 
 
 @pytest.mark.slow
@@ -168,7 +169,7 @@ def race(folder: Path, *words: object) -> str:
 # ---------------------------------------------------------------------------------------- upgrading
 
 
-def of_an_older_mlflow(place: Path) -> str:
+def of_an_older_mlflow(store_path: Path) -> str:
     """Create a store without the last migration and with an experiment; returns its schema
     revision.
     """
@@ -177,7 +178,7 @@ def of_an_older_mlflow(place: Path) -> str:
     from mlflow.store.db import utils
     from mlflow.store.tracking.dbmodels.initial_models import Base
 
-    engine = utils.create_sqlalchemy_engine(f"sqlite:///{place}")
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{store_path}")
     Base.metadata.create_all(engine)
     settings = utils._get_alembic_config(str(engine.url))
     script = ScriptDirectory.from_config(settings)
@@ -186,29 +187,31 @@ def of_an_older_mlflow(place: Path) -> str:
         settings.attributes["connection"] = connection
         command.upgrade(settings, str(before))
     engine.dispose()
-    changed(place, "INSERT INTO experiments VALUES (7, 'mine', '/mine', 'active', 0, 0, 'default')")
+    changed(
+        store_path, "INSERT INTO experiments VALUES (7, 'mine', '/mine', 'active', 0, 0, 'default')"
+    )
     return str(before)
 
 
 def test_older_store_is_upgraded_with_a_backup(tmp_path: Path) -> None:
-    place = tmp_path / "mlflow.db"
-    revision = of_an_older_mlflow(place)
-    assert store.look(place) == store.State("older", revision)
-    inode = place.stat().st_ino
-    with Tracker(configured(place, experiment="mine"), apart=True) as tracker:
+    store_path = tmp_path / "mlflow.db"
+    revision = of_an_older_mlflow(store_path)
+    assert store_state.look(store_path) == store_state.State("older", revision)
+    inode = store_path.stat().st_ino
+    with Tracker(configured(store_path, experiment="mine"), apart=True) as tracker:
         assert tracker.experiment_id == "7"
-    assert store.look(place).kind == "current" and place.stat().st_ino == inode
+    assert store_state.look(store_path).kind == "current" and store_path.stat().st_ino == inode
     [kept] = tmp_path.glob("mlflow.db.before-*")
-    assert store.look(kept) == store.State("older", revision)
+    assert store_state.look(kept) == store_state.State("older", revision)
 
 
 def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -> None:
-    place = tmp_path / "mlflow.db"
-    shutil.copyfile(made, place)
+    store_path = tmp_path / "mlflow.db"
+    shutil.copyfile(made, store_path)
     # an early revision, although later tables exist
-    changed(place, "UPDATE alembic_version SET version_num = '451aebb31d03'")
+    changed(store_path, "UPDATE alembic_version SET version_num = '451aebb31d03'")
     refused(
-        place,
+        store_path,
         ArtifactError,
         "incomplete",
         "cannot upgrade it from schema 451aebb31d03",
@@ -226,13 +229,13 @@ def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for an incomplete file."""
-    monkeypatch.setattr(store, "_SETTLE_S", -1.0)
+    monkeypatch.setattr(store_state, "_SETTLE_S", -1.0)
 
 
 @pytest.mark.usefixtures("settled")
 def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
     changed(copied, "DROP TABLE trace_info")
-    said = refused(
+    message = refused(
         copied,
         ArtifactError,
         "incomplete",
@@ -240,9 +243,9 @@ def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
         "it holds 1 runs and 0 registered model versions",
     )
     away = copied.parent / "broken-store"
-    assert f"mkdir {away} && mv {copied} {away}/" in said
+    assert f"mkdir {away} && mv {copied} {away}/" in message
     subprocess.run(f"mkdir {away} && mv {copied} {away}/", shell=True, check=True)
-    assert store.look(copied).kind == "absent"
+    assert store_state.look(copied).kind == "absent"
 
 
 @pytest.mark.usefixtures("settled")
@@ -298,7 +301,7 @@ def test_read_only_store_raises_one_message(copied: Path, monkeypatch: pytest.Mo
 def test_locked_store_raises_one_message_after_a_bounded_wait(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "WAIT_S", 0.3)
+    monkeypatch.setattr(store_state, "WAIT_S", 0.3)
     with locked(copied):
         refused(copied, Unavailable, "has been locked by another process for 0 s", "lsof")
         with pytest.raises(Unavailable, match="locked by another process"):
@@ -314,8 +317,12 @@ def test_store_locked_during_a_run_raises_one_message(
     engine = create_engine(f"sqlite:///{copied}", connect_args={"timeout": 0.1})
     with locked(copied), pytest.raises(OperationalError) as error, engine.connect() as connection:
         connection.execute(text("SELECT 1 FROM runs"))
-    said = user_message(error.value)
-    assert said == outage(error.value) and said is not None and "locked by another process" in said
+    message = user_message(error.value)
+    assert (
+        message == outage(error.value)
+        and message is not None
+        and "locked by another process" in message
+    )
 
 
 # -------------------------------------------------------------------------------------------- moved

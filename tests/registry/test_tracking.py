@@ -18,7 +18,8 @@ from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.tracking import EpochLog
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError, StorageError
-from recsys.registry.tracking import Tracker, outage
+from recsys.registry.mlflow_client import outage
+from recsys.registry.tracking import Tracker
 from recsys.storage.filesystems import storage_errors
 from tune.ledger import Trial
 from tune.trial_lines import Children
@@ -63,9 +64,9 @@ def steps(tracker: Tracker, name: str) -> list[tuple[int, float]]:
 
 def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured(tmp_path / "run")
-    said: list[str] = []
+    message: list[str] = []
     with Tracker(config) as tracker:
-        log = EpochLog(tracker, said.append)
+        log = EpochLog(tracker, message.append)
         log(HISTORY[0])
         log({**HISTORY[0], "seconds": 7.0})  # the epoch ran again after a worker was lost
         with monkeypatch.context() as patch:
@@ -74,33 +75,37 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             )
             log(HISTORY[1])
             log(HISTORY[2])
-        assert len(said) == 1 and "the training continues" in said[0] and "word" not in said[0]
+        assert (
+            len(message) == 1
+            and "the training continues" in message[0]
+            and "word" not in message[0]
+        )
         log(HISTORY[3])
-        assert said[1:] == ["tracking answers again"]
+        assert message[1:] == ["tracking answers again"]
         log.complete(HISTORY)
-        assert said[2:] == ["sent 2 missing epochs to MLflow"]
+        assert message[2:] == ["sent 2 missing epochs to MLflow"]
         log.complete(HISTORY)
         run_id = tracker.run_id
     with Tracker(config, run_id=run_id) as tracker:  # as after a driver was lost
-        again = EpochLog(tracker, said.append)
+        again = EpochLog(tracker, message.append)
         again(HISTORY[3])
         again.complete([{**HISTORY[0], "phase": "checked"}, *HISTORY[1:], report("select", 1, 2.9)])
         assert sorted(steps(tracker, "train.loss")) == [(1, 2.9), (1, 3.1), (2, 1 / 3)]
         assert sorted(steps(tracker, "refit.loss")) == [(1, 3.0), (2, 0.3)]
         assert sorted(step for step, _ in steps(tracker, "valid.ndcg_at_10")) == [1, 1, 2]
-    assert said[-1] == "sent 1 missing epochs to MLflow"
+    assert message[-1] == "sent 1 missing epochs to MLflow"
 
 
 def test_validation_of_a_model_without_training_arrives_once(tmp_path: Path) -> None:
     """Its only value is a metric with @, which MLflow stores under another name."""
-    config, said = configured(tmp_path / "run"), list[str]()
+    config, message = configured(tmp_path / "run"), list[str]()
     fitted = {"phase": "select", "epoch": 0, "epochs": 0, "ndcg@10": 0.25, "seconds": 1.5}
     with Tracker(config) as tracker:
-        EpochLog(tracker, said.append)(fitted)
+        EpochLog(tracker, message.append)(fitted)
         run_id = tracker.run_id
     with Tracker(config, run_id=run_id) as tracker:  # as after a driver was lost
-        EpochLog(tracker, said.append).complete([fitted])
-        assert steps(tracker, "valid.ndcg_at_10") == [(0, 0.25)] and said == []
+        EpochLog(tracker, message.append).complete([fitted])
+        assert steps(tracker, "valid.ndcg_at_10") == [(0, 0.25)] and message == []
 
 
 def test_metrics_delayed_by_a_hanging_server_arrive_once(
@@ -129,12 +134,12 @@ def test_metrics_delayed_by_a_hanging_server_arrive_once(
 
 
 def test_without_tracking_nothing_is_logged(tmp_path: Path) -> None:
-    said: list[str] = []
+    message: list[str] = []
     with Tracker(configured(tmp_path, enabled=False)) as tracker:
-        log = EpochLog(tracker, said.append)
+        log = EpochLog(tracker, message.append)
         log(HISTORY[0])
         log.complete(HISTORY)
-    assert not said and not list(tmp_path.iterdir())
+    assert not message and not list(tmp_path.iterdir())
 
 
 def test_store_moved_with_its_artefacts_raises_one_message(tmp_path: Path) -> None:
@@ -156,8 +161,13 @@ def test_store_moved_with_its_artefacts_raises_one_message(tmp_path: Path) -> No
 
 
 def test_server_without_answer_raises_one_message() -> None:
-    said = outage(DOWN)
-    assert said is not None and "word" not in said and "--resume" in said and "\n" not in said
+    message = outage(DOWN)
+    assert (
+        message is not None
+        and "word" not in message
+        and "--resume" in message
+        and "\n" not in message
+    )
     assert (
         outage(MlflowException("no such run")) is None and outage(OSError("API request to")) is None
     )
@@ -168,8 +178,8 @@ def test_full_disk_error_names_the_path() -> None:
     with pytest.raises(OSError) as failure:
         Progress(None, Path("/dev/full"))("a line")
     assert "'/dev/full'); free space there" in str(user_message(failure.value))
-    said = "cannot write to /small/run: the disk is full; free space there"
-    with pytest.raises(StorageError, match=said), storage_errors("/small/run", "write to"):
+    message = "cannot write to /small/run: the disk is full; free space there"
+    with pytest.raises(StorageError, match=message), storage_errors("/small/run", "write to"):
         Path("/dev/full").write_text("a line")
     with pytest.raises(FileNotFoundError), storage_errors("/small/run"):
         Path("/small/run/nothing").read_text()
@@ -184,12 +194,12 @@ def test_full_disk_raises_one_message() -> None:
         "(sqlite3.OperationalError) database or disk is full",
     )
     for error in (lost, *(RuntimeError(f"first line\n{text}\nlast line") for text in texts)):
-        said = user_message(error)
+        message = user_message(error)
         assert (
-            said is not None
-            and said.startswith("the disk is full (")
-            and "--resume" in said
-            and "\n" not in said
+            message is not None
+            and message.startswith("the disk is full (")
+            and "--resume" in message
+            and "\n" not in message
         )
     assert "/small/run/part.parquet" in str(user_message(lost))
 

@@ -17,8 +17,8 @@ import torch
 
 from recsys.bundle.description import DESCRIPTION, INDEX
 from recsys.errors import ArtifactError
-from recsys.registry.lineage import open_parent, write_refitted
-from recsys.registry.register import REQUIREMENTS, requirements
+from recsys.registry.logged_model import REQUIREMENTS, requirements
+from recsys.registry.parent import open_parent, write_refitted
 from recsys.retrieval import index as retrieval
 from recsys.retrieval.exact import exact_top
 from recsys.retrieval.index import LIST, ItemIndex, calibrate, recall

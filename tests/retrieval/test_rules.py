@@ -12,14 +12,15 @@ import pytest
 
 from recsys.bundle.description import DESCRIPTION, read_info
 from recsys.bundle.files import Bundle
-from recsys.bundle.for_rules import ATTRIBUTES, FRIENDS
-from recsys.bundle.writing import seal
+from recsys.bundle.rule_files import ATTRIBUTES, FRIENDS
+from recsys.bundle.writing import write_description
 from recsys.errors import RequestError
 from recsys.retrieval import selection
 from recsys.retrieval.index import ItemIndex
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_any, parse_requests
+from recsys.serving.request_parsing import parse_any, parse_requests
+from recsys.serving.requests import Answer
 from tests.ruled import KINDS, World, random_rules, slow_list
 
 ITEMS, USERS = 400, 30
@@ -316,7 +317,7 @@ def test_bundle_of_earlier_release_answers_and_refuses_filters(
             (tmp_path / path.name).write_bytes(path.read_bytes())
     info = read_info(tmp_path)
     (tmp_path / DESCRIPTION).unlink()
-    seal(tmp_path, info)
+    write_description(tmp_path, info)
     recommender = Recommender(read_bundle(tmp_path))
     assert ask(
         recommender,

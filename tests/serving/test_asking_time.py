@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.mistakes import check
+from pipelines.configuration_checks import check
 from recsys.config import build_config
 from recsys.data.batches import every_position, last_position
 from recsys.data.dataset import PreparedDataset
@@ -22,7 +22,7 @@ from recsys.evaluation.ranking import countable
 from recsys.model import FrozenModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import DAY, leave_last, small_model, small_world, write_dataset
 

@@ -18,16 +18,17 @@ from recsys.serving.answer_rows import answer_table, output_schema, user_table
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Request, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Request
 from tests.handmade import small_model, small_world
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("batch")
-    dataset = small_world(place / "dataset")
-    write_bundle(place / "bundle", small_model(dataset), dataset, {})
-    return place / "bundle"
+    world = tmp_path_factory.mktemp("batch")
+    dataset = small_world(world / "dataset")
+    write_bundle(world / "bundle", small_model(dataset), dataset, {})
+    return world / "bundle"
 
 
 def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path: Path) -> None:

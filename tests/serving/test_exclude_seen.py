@@ -13,7 +13,8 @@ from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, _rows, reques
 from recsys.serving.answer_rows import user_table
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Request, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Request
 from recsys.serving.service import Answered, Limits, Service
 from tests.handmade import small_model, small_world
 
@@ -24,15 +25,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module", params=[True, False], ids=["left out", "ranked"])
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A bundle of a model evaluated with this setting; u0 has had five of twelve items."""
-    place = tmp_path_factory.mktemp("seen")
-    dataset = small_world(place / "data")
+    world = tmp_path_factory.mktemp("seen")
+    dataset = small_world(world / "data")
     write_bundle(
-        place / "bundle",
+        world / "bundle",
         small_model(dataset),
         dataset,
         {"comparison": {"exclude_seen": request.param}},
     )
-    return place / "bundle"
+    return world / "bundle"
 
 
 def test_every_way_of_serving_excludes_seen_items_as_evaluated(folder: Path) -> None:
@@ -53,8 +54,8 @@ def test_every_way_of_serving_excludes_seen_items_as_evaluated(folder: Path) -> 
 
 def test_request_overrides_the_default(folder: Path) -> None:
     recommender = Recommender(read_bundle(folder))
-    said = [Request(user_id="u0", k=K, exclude_seen=exclude) for exclude in (True, False)]
-    assert [len(answer.item_ids) for answer in recommender.recommend(said)] == [7, 12]
+    message = [Request(user_id="u0", k=K, exclude_seen=exclude) for exclude in (True, False)]
+    assert [len(answer.item_ids) for answer in recommender.recommend(message)] == [7, 12]
     assert [
         len(user_table(recommender, pa.array(["u0"]), K, exclude)) for exclude in (True, False)
     ] == [7, 12]

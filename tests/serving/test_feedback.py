@@ -16,11 +16,11 @@ from recsys.config import FusionConfig
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
 from recsys.fusion import FUSIONS, Fusion
 from recsys.model import FrozenModel
-from recsys.registry.lineage import open_parent, write_refitted
+from recsys.registry.parent import open_parent, write_refitted
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.feedback import Feedback, gather, read_feedback
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.refit_fusion import Evidence, refit_fusion
 from tests.handmade import small_model, small_world
 
@@ -149,14 +149,14 @@ def test_uninformative_feedback_changes_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("feedback")
-    dataset = small_world(place / "dataset")
+    world = tmp_path_factory.mktemp("feedback")
+    dataset = small_world(world / "dataset")
     frozen = small_model(dataset, fusion="learned")
     training = {
         f"model.encoders.{name}": tensor for name, tensor in frozen.encoders.state_dict().items()
     }
-    write_bundle(place / "bundle", frozen, dataset, {"metrics": {"ndcg@20": 0.5}}, training)
-    return place / "bundle"
+    write_bundle(world / "bundle", frozen, dataset, {"metrics": {"ndcg@20": 0.5}}, training)
+    return world / "bundle"
 
 
 def written(path: Path, rows: list[dict[str, object]]) -> list[str]:
@@ -189,9 +189,9 @@ def test_evidence_equals_the_scores_of_the_model(folder: Path, tmp_path: Path) -
         if "history" in row:
             request["history"] = row["history"]
         answer = recommender.recommend(parse_requests([request]))[0]
-        place = answer.item_ids.index(str(row["item_id"]))
-        told = [answer.shares[name][place] for name in recommender.names]
-        assert (shares_K * lambdas_K).tolist() == pytest.approx(told, abs=1e-5)
+        position = answer.item_ids.index(str(row["item_id"]))
+        reported = [answer.shares[name][position] for name in recommender.names]
+        assert (shares_K * lambdas_K).tolist() == pytest.approx(reported, abs=1e-5)
     told_of = [
         name
         for name, there in zip(recommender.names, found.evidence.present_RK[3], strict=True)

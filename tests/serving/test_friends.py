@@ -19,9 +19,11 @@ from recsys.errors import RequestError
 from recsys.model import FrozenModel
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.serving.recommender import Recommender, as_queries
+from recsys.serving.recommender import Recommender
 from recsys.serving.request_files import read_requests
-from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_views import as_queries
+from recsys.serving.requests import Answer
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import DAY, ITEMS, small_model, small_world, train_events, write_dataset
 
@@ -43,9 +45,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 @pytest.fixture(scope="module")
 def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("model") / "bundle"
-    write_bundle(place, small_model(dataset, fusion="learned"), dataset, {})
-    return place
+    bundle_folder = tmp_path_factory.mktemp("model") / "bundle"
+    write_bundle(bundle_folder, small_model(dataset, fusion="learned"), dataset, {})
+    return bundle_folder
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +143,9 @@ def test_friends_of_a_request_act_like_friends_of_the_graph(
     known = as_queries(Histories.of_items([[] for _ in users], users))
     stored, present = model.encode(known)
     assert present[:, 0].tolist() == [True, True, True, True, False]
-    told, told_present = model.encode(known, {"friends": named_BF})
-    torch.testing.assert_close(told, stored, rtol=1e-4, atol=1e-5)
-    assert torch.equal(told_present, present)
+    named, named_present = model.encode(known, {"friends": named_BF})
+    torch.testing.assert_close(named, stored, rtol=1e-4, atol=1e-5)
+    assert torch.equal(named_present, present)
     strangers, _ = model.encode(
         as_queries(Histories.of_items([[] for _ in users], [-1] * len(users))),
         {"friends": named_BF},

@@ -196,9 +196,9 @@ def test_token_and_size_are_checked_before_a_body_is_read() -> None:
                 if any("Length" in line for line in headers)
                 else (*headers, "Content-Length: 500")
             )
-            found, said, _ = await served.ask(call("/recommend", b"", "POST", *lengths))
+            found, message, _ = await served.ask(call("/recommend", b"", "POST", *lengths))
             assert found == status, headers
-            assert said["connection"] == "close"
+            assert message["connection"] == "close"
         assert (await served.ask(call("/nowhere", b"", "POST", "Content-Length: 500")))[0] == 404
         assert (await served.ask(call("/recommend", b"", "PUT", "Content-Length: 500")))[0] == 405
         assert served.backend.asked == []
@@ -242,10 +242,10 @@ def test_refused_body_is_drained_so_that_its_sender_gets_the_reply() -> None:
 )
 def test_every_kind_of_authorization_header_gets_its_reply(headers: list[str], status: int) -> None:
     async def test(served: Served) -> None:
-        found, said, body = await served.ask(call("/recommend", b"12345", "POST", *headers))
+        found, message, body = await served.ask(call("/recommend", b"12345", "POST", *headers))
         assert found == status
         if "error" in body.decode():
-            assert said["www-authenticate"].startswith("bearer") and TOKEN.encode() not in body
+            assert message["www-authenticate"].startswith("bearer") and TOKEN.encode() not in body
         assert (await served.ask(call("/health", b"", "GET", *headers[:1])))[0] in (200, 400)
 
     run(test, TOKEN)
@@ -464,8 +464,8 @@ def test_garbled_calls_cause_no_crash_and_no_server_error() -> None:
         for _ in range(300):
             content = bytearray(rng.choice(good))
             for _ in range(rng.randint(1, 4)):
-                place = rng.randrange(len(content))
-                content[place : place + rng.randint(0, 3)] = rng.choice(pieces)
+                position = rng.randrange(len(content))
+                content[position : position + rng.randint(0, 3)] = rng.choice(pieces)
             contents.append(bytes(content))
         await asyncio.gather(*[one(served, content) for content in contents])
         assert (await served.ask(call("/health", method="GET")))[0] == 200

@@ -22,7 +22,8 @@ from recsys.evaluation.ranking import rank
 from recsys.serving.answer_rows import BatchRecommender, Defaults, output_schema
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, small_model, small_world
 
@@ -231,7 +232,7 @@ def test_requests_in_one_call_equal_single_requests(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"user_id": f"u{n % 6}", "k": 1 + n % 5, "exclude_seen": n % 3 > 0} for n in range(20)]
-    monkeypatch.setattr("recsys.serving.recommender.MAX_CHUNK", 7)
+    monkeypatch.setattr("recsys.serving.scorer.MAX_CHUNK", 7)
     together = recommender.recommend(parse_requests(rows))
     for row, answer in zip(rows, together, strict=True):
         alone = ask(recommender, **row)

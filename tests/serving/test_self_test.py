@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from recsys.bundle.description import SELF_TEST, WEIGHTS, read_info
 from recsys.bundle.files import read_files
-from recsys.bundle.writing import seal
+from recsys.bundle.writing import write_description
 from recsys.errors import ArtifactError
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer
 from recsys.serving.self_test import difference
 from tests.handmade import small_model, small_world
 
@@ -49,10 +50,10 @@ def test_self_test_covers_every_kind_of_request(folder: Path) -> None:
     asked = [test["request"] for test in tests]
     subjects = {name for request in asked for name in request}
     assert {"user_id", "history", "friends", "horizon", "exclude_seen"} <= subjects
-    said = [
+    message = [
         {name: value for name, value in asked[place].items() if name != "at"} for place in (0, -1)
     ]
-    assert said == [{"user_id": "u0", "k": 10}, {"user_id": "nobody", "k": 10}]
+    assert message == [{"user_id": "u0", "k": 10}, {"user_id": "nobody", "k": 10}]
     assert tests[-1]["source"] == "popularity" and {test["source"] for test in tests} == {
         "model",
         "popularity",
@@ -77,7 +78,7 @@ def test_changed_weights_with_valid_checksums_fail_the_self_test(folder: Path) -
     """As if the code differs, not the files: the bundle is intact, but its answers differ."""
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors | {"items.vectors": tensors["items.vectors"].flip(0)}, folder / WEIGHTS)
-    seal(folder, read_info(folder))
+    write_description(folder, read_info(folder))
     with pytest.raises(
         ArtifactError,
         match=r'does not answer as it did .*for the request \{"user_id": "u0".*at rank 1',
@@ -94,7 +95,7 @@ def test_rounding_passes_the_self_test(folder: Path) -> None:
         tensors["items.vectors"].shape, generator=torch.Generator().manual_seed(0)
     )
     save_file(tensors | {"items.vectors": tensors["items.vectors"] * noise}, folder / WEIGHTS)
-    seal(folder, read_info(folder))
+    write_description(folder, read_info(folder))
     read_bundle(folder)
 
 

@@ -16,12 +16,12 @@ import pytest
 
 from recsys.bundle.files import Bundle
 from recsys.errors import ConfigError, RequestError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import CallError
 from recsys.serving.counts import Counts, exposition
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_any, parse_requests
+from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.service import (
     Answered,
     Incoming,
@@ -41,10 +41,10 @@ ABOUT = {"uri": "models:/pocket/3", "version": "3", "created": "2026-01-01"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("service")
-    dataset = small_world(place / "dataset")
-    write_bundle(place / "bundle", small_model(dataset), dataset, {})
-    return place / "bundle"
+    world = tmp_path_factory.mktemp("service")
+    dataset = small_world(world / "dataset")
+    write_bundle(world / "bundle", small_model(dataset), dataset, {})
+    return world / "bundle"
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_similar_items_on_both_paths(service: Service, bundle: Bundle) -> None:
 def test_stock_changes_only_with_its_token(service: Service, bundle: Bundle) -> None:
     before = call(service, "/recommend", {"user_id": "nobody", "k": 5})[1]["item_ids"]
     change = {"out": [before[0], "unheard of"]}
-    status, said = call(service, "/stock", change)
-    assert status == 403 and "serve.stock_token_env" in said["error"], (
+    status, shown = call(service, "/stock", change)
+    assert status == 403 and "serve.stock_token_env" in shown["error"], (
         "closed unless a token is set"
     )
     keys = {
@@ -129,10 +129,10 @@ def test_stock_changes_only_with_its_token(service: Service, bundle: Bundle) -> 
         for token in ("a token of callers", "the warehouse's token")
     )
     assert call(service, "/stock", change, **callers)[0] == 401
-    status, said = call(service, "/stock", change, **warehouse)
+    status, shown = call(service, "/stock", change, **warehouse)
     assert (
         status == 200
-        and {"out": 2, "revision": 1, "unknown": 1, "everywhere": True}.items() <= said.items()
+        and {"out": 2, "revision": 1, "unknown": 1, "everywhere": True}.items() <= shown.items()
     )
 
     def popular() -> list[str]:
@@ -171,8 +171,8 @@ def test_stock_changes_only_with_its_token(service: Service, bundle: Bundle) -> 
 )
 def test_invalid_stock_change_is_refused(service: Service, change: Any, message: str) -> None:
     service.limits = replace(service.limits, stock_sha256=None)
-    status, said = call(service, "/stock", change)
-    assert status == 400 and message in said["error"] and service.stock == Stock()
+    status, shown = call(service, "/stock", change)
+    assert status == 400 and message in shown["error"] and service.stock == Stock()
 
 
 def test_stock_file_survives_a_restart(tmp_path: Path) -> None:
@@ -305,8 +305,8 @@ def test_refusals_name_the_reason(
     service: Service, path: str, body: Any, status: int, message: str
 ) -> None:
     found, content = call(service, path, body)
-    said = content["message" if path == "/invocations" else "error"]
-    assert (found, "\n" in said) == (status, False) and message in said
+    shown = content["message" if path == "/invocations" else "error"]
+    assert (found, "\n" in shown) == (status, False) and message in shown
 
 
 def test_wrong_methods_types_and_tokens_are_refused(service: Service) -> None:
@@ -329,9 +329,9 @@ def test_call_with_too_many_scores_is_refused(service: Service) -> None:
     service.limits = replace(service.limits, max_scores=3 * 12)
     assert call(service, "/recommend", rows)[0] == 200, "three requests of twelve items"
     service.limits = replace(service.limits, max_scores=3 * 12 - 1)
-    status, said = call(service, "/recommend", rows)
-    assert status == 413 and "36 scores (3 requests × 12 items)" in said["error"]
-    assert "serve.max_scores" in said["error"]
+    status, shown = call(service, "/recommend", rows)
+    assert status == 413 and "36 scores (3 requests × 12 items)" in shown["error"]
+    assert "serve.max_scores" in shown["error"]
 
 
 LARGE: list[dict[str, Any]] = [{"user_id": f"u{row % 4}", "k": 3} for row in range(100)]
@@ -375,8 +375,8 @@ def test_large_call_is_sliced_and_small_calls_run_in_between(
 def test_error_in_a_later_slice_counts_from_the_beginning(service: Service) -> None:
     service.limits = large_limits()
     rows = [*LARGE[:70], {"history": [{"item_id": "i1", "event_type": "x"}]}]
-    status, said = call(service, "/recommend", rows)
-    assert status == 400 and said["error"].startswith("request 70: history[0].event_type: got 'x'")
+    status, shown = call(service, "/recommend", rows)
+    assert status == 400 and shown["error"].startswith("request 70: history[0].event_type: got 'x'")
 
 
 def test_call_is_answered_by_one_version(service: Service, bundle: Bundle) -> None:

@@ -34,14 +34,15 @@ from recsys.config import Config, build_config
 from recsys.data.context import ContextColumn
 from recsys.data.histories import Split
 from recsys.errors import RequestError
-from recsys.registry.register import active, register
-from recsys.registry.tracking import Tracker, client, tracking_uri
-from recsys.serving import desk as desk_module
+from recsys.registry.mlflow_client import active_uris, client, tracking_uri
+from recsys.registry.register import register
+from recsys.registry.tracking import Tracker
+from recsys.serving import model_holder
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.serving.desk import ModelHolder
+from recsys.serving.model_holder import ModelHolder
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_any, parse_requests
+from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.service import Answered, Limits, Service
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, write_dataset
@@ -203,7 +204,7 @@ def test_ways_of_serving_are_equal_in_one_process(served: Served) -> None:
     """
     import mlflow
 
-    with active(served.uri):
+    with active_uris(served.uri):
         frame = mlflow.pyfunc.load_model("models:/pocket@champion").predict(REQUESTS)
     expected = served.expected()
     for row, answer in zip(frame.to_dict("records"), expected, strict=True):
@@ -212,7 +213,7 @@ def test_ways_of_serving_are_equal_in_one_process(served: Served) -> None:
         answer.to_dict()
         for answer in Recommender(read_bundle(served.bundle)).answer(parse_any([SIMILAR]))
     ]
-    with active(served.uri):
+    with active_uris(served.uri):
         [row] = (
             mlflow.pyfunc.load_model("models:/pocket@champion")
             .predict([SIMILAR])
@@ -359,10 +360,10 @@ def test_three_ways_of_serving_give_the_same_answers(
         for name, shares in answer["shares"].items():
             assert [row[f"share_{name}"] for row in mine] == shares
         assert [row["boost"] for row in mine] == (answer.get("boosts") or [None] * len(mine))
-        said = [
+        message = [
             None if row["explanation"] is None else json.loads(row["explanation"]) for row in mine
         ]
-        assert said == (answer.get("explanations") or [None] * len(mine))
+        assert message == (answer.get("explanations") or [None] * len(mine))
     port = free_port()
     with mlflow_server("models:/pocket@champion", tmp_path, port, uri=served.uri):
         url = f"http://127.0.0.1:{port}/invocations"
@@ -412,6 +413,10 @@ def test_three_ways_of_serving_give_the_same_answers(
                 "exclude_sen: unknown field"
                 in refused(f"{url}/invocations", {form: [MISTYPED]}, 400)["message"]
             )
+        described = get(f"{url}/openapi.json")["components"]["schemas"]["Filters"]
+        assert list(described["properties"]) == ["kind", "price"]
+        with urllib.request.urlopen(f"{url}/docs", timeout=120) as page:
+            assert b"schema-Filters" in page.read()
         children = _below(process.pid)
         assert len(children) > 3
         process.send_signal(signal.SIGINT)
@@ -588,7 +593,7 @@ def test_model_answers_with_only_its_own_requirements(served: Served, tmp_path: 
     """A fresh environment with only the packages of the model's requirements.txt."""
     import mlflow
 
-    with active(served.uri):
+    with active_uris(served.uri):
         model = Path(
             mlflow.artifacts.download_artifacts(
                 "models:/pocket@champion", dst_path=str(tmp_path / "model")
@@ -651,11 +656,11 @@ def test_stock_reply_waits_until_both_replicas_have_the_change(tmp_path: Path) -
 def test_stock_is_everywhere_when_every_running_replica_has_the_revision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    desk = ModelHolder()
-    desk.look("one", {"a": 1}, {}, {}, 1)
-    desk.look("two", {"a": 1}, {}, {}, 0)
-    assert desk.has_everywhere(0) and not desk.has_everywhere(1)
-    desk.look("two", {"a": 1}, {}, {}, 2)
-    assert desk.has_everywhere(1) and not desk.has_everywhere(2)
-    monkeypatch.setattr(desk_module, "_SILENT_S", -1.0)
-    assert desk.has_everywhere(3), "both have gone"
+    holder = ModelHolder()
+    holder.report("one", {"a": 1}, {}, {}, 1)
+    holder.report("two", {"a": 1}, {}, {}, 0)
+    assert holder.has_everywhere(0) and not holder.has_everywhere(1)
+    holder.report("two", {"a": 1}, {}, {}, 2)
+    assert holder.has_everywhere(1) and not holder.has_everywhere(2)
+    monkeypatch.setattr(model_holder, "_SILENT_S", -1.0)
+    assert holder.has_everywhere(3), "both have gone"

@@ -20,7 +20,8 @@ from recsys.data.histories import Split
 from recsys.errors import RequestError
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, SimilarAnswer, parse_any, parse_requests
+from recsys.serving.request_parsing import parse_any, parse_requests
+from recsys.serving.requests import Answer, SimilarAnswer
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import small_model
 from tests.ruled import World, holds
@@ -280,11 +281,11 @@ def test_similar_command_prints_the_answer_of_the_endpoint(
     rules = ["--similar.rules", "{filters: {kind: toys}}"]
     assert main([*words, "--item", "i3", *rules]) == 0
     answer = like(recommender, "i3", k=3, filters={"kind": "toys"})
-    said = capsys.readouterr().out
-    assert "like i3 (Title of i3), by the model's item vectors" in said
+    text = capsys.readouterr().out
+    assert "like i3 (Title of i3), by the model's item vectors" in text
     listed = [
         line.split()[-4]
-        for line in said.splitlines()
+        for line in text.splitlines()
         if "Title of i" in line and "like" not in line
     ]
     assert listed == answer.item_ids

@@ -15,7 +15,7 @@ from recsys.evaluation.ranking import mark_hits, rank
 from recsys.granularities.sparse import SparseScores
 from recsys.report.panels import trade_off_panel
 from recsys.serving.diversity import by_relevance
-from recsys.serving.likeness import ItemSimilarity
+from recsys.serving.item_similarity import ItemSimilarity
 from recsys.serving.trade_off import STRENGTHS, trade_off
 
 USERS, ITEMS, WIDTH = 40, 150, 6

@@ -43,9 +43,10 @@ from recsys.errors import ArtifactError, ConfigError, DataError, SourceError, St
 from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.images import digest_block
 from recsys.preparation.vector_cache import VectorCache
-from recsys.registry.lineage import open_parent
-from recsys.registry.register import resolve
-from recsys.registry.tracking import Tracker, client
+from recsys.registry.mlflow_client import client
+from recsys.registry.parent import open_parent
+from recsys.registry.resolve import resolve
+from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.request_files import read_requests
 from recsys.sources import open_source

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cli import parse
+from pipelines.plumbing.arguments import parse
 from pipelines.stages import VERBS
 from recsys.bundle.files import Bundle
 from recsys.config import build_config, parse_value, parse_yaml, set_path

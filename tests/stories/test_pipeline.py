@@ -25,7 +25,7 @@ from recsys.config import Config, load_config
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.evaluation.ranking import rank
-from recsys.registry.register import resolve
+from recsys.registry.resolve import resolve
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 

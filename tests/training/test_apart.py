@@ -23,7 +23,7 @@ from recsys.evaluation import stacking
 from recsys.model import FrozenModel
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.apart import own_config, own_weights
 from recsys.training.checkpoint import load_trained
 from recsys.training.selected import assemble

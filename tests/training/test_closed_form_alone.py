@@ -21,7 +21,7 @@ from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.checkpoint import load_trained, save_trained
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import TrainContext

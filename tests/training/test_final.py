@@ -19,14 +19,14 @@ import yaml
 
 from pipelines.cli import main
 from recsys.bundle.description import FORMAT_VERSION, MEASURED, WITH_MEASURED
-from recsys.bundle.measured import has_measured, measured
-from recsys.bundle.writing import Measured, seal
+from recsys.bundle.evaluated_model import has_measured, measured
+from recsys.bundle.writing import Measured, write_description
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, DataError, TrainingError
 from recsys.evaluation.validation import Validator
-from recsys.registry.lineage import open_parent, write_refitted
+from recsys.registry.parent import open_parent, write_refitted
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.checkpoint import TrainResult
 from recsys.training.context import Report, TrainContext
@@ -280,9 +280,9 @@ def test_changed_or_missing_measured_model_is_refused(tmp_path: Path) -> None:
         ArtifactError, match=r"measured\.safetensors is not the file that was written"
     ):
         measured(folder, bundle)
-    seal(folder, bundle.info)  # as an attacker would
+    write_description(folder, bundle.info)  # as an attacker would
     (folder / MEASURED).write_bytes(b"nothing")
-    seal(folder, bundle.info)
+    write_description(folder, bundle.info)
     with pytest.raises(ArtifactError, match=r"damaged: measured\.safetensors: "):
         measured(folder, read_bundle(folder))
     (folder / MEASURED).unlink()

@@ -30,7 +30,7 @@ from recsys.evaluation.metrics import list_metrics, ndcg_at, parse_metric
 from recsys.evaluation.ranking import countable, rank
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
-from recsys.registry.register import resolve
+from recsys.registry.resolve import resolve
 from recsys.serving.bundles import read_bundle
 from recsys.storage.filesystems import read_bytes
 from recsys.storage.mirror import upload

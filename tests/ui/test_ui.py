@@ -26,10 +26,10 @@ from test_compare import finished
 from pipelines.cli import main
 from pipelines.ui import application_of
 from recsys.config import Config, build_config
-from recsys.registry.tracking import client
+from recsys.registry.mlflow_client import client
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.ruled import World
 
 pytest.importorskip("fastapi")
@@ -114,7 +114,7 @@ def test_page_of_a_run_holds_its_figures_and_opens_its_report(
     assert "sandbox" in report.headers["content-security-policy"]
 
 
-def test_comparison_is_that_of_the_command_and_writes_nothing(
+def test_comparison_equals_the_command_and_writes_nothing(
     browser: TestClient, runs: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
@@ -134,7 +134,7 @@ def test_comparison_is_that_of_the_command_and_writes_nothing(
 def test_stored_comparison_of_the_same_models_is_shown_at_once(
     browser: TestClient, runs: Path
 ) -> None:
-    told = [
+    reported = [
         json.loads((runs / name / "metrics.json").read_text())["model_sha256"]
         for name in ("bad", "good")
     ]
@@ -147,8 +147,8 @@ def test_stored_comparison_of_the_same_models_is_shown_at_once(
         "p": 0.001,
     }
     record = {
-        "first": {"model_sha256": told[0]},
-        "second": {"model_sha256": told[1]},
+        "first": {"model_sha256": reported[0]},
+        "second": {"model_sha256": reported[1]},
         "metric": "ndcg@5",
     }
     stored = runs / "bad/compare.json"
@@ -172,12 +172,14 @@ def test_stored_comparison_of_the_same_models_is_shown_at_once(
         ("run=a&run=b&run=c", "3 runs"),
     ],
 )
-def test_what_cannot_be_compared_is_said(browser: TestClient, query: str, said: str) -> None:
+def test_runs_that_cannot_be_compared_give_a_message(
+    browser: TestClient, query: str, said: str
+) -> None:
     page = browser.get(f"/compare?{query}")
     assert page.status_code == 422 and said in text_of(page.text)
 
 
-def test_list_of_a_user_is_the_models_and_shares_sum_to_scores(
+def test_list_of_a_user_equals_the_model_and_shares_sum_to_scores(
     browser: TestClient, recommender: Recommender
 ) -> None:
     page = browser.get("/try?model=run:shop&user=u3&k=5").text
@@ -188,23 +190,23 @@ def test_list_of_a_user_is_the_models_and_shares_sum_to_scores(
     rows = re.findall(r'<tr><th scope="row">Title of [^<]*</th>(.*?)</tr>', page)
     assert len(rows) == 5
     for row, score in zip(rows, answer.scores, strict=True):
-        *shares, told = (
+        *shares, reported = (
             float(cell.replace("−", "-")) for cell in re.findall(r"<td>([^<]*)</td>", row)
         )
-        assert told == pytest.approx(score, abs=1e-3) and sum(shares) == pytest.approx(
+        assert reported == pytest.approx(score, abs=1e-3) and sum(shares) == pytest.approx(
             score, abs=1e-2
         )
     assert page.count("<rect") >= 5 * len(recommender.names) and 'role="img" aria-label="' in page
 
 
-def test_list_of_a_basket_is_the_models(browser: TestClient, recommender: Recommender) -> None:
+def test_list_of_a_basket_equals_the_model(browser: TestClient, recommender: Recommender) -> None:
     page = browser.get("/try?model=run:shop&item=i1&item=i2&k=5").text
     [answer] = recommender.recommend(parse_requests([{"history": ["i1", "i2"], "k": 5}]))
     assert listed(page) == answer.item_ids
     assert "Remove Title of i1 from the basket" in page
 
 
-def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> None:
+def test_unknown_user_and_items_give_a_plain_message(browser: TestClient) -> None:
     page = browser.get("/try?model=run:shop&user=nobody-here")
     assert page.status_code == 200 and "does not know the user “nobody-here”" in page.text
     assert "most popular items" in page.text and len(listed(page.text)) == 10
@@ -214,7 +216,7 @@ def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> 
     assert page.status_code == 422 and "does not know the item “no-such-item”" in page.text
 
 
-def test_reasons_are_given_where_they_are_asked_for(browser: TestClient) -> None:
+def test_explanations_are_shown_on_request(browser: TestClient) -> None:
     assert "mainly because" not in browser.get("/try?model=run:shop&user=u3").text
     assert (
         browser.get("/try?model=run:shop&user=u3&k=3&explain=true").text.count('class="why"') == 3
@@ -228,8 +230,8 @@ def test_items_are_found_by_title_and_id(browser: TestClient) -> None:
     assert "No item has “zebra”" in browser.get("/try?model=run:shop&find=zebra").text
 
 
-def test_similar_items_are_the_models(browser: TestClient, recommender: Recommender) -> None:
-    from recsys.serving.requests import parse_similar
+def test_similar_items_equal_the_model(browser: TestClient, recommender: Recommender) -> None:
+    from recsys.serving.request_parsing import parse_similar
 
     for by in ("vectors", "use", "text"):
         page = browser.get(f"/similar?model=run:shop&item=i3&by={by}&k=5").text
@@ -245,12 +247,12 @@ def test_picked_user_is_a_known_one(browser: TestClient, recommender: Recommende
 
 def test_one_model_is_loaded_once_under_all_its_names(runs: Path) -> None:
     from recsys.ui.gate import Gate
-    from recsys.ui.holder import Holder
+    from recsys.ui.loaded_models import LoadedModels
     from recsys.ui.runs import Runs
 
     bundle = str((runs / "shop/bundle").resolve())
-    holder = Holder(Runs([str(runs)], ""), Gate(""), bundle)
-    named, of_run = holder.open("named"), holder.open("run:shop")
+    loaded = LoadedModels(Runs([str(runs)], ""), Gate(""), bundle)
+    named, of_run = loaded.open("named"), loaded.open("run:shop")
     assert (named.choice.key, of_run.choice.key) == ("named", "run:shop")
     assert named.recommender is of_run.recommender
 
@@ -295,7 +297,7 @@ def test_runs_of_mlflow_without_folder_are_listed_and_promotions_are_not(gated: 
     assert "promote shop 2" not in page
 
 
-def test_texts_of_others_are_escaped(browser: TestClient, gated: TestClient) -> None:
+def test_texts_of_users_are_escaped(browser: TestClient, gated: TestClient) -> None:
     pages = [
         gated.get("/models"),
         browser.get(f"/try?model=run:shop&user={quote(ATTACK)}&find={quote(ATTACK)}"),
@@ -305,19 +307,19 @@ def test_texts_of_others_are_escaped(browser: TestClient, gated: TestClient) -> 
         assert ATTACK not in page.text and "&lt;script&gt;" in page.text
 
 
-def test_card_is_markdown_without_html_of_others(runs: Path) -> None:
+def test_card_is_markdown_and_its_html_is_escaped(runs: Path) -> None:
     from recsys.ui.app import Pages
     from recsys.ui.comparisons import Comparisons
     from recsys.ui.gate import Gate
-    from recsys.ui.holder import Choice, Holder, Opened
+    from recsys.ui.loaded_models import Choice, LoadedModel, LoadedModels
     from recsys.ui.runs import Runs
 
     found, gate = Runs([str(runs)], ""), Gate("")
-    pages = Pages(found, gate, Holder(found, gate), Comparisons(lambda first, second: {}))
+    pages = Pages(found, gate, LoadedModels(found, gate), Comparisons(lambda first, second: {}))
     card = (
         f"# Card\n\n|a|b|\n|-|-|\n|1|{ATTACK}|\n\n[x](javascript:alert(1)) ![p](http://there/x.png)"
     )
-    opened = Opened(
+    opened = LoadedModel(
         Choice("a", "a", "a"), "a", Recommender(read_bundle(runs / "shop/bundle")), {"card": card}
     )
     html = pages.card(opened)
@@ -325,7 +327,7 @@ def test_card_is_markdown_without_html_of_others(runs: Path) -> None:
     assert "<script" not in html and 'href="javascript' not in html and "<img" not in html
 
 
-def test_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+def test_empty_folder_gives_instructions(tmp_path: Path) -> None:
     with TestClient(application_of(config_of(tmp_path)), base_url="http://localhost") as browser:
         for path, said in [
             ("/", "recsys run --config demo"),
@@ -339,7 +341,7 @@ def test_empty_folder_says_what_to_do(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "to look makes no store"
 
 
-def test_damaged_files_are_no_runs_and_no_failures(tmp_path: Path) -> None:
+def test_damaged_files_are_skipped_without_failure(tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half/config.yaml").write_text("{}")
     (tmp_path / "half/metrics.json").write_text('{"metric": "ndcg@5", "model"')
@@ -391,16 +393,16 @@ def test_malformed_addresses_get_one_message(browser: TestClient, path: str, sai
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "", "[::1"])
-def test_other_names_are_refused(browser: TestClient, host: str) -> None:
+def test_unlisted_host_names_are_refused(browser: TestClient, host: str) -> None:
     assert browser.get("/", headers={"Host": host}).status_code == 421
 
 
 @pytest.mark.parametrize("host", ["localhost:1234", "127.0.0.1:8080", "[::1]:8080", "10.1.2.3"])
-def test_own_names_and_addresses_are_answered(browser: TestClient, host: str) -> None:
+def test_listed_host_names_and_addresses_are_answered(browser: TestClient, host: str) -> None:
     assert browser.get("/", headers={"Host": host}).status_code == 200
 
 
-def test_what_is_no_reading_is_refused(browser: TestClient) -> None:
+def test_methods_that_write_are_refused(browser: TestClient) -> None:
     assert {
         browser.request(method, "/").status_code for method in ("POST", "PUT", "DELETE", "PATCH")
     } == {405}
@@ -437,7 +439,7 @@ def test_every_answer_has_a_policy_without_inline_code(browser: TestClient, path
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|https?://", answer.text)
 
 
-def test_token_is_asked_for_where_one_is_named(runs: Path) -> None:
+def test_token_is_required_where_one_is_configured(runs: Path) -> None:
     with TestClient(
         application_of(config_of(runs), "0123456789abcdef"), base_url="http://localhost"
     ) as browser:
@@ -480,7 +482,7 @@ def test_missing_extra_is_named(
     assert "pip install 'multigrain[ui]'" in capsys.readouterr().err
 
 
-def test_dry_run_says_what_would_be_shown(runs: Path, capsys: Captured) -> None:
+def test_dry_run_lists_what_would_be_shown(runs: Path, capsys: Captured) -> None:
     assert main(["ui", str(runs), "--port", "9999", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert yaml.safe_load(shown)["ui"]["port"] == 9999

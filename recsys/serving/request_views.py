@@ -46,7 +46,7 @@ class RequestView:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedRequests:
     """Requests with everything that the model reads of them."""
 
     requests: Sequence[Request]
@@ -56,9 +56,9 @@ class Asked:
         None  # text vectors of the histories; None: the language model encodes them
     )
 
-    def row(self, row: int) -> Asked:
+    def row(self, row: int) -> EncodedRequests:
         """One request alone."""
-        return Asked(
+        return EncodedRequests(
             self.requests[row : row + 1],
             self.visible[row : row + 1],
             self.attributes.take(slice(row, row + 1)),
@@ -81,7 +81,7 @@ class RequestViewer:
         self._default_type = self._types.get(bundle.info.default_event_type, 0)
         self._ordered = bundle.model.sizes.ordered
 
-    def see(self, index: int, request: Request) -> RequestView:
+    def view(self, index: int, request: Request) -> RequestView:
         """The stored events of the user, then those of the request; ``index`` is its number, for
         messages.
 
@@ -100,11 +100,11 @@ class RequestViewer:
             name: self._user_row(name) for name in request.friends or [] if name != request.user_id
         }
         items, types, times, contexts, unknown = [], [], [], [], []
-        for place, event in enumerate(request.history or []):
+        for position, event in enumerate(request.history or []):
             number = self._item_rows.get(event.item_id, -1)
-            kind = self._type(index, place, event.event_type)
+            kind = self._type(index, position, event.event_type)
             context_C = encode_request(
-                context_columns, event.context, f"request {index}: history[{place}].context"
+                context_columns, event.context, f"request {index}: history[{position}].context"
             )
             if number < 0:
                 unknown.append(event.item_id)
@@ -129,12 +129,12 @@ class RequestViewer:
             [name for name, row in friends.items() if row < 0],
         )
 
-    def _type(self, index: int, place: int, name: str | None) -> int:
+    def _type(self, index: int, position: int, name: str | None) -> int:
         if name is None:
             return self._default_type
         if name not in self._types:
             raise RequestError(
-                f"request {index}: history[{place}].event_type: got {name!r}, expected one of:"
+                f"request {index}: history[{position}].event_type: got {name!r}, expected one of:"
                 f" {choices(self._types)}"
             )
         return self._types[name]
@@ -174,6 +174,6 @@ def as_queries(histories: Histories, asked_at_B: Array = NO_TIMES) -> Queries:
     return Queries(histories, *nothing, asked_at_B=asked_at_B)
 
 
-def brought(found: Mapping[str, Any]) -> dict[str, Any]:
+def present_signals(found: Mapping[str, Any]) -> dict[str, Any]:
     """The signals of queries in addition to events, without those that are None."""
     return {signal: value for signal, value in found.items() if value is not None}

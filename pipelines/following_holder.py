@@ -14,12 +14,12 @@ import ray
 from pipelines.followed_side import check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.session import quiet
 from recsys.config import ServeConfig, build_config
-from recsys.registry.tracking import tracking_uri
-from recsys.serving.desk import ModelHolder, Offering
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.serving.model_holder import ModelHolder, Offering
 
 
 @ray.remote
-class Keeper(ModelHolder):
+class FollowingHolder(ModelHolder):
     """A model holder that loads its models when it starts; ``args`` are those of the
     application.
     """

@@ -40,28 +40,28 @@ def check_present(config: Config, stages: tuple[str, ...]) -> None:
         _check("recommend.requests", [config.recommend.requests])
 
 
-def _is_missing(place: str) -> bool:
+def _is_missing(path: str) -> bool:
     """Whether a local path does not exist; globs and remote paths are not checked."""
     return (
-        bool(place)
-        and not is_remote(place)
-        and not _GLOB.search(place)
-        and not os.path.lexists(expanded(place))
+        bool(path)
+        and not is_remote(path)
+        and not _GLOB.search(path)
+        and not os.path.lexists(expanded(path))
     )
 
 
-def _check(key: str, places: list[str]) -> None:
-    for place in places:
-        if _is_missing(place):
+def _check(key: str, paths: list[str]) -> None:
+    for path in paths:
+        if _is_missing(path):
             raise ConfigError(
-                f"{key}: {place} does not exist; expected a file, relative to {os.getcwd()}"
+                f"{key}: {path} does not exist; expected a file, relative to {os.getcwd()}"
             )
 
 
-def _check_source(place: str) -> str:
-    if _is_missing(place):
+def _check_source(path: str) -> str:
+    if _is_missing(path):
         raise SourceError(
-            f"{place} does not exist; expected a file: correct data.source, or set RECSYS_DATA to"
+            f"{path} does not exist; expected a file: correct data.source, or set RECSYS_DATA to"
             " the data folder"
         )
-    return place
+    return path

@@ -48,8 +48,8 @@ class ItemSimilarity:
 
     def to_all(self, item: int) -> Tensor:
         """Cosines of one item to every item: [N] float32."""
-        asked_D = self.vectors_ND[item] * self._scale_D.square()
-        dots_N = self.vectors_ND @ asked_D
+        item_D = self.vectors_ND[item] * self._scale_D.square()
+        dots_N = self.vectors_ND @ item_D
         return dots_N / (self._lengths_N * self._lengths_N[item]).clamp(min=1e-12)
 
     def exactly(self, item: int, items_X: Array) -> Array:

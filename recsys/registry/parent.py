@@ -33,14 +33,14 @@ from recsys.bundle.description import (
     VOCABULARY,
     WEIGHTS,
 )
+from recsys.bundle.evaluated_model import has_measured, measured
 from recsys.bundle.files import Bundle, read_card
-from recsys.bundle.measured import has_measured, measured
 from recsys.data.forgotten import Forgotten
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
 from recsys.registry.minimum import num_events
-from recsys.registry.register import pinned, resolve
+from recsys.registry.resolve import pinned, resolve
 from recsys.serving.bundles import finish, read_bundle
 from recsys.serving.item_index import measure_again
 from recsys.storage.uris import is_remote

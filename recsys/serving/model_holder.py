@@ -66,7 +66,7 @@ class ModelHolder:
         """
         return self._offers
 
-    def look(
+    def report(
         self,
         name: str,
         serials: dict[Side, int],
@@ -91,7 +91,7 @@ class ModelHolder:
         """The items that are out of stock."""
         return self._stock
 
-    def recall(self, stock: Stock) -> None:
+    def restore(self, stock: Stock) -> None:
         """Take over the stock from a replica where it is newer, which it is after a restart of the
         model holder.
         """
@@ -146,13 +146,13 @@ class Offering:
     models itself.
     """
 
-    def __init__(self, desk: ModelHolder) -> None:
-        self._desk = desk
+    def __init__(self, holder: ModelHolder) -> None:
+        self._holder = holder
 
     def offer(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> int:
         """As :meth:`Server.offer`."""
-        return self._desk.offer(about, [ray.put(bundle)], side)
+        return self._holder.offer(about, [ray.put(bundle)], side)
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
         """As :meth:`ModelHolder.state`."""
-        return self._desk.state(serial)
+        return self._holder.state(serial)

@@ -10,7 +10,7 @@ import pytest
 from test_storage import put, remote_config
 
 from recsys.errors import ArtifactError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle

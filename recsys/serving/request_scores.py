@@ -49,10 +49,10 @@ class RankedCatalogue:
     def sample_SD(self) -> Tensor:
         """Vectors of an even sample of the items."""
         num_items = len(self.vectors_ND)
-        places = np.unique(
+        items = np.unique(
             np.linspace(0, max(num_items - 1, 0), min(_SAMPLE, num_items)).round().astype(np.int64)
         )
-        return self.vectors_ND[torch.from_numpy(places)]
+        return self.vectors_ND[torch.from_numpy(items)]
 
     def popular(self, k: int, hidden_E: Array, selection: Selection | None) -> Array:
         """The k most popular items after boosts; −1 after the end.

@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recsys.bundle.description import BundleInfo
-from recsys.bundle.writing import seal
+from recsys.bundle.writing import write_description
 from recsys.errors import ArtifactError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from tests.handmade import small_model, small_world
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resealed")
+    folder = tmp_path_factory.mktemp("renewed")
     dataset = small_world(folder / "dataset")
     write_bundle(
         folder / "bundle",
@@ -53,13 +53,13 @@ def column(
 ) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         table = pq.read_table(folder / file)
-        place, kind = table.column_names.index(name), table.schema.field(name).type
+        index, kind = table.column_names.index(name), table.schema.field(name).type
         values = change(table.column(name).to_pylist())
         try:
             new = pa.array(values, kind)
         except (pa.ArrowException, TypeError):
             new = pa.array(values)
-        pq.write_table(table.set_column(place, name, new), folder / file)
+        pq.write_table(table.set_column(index, name, new), folder / file)
 
     return apply
 
@@ -164,12 +164,12 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def resealed(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path:
+def with_renewed_checksums(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path:
     """A copy with a change and renewed checksums."""
     shutil.copytree(bundle, folder)
     change(folder)
     content = json.loads((folder / "bundle.json").read_text())
-    seal(folder, BundleInfo.model_validate(content))
+    write_description(folder, BundleInfo.model_validate(content))
     return folder
 
 
@@ -177,11 +177,11 @@ def resealed(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path
 def test_changed_bundle_with_renewed_checksums_raises_one_message(
     bundle: Path, tmp_path: Path, what: str
 ) -> None:
-    folder = resealed(bundle, tmp_path / "bundle", CHANGES[what])
+    folder = with_renewed_checksums(bundle, tmp_path / "bundle", CHANGES[what])
     with pytest.raises(ArtifactError) as error:
         read_bundle(folder)
-    said = str(error.value)
-    assert str(folder) in said and "\n" not in said and len(said) < 900, said
+    message = str(error.value)
+    assert str(folder) in message and "\n" not in message and len(message) < 900, message
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "", "a/b"])

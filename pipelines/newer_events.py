@@ -11,7 +11,7 @@ from pipelines.prepare import prepare
 from recsys.config import CanonicalSource, Config, UpdateConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
-from recsys.registry.lineage import Parent
+from recsys.registry.parent import Parent
 
 
 def prepare_newer(
@@ -91,24 +91,24 @@ def dataset_of(
         The dataset, or None and the reason.
     """
     dataset = parent.bundle.info.dataset
-    asked, made_of = update.dataset, str(dataset.get("content_hash", ""))
-    places = [asked] if asked else [dataset_dir, str(dataset.get("root", ""))]
+    dataset_uri, made_of = update.dataset, str(dataset.get("content_hash", ""))
+    uris = [dataset_uri] if dataset_uri else [dataset_dir, str(dataset.get("root", ""))]
     why = f"the path of its dataset {made_of[:12]} is unknown"
-    for place in filter(None, places):
+    for uri in filter(None, uris):
         try:
-            found = PreparedDataset(place)
+            found = PreparedDataset(uri)
         except ArtifactError as error:
-            why = str(error) if place != dataset_dir else why
+            why = str(error) if uri != dataset_dir else why
             continue
         if made_of not in (found.manifest.content_hash, *found.manifest.ancestors):
-            if place != dataset_dir:
+            if uri != dataset_dir:
                 why = (
-                    f"{place} holds another dataset, {found.manifest.content_hash[:12]} instead of"
+                    f"{uri} holds another dataset, {found.manifest.content_hash[:12]} instead of"
                     f" {made_of[:12]}"
                 )
         elif not found.manifest.store:
             why = (
-                f"{place} keeps no events (an earlier release made it, its source is read as a"
+                f"{uri} keeps no events (an earlier release made it, its source is read as a"
                 " whole, or data.keep_events was false)"
             )
         else:

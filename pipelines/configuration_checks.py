@@ -53,7 +53,7 @@ def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
         from recsys.sources import open_source
 
         if "parent" in stages:
-            from pipelines.newer import with_newer_events
+            from pipelines.newer_events import with_newer_events
 
             config = with_newer_events(config)
         source = open_source(config.data.source)

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 
 from recsys.config import redact
 from recsys.errors import ArtifactError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.serving.recommender import Recommender
 from recsys.ui.gate import Gate
 from recsys.ui.runs import Runs
 
-_KEPT: Final = 2
+_MOST_LOADED: Final = 2
 _SUGGESTED: Final = 8
 
 
@@ -34,7 +34,7 @@ class Choice:
     uri: str
 
 
-class Opened:
+class LoadedModel:
     """A loaded model."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Opened:
         return pc.utf8_lower(ids), pc.utf8_lower(titles)
 
 
-class Holder:
+class LoadedModels:
     """Finds and keeps models.
 
     Parameters
@@ -101,7 +101,7 @@ class Holder:
     def __init__(self, runs: Runs, gate: Gate, named: str = "") -> None:
         self._runs, self._gate, self._named = runs, gate, named
         self._lock = threading.Lock()
-        self._opened: OrderedDict[str, Opened] = OrderedDict()
+        self._opened: OrderedDict[str, LoadedModel] = OrderedDict()
 
     def choices(self) -> list[Choice]:
         """All models: the model given at the start, champions, other versions, run folders."""
@@ -116,7 +116,7 @@ class Holder:
         ]
         return found
 
-    def open(self, key: str) -> Opened:
+    def open(self, key: str) -> LoadedModel:
         """The model with a key; the first one for an empty key.
 
         Raises
@@ -138,10 +138,10 @@ class Holder:
             kept = self._opened.get(version)
             if kept is None:
                 bundle, about = followed.load(version)
-                kept = Opened(choice, version, Recommender(bundle), about)
+                kept = LoadedModel(choice, version, Recommender(bundle), about)
                 self._opened[version] = kept
             self._opened.move_to_end(version)
-            while len(self._opened) > _KEPT:
+            while len(self._opened) > _MOST_LOADED:
                 self._opened.popitem(last=False)
         named = copy(kept)  # the same model may have several names, and aliases change
         named.choice = choice

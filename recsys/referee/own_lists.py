@@ -40,16 +40,16 @@ def write_baselines(
     """
     check_full(protocol)
     tables: dict[Path, list[pa.Table]] = {}
-    for place, window in enumerate(protocol.windows):
+    for index, window in enumerate(protocol.windows):
         histories = protocol.histories(window)
         ruled_out = left_out(names, histories, config)
         for name in names:
             if name in ruled_out:
                 continue
-            for setting, part, scorer in _fits(protocol, place, name, config):
-                path = folder / name / f"{setting}{'.valid' if part == Split.VALID else ''}.{form}"
+            for setting, split, scorer in _fits(protocol, index, name, config):
+                path = folder / name / f"{setting}{'.valid' if split == Split.VALID else ''}.{form}"
                 tables.setdefault(path, []).append(
-                    list_of(protocol, place, part, scorer, config.chunk_users)
+                    list_of(protocol, index, split, scorer, config.chunk_users)
                 )
     for path, found in tables.items():
         write_table(stamped(pa.concat_tables(found), protocol, command, form), path)
@@ -57,19 +57,19 @@ def write_baselines(
 
 
 def _fits(
-    protocol: Protocol, place: int, name: str, config: EvaluateConfig
+    protocol: Protocol, index: int, name: str, config: EvaluateConfig
 ) -> Iterator[tuple[str, Split, Scorer]]:
     """Fit every setting: on training events for validation, and on the protocol's events for
     test.
     """
-    histories = protocol.histories(protocol.windows[place])
-    parts = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}
-    for part, through in parts.items():
+    histories = protocol.histories(protocol.windows[index])
+    last_fitted = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}
+    for split, through in last_fitted.items():
         baseline = build_baseline(name, config)
         for constants in baseline.fits(histories.through(through), len(protocol.items)):
             yield (
                 ",".join(f"{key}={value}" for key, value in constants.items()) or "default",
-                part,
+                split,
                 baseline,
             )
 
@@ -83,22 +83,22 @@ def check_full(protocol: Protocol) -> None:
         )
 
 
-def list_of(protocol: Protocol, place: int, part: Split, scorer: Scorer, chunk: int) -> pa.Table:
+def list_of(protocol: Protocol, index: int, split: Split, scorer: Scorer, chunk: int) -> pa.Table:
     """The lists of all evaluated users of a window."""
-    queries = protocol.queries(protocol.windows[place], part)
+    queries = protocol.queries(protocol.windows[index], split)
     ranking = rank(scorer, queries, max(protocol.ks), protocol.masks_seen, chunk)
     users = protocol.users.take(pa.array(ranking.queries.histories.users_U))
-    return table_of(ranking, users, protocol.items, protocol.windows[place].name)
+    return table_of(ranking, users, protocol.items, protocol.windows[index].name)
 
 
 def table_of(ranking: Ranking, users: pa.Array, items: pa.Array, window: str = "") -> pa.Table:
     """Lists as a table: user_id, item_id, rank, score, and window if there are several."""
-    rows, places = np.nonzero(ranking.items_BK >= 0)
+    rows, ranks = np.nonzero(ranking.items_BK >= 0)
     columns = {
         "user_id": users.take(pa.array(rows)),
-        "item_id": items.take(pa.array(ranking.items_BK[rows, places])),
-        "rank": pa.array(places + 1, pa.int32()),
-        "score": pa.array(ranking.scores_BK[rows, places]),
+        "item_id": items.take(pa.array(ranking.items_BK[rows, ranks])),
+        "rank": pa.array(ranks + 1, pa.int32()),
+        "score": pa.array(ranking.scores_BK[rows, ranks]),
     }
     return pa.table(columns | ({"window": pa.array([window] * len(rows))} if window else {}))
 
@@ -107,9 +107,9 @@ def stamped(table: pa.Table, protocol: Protocol, command: str, form: str) -> pa.
     """The table with the protocol's hash and the command, as metadata or, in a text file, as
     columns.
     """
-    told = {"protocol": protocol.hash, "command": command}
+    metadata = {"protocol": protocol.hash, "command": command}
     if form == "parquet":
-        return table.replace_schema_metadata(told)
-    for name, value in told.items():
+        return table.replace_schema_metadata(metadata)
+    for name, value in metadata.items():
         table = table.append_column(name, pa.array([value] * table.num_rows))
     return table

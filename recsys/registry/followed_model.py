@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.bundle.description import DESCRIPTION
-from recsys.registry.register import description_at, pinned, resolve
+from recsys.registry.resolve import description_at, pinned, resolve
 from recsys.storage.uris import is_remote
 
 if TYPE_CHECKING:

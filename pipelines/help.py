@@ -1,0 +1,64 @@
+"""The help texts of the command line: all verbs, one verb, or a section of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.plumbing.arguments import USAGE, UsageError
+from pipelines.stages import LATER, VERBS
+
+
+def overview() -> str:
+    """``recsys --help``: all verbs, the common options and the exit codes."""
+    verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    later = f"in later releases: {', '.join(LATER)}\n" if LATER else ""
+    return (
+        f"usage: {USAGE}\n\nverbs:\n{verbs}\n\noptions:\n  --config FILE         a YAML file, or"
+        " the name of a shipped one (pipelines/configs/): demo, lastfm, …\n  --section.key VALUE  "
+        " set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n  --budget"
+        " TIME         run: total time, e.g. 20m (run.budget); auto searches for settings in it\n "
+        " --resume              continue an interrupted run of the same configuration\n  --ablate "
+        "             evaluate without each granularity, with each alone, and with other fusions\n"
+        "                        (evaluate.ablation full)\n  --events FILE …       update: files"
+        " of new events; earlier events stay, --replace drops them\n  --force REASON       "
+        " promote: promote even if the gate refuses (promote.force)\n  --rollback           "
+        " promote: make the previous champion the champion again (promote.rollback)\n  --user ID …"
+        "           forget: users to remove (forget.users)\n  --retrain             forget: train"
+        " the models again without them (forget.retrain)\n  --also FOLDER …       forget: further"
+        " logs, exports and copies to search (forget.also)\n  --item ID             similar: the"
+        " item (similar.item)\n  --requests FILE       recommend: answer the requests in a file"
+        " (recommend.requests)\n  --out FILE            recommend: where to write the answers"
+        " (recommend.out)\n  --dry-run             print the merged configuration and the stages"
+        " that would run, then stop\n  --help                after a verb: its options and keys,"
+        " with type, default and meaning\n  --version             print the version\n\nhelp:\n "
+        " recsys VERB --help    usage and keys of a verb\n  recsys help SECTION   keys of a"
+        f" section, e.g. data.text or train\n  recsys help all       all keys\n\n{later}exit codes:"
+        " 0 done, 1 refused by a gate or an unexpected error, 2 wrong input or configuration,\n   "
+        "         129 terminal closed, 130 interrupted, 143 terminated"
+    )
+
+
+def help_of(words: Sequence[str]) -> str:
+    """``recsys help VERB``, ``recsys help SECTION`` or ``recsys help all``."""
+    from pipelines.plumbing.reference import reference
+
+    if len(words) != 1:
+        raise UsageError(
+            f"help: got {len(words)} words, expected one: a verb, a section such as data.text, or"
+            " `all`"
+        )
+    if words[0] in VERBS:
+        return verb_help(words[0])
+    return reference("" if words[0] == "all" else words[0])
+
+
+def verb_help(verb: str) -> str:
+    """``recsys VERB --help``: the usage of a verb and its keys of the configuration."""
+    from pipelines.plumbing.reference import keys_of
+
+    usage, sections = VERBS[verb].usage or USAGE.replace("VERB", verb), VERBS[verb].sections
+    keys = f"\n\n{keys_of(sections)}" if sections else ""
+    return (
+        f"usage: {usage}\n\n{VERBS[verb].summary}{keys}\n\nall keys of the configuration: recsys"
+        " help all"
+    )

@@ -1,0 +1,1 @@
+"""The checks of `recsys doctor`, by what they look at: installation, machine, storage, services."""

@@ -1,0 +1,52 @@
+"""Data frames of the Python API as the five tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from recsys.errors import DataError, choices
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+FRAMES: Final = (
+    ".frames"  # marks a folder of tables that we wrote, so `recsys forget` may change them
+)
+
+_COLUMNS: Final = {
+    "events": ("user_id", "item_id", "timestamp"),
+    "items": ("item_id", "attributes"),
+    "users": ("user_id", "attributes"),
+    "social": ("src_user_id", "dst_user_id"),
+    "knowledge": ("head", "relation", "tail"),
+}
+
+
+def table_of(role: str, frame: pd.DataFrame) -> pa.Table:
+    """A data frame as an Arrow table, or an error with the role of the table."""
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{role}: {error}; a column must hold values of one type") from None
+
+
+def check_roles(
+    named: Mapping[str, str], found: Mapping[str, str], ignored: Mapping[str, str]
+) -> None:
+    """Check that every file was detected as the role that it was given as."""
+    for role, path in named.items():
+        if found.get(path) == role:
+            continue
+        why = (
+            f"it looks like {found[path]}"
+            if path in found
+            else ignored.get(path, "it was not used")
+        )
+        raise DataError(
+            f"{role} ({path}): {why}; expected {choices(_COLUMNS[role])}. Columns with exactly"
+            " these names are always recognised"
+        )

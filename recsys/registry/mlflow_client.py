@@ -1,0 +1,160 @@
+"""How this package opens MLflow: the URI of the store, a quiet client, timeouts, and its errors.
+
+Why one place: a SQLite store must be created, upgraded and checked before MLflow opens it, and an
+MLflow server that does not answer should be reported within seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from recsys.config import Config, redact
+from recsys.config.redaction import MARK
+from recsys.errors import ConfigError, first_line
+from recsys.registry.store import ready
+from recsys.storage.uris import is_remote
+
+_QUIET: Final = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_LOCKED: Final = re.compile(r"database( table)? is locked")
+_STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+def tracking_uri(config: Config) -> str:
+    """The absolute tracking URI; by default a SQLite file next to the run folder.
+
+    Raises
+    ------
+    ConfigError
+        The URI is a plain folder, which MLflow no longer supports, or of an unknown kind, or its
+        credentials were redacted.
+    """
+    uri = config.tracking.uri
+    if MARK in uri:
+        raise ConfigError(
+            f"tracking.uri: {uri} lacks its user and password or another secret, because secrets"
+            " are never stored; give the complete URI with --tracking.uri, or as an environment"
+            " variable $VARIABLE"
+        )
+    if not uri:
+        if is_remote(config.run.dir):
+            raise ConfigError(
+                f"run.dir: {config.run.dir} is remote, where MLflow cannot use a SQLite store; set"
+                " tracking.uri, or tracking.enabled false"
+            )
+        uri = f"sqlite:///{Path(config.run.dir).absolute().parent / 'mlflow.db'}"
+    scheme = uri.split(":", 1)[0].split("+", 1)[0]
+    if scheme not in _STORES or (":" not in uri and scheme != "databricks"):
+        raise ConfigError(
+            f"tracking.uri: got {redact(uri)!r}, expected sqlite:///FILE.db, http://HOST:PORT or a"
+            f" database URI ({', '.join(_STORES)}); MLflow no longer stores runs in plain folders"
+        )
+    path = sqlite_path(uri)
+    return f"sqlite:///{path}" if path is not None else uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The absolute path of a SQLite URI's file; None for other stores."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+
+
+def client(uri: str, writes: bool = False) -> Any:
+    """A quiet ``MlflowClient`` for tracking and registry at ``uri``; all code opens a store with
+    it.
+
+    Why: a SQLite store must be created, upgraded and checked first, see
+    :mod:`recsys.registry.store`.
+
+    Raises
+    ------
+    ConfigError
+        As in :func:`recsys.registry.store.ready`.
+    ArtifactError
+        As in :func:`recsys.registry.store.ready`.
+    Unavailable
+        As in :func:`recsys.registry.store.ready`.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    # it logs a traceback of errors that it raises
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    for path in {sqlite_path(uri): None, sqlite_path(registry_uri): None}:
+        if path is not None:
+            ready(path, writes)
+    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
+
+
+def outage(error: BaseException) -> str | None:
+    """The message of an MLflow server or SQLite store that stopped answering; None for any other
+    error.
+    """
+    text, package = str(error), type(error).__module__.split(".")[0]
+    if package in ("mlflow", "sqlalchemy", "sqlite3") and _LOCKED.search(text):
+        return (
+            "MLflow's SQLite store is locked by another process, which did not release it in time;"
+            " wait for that process, or stop it, and continue with the same command and --resume"
+        )
+    if package != "mlflow" or "API request to" not in text:
+        return None
+    return (
+        f"the tracking server no longer answers ({redact(first_line(error))[:300]}); start it, and"
+        " continue with the same command and --resume"
+    )
+
+
+@contextmanager
+def short_timeouts(retries: int = 0) -> Iterator[None]:
+    """Give up on an MLflow server after seconds within a block; by default MLflow retries for
+    minutes.
+    """
+    with _environment(
+        {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    ):
+        yield
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables within a block, unless the user has set them."""
+    new = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for key in new:
+            os.environ.pop(key, None)
+
+
+@contextmanager
+def active_uris(uri: str) -> Iterator[None]:
+    """Set MLflow's process-wide URIs within a block: its model functions accept no other way."""
+    import mlflow
+
+    before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
+    registry = os.environ.get("MLFLOW_REGISTRY_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(registry or uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        mlflow.set_registry_uri(registry or "")
+        if registry is None:
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
