@@ -78,7 +78,9 @@ def test_histories_are_loaded_only_where_a_member_reads_them(
     config = build_config(tree)
     model = build_model(config, dataset, Split.TRAIN)
     assert build_graphs(dataset, Split.TRAIN, model=model).histories is None
-    monkeypatch.setattr(dict(model.encoders.each(fitted=True))["item_cf"], "reads_histories", True)
+    monkeypatch.setattr(
+        dict(model.encoders.each(closed_form=True))["item_cf"], "reads_histories", True
+    )
     held = build_graphs(dataset, Split.TRAIN, model=model).histories
     assert held is not None and len(held) == 40
     assert held.items_E.tolist() == [0, 1, 0] * 40 and held.times_E[:3].tolist() == [
