@@ -4,7 +4,8 @@ line.
 Ids are read as text (see :mod:`recsys.sources.json_values`). The columns are those of the file's
 first megabytes and of samples of the rest; known columns are searched in all lines. A value that
 does not fit the type of its column makes a bad row. A file that is one JSON array of objects, or
-has objects over several lines, is one piece.
+has objects over several lines, is one piece. Nested objects have columns of their own (see
+:mod:`recsys.sources.nested`).
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from recsys.sources.delimited import (
 )
 from recsys.sources.files import InputFile
 from recsys.sources.ids import is_id
-from recsys.sources.json_sequence import elements, is_sequence
+from recsys.sources.json_sequence import elements, is_read_by_element
 from recsys.sources.json_values import (
     Record,
     column,
     id_column,
-    kind_of,
+    kinds_of,
     parse_object,
     quoted,
     text_of,
     type_of,
 )
 from recsys.sources.limits import check_column_count
+from recsys.sources.nested import value_at
 from recsys.sources.validate import Layout
 
 _LINES: Final = Dialect(quoted=False)
@@ -80,7 +82,8 @@ class JsonlPiece:
         """Parse some lines into a finished block."""
         keys = self._keys
         cells = None
-        if decodable(data, "utf-8"):  # Arrow does not check it
+        is_plain = not any("." in key for key in keys)  # the names of nested columns have dots
+        if is_plain and decodable(data, "utf-8"):  # Arrow does not check it
             if all(_is_exact(kind) for key, kind in keys.items() if key in self._ids):
                 cells = _parse_fast(data, span, keys)
             if cells is None and self._ids:
@@ -107,7 +110,7 @@ class JsonlPiece:
             if key in self._ids:
                 columns[key] = id_column(records, key)
                 continue
-            values = [record.values.get(key) for record in records]
+            values = [value_at(record.values, key) for record in records]
             columns[key], lost = column(values, kind, self.layout.rules.absent)
             if lost and name in known:  # the row rules give the reason
                 columns[key] = pa.array([text_of(value) for value in values], pa.string())
@@ -180,7 +183,7 @@ class JsonSequencePiece:
 def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
     """The pieces of a file, made from a piece without a span."""
     head = _head(piece.file)
-    if not any(map(parse_object, head.split(b"\n"))) and is_sequence(head.decode(errors="replace")):
+    if is_read_by_element(head):
         return [JsonSequencePiece(piece)]
     if piece.file.compressed:
         piece.file.check_unpacked()
@@ -222,9 +225,9 @@ def read_keys(file: InputFile) -> dict[str, pa.DataType]:
     lines = (head[:_FIRST_BYTES] if is_sampled else head).split(b"\n")
     lines = lines[:-1] if len(head) >= _HEAD_BYTES - len(BOM_UTF8) and len(lines) > 1 else lines
     objects = [value for value in map(parse_object, lines) if value is not None]
-    if objects:
+    if objects and not is_read_by_element(head):
         objects += _samples(file) if is_sampled else []
-    elif is_sequence(head.decode(errors="replace")):
+    elif is_read_by_element(head):
         values = (
             parse_object(text.encode(errors="surrogatepass"))
             for text in islice(elements(file), _ELEMENTS)
@@ -232,10 +235,7 @@ def read_keys(file: InputFile) -> dict[str, pa.DataType]:
         objects = [value for value in values if value is not None]
     if not objects:
         raise SourceError(f"{file.path} holds no JSON object in its first lines; {_cure(lines)}")
-    kinds: dict[str, set[str]] = {}
-    for value in objects:
-        for key, cell in value.items():
-            kinds.setdefault(key, set()).add(kind_of(cell))
+    kinds = kinds_of(objects)
     check_column_count(len(kinds), file.path)
     return {key: type_of(seen - {"null"}) for key, seen in kinds.items()}
 
