@@ -86,6 +86,7 @@ class _Canonical:
         files = event_files(looked, tables, pair, self.columns)
         self.rows, self.sample = files.rows, files.sample
         self.parts_of_files, self.types_of_files = files.parts, files.types
+        self.names_of_others = files.names
 
     def understood(self) -> Understood:
         """Everything."""
@@ -262,7 +263,9 @@ class _Canonical:
         reasons = self._event_reasons() | {
             name: f"renamed, because {name!r} has a reserved meaning" for name in moved_events
         }
-        plan = TablePlan("events", self.sample, {**names, **moved_events}, reasons)
+        reasons |= dict.fromkeys(self.names_of_others, "as in the main file of events")
+        every = {**names, **self.names_of_others, **moved_events}
+        plan = TablePlan("events", self.sample, every, reasons)
         plans = [plan]
         of_items, of_users = self._by_events()
         items = users = None
@@ -464,9 +467,8 @@ class _Canonical:
         for name, to in plan.names.items():
             if to in schema.TABLES[plan.role].columns:
                 reason = plan.reasons.get(name, "")
-                summary.columns[to] = (
-                    f"{name}: {reason}" if plan.sample.has_names else reason or name
-                )
+                words = f"{name}: {reason}" if plan.sample.has_names else reason or name
+                summary.columns.setdefault(to, words)  # the main file comes first
         return summary
 
     def _name(self) -> str:

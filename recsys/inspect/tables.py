@@ -42,6 +42,8 @@ _FEW: Final = 20  # most distinct values of an attribute (not an id) in a large 
 _NAMED: Final = 0.7
 _CANDIDATES: Final = 7
 _NAMES: Final = ("text", "url", "path", "list")  # kinds of columns that may be ids
+_MANY: Final = 200  # rows from which the items of events must repeat
+_HOPELESS: Final = 20.0  # exceeds all other evidence
 _LOOKED_AT: Final = 200  # ids whose form is inspected
 _FORMS: Final = (
     (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
@@ -308,7 +310,7 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     rows = min(user.num_values, item.num_values)
     enough = min(10, rows / 3)
     score += 0.5 * (user.num_distinct >= enough) + 0.5 * (item.num_distinct >= enough)
-    score -= 2.0 * user.is_key + 2.0 * item.is_key
+    score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
     if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
         score -= 2.0  # one determines the other: an attribute
     return score

@@ -47,8 +47,8 @@ SPLIT_WORDS: Final = {
 HINTS: Final = {
     BAD_TIMESTAMP: (
         f"{ACCEPTED}; for any other format set data.source.time_format (strptime, e.g. '%d/%m/%Y"
-        " %H:%M'); serial dates of spreadsheets (44162.91) and years alone are not accepted: write"
-        " such times as text"
+        " %H:%M'), and to 'serial' for the serial dates of spreadsheets (44162.91); years alone are"
+        " not accepted: write such times as text"
     ),
     BAD_VALUE: (
         "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5,"
