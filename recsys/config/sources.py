@@ -234,6 +234,14 @@ class CanonicalSource(CellSource):
             " or with a currency ($12.99); a cell without a number is a missing value"
         ),
     )
+    lists: dict[str, str] = Field(
+        {},
+        description=(
+            "{column: separator}: columns of the events with several values in a row, such as the"
+            " articles of an order; each value is an event. The separator is for text; '' for lists"
+            " of JSON and Parquet. Several columns have lists of equal length"
+        ),
+    )
     item_columns: list[str] = Field(
         [],
         description=(

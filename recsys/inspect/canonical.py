@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
+from recsys.errors import SourceError
 from recsys.inspect.arguments import ArgumentContent, data_name
 from recsys.inspect.attributes import (
     Attributes,
@@ -33,7 +34,7 @@ from recsys.inspect.settings import (
     source_settings,
 )
 from recsys.inspect.siblings import event_files
-from recsys.inspect.tables import Pair, Table, find_events
+from recsys.inspect.tables import Pair, Table, find_events, find_events_in_lists
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
@@ -64,7 +65,10 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     tables = [Table.of(sample) for sample in looked.tables]
     stated = stated or {}
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
-    pair = find_events(tables, may_be or tables)
+    pair = _events(tables, may_be or tables)
+    tables = [
+        pair.table if table.sample.files == pair.table.sample.files else table for table in tables
+    ]
     for table in tables:
         if table is not pair.table and stated.get(table.sample.given) == "social":
             as_stated_friends(table, pair)
@@ -73,6 +77,20 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     if pair.table.sample.format == "sequences":
         return understand_sequences(looked, tables, pair)
     return _Canonical(looked, tables, pair).understood()
+
+
+def _events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
+    """Find the events: a row each, or, if no table has these, as members of lists."""
+    try:
+        found = find_events(tables, may_be)
+    except SourceError:
+        in_lists = find_events_in_lists(tables, may_be)
+        if in_lists is None:
+            raise
+        return in_lists
+    if found.item.kind == "list" and not found.item.is_wordy:  # codes, not titles with commas
+        return find_events_in_lists(tables, [found.table]) or found
+    return found
 
 
 class _Canonical:
@@ -117,7 +135,8 @@ class _Canonical:
         found.idle = {
             column.name: why_unused(column, self.columns.item, self.columns.user)
             for column in self.columns.left
-            if column.name not in derived_names
+            if column.name
+            not in {*derived_names, *(items.idle if items else ()), *(users.idle if users else ())}
         }
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
@@ -396,6 +415,9 @@ class _Canonical:
             found.append(
                 Setting("split_files", self.parts_of_files, "split of each file, from its name")
             )
+        if self.pair.table.lists:
+            why = "the rows have lists; each member is an event"
+            found.append(Setting("lists", self.pair.table.lists, why))
         if self.types_of_files:
             found.append(
                 Setting("type_files", self.types_of_files, "event type of each file, from its name")

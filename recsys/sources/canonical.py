@@ -58,6 +58,7 @@ class TableFiles:
     chunk_bytes: int = CHUNK_BYTES
     rules: CellRules = CellRules()
     numbers: tuple[str, ...] = ()  # further columns that are read as numbers
+    lists: Mapping[str, str] = field(default_factory=dict)  # column of lists → separator
 
 
 class CanonicalAdapter(SourceAdapter):
@@ -267,6 +268,7 @@ class CanonicalAdapter(SourceAdapter):
                     config.constants.get(name, {}),
                     rules=CellRules.of(config),
                     numbers=tuple(config.numbers.get(name, ())),
+                    lists=config.lists if table is schema.EVENTS else {},
                 )
         return tables
 
@@ -475,7 +477,21 @@ def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
                 kind = pa.float64() if name in source.numbers and not _is_number(kind) else kind
                 where = f"{head.head.file.path}: column {name!r}"
                 extras[name] = _common_type(extras.get(name, kind), kind, where)
-    return Layout(source.table, tuple(extras.items()), source.rules)
+    lists = {
+        name: mark
+        for head in heads
+        for (given, _), name in zip(head.head.columns, head.names, strict=True)
+        for key, mark in source.lists.items()
+        if name and key in (given, name)
+    }
+    for key in source.lists:
+        if not any(key in (*head.head.names, *head.names) for head in heads):
+            every = {name for head in heads for name in head.head.names}
+            raise SourceError(
+                f"data.source.lists: no file of events has the column {key!r}; they have:"
+                f" {choices(every)}"
+            )
+    return Layout(source.table, tuple(extras.items()), source.rules, tuple(lists.items()))
 
 
 def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.TableSchema) -> None:

@@ -106,7 +106,9 @@ class JsonlPiece:
         known = {name for _, name, _ in self.fields if name in self.layout.table.columns}
         columns: dict[str, pa.Array] = {}
         misfits: set[int] = set()
+        lists = dict(self.layout.lists)
         for key, name, kind in self.fields:
+            kind = pa.list_(pa.string()) if name in lists and pa.types.is_list(kind) else kind
             if key in self._ids:
                 columns[key] = id_column(records, key)
                 continue
@@ -145,8 +147,13 @@ class JsonlPiece:
         """Each key with the type for Arrow; integers of known float columns are read as floats."""
         wanted = self.layout.table.columns
         is_float = {name for name, kind in wanted.items() if pa.types.is_floating(kind)}
+        lists = dict(self.layout.lists)  # as texts, so that ids keep all digits
         return {
-            key: pa.float64() if name in is_float and pa.types.is_integer(kind) else kind
+            key: pa.float64()
+            if name in is_float and pa.types.is_integer(kind)
+            else pa.list_(pa.string())
+            if name in lists and pa.types.is_list(kind)
+            else kind
             for key, name, kind in self.fields
         }
 

@@ -77,6 +77,8 @@ class Layout:
     table: schema.TableSchema
     extras: tuple[tuple[str, pa.DataType], ...] = ()
     rules: CellRules = DEFAULT_RULES
+    # canonical columns with a list of values in each row, and the separator of lists in text
+    lists: tuple[tuple[str, str], ...] = ()
 
     @property
     def arrow(self) -> pa.Schema:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,4 +236,48 @@ def test_items_that_never_repeat_are_no_items(tmp_path: Path) -> None:
     rows = [(n, f"u{u}", at(t), "x") for n, (u, _, t) in enumerate(pairs())]
     path = write(tmp_path / "orders.csv", ["order", "customer", "placed", "state"], rows)
     with pytest.raises(SourceError, match="with repeated values"):
+        look([str(path)])
+
+
+def test_articles_in_the_cell_of_an_order_are_events(tmp_path: Path) -> None:
+    rows = [
+        (
+            n,
+            f"u{u}",
+            at(t, "%b %d, %Y"),
+            ", ".join(f"A{(i + k) % NUM_ITEMS}" for k in range(1 + u % 3)),
+        )
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    source = source_of(
+        write(tmp_path / "orders.csv", ["Order", "Customer", "Placed", "Articles"], rows)
+    )
+    assert source.lists == {"Articles": ", "}
+    read = read_all(open_source(source).pieces()["events"])
+    assert read.num_rows == sum(1 + u % 3 for u, _, _ in pairs())
+
+
+def test_lists_of_events_inside_users_are_events(tmp_path: Path) -> None:
+    by_user: dict[int, list[dict[str, Any]]] = {}
+    for u, i, t in pairs():
+        by_user.setdefault(u, []).append({"lesson": {"$oid": f"{i:024x}"}, "at": at(t)})
+    path = tmp_path / "progress.json"
+    path.write_text(
+        "".join(f"{json.dumps({'user': f'u{u}', 'done': done})}\n" for u, done in by_user.items())
+    )
+    source = source_of(path)
+    assert columns_of_events(source) == {
+        "user": "user_id",
+        "done.lesson": "item_id",
+        "done.at": "timestamp",
+    }
+    read = read_all(open_source(source).pieces()["events"])
+    assert read.num_rows == NUM_EVENTS and read.column(schema.REASON).null_count == NUM_EVENTS
+
+
+def test_matrix_of_users_and_items_has_its_own_message(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = [(f"R{n}", *random.choice(["", "1", "4", "5"], 30)) for n in range(80)]
+    path = write(tmp_path / "votes.csv", ["voter", *(f"Film {n}" for n in range(30))], rows)
+    with pytest.raises(SourceError, match="looks like a matrix.*melt"):
         look([str(path)])
