@@ -246,8 +246,8 @@ def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
         if wide is not None:
             raise SourceError(
                 f"{wide.sample.name} looks like a matrix, with a row per user and a column for"
-                f" each of {len(wide.columns) - 1:,} items; write a row for each user and item, with"
-                " the columns user_id, item_id and value (with pandas: DataFrame.melt)"
+                f" each of {len(wide.columns) - 1:,} items; write a row per user and item, with the"
+                " columns user_id, item_id and value (with pandas: DataFrame.melt)"
             )
         raise SourceError(
             "no file has events, that is, a column of user ids and a column of item ids with"
