@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.errors import SourceError
-from recsys.inspect.arguments import ArgumentContent, data_name
+from recsys.inspect.arguments import ArgumentContent, data_name, shown_path
 from recsys.inspect.attributes import (
     Attributes,
     attributes_of,
@@ -34,7 +34,7 @@ from recsys.inspect.settings import (
     source_settings,
 )
 from recsys.inspect.siblings import event_files
-from recsys.inspect.tables import Pair, Table, find_events, find_events_in_lists
+from recsys.inspect.tables import Pair, Table, find_events, find_events_in_lists, with_orders
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
@@ -65,7 +65,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     tables = [Table.of(sample) for sample in looked.tables]
     stated = stated or {}
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
-    pair = _events(tables, may_be or tables)
+    pair = with_orders(_events(tables, may_be or tables), tables)
     tables = [
         pair.table if table.sample.files == pair.table.sample.files else table for table in tables
     ]
@@ -415,6 +415,11 @@ class _Canonical:
             found.append(
                 Setting("split_files", self.parts_of_files, "split of each file, from its name")
             )
+        for column, table in self.pair.table.lookups.items():
+            added = [name for name in self.columns.names if name in table.sample.rows.column_names]
+            files = self.looked.patterns(table.sample)
+            why = f"the events refer to its rows, which have {', '.join(added)}"
+            found.append(Setting("lookup", {column: [shown_path(path) for path in files]}, why))
         if self.pair.table.lists:
             why = "the rows have lists; each member is an event"
             found.append(Setting("lists", self.pair.table.lists, why))
@@ -483,6 +488,9 @@ class _Canonical:
         self, plan: TablePlan, items: Attributes | None, users: Attributes | None
     ) -> TableSummary:
         files = ", ".join(self.looked.patterns(plan.sample)[:3])
+        if plan.role == schema.EVENTS.name:
+            for column, table in self.pair.table.lookups.items():
+                files += f" with {table.sample.files[0].path} by {column}"
         summary = TableSummary(
             plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows"
         )

@@ -20,6 +20,7 @@ from recsys.inspect.vocabulary import (
     WEAK,
     has_id,
     likeness,
+    parts,
 )
 from recsys.sources.validate import SPLIT_WORDS, CellRules
 from recsys.values.times import timestamps
@@ -166,6 +167,7 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             column
             for column in numbers
             if table.like(column, VALUE) >= _SAYS
+            and "hour" not in parts(column.name)  # of the day; "hours" are a value
             # lead_time is a time, watch_time is a value
             and (table.like(column, TIME) < _SAYS or table.like(column, VALUE) == 1.0)
         ]

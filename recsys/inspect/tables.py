@@ -34,6 +34,7 @@ from recsys.inspect.vocabulary import (
     USER,
     USER_FILES,
     VALUE,
+    has_id,
     likeness,
     named_like,
 )
@@ -46,6 +47,8 @@ _CANDIDATES: Final = 7
 _NAMES: Final = ("text", "url", "path", "list")  # kinds of columns that may be ids
 _WIDE: Final = 15  # columns of small numbers from which a table is a matrix of users and items
 _FEW_OTHERS: Final = 3
+_REFERS: Final = 0.9  # share of the orders of the events that the table of orders has
+_FEWER: Final = 0.9  # most people per order
 _LEAST: Final = 1.0  # score of a table of events
 _MANY: Final = 200  # rows from which the items of events must repeat
 _HOPELESS: Final = 20.0  # exceeds all other evidence
@@ -86,6 +89,8 @@ class Table:
     shares: str = ""  # the ids in common with the events, in words
     # columns whose lists were made rows, with the separator of those that are text
     lists: dict[str, str] = field(default_factory=dict)
+    # columns that refer to rows of other tables, whose columns were added, with these tables
+    lookups: dict[str, Table] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sample: Sample) -> Table:
@@ -270,6 +275,52 @@ def find_events_in_lists(tables: Sequence[Table], may_be: Sequence[Table]) -> Pa
                 found.append(pair)
     best = max(found, key=lambda pair: pair.score, default=None)
     return best if best is not None and best.score >= _LEAST else None
+
+
+def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
+    """The events with the columns of the orders that they refer to, if the user is a column of
+    these; else the pair itself.
+
+    Why: in a shop's database the lines of an order name the order, and only the order names the
+    customer.
+    """
+    table, visit = pair.table, pair.user
+    if table.like(visit, USER) >= _NAMED or table.like(visit, SESSION) < _NAMED:
+        return pair
+    for other in tables:
+        if other is table or not (table.sample.has_names and other.sample.has_names):
+            continue
+        for key in other.keys:
+            if other.like(key, SESSION) < _NAMED and not has_id(key.name):
+                continue
+            if IdSet(visit).share_in(IdSet(key)) < _REFERS:
+                continue
+            people = [
+                column
+                for column in other.columns
+                if column.may_be_id
+                and not column.is_key
+                and other.like(column, USER) >= _NAMED
+                and column.num_distinct < _FEWER * key.num_distinct
+            ]
+            if people:
+                return _joined(pair, other, key, max(people, key=lambda c: other.like(c, USER)))
+    return pair
+
+
+def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:
+    """The pair with the columns of orders in its table and a person as user."""
+    rows = pair.table.sample.rows
+    places = pc.index_in(pair.user.values, value_set=key.values)
+    for name in orders.sample.rows.column_names:
+        if name not in (*rows.column_names, key.name):
+            cells = orders.sample.rows.column(name).combine_chunks()
+            rows = rows.append_column(name, cells.take(places))
+    found = Table.of(replace(pair.table.sample, rows=rows))
+    column = pair.user.name
+    found.lookups = {column if column == key.name else f"{column} = {key.name}": orders}
+    orders.role = "lookup"
+    return Pair(found, found.column(person.name), found.column(pair.item.name), pair.score)
 
 
 def _with_members_as_rows(table: Table) -> list[Table]:

@@ -10,7 +10,7 @@ their names. Folders ``column=value`` above a file become columns (see
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, assert_never
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find, folder_values
 from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
 from recsys.sources.jsonl import JsonlPiece, fields_after_head, jsonl_pieces, read_keys
+from recsys.sources.lookup import Lookup, names_of_key, table_of_lookup
 from recsys.sources.names import Renames, canonical_names, require_columns, unused_names
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
 from recsys.sources.partitions import PieceInFolder
@@ -59,6 +60,7 @@ class TableFiles:
     rules: CellRules = CellRules()
     numbers: tuple[str, ...] = ()  # further columns that are read as numbers
     lists: Mapping[str, str] = field(default_factory=dict)  # column of lists → separator
+    lookups: tuple[Lookup, ...] = ()
 
 
 class CanonicalAdapter(SourceAdapter):
@@ -81,9 +83,9 @@ class CanonicalAdapter(SourceAdapter):
 
     def files(self) -> list[InputFile]:
         """All input files."""
-        return list(
-            {file.path: file for table in self._tables().values() for file in table.files}.values()
-        )
+        lookups = [file for patterns in self.config.lookup.values() for file in find(patterns)]
+        tables = [file for table in self._tables().values() for file in table.files]
+        return list({file.path: file for file in (*tables, *lookups)}.values())
 
     def event_files(self) -> list[dict[str, Any]]:
         """A description of each file of events with its fingerprint."""
@@ -110,20 +112,33 @@ class CanonicalAdapter(SourceAdapter):
             for file in table.files:
                 constants = dict(sorted(table.constants.get(file.path, {}).items()))
                 found[file.path] = f"{found.get(file.path, '')} {name} {constants or ''}".strip()
+        for key, patterns in self.config.lookup.items():
+            for file in find(patterns):
+                found[file.path] = f"{found.get(file.path, '')} lookup {key}".strip()
         return found
 
     def check(self) -> None:
         """Check the heads of all files; see the base class."""
-        tables = self._tables()
+        tables = self._with_lookups(self._tables())
         heads = self._heads(tables)
         self._derived(tables["events"], heads["events"], [])
 
     def pieces(self) -> dict[str, list[Piece]]:
         """The pieces of all tables."""
-        tables = self._tables()
+        tables = self._with_lookups(self._tables())
         heads = self._heads(tables)
         pieces = {name: _table_pieces(source, heads[name]) for name, source in tables.items()}
         return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
+
+    def _with_lookups(self, tables: dict[str, TableFiles]) -> dict[str, TableFiles]:
+        """The tables, with the tables that the events refer to."""
+        if not self.config.lookup:
+            return tables
+        events = tables[schema.EVENTS.name]
+        found = tuple(
+            _lookup(given, find(patterns), events) for given, patterns in self.config.lookup.items()
+        )
+        return {**tables, schema.EVENTS.name: replace(events, lookups=found)}
 
     def _derived(
         self, events: TableFiles, heads: list[NamedHead], pieces: list[Piece]
@@ -321,6 +336,39 @@ def read_heads(source: TableFiles) -> list[NamedHead]:
     return named_heads({name: source}, {name: [_head(file, source) for file in source.files]})[name]
 
 
+def _lookup(given: str, files: Sequence[InputFile], events: TableFiles) -> Lookup:
+    """A table that the events refer to.
+
+    Raises
+    ------
+    SourceError
+        A file lacks the key.
+    """
+    column, key = names_of_key(given)
+    renames = Renames.of(events.rename).table(schema.EVENTS.name)
+    source = replace(
+        events, table=table_of_lookup(key), files=tuple(files), rename={}, constants={}, numbers=()
+    )
+    names: set[str] = set()
+    for file in files:
+        of_file = _head(file, source).names
+        if key not in of_file:
+            raise SourceError(
+                f"{file.path} has no column {key!r}, by which data.source.lookup finds its rows; it"
+                f" has: {choices(of_file)}; write {column} = KEY if it has another name"
+            )
+        names |= {*of_file}
+    own = {name: to for name, to in renames.items() if name in names and name != key}
+    source = replace(source, rename=own)
+    heads = read_heads(source)
+    layout = _layout(source, heads)
+    every = {**layout.table.optional, **dict(layout.extras)}
+    given_names = {name for head in heads for name in head.names}
+    types = tuple((name, kind) for name, kind in every.items() if name in given_names)
+    identity = (column, key, tuple(own.items()), *((f.path, f.size, f.modified) for f in files))
+    return Lookup(column, key, types, identity, _table_pieces(source, heads))
+
+
 @dataclass(frozen=True)
 class _Head:
     """The head of a file: its format, its columns with types, and where its rows are."""
@@ -389,6 +437,11 @@ def named_heads(
     columns = {
         name: {column for head in heads for column in head.names} for name, heads in found.items()
     }
+    for name, source in tables.items():
+        for lookup in source.lookups:  # whose columns may be renamed as those of the events
+            own = Renames.of(source.rename).table(name)
+            added = {to for to, _ in lookup.types}
+            columns[name] |= {given for given, to in own.items() if to in added} | added
     problem: SourceError | None = None
     try:
         renames = renames.matched(columns)
@@ -419,10 +472,16 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
     constants |= source.constants.get(head.file.path, {})
     inside = {name: value for name, value in inside.items() if name not in constants}
     header = head.header
+    added = _looked_up(head, of_file, source)
     require_columns(
         source.table,
-        [*head.names, *source.fixed],
-        [*of_file, *("" if name in of_file else name for name in of_folders), *source.fixed],
+        [*head.names, *source.fixed, *added],
+        [
+            *of_file,
+            *("" if name in of_file else name for name in of_folders),
+            *source.fixed,
+            *added,
+        ],
         head.file.path,
         header.cure if header else "",
         _OR_COLUMNS if header and not header.is_given else "",
@@ -437,6 +496,25 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
                 " data.source.header to yes"
             )
     return NamedHead(head, of_file, constants, inside)
+
+
+def _looked_up(head: _Head, names: Sequence[str], source: TableFiles) -> dict[str, pa.DataType]:
+    """The columns that a file of events gets from other tables.
+
+    Raises
+    ------
+    SourceError
+        The file lacks the column that refers to a table.
+    """
+    found: dict[str, pa.DataType] = {}
+    for lookup in source.lookups:
+        if lookup.column not in names:
+            raise SourceError(
+                f"{head.file.path} has no column {lookup.column!r}, by which data.source.lookup"
+                f" finds further columns; it has: {choices(head.names)}"
+            )
+        found |= {name: kind for name, kind in lookup.types if name not in names}
+    return found
 
 
 def _notes(heads: list[_Head]) -> list[str]:
@@ -472,7 +550,8 @@ def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
     """The layout with the union of the files' extra columns, each with one type."""
     extras: dict[str, pa.DataType] = {}
     for head in heads:
-        for name, kind in head.types.items():
+        added = _looked_up(head.head, head.names, source)
+        for name, kind in {**head.types, **added}.items():
             if name not in source.table.columns:
                 kind = pa.float64() if name in source.numbers and not _is_number(kind) else kind
                 where = f"{head.head.file.path}: column {name!r}"
@@ -491,7 +570,9 @@ def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
                 f"data.source.lists: no file of events has the column {key!r}; they have:"
                 f" {choices(every)}"
             )
-    return Layout(source.table, tuple(extras.items()), source.rules, tuple(lists.items()))
+    return Layout(
+        source.table, tuple(extras.items()), source.rules, tuple(lists.items()), source.lookups
+    )
 
 
 def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.TableSchema) -> None:
@@ -558,7 +639,9 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
                 if to
             ]
             renamed = {name: to for name, to, _ in fields}
-            fields += fields_after_head(dict(head.columns), renamed, layout.table)
+            added = {name for lookup in layout.lookups for name, _ in lookup.types}
+            later = fields_after_head(dict(head.columns), renamed, layout.table)
+            fields += [field for field in later if field[1] not in added]
             return [
                 *jsonl_pieces(
                     JsonlPiece(

@@ -132,6 +132,8 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
     """Check raw rows, add provenance and insert the unreadable rows in the order of the file."""
     base = origin.index * FILE_STRIDE
     places = cells.rows + base
+    for lookup in layout.lookups:
+        raw = lookup.added_to(raw)
     if layout.lists:
         raw, cells, order = _members(raw, cells, layout)
         places = order + base

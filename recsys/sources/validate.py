@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
+from recsys.sources.lookup import Lookup
 from recsys.values.absent import DEFAULT_RULES, CellRules
 from recsys.values.cells import as_text, extra, ids, numbers
 from recsys.values.time_forms import ACCEPTED
@@ -79,6 +80,7 @@ class Layout:
     rules: CellRules = DEFAULT_RULES
     # canonical columns with a list of values in each row, and the separator of lists in text
     lists: tuple[tuple[str, str], ...] = ()
+    lookups: tuple[Lookup, ...] = ()
 
     @property
     def arrow(self) -> pa.Schema:

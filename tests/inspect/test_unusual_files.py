@@ -281,3 +281,32 @@ def test_matrix_of_users_and_items_has_its_own_message(tmp_path: Path) -> None:
     path = write(tmp_path / "votes.csv", ["voter", *(f"Film {n}" for n in range(30))], rows)
     with pytest.raises(SourceError, match="looks like a matrix.*melt"):
         look([str(path)])
+
+
+@pytest.mark.parametrize("key", ["order_id", "id"])
+def test_lines_of_orders_get_the_customer_of_their_order(key: str, tmp_path: Path) -> None:
+    orders: dict[tuple[int, int], int] = {}
+    lines = [
+        (orders.setdefault((u, t // 600_000), len(orders) + 1), f"p{i}") for u, i, t in pairs()
+    ]
+    heads = [(n, f"c{u}", at(t * 600_000), t % 24) for (u, t), n in orders.items()]
+    found = look(
+        [
+            str(write(tmp_path / "order_lines.csv", ["order_id", "product"], lines)),
+            str(
+                write(tmp_path / "orders.csv", [key, "customer", "ordered_at", "order_hour"], heads)
+            ),
+        ]
+    )
+    source = found.config.data.source
+    assert isinstance(source, CanonicalSource)
+    column = "order_id" if key == "order_id" else "order_id = id"
+    assert source.lookup == {column: [str(tmp_path / "orders.csv")]}
+    assert columns_of_events(source) == {
+        "customer": "user_id",
+        "product": "item_id",
+        "ordered_at": "timestamp",
+    }
+    read = read_all(open_source(source).pieces()["events"])
+    assert len(set(read.column(schema.USER_ID).to_pylist())) == NUM_USERS
+    assert read.column(schema.REASON).null_count == read.num_rows == NUM_EVENTS
