@@ -234,6 +234,13 @@ class CanonicalSource(CellSource):
             " or with a currency ($12.99); a cell without a number is a missing value"
         ),
     )
+    clock: str = Field(
+        "",
+        description=(
+            "column of the events with the time of day, if the timestamp has only the day;"
+            " time_format is then that of both with a blank between"
+        ),
+    )
     lookup: dict[str, list[str]] = Field(
         {},
         description=(

@@ -20,7 +20,7 @@ from recsys.inspect.attributes import (
     why_unused,
 )
 from recsys.inspect.columns import Column
-from recsys.inspect.events import EventColumns, columns_of_events
+from recsys.inspect.events import EventColumns, columns_of_events, with_clock
 from recsys.inspect.habits import EventStatistics, Types, events_of, habits_of, roles_of_types
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.roles import as_stated_friends, assign_roles
@@ -65,7 +65,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     tables = [Table.of(sample) for sample in looked.tables]
     stated = stated or {}
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
-    pair = with_orders(_events(tables, may_be or tables), tables)
+    pair = with_clock(with_orders(_events(tables, may_be or tables), tables))
     tables = [
         pair.table if table.sample.files == pair.table.sample.files else table for table in tables
     ]
@@ -415,6 +415,9 @@ class _Canonical:
             found.append(
                 Setting("split_files", self.parts_of_files, "split of each file, from its name")
             )
+        if self.pair.table.clock and self.columns.time is not None:
+            why = f"the time of day; {self.columns.time.name} has only the day"
+            found.append(Setting("clock", self.pair.table.clock, why))
         for column, table in self.pair.table.lookups.items():
             added = [name for name in self.columns.names if name in table.sample.rows.column_names]
             files = self.looked.patterns(table.sample)

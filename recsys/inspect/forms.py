@@ -22,6 +22,7 @@ _SEPARATORS: Final = ("\t", "::", ";", "|", ",", "^", "~")
 _USUAL: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _ID: Final = re.compile(r"[\w.@+\-:/]{1,64}")
 _NAME: Final = re.compile(r"[^\W\d][\w .:/()#%\-]{0,60}")
+_MOST_TITLES: Final = 20  # lines above a table that may be a title
 _MOSTLY_OTHER_LETTERS: Final = 0.5
 _HANZI: Final = r"[\u4e00-\u9fff\u3000-\u303f\uff01-\uff5e¥·—…“”]"
 _KANA: Final = r"[\u3040-\u30ff]"
@@ -171,7 +172,10 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
             return sequences
     if not separator:
-        raise SourceError("not a table: no separator gives all lines the same number of cells")
+        raise SourceError(
+            "not a table: no separator gives all lines the same number of cells"
+            + _titles(rows, suffix)
+        )
     kind = "csv" if suffix == ".csv" or (suffix not in _USUAL and separator != "\t") else "tsv"
     dialect = dialect_of(kind, Form(separator))
     if kind == "csv" and separator == "," and dialect.quoted:
@@ -179,6 +183,20 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     cells = [tuple(cell.strip() for cell in _cells(row, separator, dialect.quoted)) for row in rows]
     has_header, doubt = _header(cells, suffix)
     return TextForm(separator, has_header, encoding, comment, suffix, doubt)
+
+
+def _titles(rows: Sequence[str], suffix: str) -> str:
+    """A hint if the lines are a table without the first or last ones, as in a report; else "".
+
+    >>> _titles(["Report of May", "a,b,c", *["1,2,3"] * 50], ".csv")
+    '; without the first line they are a table: remove it'
+    """
+    for count in range(1, min(_MOST_TITLES, len(rows) - 2)):
+        if _separator(rows[count:], suffix) not in ("", BLANKS):
+            lines = "line" if count == 1 else f"{count} lines"
+            their = "it" if count == 1 else "them"
+            return f"; without the first {lines} they are a table: remove {their}"
+    return ""
 
 
 def _comment(lines: Sequence[str]) -> str:

@@ -162,11 +162,10 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     if head.startswith(b"<?xml") or head.lstrip()[:1] == b"<":
         raise SourceError("XML or HTML, not a table")
     try:
-        check_encoding(file, head, "latin-1")
+        check_encoding(file, head, "latin-1")  # which decodes all bytes
     except SourceError as error:
-        raise SourceError(
-            str(error).removeprefix(f"{file.path} is ").removeprefix(f"{file.path}: ")
-        ) from None
+        said = str(error).removeprefix(f"{file.path} is ").removeprefix(f"{file.path}: ")
+        raise SourceError(said.replace("expected latin-1: ", "")) from None
     form = form_of(head, suffix, file.name)
     if isinstance(form, SequenceForm):
         return _of_sequences(file, form)

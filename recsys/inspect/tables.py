@@ -89,6 +89,7 @@ class Table:
     shares: str = ""  # the ids in common with the events, in words
     # columns whose lists were made rows, with the separator of those that are text
     lists: dict[str, str] = field(default_factory=dict)
+    clock: str = ""  # column with the time of day, which was added to the days
     # columns that refer to rows of other tables, whose columns were added, with these tables
     lookups: dict[str, Table] = field(default_factory=dict)
 

@@ -35,7 +35,8 @@ _MONTH_DAYS: Final = (
     "%d-%b-%y",
     "%d %b %y",
 )
-_EAST_ASIAN_DAYS: Final = ("%Y年%m月%d日", "%Y년 %m월 %d일")
+# with clocks that the readers do not know, such as 10:30 PM
+_YEAR_FIRST_DAYS: Final = ("%Y年%m月%d日", "%Y년 %m월 %d일", "%Y-%m-%d", "%Y/%m/%d")
 _MONTH_DAYS_LONG: Final = tuple(days.replace("%b", "%B") for days in _MONTH_DAYS)
 _CLOCKS: Final = ("", "%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 _GAPS: Final = (" ", ", ", "T", ":")
@@ -203,7 +204,7 @@ def _day_and_month(cells: pa.Array) -> TimeForm | None:
 def _month_names(cells: pa.Array) -> TimeForm | None:
     """Detect times such as 27 Nov 2020 21:51, which need an explicit format."""
     first = cells[0].as_py().strip()
-    for days in (*_MONTH_DAYS, *_MONTH_DAYS_LONG, *_EAST_ASIAN_DAYS):
+    for days in (*_MONTH_DAYS, *_MONTH_DAYS_LONG, *_YEAR_FIRST_DAYS):
         for form in dict.fromkeys(
             f"{days}{gap}{clock}" if clock else days for clock in _CLOCKS for gap in _GAPS
         ):

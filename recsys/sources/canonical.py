@@ -61,6 +61,7 @@ class TableFiles:
     numbers: tuple[str, ...] = ()  # further columns that are read as numbers
     lists: Mapping[str, str] = field(default_factory=dict)  # column of lists → separator
     lookups: tuple[Lookup, ...] = ()
+    clock: str = ""  # column with the time of day
 
 
 class CanonicalAdapter(SourceAdapter):
@@ -284,6 +285,7 @@ class CanonicalAdapter(SourceAdapter):
                     rules=CellRules.of(config),
                     numbers=tuple(config.numbers.get(name, ())),
                     lists=config.lists if table is schema.EVENTS else {},
+                    clock=config.clock if table is schema.EVENTS else "",
                 )
         return tables
 
@@ -347,7 +349,14 @@ def _lookup(given: str, files: Sequence[InputFile], events: TableFiles) -> Looku
     column, key = names_of_key(given)
     renames = Renames.of(events.rename).table(schema.EVENTS.name)
     source = replace(
-        events, table=table_of_lookup(key), files=tuple(files), rename={}, constants={}, numbers=()
+        events,
+        table=table_of_lookup(key),
+        files=tuple(files),
+        rename={},
+        constants={},
+        numbers=(),
+        lists={},
+        clock="",
     )
     names: set[str] = set()
     for file in files:
@@ -570,8 +579,18 @@ def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
                 f"data.source.lists: no file of events has the column {key!r}; they have:"
                 f" {choices(every)}"
             )
+    if source.clock and source.clock not in extras:
+        raise SourceError(
+            f"data.source.clock: the events have no further column {source.clock!r}; they have:"
+            f" {choices(extras) or 'none'}"
+        )
     return Layout(
-        source.table, tuple(extras.items()), source.rules, tuple(lists.items()), source.lookups
+        source.table,
+        tuple(extras.items()),
+        source.rules,
+        tuple(lists.items()),
+        source.lookups,
+        source.clock,
     )
 
 

@@ -42,6 +42,7 @@ from recsys.sources.validate import (
     check_rows,
     finish,
     raw_text,
+    with_clock,
 )
 
 _MAX_UNDECODABLE: Final = (
@@ -134,6 +135,8 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
     places = cells.rows + base
     for lookup in layout.lookups:
         raw = lookup.added_to(raw)
+    if layout.clock:
+        raw = with_clock(raw, layout.clock)
     if layout.lists:
         raw, cells, order = _members(raw, cells, layout)
         places = order + base
@@ -202,6 +205,7 @@ def check_codec(encoding: str) -> str:
     )
 
 
+_SQLITE: Final = b"SQLite format 3"
 _NO_TABLES: Final = {
     b"<!doctype html": "a web page",
     b"<html": "a web page",
@@ -220,7 +224,12 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     """
     for mark, name in _BOMS:
         if head.startswith(mark):
-            raise SourceError(f"{file.path} is {name}; expected {encoding}: save it as UTF-8")
+            raise SourceError(
+                f"{file.path} is {name} (Excel calls it Unicode text); expected {encoding}: save it"
+                " as UTF-8"
+            )
+    if head.startswith(_SQLITE):
+        raise SourceError(f"{file.path} is an SQLite database; export its tables as CSV or Parquet")
     if b"\0" in head or head.startswith(b"PAR1"):
         kind = "a Parquet file" if head.startswith(b"PAR1") else "binary data"
         raise SourceError(

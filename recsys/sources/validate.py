@@ -81,6 +81,7 @@ class Layout:
     # canonical columns with a list of values in each row, and the separator of lists in text
     lists: tuple[tuple[str, str], ...] = ()
     lookups: tuple[Lookup, ...] = ()
+    clock: str = ""  # column with the time of day of the timestamps
 
     @property
     def arrow(self) -> pa.Schema:
@@ -88,6 +89,21 @@ class Layout:
         value.
         """
         return pa.schema([*self.table.columns.items(), *self.extras, *_PROVENANCE.items()])
+
+
+def with_clock(raw: pa.Table, clock: str) -> pa.Table:
+    """The rows with the time of day from another column in their timestamps.
+
+    >>> rows = pa.table({"timestamp": ["2024-05-01", "2024-05-02"], "hour": ["10:30", None]})
+    >>> with_clock(rows, "hour").column("timestamp").to_pylist()
+    ['2024-05-01 10:30', '2024-05-02']
+    """
+    if not {schema.TIMESTAMP, clock} <= {*raw.column_names}:
+        return raw
+    days, hours = (as_text(_flat(raw.column(name))) for name in (schema.TIMESTAMP, clock))
+    hours = pc.if_else(pc.equal(pc.utf8_trim_whitespace(hours), ""), None, hours)
+    both = pc.coalesce(pc.binary_join_element_wise(days, hours, " "), days)
+    return raw.set_column(raw.column_names.index(schema.TIMESTAMP), schema.TIMESTAMP, both)
 
 
 def missing(column: str) -> str:

@@ -310,3 +310,39 @@ def test_lines_of_orders_get_the_customer_of_their_order(key: str, tmp_path: Pat
     read = read_all(open_source(source).pieces()["events"])
     assert len(set(read.column(schema.USER_ID).to_pylist())) == NUM_USERS
     assert read.column(schema.REASON).null_count == read.num_rows == NUM_EVENTS
+
+
+@pytest.mark.parametrize(
+    ("day", "clock"), [("%Y-%m-%d", "%H:%M:%S"), ("%d.%m.%Y", "%H:%M"), ("%Y-%m-%d", "%I:%M %p")]
+)
+def test_day_and_time_of_day_in_two_columns_are_one_time(
+    day: str, clock: str, tmp_path: Path
+) -> None:
+    rows = [(at(t, day), at(t, clock), f"L{u:04}", f"{i:04}", 1) for u, i, t in pairs()]
+    names = ["date", "time", "loyalty_card_user", "article", "pieces"]
+    source = source_of(write(tmp_path / "sales.csv", names, rows))
+    assert source.clock == "time"
+    times = read_all(open_source(source).pieces()["events"]).column(schema.TIMESTAMP)
+    step = 1 if "S" in clock else 60
+    seconds = [moment.timestamp() for moment in times.to_pylist()]
+    assert seconds == [t // step * step for _, _, t in pairs()]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("shop.db", b"SQLite format 3\0....", "an SQLite database; export its tables"),
+        ("a.txt", "u\ti\nv\tj\n".encode("utf-16"), "Unicode text.*save it as UTF-8"),
+        (
+            "report.csv",
+            b"Sales\nMay\n\nuser,item,day\n" + b"u1,i1,2024-05-01\n" * 60,
+            "without the first 2 lines they are a table",
+        ),
+    ],
+)
+def test_file_of_another_kind_has_a_message_with_the_cure(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        look([str(tmp_path / name)])
