@@ -38,6 +38,9 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+# Ray waits 30 s for itself, which is too short next to other busy processes
+_ATTEMPTS = 3
+_LATE = "timed out during startup"
 # A socket path has at most 107 bytes; Ray appends /ray/session_DATE_TIME_PID/sockets/plasma_store.
 _LONGEST_TEMP_DIR = 107 - len(
     "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
@@ -149,22 +152,53 @@ def _start(address: str, cpus: int) -> None:
         keep_token_elsewhere()
     temp_dir = short_temp_dir()
     elsewhere: dict[str, Any] = {"_temp_dir": temp_dir} if temp_dir else {}
-    try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **elsewhere,
-        )
-    except Exception as error:  # Ray raises many types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise Unavailable(
-            f"a local Ray does not start ({reason}); the machine may be too busy, or lack memory or"
-            f" space in {os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}: free some and try"
-            " again, or set ray.address to a running cluster; `recsys doctor` checks the machine"
-        ) from error
+    for attempt in range(_ATTEMPTS):
+        known = _ray_processes()
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **elsewhere,
+            )
+            return
+        except Exception as error:  # Ray raises many types
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            if _LATE in reason and attempt + 1 < _ATTEMPTS:
+                _end(_ray_processes() - known)
+                continue
+            folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+            raise Unavailable(
+                f"a local Ray does not start ({reason}); the machine may be too busy, or lack"
+                f" memory or space in {folder}: free some and try again, or set ray.address to a"
+                " running cluster; `recsys doctor` checks the machine"
+            ) from error
+
+
+def _ray_processes() -> set[Any]:
+    """The processes of Ray that this process has started."""
+    import psutil
+
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "ray" in " ".join(child.cmdline()[:3]):
+                found.add(child)
+    return found
+
+
+def _end(processes: set[Any]) -> None:
+    """End the processes of a start that was too slow, which would hold memory."""
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=5)[1]:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def check_cpus(train: TrainConfig, ray: RayConfig) -> int:

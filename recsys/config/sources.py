@@ -31,7 +31,7 @@ class CanonicalSource(CellSource):
     others).
     """
 
-    places: ClassVar[tuple[str, ...]] = (*TABLES, "split_files", "type_files")
+    places: ClassVar[tuple[str, ...]] = (*TABLES, "split_files", "type_files", "lookup")
 
     kind: Literal["canonical"] = Field("canonical", description="files with canonical column names")
     events: list[str] = Field(min_length=1, description="files, folders or globs of events")
@@ -101,6 +101,29 @@ class CanonicalSource(CellSource):
         description=(
             "{TABLE: [columns]}: columns that are read as numbers, also if a file has them as text"
             " or with a currency ($12.99); a cell without a number is a missing value"
+        ),
+    )
+    clock: str = Field(
+        "",
+        description=(
+            "column of the events with the time of day, if the timestamp has only the day;"
+            " time_format is then that of both with a blank between"
+        ),
+    )
+    lookup: dict[str, list[str]] = Field(
+        {},
+        description=(
+            "{column: files}: files that the events refer to by a column, such as the orders with"
+            " customer and time for events that are lines of orders; COLUMN = KEY if the files call"
+            " it KEY. rename of the events applies to their columns"
+        ),
+    )
+    lists: dict[str, str] = Field(
+        {},
+        description=(
+            "{column: separator}: columns of the events with several values in a row, such as the"
+            " articles of an order; each value is an event. The separator is for text; '' for lists"
+            " of JSON and Parquet. Several columns have lists of equal length"
         ),
     )
     item_columns: list[str] = Field(

@@ -128,8 +128,8 @@ class CellSource(Section):
     time_format: str = Field(
         "",
         description=(
-            "strptime format of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601,"
-            " YYYYMMDD …"
+            "strptime format of text timestamps, e.g. %d/%m/%Y; serial: days since 1899-12-30, as"
+            " spreadsheets write dates; empty: epoch numbers, ISO 8601, YYYYMMDD …"
         ),
     )
     decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers in text files")
@@ -140,8 +140,8 @@ class CellSource(Section):
         """Refuse a format that strptime does not know or that has no year; empty means no
         format.
         """
-        if not form.strip():
-            return ""
+        if form.strip() in ("", "serial"):
+            return form.strip()
         expected = (
             "expected a strptime format with a year, e.g. '%d/%m/%Y %H:%M' for 27/11/2020 21:51"
         )

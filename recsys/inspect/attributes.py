@@ -19,6 +19,7 @@ from recsys.inspect.vocabulary import ADDRESS, ITEM, SESSION, TEXT, has_id, like
 from recsys.sources.names import fold
 from recsys.sources.validate import CellRules
 
+_SHORT: Final = 4  # most words of a category, on average
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
 _TELLS: Final = 0.5  # threshold of :func:`determines`, for texts and categories
 _TELLS_NUMBER: Final = 0.25
@@ -105,7 +106,9 @@ def attributes_of(
                 "lists of other users; write them as a file of user pairs to use them as friends"
             )
             continue
-        _sort(found, column, name, items, _is_text(table, column))
+        num_owners = column.num_values if of is None else of.num_distinct
+        groups = 1 < column.num_distinct <= _CATEGORY * num_owners
+        _sort(found, column, name, items, _is_text(table, column), groups)
     for name in found.triples[_MOST_TRIPLE_COLUMNS:]:
         found.idle[name] = f"there are already {_MOST_TRIPLE_COLUMNS} columns of facts"
     found.triples = found.triples[:_MOST_TRIPLE_COLUMNS]
@@ -171,14 +174,20 @@ def _coordinates(columns: Sequence[Column], has_names: bool) -> dict[Column, str
     return {}
 
 
-def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_text: bool) -> None:
-    """Classify one column."""
+def _sort(
+    found: Attributes,
+    column: Column,
+    name: str,
+    items: IdSet | None,
+    is_text: bool,
+    groups: bool,
+) -> None:
+    """Classify one column; ``groups`` says whether several items or users share its values."""
     kind = column.kind
     if likeness(column.name, ADDRESS) >= 0.8:
         found.idle[column.name] = "contact data, which is not predictive"
         return
     found.kinds[name] = _KINDS.get(kind, kind)
-    groups = 1 < column.num_distinct <= _CATEGORY * column.num_values
     if kind in ("empty", "constant", "object"):
         words = {
             "empty": "empty",
@@ -197,6 +206,11 @@ def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_
             found.images.append(name)
     elif kind == "vector":
         found.vectors.append(name)
+    elif kind == "text" and groups and column.words <= _SHORT:  # such as "New York"
+        if items is not None:
+            found.text.append(name)
+        (found.others if items is None else found.triples).append(name)
+        found.kinds[name] = "categories"
     elif kind in ("text", "html") and items is None:
         found.idle[column.name] = "texts of users are not used"
     elif kind in ("text", "html"):
@@ -317,9 +331,13 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
         return "ids of something else"
     if column.is_key or column.num_distinct > _CATEGORY * column.num_values:
         return "nearly all values are different"
+    by_item, by_user = determines(items, column), determines(users, column)
+    if max(by_item, by_user) >= _TELLS:
+        noun = "items" if by_item >= by_user else "users"
+        return f"describes {noun}, which have a table of their own: add the column there to use it"
     return (
-        f"not constant per item or user (predicted {determines(items, column):.0%} and "
-        f"{determines(users, column):.0%} better than by chance)"
+        f"not constant per item or user (predicted {by_item:.0%} and {by_user:.0%} better than by"
+        " chance)"
     )
 
 

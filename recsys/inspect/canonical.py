@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.inspect.arguments import ArgumentContent, data_name
+from recsys.errors import SourceError
+from recsys.inspect.arguments import ArgumentContent, data_name, shown_path
 from recsys.inspect.attributes import (
     Attributes,
     attributes_of,
@@ -20,7 +21,7 @@ from recsys.inspect.attributes import (
 )
 from recsys.inspect.columns import Column
 from recsys.inspect.event_statistics import Types, events_of, roles_of_types, statistics_of
-from recsys.inspect.events import EventColumns, columns_of_events
+from recsys.inspect.events import EventColumns, columns_of_events, with_clock
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.ratings import smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
@@ -34,7 +35,7 @@ from recsys.inspect.settings import (
     source_settings,
 )
 from recsys.inspect.siblings import event_files
-from recsys.inspect.tables import Pair, Table, find_events
+from recsys.inspect.tables import Pair, Table, find_events, find_events_in_lists, with_orders
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
@@ -53,7 +54,10 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     tables = [Table.of(sample) for sample in looked.tables]
     stated = stated or {}
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
-    pair = find_events(tables, may_be or tables)
+    pair = with_clock(with_orders(_events(tables, may_be or tables), tables))
+    tables = [
+        pair.table if table.sample.files == pair.table.sample.files else table for table in tables
+    ]
     for table in tables:
         if table is not pair.table and stated.get(table.sample.given) == "social":
             as_stated_friends(table, pair)
@@ -62,6 +66,20 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     if pair.table.sample.format == "sequences":
         return understand_sequences(looked, tables, pair)
     return _Canonical(looked, tables, pair).understood()
+
+
+def _events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
+    """Find the events: a row each, or, if no table has these, as members of lists."""
+    try:
+        found = find_events(tables, may_be)
+    except SourceError:
+        in_lists = find_events_in_lists(tables, may_be)
+        if in_lists is None:
+            raise
+        return in_lists
+    if found.item.kind == "list" and not found.item.is_wordy:  # codes, not titles with commas
+        return find_events_in_lists(tables, [found.table]) or found
+    return found
 
 
 class _Canonical:
@@ -75,6 +93,7 @@ class _Canonical:
         files = event_files(looked, tables, pair, self.columns)
         self.rows, self.sample = files.rows, files.sample
         self.splits_of_files, self.types_of_files = files.splits, files.types
+        self.names_of_others = files.names
 
     def understood(self) -> Understood:
         """Everything."""
@@ -109,7 +128,8 @@ class _Canonical:
         found.idle = {
             column.name: why_unused(column, self.columns.item, self.columns.user)
             for column in self.columns.left
-            if column.name not in derived_names
+            if column.name
+            not in {*derived_names, *(items.idle if items else ()), *(users.idle if users else ())}
         }
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
@@ -219,7 +239,9 @@ class _Canonical:
         reasons = self._event_reasons() | {
             name: f"renamed, because {name!r} has a reserved meaning" for name in moved_events
         }
-        plan = TablePlan("events", self.sample, {**names, **moved_events}, reasons)
+        reasons |= dict.fromkeys(self.names_of_others, "as in the main file of events")
+        every = {**names, **self.names_of_others, **moved_events}
+        plan = TablePlan("events", self.sample, every, reasons)
         plans = [plan]
         of_items, of_users = self._by_events()
         items = users = None
@@ -350,6 +372,17 @@ class _Canonical:
             found.append(
                 Setting("split_files", self.splits_of_files, "split of each file, from its name")
             )
+        if self.pair.table.clock and self.columns.time is not None:
+            why = f"the time of day; {self.columns.time.name} has only the day"
+            found.append(Setting("clock", self.pair.table.clock, why))
+        for column, table in self.pair.table.lookups.items():
+            added = [name for name in self.columns.names if name in table.sample.rows.column_names]
+            files = self.looked.patterns(table.sample)
+            why = f"the events refer to its rows, which have {', '.join(added)}"
+            found.append(Setting("lookup", {column: [shown_path(path) for path in files]}, why))
+        if self.pair.table.lists:
+            why = "the rows have lists; each member is an event"
+            found.append(Setting("lists", self.pair.table.lists, why))
         if self.types_of_files:
             found.append(
                 Setting("type_files", self.types_of_files, "event type of each file, from its name")
@@ -415,15 +448,17 @@ class _Canonical:
         self, plan: TablePlan, items: Attributes | None, users: Attributes | None
     ) -> TableSummary:
         files = ", ".join(self.looked.patterns(plan.sample)[:3])
+        if plan.role == schema.EVENTS.name:
+            for column, table in self.pair.table.lookups.items():
+                files += f" with {table.sample.files[0].path} by {column}"
         summary = TableSummary(
             plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows"
         )
         for name, to in plan.names.items():
             if to in schema.TABLES[plan.role].columns:
                 reason = plan.reasons.get(name, "")
-                summary.columns[to] = (
-                    f"{name}: {reason}" if plan.sample.has_names else reason or name
-                )
+                words = f"{name}: {reason}" if plan.sample.has_names else reason or name
+                summary.columns.setdefault(to, words)  # the main file comes first
         return summary
 
     def _name(self) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.inspect.times import TimeForm, time_form
-from recsys.inspect.vocabulary import LATITUDE, LONGITUDE, TIME, has_id, likeness
+from recsys.inspect.vocabulary import LATITUDE, LONGITUDE, TEXT, TIME, has_id, likeness
 from recsys.sources.validate import CellRules, ids, numbers
 
 Kind = Literal[
@@ -40,6 +40,8 @@ _INTEGER: Final = r"^[+-]?\d{1,18}$"
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 _LIST_MARKS: Final = ("|", ";", ", ", ",")
 _PATH_MARKS: Final = (" > ", ">", " / ", " » ", "/", "\\")
+# one or two characters are a word in Chinese, Japanese and Korean
+_WORD: Final = r"\p{L}{3,}|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]{2,}"
 _WORDY: Final = 2.0  # mean number of words from which a column is text
 _VECTOR: Final = 8  # smallest length of a list of numbers that is a vector
 
@@ -203,24 +205,26 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
         return Column(name, position, "image", **base)
     blanks = pc.mean(pc.count_substring(pc.utf8_trim_whitespace(sample), " ")).as_py() or 0.0
     words = float(blanks) + 1
-    letters = _share(sample, r"\p{L}{3,}")
+    letters = _share(sample, _WORD)
     wordy = letters >= 0.7 and _share(sample, r"\d") <= 0.5
     base |= {"words": words, "is_wordy": wordy or (words >= _WORDY and letters >= 0.5)}
     if _share(sample, _TAGS) >= 0.03 and words >= _WORDY:
         return Column(name, position, "html", **base)
-    if found := _members(sample):
+    if found := _members(sample, likeness(name, TEXT) >= 0.8):
         return Column(name, position, found[0], mark=found[1], **base)
     is_text = letters >= 0.5 and words >= _WORDY
     return Column(name, position, "text" if is_text else "token", **base)
 
 
-def _members(sample: pa.Array) -> tuple[Kind, str] | None:
-    """Find lists and paths in texts: their members occur in several values."""
+def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
+    """Find lists and paths in texts: their members occur in several values. A comma in a title is
+    part of it.
+    """
     few = sample.slice(0, 5000)
     for kind, marks in (
         ("list", _LIST_MARKS[:2]),
         ("path", _PATH_MARKS),
-        ("list", _LIST_MARKS[2:]),
+        ("list", () if is_title else _LIST_MARKS[2:]),
     ):
         for mark in marks:
             share = float(pc.mean(pc.match_substring(few, mark).cast(pa.int8())).as_py() or 0.0)
@@ -254,7 +258,7 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
     members = pc.list_flatten(cells).cast(pa.string()).drop_null()
     joined = pc.binary_join(cells.cast(pa.list_(pa.string())), " | ")
     wordy = (
-        _share(members.slice(0, _SAMPLED), r"\p{L}{3,}") >= 0.7
+        _share(members.slice(0, _SAMPLED), _WORD) >= 0.7
         and _share(members.slice(0, _SAMPLED), r"\d{3,}") < 0.3
     )
     distinct = int(pc.count_distinct(members).as_py())

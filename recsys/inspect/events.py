@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.columns import Column, bare_tokens, has_known
@@ -17,12 +20,18 @@ from recsys.inspect.vocabulary import (
     WEAK,
     has_id,
     likeness,
+    words_of,
 )
-from recsys.sources.validate import SPLIT_WORDS
+from recsys.sources.validate import SPLIT_WORDS, CellRules
+from recsys.values.times import timestamps
 
 _MOST_TYPES: Final = 30
 _RATING_VALUES: Final = 21
 _SAYS: Final = 0.8
+_CLOCK: Final = r"^\s*\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?\s*$"
+_ALL: Final = 0.98
+_COMPARED: Final = 5000  # times that are compared
+_LATE: Final = 0.02  # most rows in which the time of the event is after another time
 
 
 @dataclass
@@ -67,6 +76,33 @@ def columns_of_events(pair: Pair) -> EventColumns:
     return found
 
 
+def with_clock(pair: Pair) -> Pair:
+    """The pair with the time of day of another column in its days; else the pair itself."""
+    table = pair.table
+    day = columns_of_events(pair).time
+    if day is None or day.time is None or not day.time.by_day or not table.sample.has_names:
+        return pair
+    rows = table.sample.rows
+    clock = next((column for column in table.columns if _is_clock(column)), None)
+    if clock is None or clock.name in (pair.user.name, pair.item.name):
+        return pair
+    both = pc.binary_join_element_wise(day.values, clock.values, " ")
+    both = pc.coalesce(both, day.values)
+    kept = rows.drop_columns([clock.name])
+    kept = kept.set_column(kept.column_names.index(day.name), day.name, both)
+    found = Table.of(replace(table.sample, rows=kept))
+    if found.column(day.name).kind != "time":
+        return pair
+    found.lists, found.lookups, found.clock = table.lists, table.lookups, clock.name
+    return Pair(found, found.column(pair.user.name), found.column(pair.item.name), pair.score)
+
+
+def _is_clock(column: Column) -> bool:
+    known = column.values.drop_null().slice(0, _COMPARED)
+    fits = pc.match_substring_regex(known, _CLOCK).cast(pa.int8())
+    return column.filled > 0.5 and column.num_distinct > 1 and pc.mean(fits).as_py() >= _ALL
+
+
 def _is_split(table: Table, column: Column) -> bool:
     if column.kind not in ("token", "flag") or not 2 <= column.num_distinct <= 4:
         return False
@@ -75,10 +111,12 @@ def _is_split(table: Table, column: Column) -> bool:
 
 
 def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
-    """Find the time of the event: by name, with a time of day, and not a property of the item."""
+    """Find the time of the event: by name, with a time of day, and not a property of the item; of
+    several, the one that comes before the others in each row, as an order before its delivery.
+    """
     times = [column for column in left if column.kind == "time" and column.filled > 0.05]
 
-    def rank(column: Column) -> tuple[float, bool, float, int]:
+    def rank(column: Column) -> tuple[float, bool, bool, float, int]:
         of_item = (
             pair.item.num_distinct < 0.7 * pair.item.num_values
             and determines(pair.item, column) > 0.95
@@ -92,6 +130,7 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         return (
             -1.0 * (of_item or of_user),
             not column.time.by_day,
+            _is_before(column, times),
             table.like(column, TIME) + 0.1 * epoch,
             -column.position,
         )
@@ -107,6 +146,24 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
     return best
 
 
+def _is_before(column: Column, others: list[Column]) -> bool:
+    """Whether a time is at or before every other time in nearly all rows, and later in none."""
+    mine = _micros(column)
+    for other in others:
+        if other is column:
+            continue
+        later = pc.subtract(_micros(other), mine).drop_null().to_numpy()
+        if not len(later) or (later < 0).mean() > _LATE or (later == 0).all():
+            return False
+    return True
+
+
+def _micros(column: Column) -> pa.Array:
+    assert column.time is not None
+    rules = CellRules(time_format=column.time.format, decimal=",")
+    return timestamps(column.values.slice(0, _COMPARED), rules)[0].cast(pa.int64())
+
+
 def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
     for column in left:
         if (
@@ -117,10 +174,9 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         if column.kind == "number" and not (column.is_whole and column.num_distinct <= 10):
             continue
         words = bare_tokens(column) if column.kind == "token" else []
-        known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(
-            1, len(words) / 3
-        )
         is_named = table.like(column, EVENT_TYPE) >= _SAYS
+        least = len(words) / 3 if is_named else len(words) / 2
+        known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(1, least)
         if not (known and column.kind == "token" or is_named):
             continue
         if not known and determines(pair.item, column) > 0.9:
@@ -136,7 +192,14 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         if c.kind in ("number", "flag") and c.num_distinct > 1 and not has_id(c.name)
     ]
     if table.sample.has_names:
-        named = [column for column in numbers if table.like(column, VALUE) >= _SAYS]
+        named = [
+            column
+            for column in numbers
+            if table.like(column, VALUE) >= _SAYS
+            and "hour" not in words_of(column.name)  # of the day; "hours" are a value
+            # lead_time is a time, watch_time is a value
+            and (table.like(column, TIME) < _SAYS or table.like(column, VALUE) == 1.0)
+        ]
         named = [column for column in named if determines(pair.item, column) < 0.9]
         return max(
             named, key=lambda column: (table.like(column, VALUE), -column.position), default=None

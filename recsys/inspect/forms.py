@@ -22,6 +22,21 @@ _SEPARATORS: Final = ("\t", "::", ";", "|", ",", "^", "~")
 _USUAL: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _ID: Final = re.compile(r"[\w.@+\-:/]{1,64}")
 _NAME: Final = re.compile(r"[^\W\d][\w .:/()#%\-]{0,60}")
+_MOST_TITLES: Final = 20  # lines above a table that may be a title
+_MOSTLY_OTHER_LETTERS: Final = 0.5
+_HANZI: Final = r"[\u4e00-\u9fff\u3000-\u303f\uff01-\uff5e¥·—…“”]"
+_KANA: Final = r"[\u3040-\u30ff]"
+# encoding, its letters, and letters of which a text has many; the most distinctive ones first
+_OTHER_LETTERS: Final = (
+    ("shift_jis", rf"{_KANA}|{_HANZI}", _KANA),
+    ("euc_jp", rf"{_KANA}|{_HANZI}", _KANA),
+    ("cp1251", r"[а-яА-ЯёЁіїєґІЇЄҐ№«»—–]", r"[а-яё]"),
+    ("koi8_r", r"[а-яА-ЯёЁ]", r"[а-яё]"),
+    ("euc_kr", r"[\uac00-\ud7a3]", r"."),
+    ("gb18030", _HANZI, r"."),
+    ("big5", _HANZI, r"."),
+)
+_MANY_OF_THEM: Final = {_KANA: 0.1, r"[а-яё]": 0.5, r".": 1.0}
 _LONG_LINE: Final = 2.2  # mean items per line from which lines of varying length are sequences
 
 
@@ -62,19 +77,47 @@ class SequenceForm:
 
 
 def encoding_of(head: bytes) -> str:
-    r"""Return ``utf-8``, or the single-byte encoding that fits the bytes above ASCII best.
+    r"""Return ``utf-8``, or the encoding that fits the bytes above ASCII best: of Latin, Cyrillic,
+    Chinese, Japanese or Korean letters.
 
     >>> encoding_of("Amélie".encode()), encoding_of("Amélie".encode("latin-1"))
     ('utf-8', 'latin-1')
     >>> encoding_of(b"it\x92s")
     'cp1252'
+    >>> encoding_of("购买时间".encode("gb18030")), encoding_of("購買時間".encode("big5"))
+    ('gb18030', 'big5')
+    >>> encoding_of("товар,дата".encode("cp1251")), encoding_of("상품,날짜".encode("euc_kr"))
+    ('cp1251', 'euc_kr')
     """
     lines = head.split(b"\n")
     high = [line for line in lines[:-1] or lines if not line.isascii()]
     wrong = [line for line in high if not _is_utf8(line)]
     if not wrong or len(wrong) < 0.1 * len(high):
         return "utf-8"
-    return "cp1252" if any(0x80 <= code < 0xA0 for line in wrong for code in line) else "latin-1"
+    data = b"\n".join(wrong)
+    if _share_above_ascii(data) > _MOSTLY_OTHER_LETTERS:
+        for name, letters, usual in _OTHER_LETTERS:
+            if _fits(data, name, letters, usual):
+                return name
+    return "cp1252" if any(0x80 <= code < 0xA0 for code in data) else "latin-1"
+
+
+def _share_above_ascii(data: bytes) -> float:
+    """Share of bytes above ASCII among these and the letters, in the cells that have any."""
+    cells = [cell for cell in re.split(rb"[,;|\t\n]", data) if not cell.isascii()]
+    letters = b"".join(cells)
+    above = sum(code >= 0x80 for code in letters)
+    return above / max(above + sum(chr(code).isalpha() for code in letters if code < 0x80), 1)
+
+
+def _fits(data: bytes, encoding: str, letters: str, usual: str) -> bool:
+    """Whether most characters above ASCII are letters of an encoding's language, with enough of
+    the usual ones.
+    """
+    text = data.decode(encoding, errors="replace")
+    above = "".join(character for character in text if ord(character) >= 0x80)
+    num_good, num_usual = len(re.findall(letters, above)), len(re.findall(usual, above))
+    return num_good >= 0.9 * len(above) and num_usual >= _MANY_OF_THEM[usual] * len(above)
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -129,7 +172,10 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
             return sequences
     if not separator:
-        raise SourceError("not a table: no separator gives all lines the same number of cells")
+        raise SourceError(
+            "not a table: no separator gives all lines the same number of cells"
+            + _titles(rows, suffix)
+        )
     kind = "csv" if suffix == ".csv" or (suffix not in _USUAL and separator != "\t") else "tsv"
     dialect = dialect_of(kind, Form(separator))
     if kind == "csv" and separator == "," and dialect.quoted:
@@ -137,6 +183,20 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     cells = [tuple(cell.strip() for cell in _cells(row, separator, dialect.quoted)) for row in rows]
     has_header, doubt = _header(cells, suffix)
     return TextForm(separator, has_header, encoding, comment, suffix, doubt)
+
+
+def _titles(rows: Sequence[str], suffix: str) -> str:
+    """A hint if the lines are a table without the first or last ones, as in a report; else "".
+
+    >>> _titles(["Report of May", "a,b,c", *["1,2,3"] * 50], ".csv")
+    '; without the first line they are a table: remove it'
+    """
+    for count in range(1, min(_MOST_TITLES, len(rows) - 2)):
+        if _separator(rows[count:], suffix) not in ("", BLANKS):
+            lines = "line" if count == 1 else f"{count} lines"
+            their = "it" if count == 1 else "them"
+            return f"; without the first {lines} they are a table: remove {their}"
+    return ""
 
 
 def _comment(lines: Sequence[str]) -> str:

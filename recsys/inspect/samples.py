@@ -20,9 +20,10 @@ from recsys.sources.delimited import check_encoding, translated
 from recsys.sources.files import InputFile, folder_values
 from recsys.sources.first_rows import Form, dialect_of
 from recsys.sources.headers import read_header
-from recsys.sources.json_sequence import elements, is_sequence
-from recsys.sources.json_values import column, kind_of, parse_object, type_of
+from recsys.sources.json_sequence import elements, is_read_by_element
+from recsys.sources.json_values import column, kinds_of, parse_object, type_of
 from recsys.sources.limits import check_column_count
+from recsys.sources.nested import flat_batch, value_at
 from recsys.sources.parquet import plain_type, read_footer
 from recsys.sources.validate import CellRules
 
@@ -81,7 +82,14 @@ class Sample:
             if isinstance(self.form, TextForm)
             else self.form
         )
-        return self.format, tuple(self.rows.column_names), form, self.has_names or self._shape
+        names = self.rows.column_names
+        # columns with names may come in another order
+        return (
+            self.format,
+            tuple(sorted(names) if self.has_names else names),
+            form,
+            self.has_names or self._shape,
+        )
 
     @property
     def _shape(self) -> tuple[str, ...]:
@@ -155,11 +163,10 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     if head.startswith(b"<?xml") or head.lstrip()[:1] == b"<":
         raise SourceError("XML or HTML, not a table")
     try:
-        check_encoding(file, head, "latin-1")
+        check_encoding(file, head, "latin-1")  # which decodes all bytes
     except SourceError as error:
-        raise SourceError(
-            str(error).removeprefix(f"{file.path} is ").removeprefix(f"{file.path}: ")
-        ) from None
+        said = str(error).removeprefix(f"{file.path} is ").removeprefix(f"{file.path}: ")
+        raise SourceError(said.replace("expected latin-1: ", "")) from None
     form = form_of(head, suffix, file.name)
     if isinstance(form, SequenceForm):
         return _of_sequences(file, form)
@@ -287,9 +294,10 @@ def _is_json(head: bytes, suffix: str) -> bool:
 
 def _of_json(file: InputFile, head: bytes) -> Sample:
     lines = [line for line in head.split(b"\n") if line.strip()]
-    if any(map(parse_object, lines[:20])):
+    by_element = is_read_by_element(head, 20)
+    if any(map(parse_object, lines[:20])) and not by_element:
         objects, read, is_whole = _json_lines(file)
-    elif is_sequence(head.decode(errors="replace")):
+    elif by_element:
         limit = _JSON_ROWS
         texts = islice(elements(file), limit + 1)
         found = [parse_object(text.encode(errors="surrogatepass")) for text in texts]
@@ -305,14 +313,11 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
         raise SourceError(f"not JSON objects, one per line or in one array{cure}")
     if not objects:
         raise SourceError("has no JSON object")
-    kinds: dict[str, set[str]] = {}
-    for value in objects:
-        for key, cell in value.items():
-            kinds.setdefault(key, set()).add(kind_of(cell))
+    kinds = kinds_of(objects)
     check_column_count(len(kinds), file.path)
     absent = CellRules().absent
     columns = {
-        key: _json_column([value.get(key) for value in objects], seen, absent)
+        key: _json_column([value_at(value, key) for value in objects], seen, absent)
         for key, seen in kinds.items()
         if key
     }
@@ -324,7 +329,7 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
 
 
 def _json_column(values: list[Any], seen: set[str], absent: Sequence[str]) -> pa.Array:
-    if "object" in seen:  # marked as nested, so that it is left out
+    if "object" in seen:  # too many keys for columns: marked, so that it is left out
         return pa.array([{"object": "x"} if isinstance(value, dict) else None for value in values])
     return column(values, type_of(seen - {"null"}), absent)[0]
 
@@ -370,11 +375,11 @@ def _of_parquet(file: InputFile) -> Sample:
             read = 0
             for group in chosen:
                 for batch in parquet.iter_batches(_BATCH, row_groups=[group], use_threads=False):
-                    batches.append(batch)
+                    batches.append(flat_batch(batch))
                     read += batch.num_rows
                     if read >= _PARQUET_ROWS:
                         break
-            table = pa.Table.from_batches(batches, parquet.schema_arrow)
+            table = pa.Table.from_batches(batches)  # read_footer refuses files without rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot be read: {first_line(error)}") from None
     columns = {}

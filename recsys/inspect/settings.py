@@ -119,7 +119,8 @@ def _by_table(texts: Sequence[TablePlan]) -> list[Setting]:
         found.append(Setting("comment", comments, "lines that start with this are comments"))
     encodings = {plan.role: plan.form.encoding for plan in texts if plan.form.encoding != "utf-8"}
     if encodings:
-        found.append(Setting("encoding", encodings, "the file is not UTF-8"))
+        why = "the file is not UTF-8; found from its letters, so check a name with accents"
+        found.append(Setting("encoding", encodings, why))
     return found
 
 

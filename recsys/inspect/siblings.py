@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.arguments import ArgumentContent, shown_path
-from recsys.inspect.events import EventColumns
+from recsys.inspect.events import EventColumns, columns_of_events
 from recsys.inspect.forms import TextForm
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.tables import Pair, Table
@@ -31,6 +31,8 @@ class EventFiles:
     splits: dict[str, list[str]] = field(default_factory=dict)
     # event type → files, if their names say so
     types: dict[str, list[str]] = field(default_factory=dict)
+    # column of a file with other columns → canonical column
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def event_files(
@@ -42,6 +44,9 @@ def event_files(
     main = pair.table
     others = [table for table in tables if table.role == "more events"]
     alike = [table for table in others if _is_alike(main.sample, table.sample)]
+    names: dict[str, str] = {}
+    if not alike and columns.type is None and columns.split is None:
+        alike, names = _with_other_columns(others, main, columns)
     for table in others:
         if table not in alike:
             table.role = ""
@@ -64,7 +69,7 @@ def event_files(
         and len({*kinds.values()}) == len(kinds)
         and columns.type is None
     ):
-        return _joined(looked, [main, *alike], schema.EVENT_TYPE, kinds)
+        return replace(_joined(looked, [main, *alike], schema.EVENT_TYPE, kinds), names=names)
     for table in alike:
         table.role = ""
         table.why = (
@@ -84,6 +89,64 @@ def _is_alike(one: Sample, other: Sample) -> bool:
         for sample in (one, other)
     ]
     return forms[0] == forms[1] and one.rows.column_names == other.rows.column_names
+
+
+def _with_other_columns(
+    others: Sequence[Table], main: Table, columns: EventColumns
+) -> tuple[list[Table], dict[str, str]]:
+    """The files of further event types whose columns differ, such as views and orders, and the
+    canonical columns of their own columns. Their rows get the names of the main file.
+
+    A file is left out if it lacks a time, or if one of its names means something else in the main
+    file.
+    """
+    found, names = list[Table](), dict[str, str]()
+    ours = {to: name for name, to in columns.names.items()}
+    for table in others:
+        theirs = _columns_of(table)
+        if theirs is None or (schema.TIMESTAMP in ours) != (schema.TIMESTAMP in theirs.values()):
+            continue
+        every = {**columns.names, **names}
+        if not _is_readable_with(main.sample, table.sample) or any(
+            every.get(name, "") not in ("", to)
+            or name in main.sample.rows.column_names
+            and name not in columns.names
+            for name, to in theirs.items()
+        ):
+            continue
+        if any(
+            every[name] != theirs.get(name)
+            for name in table.sample.rows.column_names
+            if name in every
+        ):
+            continue
+        rows = table.sample.rows.select(list(theirs))
+        if set(theirs.values()) - set(ours):
+            rows = rows.select([name for name, to in theirs.items() if to in ours])
+        to_ours = {name: ours[to] for name, to in theirs.items() if to in ours}
+        rows = rows.rename_columns([to_ours[name] for name in rows.column_names])
+        names |= {name: theirs[name] for name in to_ours if name not in columns.names}
+        table.sample = replace(table.sample, rows=rows)
+        found.append(table)
+    return found, names
+
+
+def _columns_of(table: Table) -> dict[str, str] | None:
+    """The canonical columns of a file of events besides the main one: ids, time and value."""
+    by_name = {to: table.column(name) for name, to in table.names.items()}
+    pair = Pair(table, by_name[schema.USER_ID], by_name[schema.ITEM_ID], 0.0)
+    found = columns_of_events(pair)
+    if found.split is not None:
+        return None
+    return {name: to for name, to in found.names.items() if to != schema.EVENT_TYPE}
+
+
+def _is_readable_with(one: Sample, other: Sample) -> bool:
+    """Whether one set of settings reads both files: those of text files are for the whole table."""
+    if not (one.has_names and other.has_names):
+        return False
+    forms = [sample.form for sample in (one, other) if isinstance(sample.form, TextForm)]
+    return len({replace(form, suffix="", doubt="") for form in forms}) <= 1
 
 
 def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
 import polars as pl
+import pyarrow.compute as pc
 
 from recsys.errors import SourceError
 from recsys.inspect.columns import Column, column_of
@@ -33,15 +34,24 @@ from recsys.inspect.vocabulary import (
     USER,
     USER_FILES,
     VALUE,
+    has_id,
     likeness,
     named_like,
 )
+from recsys.sources.members import as_lists, is_list, members_as_rows
 from recsys.sources.validate import CellRules
 
 _FEW: Final = 20  # most distinct values of an attribute (not an id) in a large table
 _NAMED: Final = 0.7
 _CANDIDATES: Final = 7
 _NAMES: Final = ("text", "url", "path", "list")  # kinds of columns that may be ids
+_WIDE: Final = 15  # columns of small numbers from which a table is a matrix of users and items
+_FEW_OTHERS: Final = 3
+_REFERS: Final = 0.9  # share of the orders of the events that the table of orders has
+_FEWER: Final = 0.9  # most people per order
+_LEAST: Final = 1.0  # score of a table of events
+_MANY: Final = 200  # rows from which the items of events must repeat
+_HOPELESS: Final = 20.0  # exceeds all other evidence
 _LOOKED_AT: Final = 200  # ids whose form is inspected
 _FORMS: Final = (
     (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
@@ -77,6 +87,11 @@ class Table:
     names: dict[str, str] = field(default_factory=dict)  # column → canonical column
     why: str = ""
     shares: str = ""  # the ids in common with the events, in words
+    # columns whose lists were made rows, with the separator of those that are text
+    lists: dict[str, str] = field(default_factory=dict)
+    clock: str = ""  # column with the time of day, which was added to the days
+    # columns that refer to rows of other tables, whose columns were added, with these tables
+    lookups: dict[str, Table] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sample: Sample) -> Table:
@@ -228,17 +243,122 @@ def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
     """
     found = [pair for table in may_be if (pair := _best_pair(table, tables)) is not None]
     best = max(found, key=lambda pair: pair.score, default=None)
-    if best is None or best.score < 1.0:
+    if best is None or best.score < _LEAST:
         seen = "; ".join(
             f"{table.sample.name}: {', '.join(map(_summary, table.columns[:8]))}"
             for table in tables[:5]
         )
+        wide = next((table for table in tables if _is_matrix(table)), None)
+        if wide is not None:
+            raise SourceError(
+                f"{wide.sample.name} looks like a matrix, with a row per user and a column for"
+                f" each of {len(wide.columns) - 1:,} items; write a row per user and item, with the"
+                " columns user_id, item_id and value (with pandas: DataFrame.melt)"
+            )
         raise SourceError(
             "no file has events, that is, a column of user ids and a column of item ids with"
             f" repeated values; found {seen}; add the file with the events, or name the columns in"
             " data.source.rename (docs/files.md)"
         )
     return best
+
+
+def find_events_in_lists(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None:
+    """Find a table whose rows have lists of items, such as orders; None if there is none. The
+    table of the pair has a row for each member.
+    """
+    found = []
+    for table in may_be:
+        for opened in _with_members_as_rows(table):
+            others = [opened if other is table else other for other in tables]
+            pair = _best_pair(opened, others)
+            if pair is not None and pair.item.name in opened.lists:
+                found.append(pair)
+    best = max(found, key=lambda pair: pair.score, default=None)
+    return best if best is not None and best.score >= _LEAST else None
+
+
+def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
+    """The events with the columns of the orders that they refer to, if the user is a column of
+    these; else the pair itself.
+
+    Why: in a shop's database the lines of an order name the order, and only the order names the
+    customer.
+    """
+    table, visit = pair.table, pair.user
+    if table.like(visit, USER) >= _NAMED or table.like(visit, SESSION) < _NAMED:
+        return pair
+    for other in tables:
+        if other is table or not (table.sample.has_names and other.sample.has_names):
+            continue
+        for key in other.keys:
+            if other.like(key, SESSION) < _NAMED and not has_id(key.name):
+                continue
+            if IdSet(visit).share_in(IdSet(key)) < _REFERS:
+                continue
+            people = [
+                column
+                for column in other.columns
+                if column.may_be_id
+                and not column.is_key
+                and other.like(column, USER) >= _NAMED
+                and column.num_distinct < _FEWER * key.num_distinct
+            ]
+            if people:
+                return _joined(pair, other, key, max(people, key=lambda c: other.like(c, USER)))
+    return pair
+
+
+def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:
+    """The pair with the columns of orders in its table and a person as user."""
+    rows = pair.table.sample.rows
+    places = pc.index_in(pair.user.values, value_set=key.values)
+    for name in orders.sample.rows.column_names:
+        if name not in (*rows.column_names, key.name):
+            cells = orders.sample.rows.column(name).combine_chunks()
+            rows = rows.append_column(name, cells.take(places))
+    found = Table.of(replace(pair.table.sample, rows=rows))
+    column = pair.user.name
+    found.lookups = {column if column == key.name else f"{column} = {key.name}": orders}
+    orders.role = "lookup"
+    return Pair(found, found.column(person.name), found.column(pair.item.name), pair.score)
+
+
+def _with_members_as_rows(table: Table) -> list[Table]:
+    """The table with a row for each member of its lists; lists of one length belong together."""
+    rows = table.sample.rows
+    marks = {
+        column.name: column.mark
+        for column in table.columns
+        if column.kind in ("lists", "list") or is_list(rows.schema.field(column.name).type)
+    }
+    groups: dict[tuple[int, ...], dict[str, str]] = {}
+    for name, mark in marks.items():
+        sizes = pc.list_value_length(as_lists(rows.column(name), mark))
+        groups.setdefault(tuple(sizes.to_pylist()), {})[name] = mark
+    opened = []
+    for sizes, lists in groups.items():
+        if sum(sizes) <= len(sizes):
+            continue
+        members = members_as_rows(rows, lists)[0]
+        scale = sum(sizes) / max(len(sizes), 1)
+        sample = replace(table.sample, rows=members, num_rows=round(table.sample.num_rows * scale))
+        found = Table.of(sample)
+        found.lists = lists
+        opened.append(found)
+    return opened
+
+
+def _is_matrix(table: Table) -> bool:
+    """Whether a table has a column for each item: ids, and many columns of few small numbers."""
+    cells = [
+        column
+        for column in table.columns
+        if column.kind in ("number", "flag", "constant", "empty") and column.num_distinct <= _FEW
+    ]
+    others = len(table.columns) - len(cells)
+    has_key = any(column.is_key for column in table.columns)
+    return len(cells) >= _WIDE and has_key and 1 <= others <= _FEW_OTHERS
 
 
 def _summary(column: Column) -> str:
@@ -308,7 +428,7 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     rows = min(user.num_values, item.num_values)
     enough = min(10, rows / 3)
     score += 0.5 * (user.num_distinct >= enough) + 0.5 * (item.num_distinct >= enough)
-    score -= 2.0 * user.is_key + 2.0 * item.is_key
+    score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
     if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
         score -= 2.0  # one determines the other: an attribute
     return score

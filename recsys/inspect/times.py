@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.sources.validate import CellRules
+from recsys.values.time_forms import SERIAL
 from recsys.values.times import timestamps
 
 _FIRST: Final = 315_532_800_000_000  # 1980-01-01, microseconds
@@ -34,10 +35,15 @@ _MONTH_DAYS: Final = (
     "%d-%b-%y",
     "%d %b %y",
 )
+# with clocks that the readers do not know, such as 10:30 PM
+_YEAR_FIRST_DAYS: Final = ("%Y年%m月%d日", "%Y년 %m월 %d일", "%Y-%m-%d", "%Y/%m/%d")
 _MONTH_DAYS_LONG: Final = tuple(days.replace("%b", "%B") for days in _MONTH_DAYS)
 _CLOCKS: Final = ("", "%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 _GAPS: Final = (" ", ", ", "T", ":")
 _EPOCH_NUMBER: Final = r"^[1-9]\d{8,18}(?:\.\d+)?$"
+_DATE_TEXT: Final = (
+    r"^\d{4}[-/.年년]\s?\d{1,2}|(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+)
 _CALENDAR_NUMBER: Final = r"^(?:19|20)\d{6}(?:\d{4}|\d{6})?$"
 
 
@@ -83,11 +89,10 @@ def time_form(
         return None
     if is_text and (found := _day_and_month(cells)):
         return found
-    if is_text and not _has_date_text(cells):
-        plain = pc.match_substring_regex(cells, _EPOCH_NUMBER)
-        calendar = pc.match_substring_regex(cells, _CALENDAR_NUMBER)
-        if (pc.mean(pc.or_(plain, calendar).cast(pa.int8())).as_py() or 0.0) < _GOOD:
-            return None
+    if name_says_time and (serial := _serial(cells)):
+        return serial
+    if is_text and not _are_time_texts(cells):
+        return None
     micros, _ = timestamps(cells, rules)
     known = micros.cast(pa.int64()).drop_null().to_numpy()
     if len(known) < _GOOD * len(cells) or not len(known):
@@ -112,16 +117,39 @@ def _by_day(micros: pa.Array) -> bool:
     return bool(len(known)) and bool((known % 86_400_000_000 == known[0] % 86_400_000_000).all())
 
 
-def _has_date_text(cells: pa.Array) -> bool:
-    """Whether most cells are dates with separators or names of months."""
-    dated = pc.match_substring_regex(
-        cells, r"^\d{4}[-/.]\d{1,2}|(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
-    )
-    return (pc.mean(dated.cast(pa.int8())).as_py() or 0.0) >= _GOOD
+def _are_time_texts(cells: pa.Array) -> bool:
+    """Whether most cells are dates with separators or names of months, or epoch or calendar
+    numbers; also a mixture, as in a file that joins exports of two systems.
+    """
+    patterns = (_DATE_TEXT, _EPOCH_NUMBER, _CALENDAR_NUMBER)
+    found = [pc.match_substring_regex(cells, pattern) for pattern in patterns]
+    every = pc.or_(pc.or_(found[0], found[1]), found[2])
+    return (pc.mean(every.cast(pa.int8())).as_py() or 0.0) >= _GOOD
+
+
+def _serial(cells: pa.Array) -> TimeForm | None:
+    """Detect the serial dates of spreadsheets: days since 1899-12-30, such as 45244.91."""
+    is_text = pa.types.is_string(cells.type)
+    if is_text and not pc.all(pc.match_substring_regex(cells, r"^\d{5}(?:[.,]\d+)?$")).as_py():
+        return None
+    micros = timestamps(cells, CellRules(time_format=SERIAL, decimal=","))[0].cast(pa.int64())
+    known = micros.drop_null().to_numpy()
+    if micros.null_count or not ((known >= _FIRST) & (known < _LAST)).all():
+        return None
+    first = str(cells[0].as_py())
+    return TimeForm(f"dates of a spreadsheet such as {first}", SERIAL, by_day=_by_day(micros))
 
 
 def _words(cells: pa.Array, is_text: bool) -> str:
     first = str(cells[0].as_py())
+    is_epoch = pc.match_substring_regex(cells.cast(pa.string()), _EPOCH_NUMBER)
+    if is_text and 0.02 < (pc.mean(is_epoch.cast(pa.int8())).as_py() or 0.0) < _GOOD:
+        other = next(
+            cell.as_py()
+            for cell, number in zip(cells, is_epoch.to_pylist(), strict=True)
+            if number != bool(re.fullmatch(_EPOCH_NUMBER, first))
+        )
+        return f"times in several forms, such as {first} and {other}"
     if is_text and not re.fullmatch(_EPOCH_NUMBER, first):
         return f"dates such as {first}"
     digits = len(str(int(float(first))))
@@ -176,7 +204,7 @@ def _day_and_month(cells: pa.Array) -> TimeForm | None:
 def _month_names(cells: pa.Array) -> TimeForm | None:
     """Detect times such as 27 Nov 2020 21:51, which need an explicit format."""
     first = cells[0].as_py().strip()
-    for days in (*_MONTH_DAYS, *_MONTH_DAYS_LONG):
+    for days in (*_MONTH_DAYS, *_MONTH_DAYS_LONG, *_YEAR_FIRST_DAYS):
         for form in dict.fromkeys(
             f"{days}{gap}{clock}" if clock else days for clock in _CLOCKS for gap in _GAPS
         ):

@@ -15,15 +15,30 @@ USER: Final = (
     "account", "buyer", "shopper", "player", "viewer", "reader", "listener", "subscriber", "guest",
     "consumer", "household", "patient", "student", "learner", "rater", "cust", "usr", "kunde",
     "kunden", "usuario", "utilisateur", "email", "traveller", "passenger", "borrower", "steamid",
-    "login", "username", "nick", "cookie", "device",
+    "login", "username", "nick", "cookie", "device", "author", "candidate", "applicant", "handle",
+    "neighbour", "neighbor", "who", "employee", "participant", "donor", "borrower", "msisdn",
+    # other languages
+    "kundin", "nutzer", "benutzer", "mitglied", "cliente", "clientes", "comprador", "acheteur",
+    "klant", "gebruiker", "utente", "klient", "użytkownik", "kullanıcı", "müşteri", "пользователь",
+    "клиент", "покупатель", "مستخدم", "عميل", "用户", "客户", "会员", "买家", "用戶", "客戶",
+    "會員", "ユーザー", "顧客", "会員", "사용자", "고객", "회원",
 )  # fmt: skip
-ITEM: Final = (
+_ITEM: Final = (
     "item", "product", "article", "content", "movie", "film", "book", "isbn", "sku", "stock",
     "artist", "track", "song", "asin", "place", "business", "iid", "poi", "venue", "location",
     "restaurant", "hotel", "course", "game", "app", "recipe", "job", "ad", "news", "video", "show",
     "anime", "story", "doc", "document", "artikel", "produkt", "merchandise", "listing", "beer",
     "post", "repo", "attraction", "stockcode", "gtin", "ean", "upc", "podcast", "episode", "tconst",
     "parent_asin", "material", "good", "goods", "offer", "plu", "vacancy", "wine",
+)  # fmt: skip
+ITEM_FILES: Final = (*(word for word in _ITEM if len(word) > 2), "meta", "catalog", "katalog")
+ITEM: Final = (
+    *_ITEM, "thread", "lesson", "link", "url", "page", "package", "tool", "service", "question",
+    "exercise", "subreddit",
+    # other languages
+    "buch", "producto", "produto", "artículo", "articulo", "produit", "livre", "libro",
+    "prodotto", "articolo", "produkty", "towar", "ürün", "товар", "артикул", "منتج", "商品", "产品",
+    "物品", "课程", "电影", "文章", "產品", "作品", "상품", "제품",
 )  # fmt: skip
 SESSION: Final = (
     "session",
@@ -35,20 +50,33 @@ SESSION: Final = (
     "transaction",
     "receipt",
     "bon",
+    "beleg",
+    "bestellung",
+    "rechnung",
+    "pedido",
+    "commande",
+    "заказ",
+    "订单",
+    "訂單",
+    "注文",
+    "주문",
 )
 TIME: Final = (
     "time", "timestamp", "date", "datetime", "ts", "at", "epoch", "day", "created", "updated",
-    "when", "unixtime", "datum", "zeit", "fecha", "reviewtime", "unixreviewtime", "utc",
+    "when", "unixtime", "datum", "zeit", "fecha", "reviewtime", "unixreviewtime", "utc", "on",
+    "hora", "heure", "tarih", "дата", "время", "تاريخ", "时间", "日期", "時間", "日時", "날짜",
+    "시간",
 )  # fmt: skip
 VALUE: Final = (
     "rating", "stars", "star", "score", "overall", "value", "quantity", "qty", "count", "plays",
     "playcount", "weight", "rate", "grade", "note", "hours", "playtime", "listens", "frequency",
     "menge", "anzahl", "times", "watch_ratio", "feedback", "preference", "units", "stars_given",
-    "nb", "num_plays", "dwell",
+    "nb", "num_plays", "dwell", "watch_time", "play_time", "cantidad", "quantité", "количество",
+    "оценка", "评分", "数量", "評価", "평점", "수량",
 )  # fmt: skip
 EVENT_TYPE: Final = (
     "event", "eventtype", "type", "action", "behavior", "behaviour", "activity", "verb",
-    "interaction", "kind", "event_name", "operation",
+    "interaction", "kind", "event_name", "operation", "行为", "行为类型", "操作", "行動",
 )  # fmt: skip
 SPLIT: Final = ("split", "fold", "subset", "part", "partition", "set", "phase")
 FRIEND: Final = (
@@ -112,7 +140,6 @@ SOCIAL_FILES: Final = (
     "buddy",
     "edges",
 )
-ITEM_FILES: Final = (*(word for word in ITEM if len(word) > 2), "meta", "catalog", "katalog")
 USER_FILES: Final = (
     "user",
     "customer",
@@ -127,12 +154,15 @@ USER_FILES: Final = (
 STRONG: Final = (
     "purchase", "buy", "bought", "order", "transaction", "checkout", "paid", "payment",
     "conversion", "subscribe", "booking", "book", "rent", "install", "sale", "sold", "convert",
+    "apply", "application", "applied", "enroll", "enrol", "enrolment", "enrollment", "donate",
+    "donation", "kauf", "compra", "achat", "购买", "下单", "支付", "購入", "구매", "покупка",
 )  # fmt: skip
 """Event types to predict if weaker types are present too."""
 WEAK: Final = (
     "view", "pv", "click", "cart", "addtocart", "add_to_cart", "basket", "detail", "impression",
     "wishlist", "fav", "favorite", "favourite", "browse", "search", "visit", "page_view",
-    "pageview", "product_view", "collect",
+    "pageview", "product_view", "collect", "ansicht", "浏览", "点击", "收藏", "加购", "閲覧",
+    "조회", "просмотр",
 )  # fmt: skip
 SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "show")
 """Event types for what a user was shown, not what they did."""
@@ -158,7 +188,29 @@ _IDS: Final = (
     "uuid",
     "sk",
     "pk",
+    "nummer",
 )
+
+
+_ENDINGS: Final = (
+    *(
+        "id",
+        "code",
+        "no",
+        "key",
+        "nummer",
+        "nr",
+        "编号",
+        "编码",
+        "代码",
+        "号",
+        "編號",
+        "番号",
+        "コード",
+    ),
+    *("번호", "코드"),
+)
+"""What ends the name of an id in one word, as in Kundennummer."""
 
 
 def words_of(name: str) -> list[str]:
@@ -193,7 +245,7 @@ def likeness(name: str, words: tuple[str, ...]) -> float:
     has_id = len(core) < len(plain)
     if core and "".join(core) in known:
         return 1.0
-    for ending in ("id", "code", "no", "key"):
+    for ending in _ENDINGS:
         if joined.endswith(ending) and _singular(joined.removesuffix(ending)) in known:
             return 1.0
     if core and core[-1] in known:

@@ -10,6 +10,7 @@ their names. Folders ``column=value`` above a file become columns (see
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +32,7 @@ from recsys.sources.table_heads import (
     named_heads,
     read_head,
 )
-from recsys.sources.table_pieces import layout_of, pieces_of_heads
+from recsys.sources.table_pieces import layout_of, lookup_of, pieces_of_heads
 from recsys.sources.validate import CellRules, Layout
 
 
@@ -55,9 +56,9 @@ class CanonicalAdapter(SourceAdapter):
 
     def files(self) -> list[InputFile]:
         """All input files."""
-        return list(
-            {file.path: file for table in self._tables().values() for file in table.files}.values()
-        )
+        lookups = [file for patterns in self.config.lookup.values() for file in find(patterns)]
+        tables = [file for table in self._tables().values() for file in table.files]
+        return list({file.path: file for file in (*tables, *lookups)}.values())
 
     def event_files(self) -> list[dict[str, Any]]:
         """A description of each file of events with its fingerprint."""
@@ -84,20 +85,34 @@ class CanonicalAdapter(SourceAdapter):
             for file in table.files:
                 constants = dict(sorted(table.constants.get(file.path, {}).items()))
                 found[file.path] = f"{found.get(file.path, '')} {name} {constants or ''}".strip()
+        for key, patterns in self.config.lookup.items():
+            for file in find(patterns):
+                found[file.path] = f"{found.get(file.path, '')} lookup {key}".strip()
         return found
 
     def check(self) -> None:
         """Check the heads of all files; see the base class."""
-        tables = self._tables()
+        tables = self._with_lookups(self._tables())
         heads = self._heads(tables)
         self._derived(tables["events"], heads["events"], [])
 
     def pieces(self) -> dict[str, list[Piece]]:
         """The pieces of all tables."""
-        tables = self._tables()
+        tables = self._with_lookups(self._tables())
         heads = self._heads(tables)
         pieces = {name: pieces_of_heads(source, heads[name]) for name, source in tables.items()}
         return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
+
+    def _with_lookups(self, tables: dict[str, TableFiles]) -> dict[str, TableFiles]:
+        """The tables, with the tables that the events refer to."""
+        if not self.config.lookup:
+            return tables
+        events = tables[schema.EVENTS.name]
+        found = tuple(
+            lookup_of(given, find(patterns), events)
+            for given, patterns in self.config.lookup.items()
+        )
+        return {**tables, schema.EVENTS.name: replace(events, lookups=found)}
 
     def _derived(
         self, events: TableFiles, heads: list[NamedHead], pieces: list[Piece]
@@ -245,6 +260,8 @@ class CanonicalAdapter(SourceAdapter):
                     config.constants.get(name, {}),
                     rules=CellRules.of(config),
                     numbers=tuple(config.numbers.get(name, ())),
+                    lists=config.lists if table is schema.EVENTS else {},
+                    clock=config.clock if table is schema.EVENTS else "",
                 )
         return tables
 

@@ -27,6 +27,12 @@ from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
 from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges, open_after
 from recsys.sources.files import InputFile
+from recsys.sources.members import (
+    MOST_MEMBERS,
+    UNEQUAL,
+    members_as_rows,
+    numbers_of_members,
+)
 from recsys.sources.separators import plain
 from recsys.sources.validate import (
     REPEATED_HEADER,
@@ -36,6 +42,7 @@ from recsys.sources.validate import (
     check_rows,
     finish,
     raw_text,
+    with_clock,
 )
 
 _MAX_UNDECODABLE: Final = (
@@ -124,18 +131,27 @@ def with_constants(raw: pa.Table, constants: Mapping[str, str]) -> pa.Table:
 
 def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.Table:
     """Check raw rows, add provenance and insert the unreadable rows in the order of the file."""
-    checked = check_rows(raw, layout)
     base = origin.index * FILE_STRIDE
+    places = cells.rows + base
+    for lookup in layout.lookups:
+        raw = lookup.added_to(raw)
+    if layout.clock:
+        raw = with_clock(raw, layout.clock)
+    if layout.lists:
+        raw, cells, order = _members(raw, cells, layout)
+        places = order + base
+    checked = check_rows(raw, layout)
     provenance = {
         schema.FILE: pa.repeat(pa.scalar(origin.file, pa.string()), raw.num_rows),
         schema.ROW: pa.array(cells.rows),
-        schema.ORDER: pa.array(cells.rows + base),
+        schema.ORDER: pa.array(places),
         schema.RAW: raw_text(cells.table, checked.column(schema.REASON), origin.delimiter),
     }
     good = finish(checked, layout, provenance)
     if not cells.broken_rows:
         return good
-    order = [base + row for row in cells.broken_rows]
+    scale = MOST_MEMBERS if layout.lists else 1
+    order = [base + row * scale for row in cells.broken_rows]
     broken = bad_rows(layout, UNREADABLE, origin.file, cells.broken_rows, cells.broken_texts, order)
     if cells.broken_reasons:
         position = broken.schema.get_field_index(schema.REASON)
@@ -143,6 +159,27 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
             position, broken.schema.field(position), [pa.array(cells.broken_reasons, pa.string())]
         )
     return pa.concat_tables([good, broken]).sort_by(schema.ROW).combine_chunks()
+
+
+def _members(
+    raw: pa.Table, cells: Cells, layout: Layout
+) -> tuple[pa.Table, Cells, np.ndarray[Any, np.dtype[np.int64]]]:
+    """One row for each member of the lists, and its place in the order of the file."""
+    lists = {name: mark for name, mark in layout.lists if name in raw.column_names}
+    if not lists:
+        return raw, cells, cells.rows * MOST_MEMBERS
+    found, places, unequal = members_as_rows(raw, lists)
+    reasons = cells.broken_reasons or [UNREADABLE] * len(cells.broken_rows)
+    shown = [str(row) for row in raw.take(pa.array(unequal)).to_pylist()]
+    order = cells.rows[places] * MOST_MEMBERS + numbers_of_members(places) % MOST_MEMBERS
+    members = Cells(
+        cells.table.take(pa.array(places)),
+        cells.rows[places],
+        [*cells.broken_rows, *cells.rows[unequal].tolist()],
+        [*cells.broken_texts, *shown],
+        [*reasons, *[UNEQUAL] * len(unequal)],
+    )
+    return found, members, order
 
 
 # ------------------------------------------------------------------------------------------- driver
@@ -168,6 +205,7 @@ def check_codec(encoding: str) -> str:
     )
 
 
+_SQLITE: Final = b"SQLite format 3"
 _NO_TABLES: Final = {
     b"<!doctype html": "a web page",
     b"<html": "a web page",
@@ -186,7 +224,12 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     """
     for mark, name in _BOMS:
         if head.startswith(mark):
-            raise SourceError(f"{file.path} is {name}; expected {encoding}: save it as UTF-8")
+            raise SourceError(
+                f"{file.path} is {name} (Excel calls it Unicode text); expected {encoding}: save it"
+                " as UTF-8"
+            )
+    if head.startswith(_SQLITE):
+        raise SourceError(f"{file.path} is an SQLite database; export its tables as CSV or Parquet")
     if b"\0" in head or head.startswith(b"PAR1"):
         kind = "a Parquet file" if head.startswith(b"PAR1") else "binary data"
         raise SourceError(

@@ -23,6 +23,8 @@ _EXACT: Final = {16: 2**11, 32: 2**24, 64: 2**53}
 
 def is_id(layout: Layout, name: str) -> bool:
     """Whether a canonical column is an id or another known text, whose digits must all be kept."""
+    if name in dict(layout.lists):
+        return False  # the members become texts later
     kind = layout.table.columns.get(name)
     return kind is not None and pa.types.is_string(kind)
 

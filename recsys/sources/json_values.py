@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 
 from recsys.sources.ids import id_of_number
+from recsys.sources.nested import leaves, outermost, value_at, wide_parents
 
 _EXACT: Final = 2**53  # floats hold all integers up to here
 _PLAIN: Final = {bool: "bool", str: "text", dict: "object", type(None): "null"}
@@ -64,6 +65,31 @@ def kind_of(value: Any) -> str:
     return "int" if abs(value) < _EXACT else "big" if -(2**63) <= value < 2**63 else "huge"
 
 
+def kinds_of(objects: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """The columns of some objects, with the kinds of their values.
+
+    >>> kinds_of([{"a": {"b": 1}}, {"a": None, "c": "x"}])
+    {'a.b': {'int'}, 'c': {'text'}}
+    """
+    found: dict[str, set[str]] = {}
+    for value in objects:
+        for path, cell in leaves(value).items():
+            found.setdefault(path, set()).add(kind_of(cell))
+    wide = wide_parents(found)
+    if wide:  # whole objects, as JSON text
+        narrow: dict[str, set[str]] = {}
+        for path, kinds in found.items():
+            parent = outermost(path, wide)
+            narrow.setdefault(parent, set()).update(kinds if parent == path else {"object"})
+        found = narrow
+    parents = {path[:place] for path in found for place, mark in enumerate(path) if mark == "."}
+    return {
+        path: kinds
+        for path, kinds in found.items()
+        if path not in parents or not kinds <= {"null", "object", "empty"}
+    }
+
+
 def type_of(kinds: set[str]) -> pa.DataType:
     """The Arrow type that holds all kinds of values of a key; text if a float would change an
     integer.
@@ -91,10 +117,10 @@ def id_column(records: Sequence[Record], key: str) -> pa.Array:
 
 
 def _id(record: Record, key: str) -> str | None:
-    value = record.values.get(key)
+    value = value_at(record.values, key)
     if isinstance(value, float) and math.isfinite(value):  # only the bytes have all of its digits
-        value = json.loads(record.raw.decode(), parse_float=_Literal)[key]
-        return id_of_number(value)
+        literal = value_at(json.loads(record.raw.decode(), parse_float=_Literal), key)
+        return id_of_number(str(literal))
     return None if isinstance(value, float) else text_of(value)
 
 

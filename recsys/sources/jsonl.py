@@ -4,7 +4,8 @@ line.
 Ids are read as text (see :mod:`recsys.sources.json_values`). The columns are those of the file's
 first megabytes and of samples of the rest; known columns are searched in all lines. A value that
 does not fit the type of its column makes a bad row. A file that is one JSON array of objects, or
-has objects over several lines, is one piece.
+has objects over several lines, is one piece. Nested objects have columns of their own (see
+:mod:`recsys.sources.nested`).
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from recsys.sources.delimited import (
 )
 from recsys.sources.files import InputFile
 from recsys.sources.ids import is_id
-from recsys.sources.json_sequence import elements, is_sequence
+from recsys.sources.json_sequence import elements, is_read_by_element
 from recsys.sources.json_values import (
     Record,
     column,
     id_column,
-    kind_of,
+    kinds_of,
     parse_object,
     quoted,
     text_of,
     type_of,
 )
 from recsys.sources.limits import check_column_count
+from recsys.sources.nested import value_at
 from recsys.sources.validate import Layout
 
 _LINES: Final = Dialect(quoted=False)
@@ -82,7 +84,8 @@ class JsonlPiece:
         """Parse some lines into a finished block."""
         keys = self._keys
         cells = None
-        if decodable(data, "utf-8"):  # Arrow does not check it
+        is_plain = not any("." in key for key in keys)  # the names of nested columns have dots
+        if is_plain and decodable(data, "utf-8"):  # Arrow does not check it
             if all(_is_exact(kind) for key, kind in keys.items() if key in self._ids):
                 cells = _parse_fast(data, byte_range, keys)
             if cells is None and self._ids:
@@ -105,11 +108,13 @@ class JsonlPiece:
         known = {name for _, name, _ in self.fields if name in self.layout.table.columns}
         columns: dict[str, pa.Array] = {}
         misfits: set[int] = set()
+        lists = dict(self.layout.lists)
         for key, name, kind in self.fields:
+            kind = pa.list_(pa.string()) if name in lists and pa.types.is_list(kind) else kind
             if key in self._ids:
                 columns[key] = id_column(records, key)
                 continue
-            values = [record.values.get(key) for record in records]
+            values = [value_at(record.values, key) for record in records]
             columns[key], lost = column(values, kind, self.layout.rules.absent)
             if lost and name in known:  # the row rules give the reason
                 columns[key] = pa.array([text_of(value) for value in values], pa.string())
@@ -144,8 +149,13 @@ class JsonlPiece:
         """Each key with the type for Arrow; integers of known float columns are read as floats."""
         wanted = self.layout.table.columns
         is_float = {name for name, kind in wanted.items() if pa.types.is_floating(kind)}
+        lists = dict(self.layout.lists)  # as texts, so that ids keep all digits
         return {
-            key: pa.float64() if name in is_float and pa.types.is_integer(kind) else kind
+            key: pa.float64()
+            if name in is_float and pa.types.is_integer(kind)
+            else pa.list_(pa.string())
+            if name in lists and pa.types.is_list(kind)
+            else kind
             for key, name, kind in self.fields
         }
 
@@ -182,7 +192,7 @@ class JsonSequencePiece:
 def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
     """The pieces of a file, made from a piece without a byte range."""
     head = _head(piece.file)
-    if not any(map(parse_object, head.split(b"\n"))) and is_sequence(head.decode(errors="replace")):
+    if is_read_by_element(head):
         return [JsonSequencePiece(piece)]
     if piece.file.compressed:
         piece.file.check_unpacked()
@@ -225,9 +235,9 @@ def read_keys(file: InputFile) -> dict[str, pa.DataType]:
     lines = (head[:_FIRST_BYTES] if is_sampled else head).split(b"\n")
     lines = lines[:-1] if len(head) >= _HEAD_BYTES - len(BOM_UTF8) and len(lines) > 1 else lines
     objects = [value for value in map(parse_object, lines) if value is not None]
-    if objects:
+    if objects and not is_read_by_element(head):
         objects += _samples(file) if is_sampled else []
-    elif is_sequence(head.decode(errors="replace")):
+    elif is_read_by_element(head):
         values = (
             parse_object(text.encode(errors="surrogatepass"))
             for text in islice(elements(file), _ELEMENTS)
@@ -235,10 +245,7 @@ def read_keys(file: InputFile) -> dict[str, pa.DataType]:
         objects = [value for value in values if value is not None]
     if not objects:
         raise SourceError(f"{file.path} holds no JSON object in its first lines; {_cure(lines)}")
-    kinds: dict[str, set[str]] = {}
-    for value in objects:
-        for key, cell in value.items():
-            kinds.setdefault(key, set()).add(kind_of(cell))
+    kinds = kinds_of(objects)
     check_column_count(len(kinds), file.path)
     return {key: type_of(seen - {"null"}) for key, seen in kinds.items()}
 

@@ -1,4 +1,6 @@
-"""Parquet files: each row group is a piece, and typed columns become the canonical types."""
+"""Parquet files: each row group is a piece, and typed columns become the canonical types. Fields of
+structs have columns of their own (see :mod:`recsys.sources.nested`).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from recsys.sources.delimited import Cells, Origin, assemble, with_constants
 from recsys.sources.files import InputFile
 from recsys.sources.ids import check_whole_in_float, is_id, typed_ids
 from recsys.sources.limits import listed
+from recsys.sources.nested import flat_batch, flat_types, read_as
 from recsys.sources.parquet_bounds import (
     check_decoded,
     check_footer,
@@ -53,20 +56,22 @@ class ParquetPiece:
             with self.file.opened() as source:
                 metadata = pq.read_metadata(source)
                 stored = stored_bytes(metadata, self.group)
+                tops = metadata.schema.to_arrow_schema()
+                read = list(dict.fromkeys(read_as(name, tops.names, tops.types) for name in names))
                 parquet = pq.ParquetFile(
                     source,
                     metadata=metadata,
-                    read_dictionary=repeated_texts(metadata, self.group, names),
+                    read_dictionary=repeated_texts(metadata, self.group, read),
                     page_checksum_verification=True,
                 )
-                rows = rows_at_once(source, metadata, self.group, names, where)
+                rows = rows_at_once(source, metadata, self.group, read, where)
                 groups = [self.group]
                 for batch in parquet.iter_batches(
-                    rows, row_groups=groups, columns=names, use_threads=False
+                    rows, row_groups=groups, columns=read, use_threads=False
                 ):
                     # else a text that is not UTF-8 would fail in a later stage
                     batch.validate(full=True)
-                    for part in decoded_parts(batch.select(names), where):
+                    for part in decoded_parts(flat_batch(batch, names), where):
                         decoded += part.nbytes
                         check_decoded(decoded, stored, where)
                         yield part
@@ -141,7 +146,8 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
     if metadata.num_rows == 0:
         raise SourceError(f"{file.path} has columns but no rows; expected at least one row")
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    return {column.name: plain_type(column.type) for column in arrow}, groups
+    flat = flat_types(arrow.names, arrow.types)
+    return {name: plain_type(kind) for name, kind in flat.items()}, groups
 
 
 def parquet_pieces(piece: ParquetPiece, groups: list[int]) -> list[ParquetPiece]:

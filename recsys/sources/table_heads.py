@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from recsys.sources.files import InputFile, folder_values
 from recsys.sources.first_rows import Form, dialect_of
 from recsys.sources.headers import Header, format_hint, read_header
 from recsys.sources.jsonl import read_keys
+from recsys.sources.lookup import Lookup
 from recsys.sources.names import Renames, canonical_names, require_columns
 from recsys.sources.parquet import read_footer
 from recsys.sources.validate import CellRules
@@ -49,6 +50,9 @@ class TableFiles:
     chunk_bytes: int = CHUNK_BYTES
     rules: CellRules = CellRules()
     numbers: tuple[str, ...] = ()  # further columns that are read as numbers
+    lists: Mapping[str, str] = field(default_factory=dict)  # column of lists → separator
+    lookups: tuple[Lookup, ...] = ()
+    clock: str = ""  # column with the time of day
 
 
 def read_heads(source: TableFiles) -> list[NamedHead]:
@@ -134,6 +138,11 @@ def named_heads(
     columns = {
         name: {column for head in heads for column in head.names} for name, heads in found.items()
     }
+    for name, source in tables.items():
+        for lookup in source.lookups:  # whose columns may be renamed as those of the events
+            own = Renames.of(source.rename).table(name)
+            added = {to for to, _ in lookup.types}
+            columns[name] |= {given for given, to in own.items() if to in added} | added
     problem: SourceError | None = None
     try:
         renames = renames.matched(columns)
@@ -164,10 +173,16 @@ def _named(head: FileHead, source: TableFiles, rename: Mapping[str, str]) -> Nam
     constants |= source.constants.get(head.file.path, {})
     inside = {name: value for name, value in inside.items() if name not in constants}
     header = head.header
+    added = looked_up_types(head, of_file, source)
     require_columns(
         source.table,
-        [*head.names, *source.fixed],
-        [*of_file, *("" if name in of_file else name for name in of_folders), *source.fixed],
+        [*head.names, *source.fixed, *added],
+        [
+            *of_file,
+            *("" if name in of_file else name for name in of_folders),
+            *source.fixed,
+            *added,
+        ],
         head.file.path,
         header.cure if header else "",
         _OR_COLUMNS if header and not header.is_given else "",
@@ -182,6 +197,27 @@ def _named(head: FileHead, source: TableFiles, rename: Mapping[str, str]) -> Nam
                 " data.source.header to yes"
             )
     return NamedHead(head, of_file, constants, inside)
+
+
+def looked_up_types(
+    head: FileHead, names: Sequence[str], source: TableFiles
+) -> dict[str, pa.DataType]:
+    """The columns that a file of events gets from other tables, with their types.
+
+    Raises
+    ------
+    SourceError
+        The file lacks the column that refers to a table.
+    """
+    found: dict[str, pa.DataType] = {}
+    for lookup in source.lookups:
+        if lookup.column not in names:
+            raise SourceError(
+                f"{head.file.path} has no column {lookup.column!r}, by which data.source.lookup"
+                f" finds further columns; it has: {choices(head.names)}"
+            )
+        found |= {name: kind for name, kind in lookup.types if name not in names}
+    return found
 
 
 def _format(file: InputFile, source: TableFiles) -> str:

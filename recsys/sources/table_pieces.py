@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import assert_never
 
 import pyarrow as pa
 
-from recsys.errors import SourceError
+from recsys import schema
+from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece
 from recsys.sources.delimited import DelimitedPiece, delimited_pieces
+from recsys.sources.files import InputFile
 from recsys.sources.jsonl import JsonlPiece, fields_after_head, jsonl_pieces
+from recsys.sources.lookup import Lookup, names_of_key, table_of_lookup
+from recsys.sources.names import Renames
 from recsys.sources.parquet import ParquetPiece, parquet_pieces
 from recsys.sources.partitions import PieceInFolder
 from recsys.sources.table_heads import (
     NamedHead,
     TableFiles,
+    looked_up_types,
+    read_head,
     read_heads,
 )
 from recsys.sources.validate import Layout
@@ -36,12 +44,98 @@ def layout_of(source: TableFiles, heads: list[NamedHead]) -> Layout:
     """The layout with the union of the files' extra columns, each with one type."""
     extras: dict[str, pa.DataType] = {}
     for head in heads:
-        for name, kind in head.types.items():
+        added = looked_up_types(head.head, head.names, source)
+        for name, kind in {**head.types, **added}.items():
             if name not in source.table.columns:
                 kind = pa.float64() if name in source.numbers and not _is_number(kind) else kind
                 where = f"{head.head.file.path}: column {name!r}"
                 extras[name] = _common_type(extras.get(name, kind), kind, where)
-    return Layout(source.table, tuple(extras.items()), source.rules)
+    if source.clock and source.clock not in extras:
+        raise SourceError(
+            f"data.source.clock: the events have no further column {source.clock!r}; they have:"
+            f" {choices(extras) or 'none'}"
+        )
+    return Layout(
+        source.table,
+        tuple(extras.items()),
+        source.rules,
+        tuple(_lists_of(source, heads).items()),
+        source.lookups,
+        source.clock,
+    )
+
+
+def _lists_of(source: TableFiles, heads: list[NamedHead]) -> dict[str, str]:
+    """Canonical name → separator of the columns in ``data.source.lists``.
+
+    Raises
+    ------
+    SourceError
+        No file has one of the columns.
+    """
+    for key in source.lists:
+        if not any(key in (*head.head.names, *head.names) for head in heads):
+            every = {name for head in heads for name in head.head.names}
+            raise SourceError(
+                f"data.source.lists: no file of events has the column {key!r}; they have:"
+                f" {choices(every)}"
+            )
+    return {
+        name: mark
+        for head in heads
+        for (given, _), name in zip(head.head.columns, head.names, strict=True)
+        for key, mark in source.lists.items()
+        if name and key in (given, name)
+    }
+
+
+def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Lookup:
+    """A table that the events refer to.
+
+    Parameters
+    ----------
+    given : str
+        A key of ``data.source.lookup``: ``COLUMN``, or ``COLUMN = KEY``.
+    files : sequence of InputFile
+        The files of the table.
+    events : TableFiles
+        The files of events, whose rename applies to the columns of the table as well.
+
+    Raises
+    ------
+    SourceError
+        A file lacks the key.
+    """
+    column, key = names_of_key(given)
+    renames = Renames.of(events.rename).table(schema.EVENTS.name)
+    source = replace(
+        events,
+        table=table_of_lookup(key),
+        files=tuple(files),
+        rename={},
+        constants={},
+        numbers=(),
+        lists={},
+        clock="",
+    )
+    names: set[str] = set()
+    for file in files:
+        of_file = read_head(file, source).names
+        if key not in of_file:
+            raise SourceError(
+                f"{file.path} has no column {key!r}, by which data.source.lookup finds its rows; it"
+                f" has: {choices(of_file)}; write {column} = KEY if it has another name"
+            )
+        names |= {*of_file}
+    own = {name: to for name, to in renames.items() if name in names and name != key}
+    source = replace(source, rename=own)
+    heads = read_heads(source)
+    layout = layout_of(source, heads)
+    every = {**layout.table.optional, **dict(layout.extras)}
+    given_names = {name for head in heads for name in head.names}
+    types = tuple((name, kind) for name, kind in every.items() if name in given_names)
+    identity = (column, key, tuple(own.items()), *((f.path, f.size, f.modified) for f in files))
+    return Lookup(column, key, types, identity, pieces_of_heads(source, heads))
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -92,7 +186,9 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
                 if to
             ]
             renamed = {name: to for name, to, _ in fields}
-            fields += fields_after_head(dict(head.columns), renamed, layout.table)
+            added = {name for lookup in layout.lookups for name, _ in lookup.types}
+            later = fields_after_head(dict(head.columns), renamed, layout.table)
+            fields += [field for field in later if field[1] not in added]
             return [
                 *jsonl_pieces(
                     JsonlPiece(

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
+from recsys.sources.lookup import Lookup
 from recsys.values.absent import DEFAULT_RULES, CellRules
 from recsys.values.cells import as_text, extra, ids, numbers
 from recsys.values.time_forms import ACCEPTED
@@ -47,8 +48,8 @@ SPLIT_WORDS: Final = {
 HINTS: Final = {
     BAD_TIMESTAMP: (
         f"{ACCEPTED}; for any other format set data.source.time_format (strptime, e.g. '%d/%m/%Y"
-        " %H:%M'); serial dates of spreadsheets (44162.91) and years alone are not accepted: write"
-        " such times as text"
+        " %H:%M'), and to 'serial' for the serial dates of spreadsheets (44162.91); years alone are"
+        " not accepted: write such times as text"
     ),
     BAD_VALUE: (
         "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5,"
@@ -77,6 +78,10 @@ class Layout:
     table: schema.TableSchema
     extras: tuple[tuple[str, pa.DataType], ...] = ()
     rules: CellRules = DEFAULT_RULES
+    # canonical columns with a list of values in each row, and the separator of lists in text
+    lists: tuple[tuple[str, str], ...] = ()
+    lookups: tuple[Lookup, ...] = ()
+    clock: str = ""  # column with the time of day of the timestamps
 
     @property
     def arrow(self) -> pa.Schema:
@@ -84,6 +89,21 @@ class Layout:
         value.
         """
         return pa.schema([*self.table.columns.items(), *self.extras, *_PROVENANCE.items()])
+
+
+def with_clock(raw: pa.Table, clock: str) -> pa.Table:
+    """The rows with the time of day from another column in their timestamps.
+
+    >>> rows = pa.table({"timestamp": ["2024-05-01", "2024-05-02"], "hour": ["10:30", None]})
+    >>> with_clock(rows, "hour").column("timestamp").to_pylist()
+    ['2024-05-01 10:30', '2024-05-02']
+    """
+    if not {schema.TIMESTAMP, clock} <= {*raw.column_names}:
+        return raw
+    days, hours = (as_text(_flat(raw.column(name))) for name in (schema.TIMESTAMP, clock))
+    hours = pc.if_else(pc.equal(pc.utf8_trim_whitespace(hours), ""), None, hours)
+    both = pc.coalesce(pc.binary_join_element_wise(days, hours, " "), days)
+    return raw.set_column(raw.column_names.index(schema.TIMESTAMP), schema.TIMESTAMP, both)
 
 
 def missing(column: str) -> str:

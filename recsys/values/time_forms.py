@@ -18,6 +18,8 @@ ACCEPTED: Final = (
 """The accepted formats, for messages."""
 
 ZERO_DATE: Final = r"^(?:0000[-/.]?\d\d?[-/.]?\d\d?|0001-01-01|1899-12-30|1900-01-00)(?:[T ].*)?$"
+SERIAL: Final = "serial"
+"""The time format of the serial dates of spreadsheets, in place of a strptime format."""
 SERIALS: Final = (32_874, 58_440)  # days since 1899-12-30 of the years 1990 to 2059
 YEARS: Final = (1900, 2100)
 # Number of digits of a calendar number → whether it can also be an epoch number.

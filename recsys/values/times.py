@@ -37,6 +37,7 @@ from recsys.values.time_forms import (
     MONTHS,
     NAMED_DAYS,
     NAMED_FORMS,
+    SERIAL,
     SERIALS,
     YEARS,
     ZERO_DATE,
@@ -82,7 +83,13 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
     >>> wrong.to_pylist()
     [False, False, False, True, False]
     """
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+    is_moment = pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)
+    if rules.time_format == SERIAL and not is_moment and not pa.types.is_nested(column.type):
+        micros, present = _of_serials(pl.Series(pl.from_arrow(as_text(column))))
+        present &= ~pl.Series(pl.from_arrow(as_text(column))).is_in(list(rules.absent)).fill_null(
+            False
+        )
+    elif is_moment:
         naive = column.cast(pa.timestamp("us"), safe=False)
         micros = pl.Series(pl.from_arrow(naive.cast(pa.int64())))
         present = micros.is_not_null()
@@ -343,6 +350,20 @@ def _read(texts: pl.Series, layout: str) -> pl.Series:
 
 
 # ------------------------------------------------------------------------------------- given format
+
+
+def _of_serials(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Microseconds of days since 1899-12-30, as spreadsheets write them, and a mask of the cells
+    that are not empty.
+
+    >>> _of_serials(pl.Series(["25569", "25569,5", "", "soon"]))[0].to_list()
+    [0, 43200000000, None, None]
+    """
+    texts = texts.str.strip_chars()
+    present = (texts.is_not_null() & (texts != "")).fill_null(False)
+    days = texts.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
+    seconds = ((days - 25_569) * 86_400).round()
+    return (seconds * _SECOND).cast(pl.Int64, strict=False), present
 
 
 def _of_format(texts: pl.Series, form: str) -> pl.Series:

@@ -132,3 +132,23 @@ def test_failed_start_of_ray_does_not_wait_for_the_work(
         pytest.fail("the block is not entered")
     assert not done.is_set()
     released.set()
+
+
+@pytest.mark.parametrize(("num_failures", "starts"), [(0, 1), (2, 3), (9, 3)])
+def test_ray_that_misses_its_own_time_limit_is_started_again(
+    num_failures: int, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def init(**given: object) -> None:
+        calls.append(1)
+        if len(calls) <= num_failures:
+            raise RuntimeError("The current node timed out during startup. This could happen …")
+
+    monkeypatch.setattr("ray.init", init)
+    if num_failures < starts:
+        session._start("local", 1)
+    else:
+        with pytest.raises(Unavailable, match="does not start"):
+            session._start("local", 1)
+    assert len(calls) == starts

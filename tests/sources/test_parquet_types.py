@@ -69,7 +69,7 @@ def test_ids_of_every_type_are_exact_text(
         (pa.array([float(BIG)]).dictionary_encode(), "not exact"),
         (pa.array([b"\xff\x00"]), "not UTF-8 text"),
         (pa.array([[1, 2]]), "expected ids as text or whole numbers"),
-        (pa.array([{"id": 1}]), "expected ids as text or whole numbers"),
+        (pa.array([{"id": 1}]), "lacks 'user_id'.*user_id.id: user_id"),
     ],
 )
 def test_ids_that_lost_digits_or_are_not_ids_are_refused(

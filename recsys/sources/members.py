@@ -1,0 +1,97 @@
+"""Rows with lists of items as one event per item: ``data.source.lists``.
+
+Why: an order with its articles in one cell, a user with a list of favourites and a document with
+its events inside it are events, but not one in each row. Lists that belong together, such as
+articles and their times, have one length in each row. A row with an empty list has no event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MOST_MEMBERS: Final = 2**12  # of a row that have places of their own in the order of the file
+UNEQUAL: Final = "lists of different lengths"
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column has lists of any size."""
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def as_lists(cells: Any, separator: str) -> pa.Array:
+    """A column as lists of texts: lists as they are, texts divided at the separator.
+
+    >>> as_lists(pa.array(["a, b", "", None]), ",").to_pylist()
+    [['a', 'b'], [], []]
+    """
+    cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+    if is_list(cells.type):
+        return pc.fill_null(cells.cast(pa.list_(pa.string())), [])
+    texts = pc.fill_null(cells.cast(pa.string()), "")
+    parts = (
+        pc.split_pattern(texts, separator) if separator else pc.split_pattern_regex(texts, r"\s")
+    )
+    rows = np.repeat(np.arange(len(texts)), np.asarray(pc.list_value_length(parts)))
+    members = pc.utf8_trim_whitespace(pc.list_flatten(parts))
+    kept = np.asarray(pc.not_equal(members, ""), dtype=bool)
+    sizes = np.bincount(rows[kept], minlength=len(texts))
+    starts = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
+    return pa.ListArray.from_arrays(starts, members.filter(pa.array(kept)))
+
+
+def members_as_rows(
+    table: pa.Table, lists: Mapping[str, str]
+) -> tuple[pa.Table, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """One row for each member of the lists.
+
+    Parameters
+    ----------
+    table : pa.Table
+        Rows with lists.
+    lists : Mapping[str, str]
+        Columns of lists, with the separator of those that are text.
+
+    Returns
+    -------
+    rows : pa.Table
+        The members; other columns are repeated.
+    places : np.ndarray
+        The row in ``table`` of each member.
+    unequal : np.ndarray
+        The rows of ``table`` whose lists have different lengths, which are left out.
+
+    >>> table = pa.table({"user": ["u", "v"], "items": ["a b", "c"]})
+    >>> members_as_rows(table, {"items": " "})[0].to_pydict()
+    {'user': ['u', 'u', 'v'], 'items': ['a', 'b', 'c']}
+    """
+    found = {name: as_lists(table.column(name), mark) for name, mark in lists.items()}
+    sizes = [np.asarray(pc.list_value_length(cells)) for cells in found.values()]
+    is_equal = np.all([size == sizes[0] for size in sizes], axis=0)
+    kept = pa.array(np.flatnonzero(is_equal))
+    places = np.repeat(np.flatnonzero(is_equal), sizes[0][is_equal])
+    columns = {
+        name: pc.list_flatten(found[name].take(kept))
+        if name in found
+        else table.column(name).take(pa.array(places))
+        for name in table.column_names
+    }
+    return pa.table(columns), places, np.flatnonzero(~is_equal)
+
+
+def numbers_of_members(places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The position of each member in its row, from 0.
+
+    >>> numbers_of_members(np.array([0, 0, 3, 3, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    if not len(places):
+        return places
+    starts = np.flatnonzero(np.diff(places, prepend=places[0] - 1))
+    return np.arange(len(places)) - np.repeat(starts, np.diff([*starts, len(places)]))

@@ -1,0 +1,348 @@
+"""`recsys init`: files of shops, boards and apps that follow no known export; one property each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys import schema
+from recsys.config import CanonicalSource
+from recsys.errors import SourceError
+from recsys.inspect.forms import encoding_of
+from recsys.inspect.look import look
+from recsys.sources import open_source
+from recsys.sources.base import read_all
+
+START = 1_700_000_000
+NUM_USERS, NUM_ITEMS, NUM_EVENTS = 60, 40, 1500
+
+
+def pairs(seed: int = 0) -> list[tuple[int, int, int]]:
+    """Users, items and times (seconds) in order of time."""
+    random = np.random.default_rng(seed)
+    users = random.integers(0, NUM_USERS, NUM_EVENTS).tolist()
+    items = (random.pareto(1.2, NUM_EVENTS) * 6 % NUM_ITEMS).astype(int).tolist()
+    times = (START + np.sort(random.integers(0, 90 * 86_400, NUM_EVENTS))).tolist()
+    return list(zip(users, items, times, strict=True))
+
+
+def write(
+    path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]], mark: str = ",", **how: Any
+) -> Path:
+    text = io.StringIO()
+    csv.writer(text, delimiter=mark, lineterminator="\n").writerows([header, *rows])
+    path.write_bytes(text.getvalue().encode(how.get("encoding", "utf-8")))
+    return path
+
+
+def at(time: int, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    return datetime.fromtimestamp(time, UTC).strftime(form)
+
+
+def source_of(*files: Path) -> CanonicalSource:
+    source = look([str(file) for file in files]).config.data.source
+    assert isinstance(source, CanonicalSource)
+    return source
+
+
+def columns_of_events(source: CanonicalSource) -> dict[str, str]:
+    return {name: to for name, to in source.rename["events"].items() if isinstance(to, str)}  # type: ignore[union-attr]
+
+
+def test_customer_and_not_the_receipt_is_the_user(tmp_path: Path) -> None:
+    rows = [
+        (f"B{t // 86_400}{u}", f"{u:06}", f"{i:05}", "1,5", at(t, "%d.%m.%Y %H:%M"))
+        for u, i, t in pairs()
+    ]
+    path = write(
+        tmp_path / "kasse.csv",
+        ["Bon-Nr", "Kundennummer", "Artikelnummer", "Menge", "Datum"],
+        rows,
+        ";",
+    )
+    assert columns_of_events(source_of(path)) | {"Menge": ""} == {
+        "Kundennummer": "user_id",
+        "Artikelnummer": "item_id",
+        "Menge": "",
+        "Datum": "timestamp",
+    }
+
+
+def test_yearly_files_with_columns_in_another_order_are_one_table(tmp_path: Path) -> None:
+    rows = [(f"m{u}", f"b{i}", at(t, "%d-%b-%Y"), "") for u, i, t in pairs()]
+    one = write(tmp_path / "loans_2023.csv", ["member", "book", "loaned", "returned"], rows[:700])
+    other = write(
+        tmp_path / "loans_2024.csv",
+        ["book", "returned", "member", "loaned"],
+        [(b, end, m, begin) for m, b, begin, end in rows[700:]],
+    )
+    source = source_of(one, other)
+    read = read_all(open_source(source).pieces()["events"])
+    assert read.num_rows == NUM_EVENTS and read.column(schema.REASON).null_count == NUM_EVENTS
+
+
+def test_files_of_event_types_may_have_other_columns(tmp_path: Path) -> None:
+    events = pairs()
+    views = [(f"c{u}", f"j{i}", at(t), "mail") for u, i, t in events]
+    done = [(n, f"c{u}", f"j{i}", at(t + 60), "open") for n, (u, i, t) in enumerate(events[::9])]
+    found = look(
+        [
+            str(write(tmp_path / "job_views.csv", ["person", "job", "viewed_at", "via"], views)),
+            str(
+                write(
+                    tmp_path / "applications.csv",
+                    ["application_id", "person", "job", "applied_at", "status"],
+                    done,
+                )
+            ),
+        ]
+    )
+    source = found.config.data.source
+    assert isinstance(source, CanonicalSource)
+    assert set(source.type_files) == {"view", "application"}
+    assert found.config.data.targets == ["application"]
+    read = read_all(open_source(source).pieces()["events"])
+    assert read.num_rows == len(views) + len(done)
+    assert read.column(schema.TIMESTAMP).null_count == 0
+
+
+def test_time_of_the_event_is_before_the_times_that_it_is_about(tmp_path: Path) -> None:
+    rows = [
+        (f"g{u}", f"h{i}", at(t + 9 * 86_400, "%m/%d/%Y"), at(t, "%m/%d/%Y"), 9)
+        for u, i, t in pairs()
+    ]
+    path = write(
+        tmp_path / "bookings.csv", ["guest", "hotel", "check_in", "booked_on", "lead_time"], rows
+    )
+    assert columns_of_events(source_of(path)) == {
+        "guest": "user_id",
+        "hotel": "item_id",
+        "booked_on": "timestamp",
+    }
+
+
+def test_channel_is_no_event_type(tmp_path: Path) -> None:
+    rows = [(f"u{u}", f"i{i}", at(t), ["search", "mail", "home"][t % 3]) for u, i, t in pairs()]
+    path = write(tmp_path / "views.csv", ["user", "item", "time", "source"], rows)
+    assert "event_type" not in columns_of_events(source_of(path)).values()
+
+
+def test_times_of_two_systems_in_one_column_are_read(tmp_path: Path) -> None:
+    rows = [
+        (f"u{u}", f"i{i}", t * 1000 if u % 2 else at(t, "%Y-%m-%dT%H:%M:%SZ"))
+        for u, i, t in pairs()
+    ]
+    source = source_of(write(tmp_path / "log.csv", ["user", "item", "saved"], rows))
+    assert columns_of_events(source)["saved"] == "timestamp"
+    times = read_all(open_source(source).pieces()["events"]).column(schema.TIMESTAMP)
+    assert [moment.timestamp() for moment in times.to_pylist()] == [t for _, _, t in pairs()]
+
+
+@pytest.mark.parametrize("mark", [".", ","])
+def test_serial_dates_of_spreadsheets_are_read(mark: str, tmp_path: Path) -> None:
+    rows = [
+        (f"Flat {u}", f"tool {i}", f"{t / 86_400 + 25_569:.6f}".replace(".", mark))
+        for u, i, t in pairs()
+    ]
+    source = source_of(write(tmp_path / "lent.csv", ["Who", "Tool", "Borrowed on"], rows, ";"))
+    assert source.time_format == "serial"
+    times = read_all(open_source(source).pieces()["events"]).column(schema.TIMESTAMP)
+    apart = [
+        moment.timestamp() - t for moment, (_, _, t) in zip(times.to_pylist(), pairs(), strict=True)
+    ]
+    assert max(map(abs, apart)) <= 1
+
+
+def test_chinese_files_in_their_usual_encoding_are_read(tmp_path: Path) -> None:
+    rows = [
+        (10_000 + u, f"SP{i:05}", ["浏览", "购买"][t % 5 == 0], at(t, "%Y年%m月%d日 %H:%M"))
+        for u, i, t in pairs()
+    ]
+    items = [
+        (
+            f"SP{i:05}",
+            f"园艺烤箱{'机器人拼图娃娃'[i % 7]}种子{'花盆土壤'[i % 4]}{'春夏秋冬风'[i % 5]}",
+            f"类{i % 4}",
+        )
+        for i in range(NUM_ITEMS)
+    ]
+    names = ["用户编号", "商品编号", "行为类型", "时间"]
+    found = look(
+        [
+            str(write(tmp_path / "日志.csv", names, rows, encoding="gb18030")),
+            str(
+                write(
+                    tmp_path / "商品.csv", ["商品编号", "名称", "类别"], items, encoding="gb18030"
+                )
+            ),
+        ]
+    )
+    data = found.config.data
+    assert isinstance(data.source, CanonicalSource)
+    canonical = ["user_id", "item_id", "event_type", "timestamp"]
+    assert columns_of_events(data.source) == dict(zip(names, canonical, strict=True))
+    assert data.targets == ["购买"] and data.text.fields == ["名称"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("shift_jis", "顧客番号,ロボットのパズル,ギターとピアノ"),
+        ("euc_jp", "顧客番号,ロボットのパズル,ギターとピアノ"),
+        ("euc_kr", "고객번호,로봇 퍼즐 인형,음악"),
+        ("big5", "用戶編號,小說詩歌漫畫日記,購買時間"),
+        ("koi8_r", "покупатель,Робот пазл кукла"),
+        ("cp1251", "покупатель,Робот пазл кукла"),
+        ("cp1252", "élève,à l’école"),
+        ("latin-1", "Käufer,Größe,Öl"),
+    ],
+)
+def test_encoding_is_found_from_the_letters(encoding: str, text: str) -> None:
+    assert encoding_of(f"{text}\n1,a,2\n".encode(encoding)) == encoding
+
+
+def test_title_with_commas_is_no_list_and_short_texts_that_repeat_are_categories(
+    tmp_path: Path,
+) -> None:
+    events = write(
+        tmp_path / "stays.csv",
+        ["guest", "hotel", "day"],
+        [(f"g{u}", f"h{i}", at(t)) for u, i, t in pairs()],
+    )
+    hotels = [
+        (
+            f"h{i}",
+            f"{('rose', 'lake', 'hill', 'park')[i % 4]} {i}, Inn",
+            ["New York", "San Jose"][i % 2],
+        )
+        for i in range(NUM_ITEMS)
+    ]
+    found = look(
+        [str(events), str(write(tmp_path / "hotels.csv", ["hotel", "name", "city"], hotels))]
+    )
+    assert found.config.data.knowledge.item_columns == ["city"]
+    assert found.config.data.text.fields == ["name", "city"]
+
+
+def test_items_that_never_repeat_are_no_items(tmp_path: Path) -> None:
+    rows = [(n, f"u{u}", at(t), "x") for n, (u, _, t) in enumerate(pairs())]
+    path = write(tmp_path / "orders.csv", ["order", "customer", "placed", "state"], rows)
+    with pytest.raises(SourceError, match="with repeated values"):
+        look([str(path)])
+
+
+def test_articles_in_the_cell_of_an_order_are_events(tmp_path: Path) -> None:
+    rows = [
+        (
+            n,
+            f"u{u}",
+            at(t, "%b %d, %Y"),
+            ", ".join(f"A{(i + k) % NUM_ITEMS}" for k in range(1 + u % 3)),
+        )
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    source = source_of(
+        write(tmp_path / "orders.csv", ["Order", "Customer", "Placed", "Articles"], rows)
+    )
+    assert source.lists == {"Articles": ", "}
+    read = read_all(open_source(source).pieces()["events"])
+    assert read.num_rows == sum(1 + u % 3 for u, _, _ in pairs())
+
+
+def test_lists_of_events_inside_users_are_events(tmp_path: Path) -> None:
+    by_user: dict[int, list[dict[str, Any]]] = {}
+    for u, i, t in pairs():
+        by_user.setdefault(u, []).append({"lesson": {"$oid": f"{i:024x}"}, "at": at(t)})
+    path = tmp_path / "progress.json"
+    path.write_text(
+        "".join(f"{json.dumps({'user': f'u{u}', 'done': done})}\n" for u, done in by_user.items())
+    )
+    source = source_of(path)
+    assert columns_of_events(source) == {
+        "user": "user_id",
+        "done.lesson": "item_id",
+        "done.at": "timestamp",
+    }
+    read = read_all(open_source(source).pieces()["events"])
+    assert read.num_rows == NUM_EVENTS and read.column(schema.REASON).null_count == NUM_EVENTS
+
+
+def test_matrix_of_users_and_items_has_its_own_message(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = [(f"R{n}", *random.choice(["", "1", "4", "5"], 30)) for n in range(80)]
+    path = write(tmp_path / "votes.csv", ["voter", *(f"Film {n}" for n in range(30))], rows)
+    with pytest.raises(SourceError, match="looks like a matrix.*melt"):
+        look([str(path)])
+
+
+@pytest.mark.parametrize("key", ["order_id", "id"])
+def test_lines_of_orders_get_the_customer_of_their_order(key: str, tmp_path: Path) -> None:
+    orders: dict[tuple[int, int], int] = {}
+    lines = [
+        (orders.setdefault((u, t // 600_000), len(orders) + 1), f"p{i}") for u, i, t in pairs()
+    ]
+    heads = [(n, f"c{u}", at(t * 600_000), t % 24) for (u, t), n in orders.items()]
+    found = look(
+        [
+            str(write(tmp_path / "order_lines.csv", ["order_id", "product"], lines)),
+            str(
+                write(tmp_path / "orders.csv", [key, "customer", "ordered_at", "order_hour"], heads)
+            ),
+        ]
+    )
+    source = found.config.data.source
+    assert isinstance(source, CanonicalSource)
+    column = "order_id" if key == "order_id" else "order_id = id"
+    assert source.lookup == {column: [str(tmp_path / "orders.csv")]}
+    assert columns_of_events(source) == {
+        "customer": "user_id",
+        "product": "item_id",
+        "ordered_at": "timestamp",
+    }
+    read = read_all(open_source(source).pieces()["events"])
+    assert len(set(read.column(schema.USER_ID).to_pylist())) == NUM_USERS
+    assert read.column(schema.REASON).null_count == read.num_rows == NUM_EVENTS
+
+
+@pytest.mark.parametrize(
+    ("day", "clock"), [("%Y-%m-%d", "%H:%M:%S"), ("%d.%m.%Y", "%H:%M"), ("%Y-%m-%d", "%I:%M %p")]
+)
+def test_day_and_time_of_day_in_two_columns_are_one_time(
+    day: str, clock: str, tmp_path: Path
+) -> None:
+    rows = [(at(t, day), at(t, clock), f"L{u:04}", f"{i:04}", 1) for u, i, t in pairs()]
+    names = ["date", "time", "loyalty_card_user", "article", "pieces"]
+    source = source_of(write(tmp_path / "sales.csv", names, rows))
+    assert source.clock == "time"
+    times = read_all(open_source(source).pieces()["events"]).column(schema.TIMESTAMP)
+    step = 1 if "S" in clock else 60
+    seconds = [moment.timestamp() for moment in times.to_pylist()]
+    assert seconds == [t // step * step for _, _, t in pairs()]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("shop.db", b"SQLite format 3\0....", "an SQLite database; export its tables"),
+        ("a.txt", "u\ti\nv\tj\n".encode("utf-16"), "Unicode text.*save it as UTF-8"),
+        (
+            "report.csv",
+            b"Sales\nMay\n\nuser,item,day\n" + b"u1,i1,2024-05-01\n" * 60,
+            "without the first 2 lines they are a table",
+        ),
+    ],
+)
+def test_file_of_another_kind_has_a_message_with_the_cure(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        look([str(tmp_path / name)])
