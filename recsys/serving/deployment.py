@@ -25,13 +25,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.serving.access import Tokens
+from recsys.serving.admission import Limits
 from recsys.serving.calls import STOCK, CallError, Reply
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import NOT_READY, SOON, Front, limits_of
+from recsys.serving.large_calls import Slices, read_ahead
 from recsys.serving.listener import Listener
 from recsys.serving.model_holder import ModelHolder
 from recsys.serving.replica import LOOK_S, Replica
-from recsys.serving.service import Incoming, Limits, Slices, read_ahead
+from recsys.serving.service import Incoming
 from recsys.serving.stock import Stock
 
 if TYPE_CHECKING:  # imports torch, which only replicas need
@@ -54,7 +56,7 @@ class Reader:
         os.nice(_NICE)
 
     def read(self, path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
-        """As :func:`~recsys.serving.service.read_ahead`."""
+        """As :func:`~recsys.serving.large_calls.read_ahead`."""
         return read_ahead(path, body, limits, num_scored)
 
 

@@ -23,11 +23,12 @@ from typing import Any, Final, Protocol
 from recsys.config import ServeConfig
 from recsys.errors import UserError
 from recsys.serving.access import Tokens
+from recsys.serving.admission import Limits, admit, too_large
 from recsys.serving.api_page import docs
 from recsys.serving.calls import DOCS, METHODS, CallError, Reply, refusal
 from recsys.serving.counts import Counts
 from recsys.serving.openapi import OPEN_TO_ALL
-from recsys.serving.service import INTERNAL, Incoming, Limits, admit, health, too_large
+from recsys.serving.service import INTERNAL, Incoming, health
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -23,10 +23,12 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from recsys.config import ServeConfig
+from recsys.serving.admission import Limits
 from recsys.serving.calls import CallError, Reply
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import SOON
-from recsys.serving.service import Incoming, Job, Limits, Outcome, service_of
+from recsys.serving.requests import Job
+from recsys.serving.service import Incoming, Outcome, service_of
 from recsys.serving.stock import Stock, StockChange
 
 if TYPE_CHECKING:  # imports torch, which only replicas need

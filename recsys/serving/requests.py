@@ -158,6 +158,7 @@ class SimilarRequest(Rules):
 
 
 AnyRequest = Request | SimilarRequest
+Job = list[AnyRequest]  # the requests of one call, or of a slice of it
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ a call, refusals, and that no request is lost when the model changes can be test
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -19,7 +18,7 @@ from uuid import uuid4
 
 from recsys.config import ServeConfig
 from recsys.errors import RequestError, UserError
-from recsys.serving.access import check_token, token_sha256
+from recsys.serving.admission import Limits, admit, too_large
 from recsys.serving.answer_log import AnswerLog, lines_of
 from recsys.serving.api_page import docs
 from recsys.serving.calls import (
@@ -31,7 +30,6 @@ from recsys.serving.calls import (
     SIMILAR,
     STOCK,
     CallError,
-    Form,
     Reply,
     answers_json,
     joined,
@@ -45,18 +43,15 @@ from recsys.serving.counts import Counts, exposition
 from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.large_call_queue import LargeCallQueue
-from recsys.serving.openapi import OPEN_TO_ALL, VERSION_HEADER, ServerFacts, document
-from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
-from recsys.serving.size import Bounds, slices
+from recsys.serving.large_calls import Slices
+from recsys.serving.openapi import VERSION_HEADER, ServerFacts, document
+from recsys.serving.requests import Answer, AnyAnswer, Job, Request
+from recsys.serving.size import slices
 from recsys.serving.stock import Stock, StockChange, parse_change
 
 if TYPE_CHECKING:  # import torch, which only processes that answer need
     from recsys.bundle.files import Bundle
     from recsys.serving.recommender import Recommender
-
-__all__ = ["Answered", "Incoming", "Job", "Limits", "Outcome", "Service", "token_sha256"]
-
-Job = list[AnyRequest]
 
 
 @dataclass(frozen=True)
@@ -83,57 +78,6 @@ _NUMBER: Final = re.compile(r"^request (\d+)")
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a call, and the hashes of the tokens."""
-
-    max_bytes: int
-    max_requests: int = 1000
-    token_sha256: str = ""  # of the token that callers must send; empty: none is required
-    max_answers: int = 100_000
-    max_scores: int = 500_000_000
-    stock_sha256: str | None = (
-        ""  # of the token of POST /stock; empty: the path is closed; None: already checked
-    )
-
-    @property
-    def bounds(self) -> Bounds:
-        """The limits on the size of a call."""
-        return Bounds(self.max_requests, self.max_answers, self.max_scores)
-
-    @property
-    def server(self) -> ServerFacts:
-        """The limits and tokens as the description of the server names them."""
-        return ServerFacts(
-            self.max_requests, self.max_bytes, bool(self.token_sha256), bool(self.stock_sha256)
-        )
-
-
-@dataclass(frozen=True)
-class Slices:
-    """A call that another process has read and cut: its rows as JSON lists."""
-
-    form: Form
-    parts: tuple[bytes, ...]
-    num_requests: int
-    longest: int  # items of the longest list
-    path: str = RECOMMEND
-
-    def requests(self) -> Iterator[Job]:
-        """The slices one by one, each parsed when it is needed.
-
-        Raises
-        ------
-        RequestError
-            A request is malformed.
-        """
-        first = 0
-        for part in self.parts:
-            rows = json.loads(part)
-            yield parse_rows(self.path, rows, first)
-            first += len(rows)
-
-
 @dataclass
 class _CallAnswers:
     """The answers to a call as JSON, the model versions behind them, and the log lines."""
@@ -152,65 +96,6 @@ class Incoming:
     headers: Mapping[str, str]  # names in lower case
     body: bytes = b""
     slices: Slices | None = None
-
-
-def admit(
-    method: str, path: str, headers: Mapping[str, str], tokens: Sequence[bytes], limits: Limits
-) -> None:
-    """Check the head of a call before any byte of its body is read.
-
-    Parameters
-    ----------
-    method : str
-        HTTP method.
-    path : str
-        Path without query.
-    headers : Mapping[str, str]
-        Headers, names in lower case.
-    tokens : Sequence[bytes]
-        Values of the Authorization headers.
-    limits : Limits
-        Limits of a call.
-
-    Raises
-    ------
-    CallError
-        400, 401, 403, 404, 405, 413 or 415.
-    """
-    takes = METHODS.get(path)
-    if takes is None:
-        raise CallError(404, f"{path[:100]}: no such path; expected one of: {', '.join(METHODS)}")
-    if method != takes:
-        raise CallError(405, f"{path}: got {method[:20]}, expected {takes}", (("Allow", takes),))
-    if path == STOCK:
-        _admit_stock(tokens, limits.stock_sha256)
-    elif path not in OPEN_TO_ALL:
-        check_token(tokens, limits.token_sha256)
-    if takes == "POST":
-        kind = headers.get("content-type", "application/json").split(";")[0].strip().lower()
-        if kind != "application/json":
-            raise CallError(415, f"Content-Type: got {kind[:80]}, expected application/json")
-    announced = headers.get("content-length", "0")
-    if announced.isascii() and announced.isdigit() and int(announced[:20]) > limits.max_bytes:
-        raise too_large(limits.max_bytes)
-
-
-def _admit_stock(tokens: Sequence[bytes], stock_sha256: str | None) -> None:
-    """Check the token of POST /stock, which is not the token of other calls.
-
-    Raises
-    ------
-    CallError
-        401 for a missing or wrong token, 403 where no token is configured.
-    """
-    if stock_sha256 == "":
-        raise CallError(
-            403,
-            "this server does not accept stock changes; to enable them, start it with"
-            " serve.stock_token_env",
-        )
-    if stock_sha256 is not None:
-        check_token(tokens, stock_sha256)
 
 
 @dataclass
@@ -522,52 +407,9 @@ def health(about: Mapping[str, Any]) -> Reply:
     )
 
 
-def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
-    """Read, check and cut a large body outside the process that answers; an error is returned, not
-    raised.
-
-    Parameters
-    ----------
-    path : str
-        Path of the call.
-    body : bytes
-        Its body.
-    limits : Limits
-        Limits of a call.
-    num_scored : int
-        Number of items that the model scores for one request.
-    """
-    try:
-        rows = read_rows(path, body)
-        limits.bounds.check_number(len(rows.rows))
-        requests = parse_rows(path, rows.rows)
-        limits.bounds.check(requests, num_scored)
-    except CallError as error:
-        return error
-    except UserError as error:
-        return CallError(400, str(error))
-    parts = tuple(json.dumps(rows.rows[cut]).encode() for cut in slices(requests, num_scored))
-    return Slices(
-        rows.form,
-        parts,
-        len(requests),
-        max((request.depth for request in requests), default=1),
-        path,
-    )
-
-
 def _renumbered(error: RequestError, first: int) -> RequestError:
     """The same error with the number of its request counted from the beginning of the call."""
     return RequestError(_NUMBER.sub(lambda found: f"request {int(found[1]) + first}", str(error)))
-
-
-def too_large(max_bytes: int) -> CallError:
-    """The refusal of a body that is too large."""
-    return CallError(
-        413,
-        f"the body has more than {max_bytes} bytes (serve.max_bytes); send fewer requests in a"
-        " call",
-    )
 
 
 def _version(about: Mapping[str, Any]) -> str:

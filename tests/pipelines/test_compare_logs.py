@@ -17,12 +17,14 @@ import pytest
 
 from pipelines.cli import main
 from recsys.config import ServeConfig
+from recsys.serving.admission import Limits
 from recsys.serving.answer_log import read_logs
 from recsys.serving.attribution import Events, attributed
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
-from recsys.serving.service import Incoming, Job, Limits, Outcome, service_of
+from recsys.serving.requests import Job
+from recsys.serving.service import Incoming, Outcome, service_of
 from tests.handmade import small_model, small_world
 
 Captured = pytest.CaptureFixture[str]

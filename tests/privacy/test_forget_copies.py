@@ -28,9 +28,10 @@ from recsys.export.forget import Exported
 from recsys.privacy.footprints import Traces
 from recsys.privacy.rows import RowFinder
 from recsys.registry.copies import FOLDER, Copy, of_models, of_run, owner_of, remember
+from recsys.serving.admission import Limits
 from recsys.serving.answer_log import AnswerLog, read_logs, remove_rows
 from recsys.serving.bundles import read_bundle
-from recsys.serving.service import Incoming, Limits, service_of
+from recsys.serving.service import Incoming, service_of
 from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]

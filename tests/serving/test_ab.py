@@ -22,14 +22,15 @@ from recsys.bundle.files import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.registry.mlflow_client import client
+from recsys.serving.admission import Limits
 from recsys.serving.answer_log import AnswerLog, read_logs
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.experiment_split import Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
-from recsys.serving.requests import Request
-from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, service_of
+from recsys.serving.requests import Job, Request
+from recsys.serving.service import Incoming, Outcome, Service, service_of
 from recsys.serving.stock import StockChange
 from tests.handmade import small_model, small_world
 

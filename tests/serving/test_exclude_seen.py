@@ -10,12 +10,13 @@ import pytest
 
 from recsys.config.verbs import RecommendConfig
 from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, _rows, request_schema, signature
+from recsys.serving.admission import Limits
 from recsys.serving.answer_rows import user_table
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.requests import Request
-from recsys.serving.service import Answered, Limits, Service
+from recsys.serving.service import Answered, Service
 from tests.handmade import small_model, small_world
 
 K = 12  # every item

@@ -16,10 +16,12 @@ import pytest
 
 from recsys.errors import ConfigError
 from recsys.serving import front
+from recsys.serving.access import token_sha256
+from recsys.serving.admission import Limits
 from recsys.serving.calls import Reply, reply_json
 from recsys.serving.front import Front, TimeLimits
 from recsys.serving.listener import Listener
-from recsys.serving.service import Incoming, Limits, token_sha256
+from recsys.serving.service import Incoming
 
 TOKEN = "open sesame, please"
 

@@ -32,6 +32,8 @@ from recsys.errors import RequestError
 from recsys.registry.followed_model import FollowedModel
 from recsys.retrieval.conditions import OPERATORS, parse_filters
 from recsys.retrieval.item_attributes import ItemAttributes
+from recsys.serving.access import token_sha256
+from recsys.serving.admission import Limits
 from recsys.serving.answer_log import AnswerLog
 from recsys.serving.api_page import docs
 from recsys.serving.bundles import read_bundle, write_bundle
@@ -43,9 +45,9 @@ from recsys.serving.front import Front, TimeLimits
 from recsys.serving.listener import Listener
 from recsys.serving.model_facts import Attribute, ModelFacts, facts_of
 from recsys.serving.openapi import OPEN_TO_ALL, STATUSES, ServerFacts, document
-from recsys.serving.requests import Request, SimilarRequest
+from recsys.serving.requests import Job, Request, SimilarRequest
 from recsys.serving.schemas import READ, WRITTEN
-from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, token_sha256
+from recsys.serving.service import Incoming, Outcome, Service
 from recsys.serving.stock import parse_change
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, write_dataset

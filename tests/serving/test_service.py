@@ -17,22 +17,16 @@ import pytest
 from recsys.bundle.files import Bundle
 from recsys.errors import ConfigError, RequestError
 from recsys.registry.followed_model import FollowedModel
+from recsys.serving.access import token_sha256
+from recsys.serving.admission import Limits
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import CallError
 from recsys.serving.counts import Counts, exposition
+from recsys.serving.large_calls import Slices, read_ahead
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_any, parse_requests
-from recsys.serving.service import (
-    Answered,
-    Incoming,
-    Job,
-    Limits,
-    Outcome,
-    Service,
-    Slices,
-    read_ahead,
-    token_sha256,
-)
+from recsys.serving.requests import Job
+from recsys.serving.service import Answered, Incoming, Outcome, Service
 from recsys.serving.stock import Stock, StockChange, read_stock, write_stock
 from tests.handmade import small_model, small_world
 

@@ -38,12 +38,13 @@ from recsys.registry.mlflow_client import active_uris, client, tracking_uri
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker
 from recsys.serving import model_holder
+from recsys.serving.admission import Limits
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.model_holder import ModelHolder
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_any, parse_requests
-from recsys.serving.service import Answered, Limits, Service
+from recsys.serving.service import Answered, Service
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, write_dataset
 
