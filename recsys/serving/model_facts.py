@@ -68,7 +68,7 @@ def facts_of(bundle: Bundle) -> ModelFacts:
     return ModelFacts(
         tuple(bundle.item_ids[row] for row in popular),
         tuple(bundle.titles[row] for row in popular),
-        {name: _attribute_of(column) for name, column in columns.items()},
+        {name: attribute_of(column) for name, column in columns.items()},
         {one.name: Attribute(one.kind) for one in (profile.users if profile else ())},
         {
             one.name: Attribute("number")
@@ -81,7 +81,8 @@ def facts_of(bundle: Bundle) -> ModelFacts:
     )
 
 
-def _attribute_of(column: Column) -> Attribute:
+def attribute_of(column: Column) -> Attribute:
+    """What a column of items holds."""
     if not isinstance(column, Numbers):
         kind: Kind = "category" if column.starts_N1 is None else "list"
         names = [name for name in column.names[: 2 * _NUM_EXAMPLES] if name]

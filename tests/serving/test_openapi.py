@@ -37,13 +37,13 @@ from recsys.serving.admission import Limits
 from recsys.serving.answer_log import AnswerLog
 from recsys.serving.api_page import docs
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.serving.calls import METHODS, RECOMMEND, Reply, parse_rows, read_rows
+from recsys.serving.calls import METHODS, RECOMMEND, CallError, Reply, parse_rows, read_rows
 from recsys.serving.experiment_split import Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.field_texts import DESCRIPTIONS
 from recsys.serving.front import Front, TimeLimits
 from recsys.serving.listener import Listener
-from recsys.serving.model_facts import Attribute, ModelFacts, facts_of
+from recsys.serving.model_facts import Attribute, ModelFacts, attribute_of, facts_of
 from recsys.serving.openapi import OPEN_TO_ALL, STATUSES, ServerFacts, document
 from recsys.serving.requests import Job, Request, SimilarRequest
 from recsys.serving.schemas import READ, WRITTEN
@@ -228,7 +228,7 @@ VALUES: list[Any] = [
 def accepts(parse: Any, *given: Any) -> bool:
     try:
         parse(*given)
-    except (RequestError, ValueError):
+    except (CallError, RequestError, ValueError):
         return False
     return True
 
@@ -300,16 +300,7 @@ def test_schema_of_invocations_accepts_what_the_parser_accepts() -> None:
         parse_rows("/invocations", read_rows("/invocations", json.dumps(body).encode()).rows)
 
     for body in bodies:
-        assert schema.is_valid(body) == accepts_call(parse, body), body
-
-
-def accepts_call(parse: Any, body: Any) -> bool:
-    from recsys.serving.calls import CallError
-
-    try:
-        return accepts(parse, body)
-    except CallError:
-        return False
+        assert schema.is_valid(body) == accepts(parse, body), body
 
 
 def test_schema_of_filters_accepts_what_the_attributes_accept(
@@ -525,9 +516,7 @@ def test_attributes_without_values_are_described() -> None:
     columns = ItemAttributes.of(
         pa.table({"price": pa.array([None, None], pa.float64())}), 2
     ).columns
-    from recsys.serving.model_facts import _attribute_of
-
-    assert _attribute_of(columns["price"]) == Attribute("number")
+    assert attribute_of(columns["price"]) == Attribute("number")
     assert np.isnan(columns["price"].values_N).all()
 
 
