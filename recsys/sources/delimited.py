@@ -132,27 +132,33 @@ def with_constants(raw: pa.Table, constants: Mapping[str, str]) -> pa.Table:
 def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.Table:
     """Check raw rows, add provenance and insert the unreadable rows in the order of the file."""
     base = origin.index * FILE_STRIDE
-    places = cells.rows + base
+    order_of_rows = cells.rows + base
     for lookup in layout.lookups:
         raw = lookup.added_to(raw)
     if layout.clock:
         raw = with_clock(raw, layout.clock)
     if layout.lists:
         raw, cells, order = _members(raw, cells, layout)
-        places = order + base
+        order_of_rows = order + base
     checked = check_rows(raw, layout)
     provenance = {
         schema.FILE: pa.repeat(pa.scalar(origin.file, pa.string()), raw.num_rows),
         schema.ROW: pa.array(cells.rows),
-        schema.ORDER: pa.array(places),
+        schema.ORDER: pa.array(order_of_rows),
         schema.RAW: raw_text(cells.table, checked.column(schema.REASON), origin.delimiter),
     }
     good = finish(checked, layout, provenance)
     if not cells.broken_rows:
         return good
     scale = MOST_MEMBERS if layout.lists else 1
-    order = [base + row * scale for row in cells.broken_rows]
-    broken = bad_rows(layout, UNREADABLE, origin.file, cells.broken_rows, cells.broken_texts, order)
+    broken = bad_rows(
+        layout,
+        UNREADABLE,
+        origin.file,
+        cells.broken_rows,
+        cells.broken_texts,
+        [base + row * scale for row in cells.broken_rows],
+    )
     if cells.broken_reasons:
         position = broken.schema.get_field_index(schema.REASON)
         broken = broken.set_column(
