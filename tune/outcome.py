@@ -72,7 +72,7 @@ def best_yaml(plan: Plan, dataset: str, path: Path) -> str:
     del tree["tune"]
     best = plan.best()
     seeds = f"mean of {len(best.values)} seeds" if len(best.values) > 1 else "one seed"
-    changed = "".join(f"#   {path}: {json.dumps(value)}\n" for path, value in changes(plan).items())
+    changed = "".join(f"#   {key}: {json.dumps(value)}\n" for key, value in changes(plan).items())
     return (
         f"# trial {best.trials[0].name} of a sweep of {len(plan.ledger.searched())} trials: "
         f"{plan.config.train.metric} {best.mean:.4f} on validation, {seeds}\n"

@@ -274,12 +274,12 @@ def _dataset(root: str) -> PreparedDataset:
 def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
     """Replace earlier checkpoints by a new one, atomically."""
     aside = folder / f".{_CHECKPOINT}{os.getpid()}"
-    checkpoint = folder / f"{_CHECKPOINT}{time.time_ns()}"
+    kept = folder / f"{_CHECKPOINT}{time.time_ns()}"
     with suppress(OSError):  # with a full disk the trial cannot be resumed, but it continues
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(checkpoint, aside)
         earlier = list(folder.glob(f"{_CHECKPOINT}*"))
-        aside.rename(checkpoint)
+        aside.rename(kept)
         for other in earlier:
             shutil.rmtree(other, ignore_errors=True)
 

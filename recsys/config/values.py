@@ -26,32 +26,38 @@ def metric_kind(text: str) -> str:
     >>> metric_kind("NDCG")
     'ndcg'
     """
-    kind = text.strip()
-    if kind.lower() in ACCURACY:
-        return kind.lower()
-    offer = resolve(METRICS, kind)
-    if offer is None:
-        raise ValueError(
-            f"unknown metric; expected {one_of([*ACCURACY, *offers(METRICS)])}, or module:function"
-        )
-    load_function(offer)
+    kind = _kind_of(text.strip())
+    if kind is None:
+        known = one_of([*ACCURACY, *offers(METRICS)])
+        raise ValueError(f"unknown metric; expected {known}, or module:function")
     return kind
 
 
 def metric_name(text: str) -> str:
-    """The standard spelling of a metric.
+    """The standard spelling of a metric with its cut-off.
 
     >>> metric_name("NDCG@10")
     'ndcg@10'
     """
-    kind, _, k = (part.strip() for part in text.partition("@"))
-    digits = k.isascii() and k.isdigit() and len(k) < 10
-    if not digits or not 1 <= int(k) <= MAX_K:
-        names = ", ".join(f"{kind}@K" for kind in ACCURACY)
+    name, _, k = (part.strip() for part in text.partition("@"))
+    is_number = k.isascii() and k.isdigit() and len(k) < 10
+    if not is_number or not 1 <= int(k) <= MAX_K or (kind := _kind_of(name)) is None:
+        known = ", ".join(f"{kind}@K" for kind in (*ACCURACY, *offers(METRICS)))
         raise ValueError(
-            f"unknown metric; expected one of {names}, with K from 1 to {MAX_K:,}, such as ndcg@20"
+            f"unknown metric; expected one of {known}, or module:function@K, with K from 1 to"
+            f" {MAX_K:,}, such as ndcg@20"
         )
-    return f"{metric_kind(kind)}@{int(k)}"
+    return f"{kind}@{int(k)}"
+
+
+def _kind_of(kind: str) -> str | None:
+    if kind.lower() in ACCURACY:
+        return kind.lower()
+    offer = resolve(METRICS, kind)
+    if offer is None:
+        return None
+    load_function(offer)
+    return kind
 
 
 MetricName = Annotated[str, AfterValidator(metric_name)]

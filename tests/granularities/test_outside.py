@@ -435,7 +435,7 @@ def test_metric_from_another_package_chooses_epochs_and_is_reported(
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("rbq@5", "expected 'hit', 'map', 'mrr', 'ndcg', 'precision' or 'recall', or module:func"),
+        ("rbq@5", "precision@K, recall@K, or module:function@K, with K from 1 to"),
         ("rbp:missing@5", "rbp:missing cannot be imported"),
         ("rbp:P@5", "rbp:P is not a function"),
         ("rbp:rbp", "with K from 1 to"),
