@@ -145,7 +145,22 @@ class GatedFusion(Fusion):
 
     @staticmethod
     def opened(gate_BK: Tensor, prior_K: Tensor, present_BK: Tensor) -> Tensor:
-        """λ_BK from gate and prior: a softmax over the present granularities, times K."""
+        """λ_BK from gate and prior: a softmax over the present granularities, times K.
+
+        Parameters
+        ----------
+        gate_BK : Tensor, [B, K] float
+            Logits of the gate, per query.
+        prior_K : Tensor, [K] float
+            Logits that all queries share.
+        present_BK : Tensor, [B, K] bool
+            Where a granularity has an input.
+
+        Returns
+        -------
+        Tensor, [B, K] float
+            Weights; each row sums to K, also where nothing is present.
+        """
         logits_BK = (gate_BK + prior_K).masked_fill(~present_BK, float("-inf"))
         nothing_B1 = ~present_BK.any(1, keepdim=True)
         return torch.softmax(logits_BK.masked_fill(nothing_B1, 0.0), dim=1) * present_BK.shape[1]

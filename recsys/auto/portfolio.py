@@ -76,6 +76,20 @@ def settings(traits: Traits) -> list[Setting]:
 def configured(config: Config, traits: Traits, setting: Setting | None) -> Config:
     """Build the configuration with the members and, if given, the trained granularities of a
     setting.
+
+    Parameters
+    ----------
+    config : Config
+        The user's configuration; keys set under ``train`` take precedence.
+    traits : Traits
+        What the dataset has, which selects the members.
+    setting : Setting or None
+        Trained granularities and training settings; None for members in closed form alone.
+
+    Returns
+    -------
+    Config
+        The configuration of one model, checked.
     """
     tree = config.model_dump(mode="json")
     given = config.train.model_dump(mode="json", exclude_unset=True)

@@ -88,6 +88,23 @@ def weight_variants(
     Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` uses one λ
     for all, and ``constant`` uses the mean of a gate over the queries, which shows what weights per
     user add.
+
+    Parameters
+    ----------
+    model : AblatedModel
+        The trained model.
+    section : ModelConfig
+        Its configuration: kind of fusion and configured weights.
+    queries : Queries
+        Queries over which the mean of a gate is taken.
+    chunk : int
+        Queries that are scored at once.
+
+    Returns
+    -------
+    Iterator of Variant
+        Variants of the groups ``off`` and ``alone`` (with two or more granularities) and
+        ``fusion``.
     """
     names = list(model.names)
     if len(names) > 1:
@@ -139,6 +156,20 @@ def compare_variants(
 def ablation_report(model: AblatedModel, ranking: Ranking, config: Config) -> dict[str, Any]:
     """The content of ``metrics.json``'s ``ablation``: the full model and every variant that needs
     no training.
+
+    Parameters
+    ----------
+    model : AblatedModel
+        The trained model.
+    ranking : Ranking
+        Its ranking of the test queries.
+    config : Config
+        Main metric, fusion, bootstrap and chunk size.
+
+    Returns
+    -------
+    dict
+        Plain JSON: ``metric``, ``fusion_kind``, ``full`` and ``weights_changed``.
     """
     variants = weight_variants(model, config.model, ranking.queries, config.evaluate.chunk_users)
     return {
@@ -158,7 +189,24 @@ def main_values(ranking: Ranking, train: TrainConfig) -> Array:
 def ranked_values(
     scorer: Scorer, queries: Queries, train: TrainConfig, evaluate: EvaluateConfig
 ) -> Array:
-    """The main metric of a scorer for every query: [B]. The queries must be those of a ranking."""
+    """The main metric of a scorer for every query: [B]. The queries must be those of a ranking.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        The recommender to rank with.
+    queries : Queries
+        Queries of a ranking, each with a target that counts.
+    train : TrainConfig
+        Main metric with its cut-off.
+    evaluate : EvaluateConfig
+        Whether seen items are left out, and the chunk size.
+
+    Returns
+    -------
+    array, [B] float64
+        One value per query.
+    """
     k = parse_metric(train.metric).k
     return main_values(rank(scorer, queries, k, evaluate.exclude_seen, evaluate.chunk_users), train)
 

@@ -35,6 +35,24 @@ def check_fits(
 
     The baselines were fitted on ``histories``.
 
+    Parameters
+    ----------
+    model : frozen model
+        The model; without ``popularity_N`` it is not checked.
+    baselines : Mapping of str to Baseline
+        Fitted baselines by name; only those that fall back on popularity are checked.
+    histories : Histories
+        Histories on which the baselines were fitted.
+    dataset : PreparedDataset
+        The dataset of the run.
+    through : Split
+        Last split that the fit may use.
+
+    Returns
+    -------
+    Audit
+        The names of the checks that were made.
+
     Raises
     ------
     DataError
@@ -64,7 +82,22 @@ def check_fits(
 
 
 def users_of_items(histories: Histories, num_items: int, through: Split) -> Array:
-    """The number of different users of every item, in the splits through ``through``: [N]."""
+    """The number of different users of every item, in the splits through ``through``: [N].
+
+    Parameters
+    ----------
+    histories : Histories
+        Histories with at most one row per user.
+    num_items : int
+        Number of items N.
+    through : Split
+        Last split whose events count.
+
+    Returns
+    -------
+    array, [N] int64
+        Users of each item; a user counts once.
+    """
     users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     kept_E = histories.splits_E <= through
     pairs = np.unique(users_E[kept_E].astype(np.int64) * num_items + histories.items_E[kept_E])

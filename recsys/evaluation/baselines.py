@@ -259,7 +259,22 @@ class TargetEventsOnly(Baseline):
 
 
 def left_out(names: Sequence[str], histories: Histories, config: EvaluateConfig) -> dict[str, str]:
-    """The baselines that the data or the settings rule out, each with what is missing."""
+    """The baselines that the data or the settings rule out, each with what is missing.
+
+    Parameters
+    ----------
+    names : Sequence of str
+        Names of baselines.
+    histories : Histories
+        Histories of the dataset.
+    config : EvaluateConfig
+        Settings of the baselines.
+
+    Returns
+    -------
+    dict of str to str
+        Name to reason, for the baselines that cannot be fitted.
+    """
     found = {name: type(build_baseline(name, config)).lacks(histories, config) for name in names}
     return {name: why for name, why in found.items() if why}
 
@@ -281,6 +296,33 @@ def fit_baselines(
     None. If not all event types are predicted, each baseline is tried with all events and with
     events of the predicted types only; its constant ``events`` says which. ``evaluated_V`` marks
     the evaluated users; None for all. The result does not contain those of :func:`left_out`.
+
+    Parameters
+    ----------
+    names : Sequence of str
+        Names of the baselines to fit.
+    histories : Histories
+        Histories with all splits.
+    num_items : int
+        Number of items N.
+    config : EvaluateConfig
+        Settings of the baselines.
+    metric : str
+        Accuracy metric that the choice maximises, such as ``ndcg@20``.
+    refit : bool
+        Whether the final fit includes the validation events.
+    evaluated_V : array, [V] bool, or None
+        Users whose validation queries count; None for all.
+
+    Returns
+    -------
+    dict of str to Baseline
+        Fitted baselines by name, in the order of ``names``.
+
+    Raises
+    ------
+    ConfigError
+        ``metric`` is no accuracy metric.
     """
     parse_metric(metric, tuple(QUERY_METRICS))
     train = histories.through(Split.TRAIN)

@@ -53,6 +53,15 @@ def intervals(values: Mapping[str, Array], resamples: int, seed: int) -> dict[st
 
     All metrics are resampled together, with the same seed for every recommender. Efron 1979. Needs
     at least one query.
+
+    Parameters
+    ----------
+    values : Mapping of str to array, [B] float
+        Metric to one value per query.
+    resamples : int
+        Number of bootstrap draws R.
+    seed : int
+        Seed of the draws.
     """
     if not values:
         return {}
@@ -68,6 +77,22 @@ def intervals(values: Mapping[str, Array], resamples: int, seed: int) -> dict[st
 def compare(ours_B: Array, theirs_B: Array, resamples: int, seed: int) -> Comparison:
     """Paired bootstrap of mean(ours − theirs); see :func:`comparison`. Two equal recommenders have
     p = 1.
+
+    Parameters
+    ----------
+    ours_B : array, [B] float
+        Values of the first recommender, one per query.
+    theirs_B : array, [B] float
+        Values of the second one for the same queries.
+    resamples : int
+        Number of bootstrap draws R.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    Comparison
+        Mean difference, its 95 % interval and p-value.
     """
     assert ours_B.shape == theirs_B.shape, "a paired comparison needs the same queries"
     difference_B = ours_B - theirs_B
@@ -80,6 +105,22 @@ def compare_all(
 ) -> dict[str, Comparison]:
     """:func:`compare` with several recommenders at once; the queries are drawn once for all of
     them.
+
+    Parameters
+    ----------
+    ours_B : array, [B] float
+        Values of the first recommender, one per query.
+    theirs : Mapping of str to array, [B] float
+        Recommender to its values for the same queries.
+    resamples : int
+        Number of bootstrap draws R.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    dict of str to Comparison
+        Recommender to the comparison of ours − theirs.
     """
     if not theirs:
         return {}
@@ -117,6 +158,15 @@ def interval(value: float, drawn_R: Array) -> Interval:
 def bootstrap_means(values_BM: Array, resamples: int, seed: int) -> Array:
     """Means [R, M] of ``resamples`` draws of B queries with replacement; the draws depend only on B
     and the seed.
+
+    Parameters
+    ----------
+    values_BM : array, [B, M] float
+        Values of M metrics for B queries, with B ≥ 1.
+    resamples : int
+        Number of bootstrap draws R.
+    seed : int
+        Seed of the draws.
     """
     num_queries = len(values_BM)
     assert num_queries > 0, "nothing to resample"

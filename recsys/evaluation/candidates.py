@@ -51,6 +51,22 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
 
     Memory: 4 bytes per query, candidate and member, with at most :data:`BEST` candidates per
     member, or all items of a small catalogue.
+
+    Parameters
+    ----------
+    model : MemberScorer
+        The model, which gives the scores of each member.
+    queries : Queries
+        Validation queries; at most ``MAX_QUERIES`` of them are used, evenly spaced.
+    exclude_seen : bool
+        Whether items of the history are left out of lists and targets.
+    num_items : int
+        Number of items N.
+
+    Returns
+    -------
+    Candidates
+        Scores of every member, hits and listed places of Q queries and P candidates.
     """
     counted, _, _ = countable(queries, exclude_seen)
     if len(counted) > MAX_QUERIES:

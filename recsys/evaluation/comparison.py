@@ -23,6 +23,24 @@ def certainty(
     """Intervals of every recommender, and the paired comparison of the model with every baseline.
 
     ``model`` is the name of the model among the recommenders of ``values``.
+
+    Parameters
+    ----------
+    values : Mapping of str to (Mapping of str to array or float)
+        Recommender → metric → one value per query [B], or one value for all.
+    baselines : Mapping of str to Baseline
+        Fitted baselines by name; all are in ``values``.
+    model : str
+        Name of the model in ``values``.
+    config : Config
+        Main metric, number of resamples and seed.
+
+    Returns
+    -------
+    confidence : dict
+        ``level``, ``resamples``, and intervals of the model and the baselines.
+    comparison : dict
+        Paired differences on the main metric, and the best baseline on test and on validation.
     """
     main, resamples, seed = config.train.metric, config.evaluate.bootstrap, config.seed
     confidence = {

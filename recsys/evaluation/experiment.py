@@ -42,6 +42,28 @@ def outcomes(
     Every version must have an answer. ``reward_per_answer`` and ``rewarded_share`` (answers with a
     reward above 0) are over answers, ``reward_per_user`` is over users. A resampled user brings the
     answers of all versions, so versions that share users are compared correctly.
+
+    Parameters
+    ----------
+    users_A : array, [A] int
+        User of each answer, numbered from 0.
+    versions_A : array, [A] int
+        Version that gave the answer, 0 to V − 1; version 0 is the control.
+    rewards_A : array, [A] float
+        Reward of each answer.
+    num_versions : int
+        Number of versions V.
+    resamples : int
+        Number of bootstrap draws over users.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    outcomes : list of Outcome
+        One per version; differences are version − version 0.
+    num_mixed : int
+        Users with answers from two or more versions.
     """
     num_users = int(users_A.max()) + 1
     cells_A = users_A * num_versions + versions_A

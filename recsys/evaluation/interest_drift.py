@@ -55,6 +55,20 @@ def interest_drift_of(
     Each is ``{by, labels, events: [title], chosen: [label], times: [seconds], long: [[share]],
     immediate: [[share]] or None, share: float}`` with one entry per event. Shares are in the order
     of ``labels`` and sum to at most 1.
+
+    Parameters
+    ----------
+    model : FrozenModel
+        The model whose evolving state is read.
+    dataset : PreparedDataset
+        Its dataset, for titles and attributes of items.
+    queries : Queries
+        Queries, one user each.
+
+    Returns
+    -------
+    list of dict
+        One entry per query, plain JSON.
     """
     if not model.rolls_forward:
         return []
@@ -110,6 +124,20 @@ def _shares(scores_LN: Any, groups: Groups) -> Array:
 def find_groups(features: pa.Table, vectors_ND: Array, titles_N: Sequence[str]) -> Groups:
     """Groups by the attribute that is most like a category, or by neighbourhoods of item vectors if
     there is none.
+
+    Parameters
+    ----------
+    features : pyarrow Table
+        Items with their attributes, in the order of item indices.
+    vectors_ND : array, [N, D] float
+        Item vectors.
+    titles_N : Sequence of str
+        Title of each item.
+
+    Returns
+    -------
+    Groups
+        Name of the grouping, labels, and group of each item (−1 for none).
     """
     found = []
     for field in features.schema:

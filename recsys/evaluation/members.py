@@ -75,6 +75,22 @@ def shares(
     present, the query is ranked by popularity, as in the model. The trained granularities together
     are ``trained`` if there are closed-form ones as well. A granularity without any weight has no
     entry in ``alone``.
+
+    Parameters
+    ----------
+    model : SummedModel
+        The model, which gives the contributions of its granularities.
+    queries : Queries
+        Queries, each with a target that counts.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        Whether seen items are left out, and the chunk size.
+
+    Returns
+    -------
+    Shares
+        Granularity → main metric per query [B], alone and left out.
     """
     names, trained = list(model.names), list(model.trained_names)
     members = {name: [k] for k, name in enumerate(names)}

@@ -32,6 +32,20 @@ def recall_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     """Share of the targets that are in the first k: hits / targets, also when there are more
     targets than k.
 
+    Parameters
+    ----------
+    hits_BK : array, [B, K] bool
+        True where a rank holds a target, best rank first.
+    num_targets_B : array, [B] int
+        Number of targets of each query, at least 1.
+    k : int
+        Cut-off.
+
+    Returns
+    -------
+    array, [B] float64
+        One value per query, 0 to 1.
+
     >>> recall_at(np.array([[True, False, True]]), np.array([4]), 3)
     array([0.5])
     """
@@ -40,6 +54,20 @@ def recall_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
 
 def precision_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     """Share of the k places that hold a target: hits / k.
+
+    Parameters
+    ----------
+    hits_BK : array, [B, K] bool
+        True where a rank holds a target, best rank first.
+    num_targets_B : array, [B] int
+        Number of targets of each query; not used.
+    k : int
+        Cut-off.
+
+    Returns
+    -------
+    array, [B] float64
+        One value per query, 0 to 1.
 
     >>> precision_at(np.array([[True, False, True, False]]), np.array([4]), 4)
     array([0.5])
@@ -50,6 +78,20 @@ def precision_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
 def hit_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     """1 when any target is in the first k, else 0.
 
+    Parameters
+    ----------
+    hits_BK : array, [B, K] bool
+        True where a rank holds a target, best rank first.
+    num_targets_B : array, [B] int
+        Number of targets of each query; not used.
+    k : int
+        Cut-off.
+
+    Returns
+    -------
+    array, [B] float64
+        0 or 1 per query.
+
     >>> hit_at(np.array([[False, True], [False, False]]), np.array([1, 1]), 2)
     array([1., 0.])
     """
@@ -58,6 +100,20 @@ def hit_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
 
 def mrr_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     """1 / rank of the first target, 0 when none is in the first k.
+
+    Parameters
+    ----------
+    hits_BK : array, [B, K] bool
+        True where a rank holds a target, best rank first.
+    num_targets_B : array, [B] int
+        Number of targets of each query; not used.
+    k : int
+        Cut-off.
+
+    Returns
+    -------
+    array, [B] float64
+        One value per query, 0 to 1.
 
     >>> mrr_at(np.array([[False, True, True]]), np.array([2]), 3)
     array([0.5])
@@ -68,6 +124,20 @@ def mrr_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
 
 def map_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     """Average precision: Σ_r precision@r · hit_r / min(k, targets).
+
+    Parameters
+    ----------
+    hits_BK : array, [B, K] bool
+        True where a rank holds a target, best rank first.
+    num_targets_B : array, [B] int
+        Number of targets of each query, at least 1.
+    k : int
+        Cut-off.
+
+    Returns
+    -------
+    array, [B] float64
+        One value per query, 0 to 1.
 
     >>> map_at(np.array([[True, False, True]]), np.array([2]), 3)  # (1/1 + 2/3) / 2
     array([0.83333333])
@@ -80,6 +150,20 @@ def map_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
 def ndcg_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     """Binary NDCG: Σ_r hit_r / log2(r + 1), over the same sum for min(k, targets) hits in front
     (Järvelin 2002).
+
+    Parameters
+    ----------
+    hits_BK : array, [B, K] bool
+        True where a rank holds a target, best rank first.
+    num_targets_B : array, [B] int
+        Number of targets of each query, at least 1.
+    k : int
+        Cut-off.
+
+    Returns
+    -------
+    array, [B] float64
+        One value per query, 0 to 1.
 
     >>> ndcg_at(np.array([[False, False, True]]), np.array([1]), 3)  # 1 / log2(4)
     array([0.5])
@@ -189,6 +273,22 @@ def query_metrics(
 ) -> dict[str, Array]:
     """Every accuracy metric at every cut-off: name → [B] float64. Every query needs a target, and K
     ≥ max(ks). ``more`` names metrics of other packages.
+
+    Parameters
+    ----------
+    hits_BK : array, [B, K] bool
+        True where a rank holds a target, best rank first.
+    num_targets_B : array, [B] int
+        Number of targets of each query, at least 1.
+    ks : Sequence of int
+        Cut-offs; none is larger than K.
+    more : Sequence of str
+        Kinds of metrics of other packages, besides ours.
+
+    Returns
+    -------
+    dict of str to array, [B] float64
+        Metric, such as ``ndcg@20``, to one value per query.
     """
     assert hits_BK.shape[1] >= max(ks), f"lists of {hits_BK.shape[1]} for cut-offs up to {max(ks)}"
     assert len(num_targets_B) == 0 or num_targets_B.min() > 0, (
@@ -216,6 +316,20 @@ def novelty_of(items_BK: Array, counts_N: Array, k: int) -> Array:
     c are training counts; adding one keeps the value of items without training events finite. An
     empty list has 0. Source: Zhou et al. 2010, PNAS 107(10).
 
+    Parameters
+    ----------
+    items_BK : array, [B, K] int
+        Item indices of each list, best first; −1 is an empty place.
+    counts_N : array, [N] int
+        Training events of each item.
+    k : int
+        Cut-off.
+
+    Returns
+    -------
+    array, [B] float64
+        Bits per query.
+
     >>> novelty_of(np.array([[0, 1]]), np.array([1, 5]), 2).round(2)  # p = 2/8, 6/8
     array([1.21])
     """
@@ -232,6 +346,22 @@ def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) 
 
     Uses Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖² on unit vectors, so the cost is linear in k. A zero vector
     has cosine 0.
+
+    Parameters
+    ----------
+    items_BK : array, [B, K] int
+        Item indices of each list, best first; −1 is an empty place.
+    vectors_ND : array, [N, D] float
+        Item vectors of any length; the function normalises them.
+    k : int
+        Cut-off.
+    chunk : int
+        Lists that are computed at once; it bounds the memory.
+
+    Returns
+    -------
+    array, [B] float64
+        One value per query, 0 to 2.
 
     >>> vectors = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     >>> diversity_of(np.array([[0, 1, 2]]), vectors, 3).round(4)  # 1 − 1/3
@@ -253,7 +383,17 @@ def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) 
 
 
 def exposure(items_BK: Array, num_items: int, k: int) -> Array:
-    """Number of lists that have each item in the first k: [N] int64."""
+    """Number of lists that have each item in the first k: [N] int64.
+
+    Parameters
+    ----------
+    items_BK : array, [B, K] int
+        Item indices of each list, best first; −1 is an empty place.
+    num_items : int
+        Number of items N.
+    k : int
+        Cut-off.
+    """
     items = items_BK[:, :k]
     return np.bincount(items[items >= 0], minlength=num_items)
 
@@ -292,6 +432,22 @@ def list_metrics(
 
     Empty places of a list are −1. ``vectors_ND`` must be the same for all recommenders that are
     compared.
+
+    Parameters
+    ----------
+    items_BK : array, [B, K] int
+        Item indices of each list, best first.
+    counts_N : array, [N] int
+        Training events of each item.
+    vectors_ND : array, [N, D] float
+        Item vectors for the diversity.
+    ks : Sequence of int
+        Cut-offs.
+
+    Returns
+    -------
+    dict of str to array, [B] float64, or float
+        Metric, such as ``gini@20``, to its value or its values per query.
     """
     values: dict[str, Array | float] = {}
     for k in ks:

@@ -72,7 +72,22 @@ class Estimates:
 
 
 def estimate(trials: Trials, resamples: int, seed: int) -> Estimates:
-    """The value of the target per answer, by three estimators."""
+    """The value of the target per answer, by three estimators.
+
+    Parameters
+    ----------
+    trials : Trials
+        The shown items R with their rewards and weights, and the answers of U users.
+    resamples : int
+        Number of bootstrap draws over users.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    Estimates
+        Values and gains with intervals, effective sample size, largest weight and support.
+    """
     weights_R, rewards_R = trials.weights_R, trials.rewards_R
     q_shown_R, q_target_R = predicted(trials)
     columns = {

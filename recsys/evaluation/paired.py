@@ -27,6 +27,28 @@ def accuracy_of(
 ) -> tuple[Ranking, dict[str, Array]]:
     """One full ranking, and its accuracy metrics at every cut-off, one value per query that counts
     [B]. ``more`` names metrics of other packages.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        The recommender to rank with.
+    queries : Queries
+        Queries to rank; those without a target that counts are left out.
+    ks : list of int
+        Cut-offs.
+    exclude_seen : bool
+        Whether items of the history are left out of lists and targets.
+    chunk : int
+        Queries that are scored at once.
+    more : Sequence of str
+        Kinds of metrics of other packages.
+
+    Returns
+    -------
+    ranking : Ranking
+        Lists up to the largest cut-off.
+    metrics : dict of str to array, [B] float64
+        Metric, such as ``ndcg@20``, to one value per query.
     """
     ranking = rank(scorer, queries, max(ks), exclude_seen, chunk)
     return ranking, query_metrics(ranking.hits_BK, ranking.num_targets_B, ks, more)
@@ -39,6 +61,22 @@ def paired_metrics(
     bootstrap.
 
     Each p-value is for one metric; they are not corrected for the number of metrics.
+
+    Parameters
+    ----------
+    first : Mapping of str to array, [B] float
+        Metric to one value per query, of the first recommender.
+    second : Mapping of str to array, [B] float
+        The same metrics of the second one, for the same queries.
+    resamples : int
+        Number of bootstrap draws.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    dict of str to dict
+        Metric to ``first``, ``second``, ``difference``, ``low``, ``high`` and ``p``.
 
     >>> import numpy as np
     >>> same = {"hr@1": np.array([0.0, 1.0])}

@@ -255,6 +255,30 @@ def top_by_vectors(
     The item ``hidden_E[e]`` is left out for the user in row ``rows_E[e]``; rows must ascend.
     ``change`` may change the scores of some rows [r, N] in place. Memory: a buffer of 4 MB, or of
     16 rows for a large catalogue, not one for all users.
+
+    Parameters
+    ----------
+    users_bD : Tensor, [b, D] float
+        User vectors.
+    vectors_ND : Tensor, [N, D] float
+        Item vectors.
+    k : int
+        Length of the lists K.
+    rows_E : array, [E] int
+        Row of each hidden item, ascending.
+    hidden_E : array, [E] int
+        Items that are left out.
+    added : SparseScores or None
+        Numbers to add to the scores of a few items per row.
+    change : callable or None
+        Function of scores [r, N] and their slice of rows; it works in place, after ``added``.
+
+    Returns
+    -------
+    items_bK : array, [b, K] int32
+        Items, best first; −1 where the list ends early.
+    scores_bK : array, [b, K] float32
+        Their scores; −inf where the list ends early.
     """
     num_items = len(vectors_ND)
     size = max(

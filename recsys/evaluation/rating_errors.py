@@ -41,6 +41,23 @@ def rating_report(
     Baselines are fitted on the events through ``through``. The dampings of the ridge regression are
     chosen on validation, with a fit on training events only. Intervals are by bootstrap over users,
     since the events of one user are not independent.
+
+    Parameters
+    ----------
+    model : Rater
+        The model; without a rating head there are no figures.
+    dataset : PreparedDataset
+        Its dataset; events with a value are ratings.
+    config : Config
+        Bootstrap, chunk size and seed.
+    through : Split
+        Last split on which the baselines are fitted.
+
+    Returns
+    -------
+    dict
+        Plain JSON: ``events``, ``level``, ``model``, ``comparison``, ``baselines`` and ``ridge``,
+        or only ``skipped``.
     """
     histories = fitted_histories(dataset, config.evaluate, config.seed)
     fitted_on = histories.through(through)
@@ -76,6 +93,22 @@ def rating_report(
 
 def errors(differences_P: Array, users_P: Array, resamples: int, seed: int) -> dict[str, Any]:
     """RMSE = √mean(d²) and MAE = mean(|d|) over events, with intervals from resampled users.
+
+    Parameters
+    ----------
+    differences_P : array, [P] float
+        Predicted minus true value of each event.
+    users_P : array, [P] int
+        User of each event.
+    resamples : int
+        Number of bootstrap draws over users.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    dict
+        ``rmse``, ``mae``, and ``interval`` with [low, high] of both.
 
     >>> found = errors(np.array([1.0, -2.0, 0.0]), np.array([0, 0, 1]), 100, 0)
     >>> found["mae"], round(found["rmse"] ** 2, 6)

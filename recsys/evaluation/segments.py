@@ -184,6 +184,22 @@ def new_item_report(
 
     Empty if there is none. ``targets`` is their number, ``share`` their share of all targets,
     ``queries`` the number of queries with at least one.
+
+    Parameters
+    ----------
+    rankings : Mapping of str to Ranking
+        Recommender to its ranking of the same queries.
+    counts_N : array, [N] int
+        Training events of each item.
+    model : str
+        Name of the model in ``rankings``.
+    main : str
+        Main metric, such as ``ndcg@20``.
+
+    Returns
+    -------
+    dict
+        One label to ``queries``, ``targets``, ``share``, ``model`` and ``baselines``.
     """
     new_N = counts_N == 0
     any_ranking = rankings[model]

@@ -138,6 +138,20 @@ def described(features: pa.Table, number: int, text_fields: Collection[str] = ()
     """Which rows of a table of users or items have any attribute: bool. Ids and text columns do not
     count.
 
+    Parameters
+    ----------
+    features : pyarrow Table
+        Users or items with their attributes.
+    number : int
+        Number of rows of the table.
+    text_fields : Collection of str
+        Columns that are text and do not count.
+
+    Returns
+    -------
+    array, [number] bool
+        Whether the row has an attribute.
+
     >>> columns = {"age": [None, 3.0, None], "tags": [["x"], [], None]}
     >>> described(pa.table({"user_id": ["a", "b", "c"], **columns}), 3).tolist()
     [True, True, False]
@@ -226,6 +240,21 @@ def _entry(
 
 
 def signal_groups(queries: Queries, dataset: PreparedDataset, through: Split) -> dict[str, Array]:
-    """Label → mask over the queries [B] for every combination, as the gate checks them."""
+    """Label → mask over the queries [B] for every combination, as the gate checks them.
+
+    Parameters
+    ----------
+    queries : Queries
+        Queries with the targets that count.
+    dataset : PreparedDataset
+        Their dataset.
+    through : Split
+        Last split on which the model was fitted.
+
+    Returns
+    -------
+    dict of str to array, [B] bool
+        Label of each combination to its queries.
+    """
     found = combinations(query_signals(queries, dataset, through), len(queries))
     return {each.label: each.mask_B for each in found}

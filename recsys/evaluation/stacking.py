@@ -212,6 +212,22 @@ def values_of(scores_QP: Tensor, candidates: Candidates, kind: str, k: int) -> A
 
     For queries with few targets the ranks of the targets are counted, which is several times faster
     than finding the k best.
+
+    Parameters
+    ----------
+    scores_QP : Tensor, [Q, P] float
+        Score of each candidate.
+    candidates : Candidates
+        Which candidates are listed and which are targets.
+    kind : str
+        Kind of accuracy metric, such as ``ndcg``.
+    k : int
+        Cut-off.
+
+    Returns
+    -------
+    array, [Q] float64
+        One value per query.
     """
     rows_T, positions_T = candidates.targets
     hits_QK = np.zeros((len(candidates), k), dtype=bool)

@@ -85,6 +85,24 @@ def type_report(
     for a single type.
 
     A target with events of several types counts for each of them.
+
+    Parameters
+    ----------
+    rankings : Mapping of str to Ranking
+        Recommender to its ranking, over all targets.
+    queries : Queries
+        All queries, of which the rankings hold those that count.
+    event_types : Sequence of str
+        Name of each event type, by code.
+    train : TrainConfig
+        Main metric.
+    model : str
+        Name of the model in ``rankings``.
+
+    Returns
+    -------
+    dict of str to dict
+        Event type to figures, plain JSON.
     """
     ranking = rankings[model]
     ranked = queries.take(ranking.rows_B)

@@ -156,6 +156,22 @@ def exposure_report(
 
     ``disparity`` is the total variation ½ Σ_g |exposure_g − interactions_g|: the share of all
     exposure that would have to move so that exposure follows what people chose; 0 if it does.
+
+    Parameters
+    ----------
+    share_NG : array, [N, G] float
+        Share of each item that belongs to each group.
+    labels : tuple or list of str
+        Names of the G groups.
+    counts_N : array, [N] int
+        Training events of each item.
+    lists : Mapping of str to array, [B, K] int
+        Recommender to its lists; −1 is an empty place.
+
+    Returns
+    -------
+    dict
+        Plain JSON: ``labels``, ``items``, ``interactions``, ``exposure`` and ``disparity``.
     """
     wanted_G = shares_of(counts_N.astype(np.float64), share_NG)
     exposed = {
@@ -208,6 +224,23 @@ def popularity_bias(
     the users with the smallest share of head items in their profile (niche), the fifth with the
     largest share (blockbuster), the rest (diverse). Users without a profile and lists without items
     do not count.
+
+    Parameters
+    ----------
+    queries : Queries
+        The queries with their visible histories.
+    counts_N : array, [N] int
+        Training events of each item.
+    levels_N : array, [N] int
+        Popularity level of each item; 0 is the head.
+    lists : Mapping of str to array, [B, K] int
+        Recommender to its lists; −1 is an empty place.
+
+    Returns
+    -------
+    dict
+        Plain JSON: ``arp`` by recommender, and ``groups`` with ``queries``, ``profile`` and
+        ``lift``.
     """
     lengths_B = queries.histories.lengths_U
     rows = np.repeat(np.arange(len(queries)), lengths_B)
@@ -322,6 +355,24 @@ def user_group_report(
     difference between groups. The interval of a gap resamples the users of the best and the worst
     group. These two are found on the same users, so a gap between equal groups is not zero: look at
     the interval. Groups without a test user are left out.
+
+    Parameters
+    ----------
+    groups : Mapping of str to array, [U] bool
+        Label to the users of the group.
+    users_B : array, [B] int
+        User of each query; −1 for an unknown user.
+    main : Mapping of str to array, [B] float
+        Recommender to the main metric.
+    beyond_head : Mapping of str to array, [B] float
+        Recommender to the share of each list that is no head item.
+    config : Config
+        Number of resamples and seed.
+
+    Returns
+    -------
+    dict
+        Plain JSON: ``groups``, ``gap`` and ``exposure_gap``.
     """
     resamples, seed = config.evaluate.bootstrap, config.seed
     masks = {label: (users_B >= 0) & mask_U[users_B] for label, mask_U in groups.items()}
@@ -373,6 +424,17 @@ def _gap(values_B: Array, masks: Mapping[str, Array], resamples: int, seed: int)
 
 def column_of(table: pa.Table, name: str, key: str, what: str) -> pa.ChunkedArray:
     """A column of a table of users or items.
+
+    Parameters
+    ----------
+    table : pyarrow Table
+        Users or items.
+    name : str
+        Name of the column.
+    key : str
+        Configuration key that names the column, for the message.
+    what : str
+        What the table holds, for the message: users or items.
 
     Raises
     ------

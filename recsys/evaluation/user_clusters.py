@@ -69,6 +69,17 @@ def describe_strata(
     often, and more often than by other users. ``radius``: root mean squared distance of the
     members. ``nearest``: distance to the nearest other cluster, in the same unit. ``explained``:
     share of the users' variance that is between clusters. ``choices``: how their number was chosen.
+
+    Parameters
+    ----------
+    model : FrozenModel
+        The model; its ``stratum`` granularity is described.
+    dataset : PreparedDataset
+        Its dataset.
+    through : Split
+        Last split whose events count.
+    choices : Mapping of str to any JSON value
+        How the number of strata was chosen.
     """
     module = next(
         (module for _, module in model.encoders.each() if isinstance(module, Stratum)), None

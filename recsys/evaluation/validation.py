@@ -19,6 +19,15 @@ from recsys.evaluation.ranking import Scorer, countable, rank
 def check_targets(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> None:
     """Refuse data on which nothing can be validated or tested, before a training starts.
 
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset of the training.
+    evaluate : EvaluateConfig
+        Evaluated users, and whether seen items are left out.
+    seed : int
+        Seed of the sample of evaluated users.
+
     Raises
     ------
     DataError

@@ -140,6 +140,20 @@ def leak_of(bundle: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset
 
     Test events are matched by user, item and, if both have it, time. If the split is one cut in
     time, every later training event of any user is a leak.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The bundle with the histories of its training.
+    scorer : CrossDatasetScorer
+        Scorer of the bundle on the dataset; not used.
+    dataset : PreparedDataset
+        The dataset whose test split is checked.
+
+    Returns
+    -------
+    str
+        The sentence, or "".
     """
     through = fitted_through(bundle)
     trained = bundle.histories.through(through)

@@ -62,7 +62,31 @@ class Findings:
 def ranked(
     scorer: Scorer, queries: Queries, train: TrainConfig, evaluate: EvaluateConfig
 ) -> tuple[Ranking, Array]:
-    """The ranking of the evaluation, and the main metric of every query in it."""
+    """The ranking of the evaluation, and the main metric of every query in it.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        The recommender to rank with.
+    queries : Queries
+        Queries to rank.
+    train : TrainConfig
+        Main metric with its cut-off.
+    evaluate : EvaluateConfig
+        Whether seen items are left out, and the chunk size.
+
+    Returns
+    -------
+    ranking : Ranking
+        The ranking of the queries that count.
+    values_B : array, [B] float64
+        The main metric of each of them.
+
+    Raises
+    ------
+    ConfigError
+        The main metric is no accuracy metric.
+    """
     kind, k = parse_metric(train.metric, tuple(QUERY_METRICS))
     ranking = rank(scorer, queries, k, evaluate.exclude_seen, evaluate.chunk_users)
     return ranking, QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
@@ -76,6 +100,27 @@ def segments_of(
     These are the segments of the evaluation (activity, friends, new and cold-start users),
     ``evaluate.user_groups``, and every combination of present and missing signals, as in the signal
     certificate.
+
+    Parameters
+    ----------
+    queries : Queries
+        Queries of the ranking, with the targets that count.
+    dataset : PreparedDataset
+        Their dataset.
+    evaluate : EvaluateConfig
+        Columns of ``user_groups``.
+    through : Split
+        Last split on which the model was fitted.
+
+    Returns
+    -------
+    dict of str to (dict of str to array, [B] bool)
+        Group to label to the queries of the segment.
+
+    Raises
+    ------
+    ConfigError
+        A column of ``evaluate.user_groups`` does not exist.
     """
     friends_U = np.unique(dataset.social_edges()[0])
     groups = user_segments(queries, friends_U, through, dataset.cold_U)
@@ -93,7 +138,21 @@ def segments_of(
 def against_champion(
     ours_B: Array, theirs_B: Array, groups: Groups, config: Config, findings: Findings
 ) -> None:
-    """Add the paired comparison, as a whole and by segment, and its two rules to the findings."""
+    """Add the paired comparison, as a whole and by segment, and its two rules to the findings.
+
+    Parameters
+    ----------
+    ours_B : array, [B] float
+        The main metric of the challenger per query.
+    theirs_B : array, [B] float
+        That of the champion for the same queries.
+    groups : Groups
+        Segments, from :func:`segments_of`.
+    config : Config
+        Main metric, bootstrap and the rules of ``promote``.
+    findings : Findings
+        Changed in place: ``comparison`` is set, two checks are added.
+    """
     settings, resamples, seed = config.promote, config.evaluate.bootstrap, config.seed
     means = {"challenger": float(ours_B.mean()), "champion": float(theirs_B.mean())}
     found = compare(ours_B, theirs_B, resamples, seed).to_json()
@@ -181,6 +240,15 @@ def against_drift(
 ) -> None:
     """Add the rule on drift of the newer events of an update to the findings; a full training has
     no such rule.
+
+    Parameters
+    ----------
+    drift : Mapping of str to any JSON value, or None
+        Drift figures of an update; None or empty adds no check.
+    settings : PromoteConfig
+        Bounds ``promote.max_…``.
+    findings : Findings
+        Changed in place: one check is added.
     """
     if not drift:
         return
@@ -207,6 +275,26 @@ def measure_baselines(
 ) -> dict[str, Any]:
     """The paired comparison with every configured baseline, fitted on the same events as the
     challenger.
+
+    Parameters
+    ----------
+    ranking : Ranking
+        Ranking of the challenger on test.
+    ours_B : array, [B] float
+        Its main metric per query.
+    histories : Histories
+        Histories with all splits.
+    num_items : int
+        Number of items N.
+    config : Config
+        Names and settings of the baselines, main metric, bootstrap and seed.
+    refit : bool
+        Whether baselines are fitted on training and validation events.
+
+    Returns
+    -------
+    dict
+        Plain JSON: ``metric``, and ``against`` with a comparison per baseline.
     """
     names, metric = config.evaluate.baselines, config.train.metric
     fitted = fit_baselines(names, histories, num_items, config.evaluate, metric, refit)
@@ -222,7 +310,17 @@ def measure_baselines(
 def against_baselines(
     comparison: Mapping[str, Any], settings: PromoteConfig, findings: Findings
 ) -> None:
-    """Add the rule on baselines to the findings, from a comparison as in ``metrics.json``."""
+    """Add the rule on baselines to the findings, from a comparison as in ``metrics.json``.
+
+    Parameters
+    ----------
+    comparison : Mapping of str to any JSON value
+        ``metric``, and ``against`` with a comparison per baseline.
+    settings : PromoteConfig
+        ``beat_baselines``; if false, only a note is added.
+    findings : Findings
+        Changed in place: ``baselines`` is set, and a check or a note is added.
+    """
     findings.baselines = dict(comparison)
     if not settings.beat_baselines:
         findings.notes.append("promote.beat_baselines is false: baselines were not compared")

@@ -183,6 +183,24 @@ def adjacency(
 ) -> Adjacency:
     """Build a sparse matrix [rows, columns] for :func:`spread`; ``is_sorted`` says that the rows
     ascend.
+
+    Parameters
+    ----------
+    rows_E : Tensor, [E] int64
+        Row of each entry.
+    columns_E : Tensor, [E] int64
+        Column of each entry.
+    values_E : Tensor, [E] float32
+        Value of each entry.
+    shape : tuple of two int
+        Number of rows and of columns.
+    is_sorted : bool
+        Whether the rows already ascend.
+
+    Returns
+    -------
+    Adjacency
+        The edges, sorted by row and with a cached transpose, and their values in this order.
     """
     from torch_geometric import EdgeIndex
 
@@ -241,6 +259,20 @@ class Granularity(nn.Module):
 
         The model stores it under the section's ``signal``, so that a bundle can be read without the
         dataset.
+
+        Parameters
+        ----------
+        section : section of ``model.granularities``
+            The granularity's own settings.
+        dataset : PreparedDataset
+            The dataset that the model is built for.
+        through : Split
+            Last split that may be read.
+
+        Returns
+        -------
+        JSON value or None
+            For example a number of entities, or a list of field names.
         """
         return None
 
@@ -253,6 +285,22 @@ class Granularity(nn.Module):
 
         ``Graphs.inputs`` holds it under the section's ``signal``; granularities with the same
         signal share it. An object with a method ``to`` is moved to the device of the training.
+
+        Parameters
+        ----------
+        section : section of ``model.granularities``
+            The granularity's own settings.
+        sizes : ModelSizes
+            Sizes of the model; ``sizes.inputs`` holds the result of :meth:`size`.
+        dataset : PreparedDataset
+            The dataset to read.
+        through : Split
+            Last split that may be read.
+
+        Returns
+        -------
+        object or None
+            Whatever the granularity reads from ``graphs[signal]``.
         """
         return None
 
@@ -264,6 +312,20 @@ class Granularity(nn.Module):
         ``model: auto`` leaves out granularities with such a reason. The section's ``check`` reports
         what makes a model impossible; this method reports what makes it useless, such as
         coordinates that are all equal.
+
+        Parameters
+        ----------
+        section : section of ``model.granularities``
+            The granularity's own settings.
+        dataset : PreparedDataset
+            The dataset that ``model: auto`` looks at.
+        config : Config
+            The whole configuration.
+
+        Returns
+        -------
+        str
+            The reason, or "" if the granularity is useful.
         """
         return ""
 
@@ -314,7 +376,24 @@ class Granularity(nn.Module):
         return {}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Return user vectors ``z_BD`` and ``present_B`` (bool)."""
+        """Return user vectors ``z_BD`` and ``present_B`` (bool).
+
+        Parameters
+        ----------
+        batch : Batch
+            Histories, and the queries on them.
+        items : ItemView
+            Item and text vectors of the items in view.
+        state : dict of str to Tensor
+            Result of :meth:`state`, computed now or stored in a frozen model.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            User vector of each query; zero where it has no input.
+        present_B : Tensor, [B] bool
+            Whether the query has an input.
+        """
         raise NotImplementedError
 
     def panel(self, state: State, titles: Sequence[str]) -> Panel | None:
@@ -340,6 +419,15 @@ class Granularity(nn.Module):
 
         Every worker fits from the same data and seed; the loop then sends the first worker's result
         to all.
+
+        Parameters
+        ----------
+        graphs : Graphs
+            Training events and inputs by signal.
+        items : ItemView
+            Vectors of all items.
+        seed : int
+            Seed of the training.
         """
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
@@ -348,6 +436,20 @@ class Granularity(nn.Module):
 
         The given items come first; None means all items. A granularity that samples a graph for a
         step does so here, with the step's key.
+
+        Parameters
+        ----------
+        ids_S : Tensor, [S] int64, or None
+            Items to score; None for the whole catalogue.
+        graphs : Graphs
+            Training events and inputs by signal.
+        key : tuple of three int
+            Seed, epoch and step.
+
+        Returns
+        -------
+        Tensor, [S or more] int64, or None
+            The given items, then those that their vectors depend on; None for all items.
         """
         return ids_S
 
@@ -374,6 +476,22 @@ class Granularity(nn.Module):
         """Fit a closed-form granularity for several sections, which all differ in one key.
 
         Yields a module and its state for each section. Subclasses override it to share work.
+
+        Parameters
+        ----------
+        sections : Sequence of sections
+            Settings of the granularity, one for each fit.
+        sizes : ModelSizes
+            Sizes of the model.
+        items : ItemView
+            Vectors of all items.
+        graphs : Graphs
+            Training events and inputs by signal.
+
+        Returns
+        -------
+        Iterator of (Granularity, dict of str to Tensor)
+            Module and state, in the order of ``sections``.
         """
         for section in sections:
             module = cls(section, sizes).eval()
@@ -393,6 +511,20 @@ class Granularity(nn.Module):
 
         A query without input has none. Items may be further back in the history than the trained
         model reads: ``batch.whole`` has the uncut histories.
+
+        Parameters
+        ----------
+        batch : Batch
+            Histories, and the queries on them.
+        items : ItemView
+            Item and text vectors of the items in view.
+        state : dict of str to Tensor
+            Result of :meth:`state`, computed now or stored in a frozen model.
+
+        Returns
+        -------
+        SparseScores
+            Row (query), item and number to add, for B queries.
         """
         raise NotImplementedError
 
@@ -412,7 +544,22 @@ def gather_queries(values_ULD: Tensor, batch: Batch) -> Tensor:
 
 
 def heads_error(name: str, heads: int, width: int) -> ConfigError:
-    """The error for a number of heads that does not divide the width."""
+    """The error for a number of heads that does not divide the width.
+
+    Parameters
+    ----------
+    name : str
+        Key of the granularity below ``model.granularities``.
+    heads : int
+        Number of heads in the configuration.
+    width : int
+        Width of the model.
+
+    Returns
+    -------
+    ConfigError
+        The error to raise.
+    """
     return ConfigError(
         f"model.granularities.{name}.heads {heads} does not divide model.width {width}"
     )
