@@ -136,7 +136,29 @@ def check(trained: TrainResult, folder: RunFolder) -> None:
 def cached(
     config: Config, dataset: PreparedDataset, trained: TrainResult, folder: RunFolder
 ) -> tuple[Trials, FrozenModel]:
-    """The model trained without validation events, and its scores for validation queries."""
+    """The model trained without validation events, and its scores for validation queries.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration; reads ``tune.fusion``, ``evaluate`` and ``train.metric``.
+    dataset : PreparedDataset
+        The dataset of the model.
+    trained : TrainResult
+        The model of the run folder.
+    folder : RunFolder
+        The run folder; gets a progress line.
+
+    Returns
+    -------
+    tuple of (Trials, FrozenModel)
+        The scores, with no setting measured yet, and the model.
+
+    Raises
+    ------
+    DataError
+        Fewer than two validation queries have a target that counts.
+    """
     settings, exclude_seen = config.tune.fusion, config.evaluate.exclude_seen
     queries, _, _ = countable(sample_queries(dataset, Split.VALID, settings.queries), exclude_seen)
     if len(queries) < 2:
@@ -169,7 +191,23 @@ class Found:
 
 
 def searched(config: Config, trials: Trials, folder: RunFolder) -> Found:
-    """Search on all users for the choice, and on halves of them for its gain."""
+    """Search on all users for the choice, and on halves of them for its gain.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration; reads ``tune.fusion``, ``train.metric``, ``evaluate.bootstrap`` and the
+        seed.
+    trials : Trials
+        The cached scores; the measured settings are added.
+    folder : RunFolder
+        The run folder; gets progress lines.
+
+    Returns
+    -------
+    Found
+        The picked setting, its cross-fitted gain, and the seconds of both searches.
+    """
     settings = config.tune.fusion
     started = time.perf_counter()
     search(trials, settings, config.seed)
@@ -187,7 +225,24 @@ def searched(config: Config, trials: Trials, folder: RunFolder) -> Found:
 
 
 def verdict(train: TrainConfig, tune: TuneConfig, trials: Trials, found: Found) -> tuple[bool, str]:
-    """Whether the model changes, and why."""
+    """Whether the model changes, and why.
+
+    Parameters
+    ----------
+    train : TrainConfig
+        Section with the main metric.
+    tune : TuneConfig
+        Section with ``fusion.pick`` and ``fusion.within``.
+    trials : Trials
+        The measured settings, the current one first.
+    found : Found
+        The picked setting and its cross-fitted gain.
+
+    Returns
+    -------
+    tuple of (bool, str)
+        Whether the model changes, and the reason.
+    """
     settings, name = tune.fusion, train.metric
     gain = found.crossed.metric.difference
     if found.picked.shares_K is None:
@@ -221,6 +276,32 @@ def confirmed(
     """The content of ``fusion.json``, and the chosen values.
 
     The decision is made before the evaluation on test.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration.
+    dataset : PreparedDataset
+        The dataset of the model.
+    trained : TrainResult
+        The model of the run folder; it is evaluated on test.
+    frozen : FrozenModel
+        The model without validation events; it is evaluated on validation.
+    trials : Trials
+        The measured settings.
+    found : Found
+        The picked setting and its cross-fitted gain.
+
+    Returns
+    -------
+    tuple of (dict[str, Any], Tensor)
+        The content, and the values of the picked setting (the current ones if none is better),
+        float [K].
+
+    Raises
+    ------
+    DataError
+        The validation or the test split has no query with a target that counts.
     """
     changed, why = verdict(config.train, config.tune, trials, found)
     space, picked, ours = trials.space, found.picked, trained.frozen.encoders
@@ -274,11 +355,31 @@ def evaluated(
 ) -> tuple[dict[str, Any], dict[int, float]]:
     """Evaluate a model with current and with changed weights.
 
+    Parameters
+    ----------
+    config : Config
+        The configuration; reads ``evaluate``, ``train.metric`` and the seed.
+    dataset : PreparedDataset
+        The dataset of the model.
+    frozen : FrozenModel
+        The model.
+    changed : dict[str, Tensor]
+        Changed parameters by name.
+    through : Split
+        Split through which item counts are taken, for the list metrics.
+    split : Split
+        The split to evaluate on.
+
     Returns
     -------
     tuple
         All metrics of both with the gain, and the main metric of every user with the changed
         weights.
+
+    Raises
+    ------
+    DataError
+        The split has no query with a target that counts.
     """
     settings, main = config.evaluate, parse_metric(config.train.metric)
     ks = sorted({*settings.ks, main.k})
@@ -314,6 +415,22 @@ def described(
 ) -> dict[str, Any]:
     """A setting as plain numbers; with ``encoders``, also the resulting weights of the model to
     register.
+
+    Parameters
+    ----------
+    space : WeightSpace
+        Turns shares into parameters.
+    setting : Setting
+        The setting.
+    values_K : Tensor | None
+        Float [K]: its values; needs ``encoders``.
+    encoders : Encoders | None
+        The encoders of the model to register.
+
+    Returns
+    -------
+    dict[str, Any]
+        Shares by granularity, the main metric, list properties and, with ``values_K``, weights.
     """
     shares_K = space.shares_K if setting.shares_K is None else setting.shares_K
     described: dict[str, Any] = {
@@ -339,6 +456,22 @@ def parent_of(
 ) -> Parent:
     """The registered version of this model or, if it is not registered, its bundle, which is
     written if missing.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration.
+    folder : RunFolder
+        The run folder.
+    dataset : PreparedDataset
+        The dataset of the model.
+    trained : TrainResult
+        The model of the run folder.
+
+    Returns
+    -------
+    Parent
+        The version or bundle to refit.
 
     Raises
     ------

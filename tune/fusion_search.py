@@ -116,7 +116,17 @@ class Trials:
 
 
 def search(trials: Trials, settings: FusionSearchConfig, seed: int) -> None:
-    """Try ``settings.settings`` settings."""
+    """Try ``settings.settings`` settings.
+
+    Parameters
+    ----------
+    trials : Trials
+        Measures settings and keeps them.
+    settings : FusionSearchConfig
+        Number of settings, sampler and share for the Pareto front.
+    seed : int
+        Seed of the sampler.
+    """
     budget = settings.settings
     for point_K in known_points(trials.space.shares_K):
         if len(trials.tried) < budget:
@@ -251,7 +261,24 @@ class CrossFit:
 
 
 def cross_fit(trials: Trials, settings: FusionSearchConfig, seed: int, resamples: int) -> CrossFit:
-    """Search on one half of the users and measure on the other, both ways; needs two queries."""
+    """Search on one half of the users and measure on the other, both ways; needs two queries.
+
+    Parameters
+    ----------
+    trials : Trials
+        The cached scores of at least two queries.
+    settings : FusionSearchConfig
+        Settings of each search.
+    seed : int
+        Seed of the halves, the searches and the bootstrap.
+    resamples : int
+        Number of bootstrap resamples.
+
+    Returns
+    -------
+    CrossFit
+        The gain of the main metric with its interval, and mean differences of the list properties.
+    """
     order = np.random.default_rng(seed).permutation(len(trials.cache))
     halves = [trials.take(np.sort(order[index::2])) for index in range(2)]
     rows = [np.sort(order[index::2]) for index in range(2)]

@@ -137,6 +137,22 @@ def build_cache(frozen: FrozenModel, queries: Queries, exclude_seen: bool, best:
     each.
 
     Memory: at most 8 bytes × (granularities + 1) × best × granularities per query.
+
+    Parameters
+    ----------
+    frozen : FrozenModel
+        The model.
+    queries : Queries
+        Queries, each with a target that counts.
+    exclude_seen : bool
+        Whether items of the history are left out.
+    best : int
+        Number of best items of each granularity to keep.
+
+    Returns
+    -------
+    ScoreCache
+        The pools with their scores on the CPU.
     """
     num_items, num_granularities = len(frozen.item_vectors_ND), len(frozen.names)
     order_N = torch.from_numpy(tie_order(num_items)).long().argsort()

@@ -41,7 +41,22 @@ _LEAST_COSINE: Final = 1e-5
 
 
 def item_cf_weights(module: ItemCF, state: State, seen: Seen) -> Tensor:
-    """Weight of every event, zero if it does not count: [B, L]."""
+    """Weight of every event, zero if it does not count: [B, L].
+
+    Parameters
+    ----------
+    module : ItemCF
+        The member.
+    state : State
+        Its fitted tensors; ``counts_T``, bool [T], says which event types count.
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Float [B, L].
+    """
     kept_BL = seen.distinct(seen.of_types(seen.real_BL, state.get("counts_T")))
     decay_BL = (seen.lags_BL + 1).float() ** -module.recency
     if module.config.event_weights == "rank":
@@ -59,13 +74,43 @@ def item_cf_weights(module: ItemCF, state: State, seen: Seen) -> Tensor:
 
 
 def item_cf(module: ItemCF, state: State, seen: Seen) -> Tensor:
-    """Vectors of ``item_cf``: [B, R]."""
+    """Vectors of ``item_cf``: [B, R].
+
+    Parameters
+    ----------
+    module : ItemCF
+        The member.
+    state : State
+        Its fitted tensors; ``fold_NR`` folds items into vectors.
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]: weighted sums over the events.
+    """
     weights_BL = item_cf_weights(module, state, seen)
     return (state["fold_NR"][seen.items_BL] * weights_BL[:, :, None]).sum(1)
 
 
 def item_cf_additions(module: ItemCF, state: State, seen: Seen) -> Tensor:
-    """Additions of ``item_cf`` to the scores: [B, N]."""
+    """Additions of ``item_cf`` to the scores: [B, N].
+
+    Parameters
+    ----------
+    module : ItemCF
+        The member.
+    state : State
+        Its fitted tensors; for a sparse module, the links of the items.
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Float [B, N].
+    """
     weights_BL = item_cf_weights(module, state, seen)
     if module.sparse:
         return linked_scores(state, seen, weights_BL)
@@ -74,7 +119,22 @@ def item_cf_additions(module: ItemCF, state: State, seen: Seen) -> Tensor:
 
 
 def item_knn(module: ItemKnn, state: State, seen: Seen) -> Tensor:
-    """Additions of ``item_knn`` to the scores: [B, N]."""
+    """Additions of ``item_knn`` to the scores: [B, N].
+
+    Parameters
+    ----------
+    module : ItemKnn
+        The member.
+    state : State
+        Its fitted tensors with the links of the items.
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Float [B, N].
+    """
     kept_BL = seen.distinct(seen.of_types(seen.real_BL, state.get("counts_T")))
     weights_BL = seen.event_weights(kept_BL, module.recency, module.half_life)
     weights_BL = weights_BL / weights_BL.sum(1, keepdim=True).clamp(min=1e-12).sqrt()
@@ -87,7 +147,22 @@ def item_knn(module: ItemKnn, state: State, seen: Seen) -> Tensor:
 
 
 def linked_scores(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
-    """Weighted sums over linked items, Σ_j w_j S_ji: [B, N]."""
+    """Weighted sums over linked items, Σ_j w_j S_ji: [B, N].
+
+    Parameters
+    ----------
+    state : State
+        Tensors from :func:`prepared`: ``ends_NK`` (int64) and ``values_NK`` (float), both [N, K].
+    seen : Seen
+        The queries with their padded histories.
+    weights_BL : Tensor
+        Float [B, L]: weight w_j of each event, 0 where it does not count.
+
+    Returns
+    -------
+    Tensor
+        Float [B, N].
+    """
     ends_NK, values_NK = state["ends_NK"], state["values_NK"]
     if "by_source" in state:
         added_BLK = weights_BL[:, :, None] * values_NK[seen.items_BL]
@@ -130,7 +205,24 @@ def _table(
 
 
 def user_cf(module: UserCF, state: State, seen: Seen, most: int) -> Tensor:
-    """Vectors of ``user_cf``: [B, R]."""
+    """Vectors of ``user_cf``: [B, R].
+
+    Parameters
+    ----------
+    module : UserCF
+        The member.
+    state : State
+        Its fitted tensors: ``fold_NR``, the users' ``tastes_VR`` [V, R] and their ``ids_V``.
+    seen : Seen
+        The queries with their padded histories; a query never uses its own user as a neighbour.
+    most : int
+        Number of newest events of each query that count.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]: weighted mean of the tastes of the nearest users.
+    """
     taste_BR = (state["fold_NR"][seen.items_BL] * seen.newest(most)[:, :, None]).sum(1)
     unit_VR = normalize(state["tastes_VR"], dim=1)
     cosine_BV = normalize(taste_BR, dim=1) @ unit_VR.T
@@ -144,6 +236,20 @@ def user_cf(module: UserCF, state: State, seen: Seen, most: int) -> Tensor:
 def als(module: Als, state: State, seen: Seen) -> Tensor:
     """Solve exactly by Gauss–Jordan; the matrix is symmetric positive definite, so no pivoting is
     needed.
+
+    Parameters
+    ----------
+    module : Als
+        The member.
+    state : State
+        Its fitted tensors: ``items_NR`` [N, R] and ``gram_RR`` [R, R].
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Vectors, float [B, R]; zero for a query without events that count.
     """
     kept_BL = seen.distinct(seen.of_types(seen.real_BL, state.get("counts_T")))
     own_BLR = state["items_NR"][seen.items_BL] * kept_BL[:, :, None]
@@ -159,7 +265,22 @@ def als(module: Als, state: State, seen: Seen) -> Tensor:
 
 
 def content(module: Content, state: State, seen: Seen) -> Tensor:
-    """Vectors of ``content``: [B, R]."""
+    """Vectors of ``content``: [B, R].
+
+    Parameters
+    ----------
+    module : Content
+        The member.
+    state : State
+        Its fitted tensors; ``texts_NT`` are the text vectors of the items.
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]: weighted mean of the text vectors.
+    """
     has_text_N = (state["texts_NT"] != 0).any(1)
     kept_BL = seen.distinct(seen.real_BL) & has_text_N[seen.items_BL]
     weights_BL = seen.event_weights(kept_BL, module.recency, module.half_life)
@@ -168,7 +289,22 @@ def content(module: Content, state: State, seen: Seen) -> Tensor:
 
 
 def place(module: Place, state: State, seen: Seen) -> Tensor:
-    """Vectors of ``place``: [B, R]."""
+    """Vectors of ``place``: [B, R].
+
+    Parameters
+    ----------
+    module : Place
+        The member.
+    state : State
+        Its fitted tensors: ``vectors_NM`` and ``known_N``, bool [N], true for items with a place.
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]; the last column is 1 if any event has a place, else 0.
+    """
     kept_BL = seen.real_BL & state["known_N"][seen.items_BL]
     weights_BL = seen.event_weights(kept_BL, module.recency, None)
     weights_BL = weights_BL / weights_BL.sum(1, keepdim=True).clamp(min=1e-30)
@@ -177,7 +313,22 @@ def place(module: Place, state: State, seen: Seen) -> Tensor:
 
 
 def moment(module: Moment, state: State, seen: Seen) -> Tensor:
-    """Vectors of ``moment``: [B, R]."""
+    """Vectors of ``moment``: [B, R].
+
+    Parameters
+    ----------
+    module : Moment
+        The member.
+    state : State
+        Not used.
+    seen : Seen
+        The queries, with the time and the context of each.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]: number of times each cell applies; the last column is 1 if any cell is known.
+    """
     cells_BX = module.cells(seen.asked_at_B, seen.asked_BC)
     known_BX = cells_BX >= 0
     is_cell_BXG = cells_BX[:, :, None] == torch.arange(module.num_cells)
@@ -186,14 +337,45 @@ def moment(module: Moment, state: State, seen: Seen) -> Tensor:
 
 
 def popularity(module: Popularity, state: State, seen: Seen) -> Tensor:
-    """Popularity at the end of the data, because queries are later than the last event."""
+    """Popularity at the end of the data, because queries are later than the last event.
+
+    Parameters
+    ----------
+    module : Popularity
+        Not used.
+    state : State
+        Fitted tensors; only the length of ``moments_T`` counts.
+    seen : Seen
+        The queries.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]: 1 in the last column, 0 elsewhere.
+    """
     last_T = torch.zeros(len(state["moments_T"]))
     last_T[-1] = 1.0
     return last_T.expand(seen.lengths_B.shape[0], -1)
 
 
 def profile_counts(module: ProfileCounts, state: State, seen: Seen) -> Tensor:
-    """Vectors of ``profile`` with counts: [B, R]."""
+    """Vectors of ``profile`` with counts: [B, R].
+
+    Parameters
+    ----------
+    module : ProfileCounts
+        The member.
+    state : State
+        Its fitted tensors with the stored attributes of users.
+    seen : Seen
+        The queries, with given attributes.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]: membership of each cell; the last column is 1 for a query with a known cell
+        and without history.
+    """
     batch = seen.batch(1)
     member_BG = module.cells(known_rows(batch, state, module.cells.fields))
     is_new_B = (member_BG > 0).any(1) & (seen.lengths_B == 0)
@@ -201,14 +383,46 @@ def profile_counts(module: ProfileCounts, state: State, seen: Seen) -> Tensor:
 
 
 def knowledge_counts(module: KnowledgeCounts, state: State, seen: Seen, most: int) -> Tensor:
-    """Vectors of ``knowledge`` with counts: [B, R]."""
+    """Vectors of ``knowledge`` with counts: [B, R].
+
+    Parameters
+    ----------
+    module : KnowledgeCounts
+        The member.
+    state : State
+        Its fitted tensors; ``shares_NE`` has the entities of each item.
+    seen : Seen
+        The queries with their padded histories.
+    most : int
+        Number of newest events of each query that count.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]: log odds of each entity.
+    """
     counts_BE = (state["shares_NE"][seen.items_BL] * seen.newest(most)[:, :, None]).sum(1)
     total_BE = counts_BE @ state["same_EK"] @ state["same_EK"].T
     return log_odds(counts_BE, total_BE, state["share_E"], module.config.smoothing) * (total_BE > 0)
 
 
 def frequency(module: Frequency, state: State, seen: Seen) -> Tensor:
-    """Additions of ``frequency`` to the scores: [B, N]."""
+    """Additions of ``frequency`` to the scores: [B, N].
+
+    Parameters
+    ----------
+    module : Frequency
+        The member.
+    state : State
+        Its fitted tensors; ``counts_T``, bool [T], says which event types count.
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Float [B, N]: log(1 + decayed number of events) of each item.
+    """
     kept_BL = seen.of_types(seen.real_BL, state["counts_T"])
     values_BL = torch.ones_like(kept_BL, dtype=torch.float32)
     if module.half_life is not None:
@@ -219,7 +433,22 @@ def frequency(module: Frequency, state: State, seen: Seen) -> Tensor:
 
 
 def social_counts(module: SocialCounts, state: State, seen: Seen) -> Tensor:
-    """Additions of ``social`` with counts to the scores: [B, N]."""
+    """Additions of ``social`` with counts to the scores: [B, N].
+
+    Parameters
+    ----------
+    module : SocialCounts
+        The member.
+    state : State
+        Tensors from :func:`prepared`, with the friends of users and the events of friends.
+    seen : Seen
+        The queries; given friends replace the stored ones.
+
+    Returns
+    -------
+    Tensor
+        Float [B, N].
+    """
     friends_BG, weights_BG = _friends(state, seen)
     weights_BG = weights_BG / weights_BG.sum(1, keepdim=True).clamp(min=1e-12).sqrt()
     indices_BGE, is_there_BGE = _ranges(state, "event", friends_BG)

@@ -66,6 +66,20 @@ def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str
     """Write the graph into a folder, compare it with PyTorch, and return its entry for the
     manifest.
 
+    Parameters
+    ----------
+    folder : Path
+        The folder of the export.
+    examiner : Examiner
+        Asks varied queries of the bundle's model.
+    without : list[str]
+        Names of the members to leave out.
+
+    Returns
+    -------
+    dict[str, Any]
+        File, opset, versions, inputs, outputs, members inside and left out, and the self-test.
+
     Raises
     ------
     ArtifactError
@@ -179,6 +193,20 @@ def _quiet() -> Iterator[None]:
 def compare(path: Path, examiner: Examiner, without: list[str]) -> float:
     """Largest difference from PyTorch in vectors, additions and scores, in batches and one by
     one.
+
+    Parameters
+    ----------
+    path : Path
+        The ONNX file.
+    examiner : Examiner
+        Asks varied queries of the bundle's model.
+    without : list[str]
+        Names of the members that the graph leaves out.
+
+    Returns
+    -------
+    float
+        Largest absolute difference.
     """
     import onnxruntime
 

@@ -89,7 +89,22 @@ class PaddedPairs:
 
 
 def repeat(module: Repeat, state: State, seen: Seen) -> Tensor:
-    """log(1 + p / p̄) of the items of the histories: [B, N]."""
+    """log(1 + p / p̄) of the items of the histories: [B, N].
+
+    Parameters
+    ----------
+    module : Repeat
+        The member.
+    state : State
+        Its fitted tensors: ``is_target_T``, ``weights_F`` and ``mean_chance`` (p̄).
+    seen : Seen
+        The queries with their padded histories.
+
+    Returns
+    -------
+    Tensor
+        Float [B, N]; 0 for items outside the history.
+    """
     pairs = PaddedPairs.of(seen, state["is_target_T"] > 0)
     raw_BLX = _raw_numbers(module, state, seen, pairs)
     chance_BL = 1 / (

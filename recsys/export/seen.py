@@ -79,6 +79,20 @@ class Seen:
     def event_weights(self, kept_BL: Tensor, recency: float, half_life: float | None) -> Tensor:
         """(n + 1)^(−p) 2^(−days / h) of kept events, as :func:`event_weights`; zero elsewhere: [B,
         L].
+
+        Parameters
+        ----------
+        kept_BL : Tensor
+            Bool [B, L]: events that count.
+        recency : float
+            Exponent p.
+        half_life : float | None
+            Half-life h in days; None: age does not matter.
+
+        Returns
+        -------
+        Tensor
+            Float [B, L]. Very small weights of a query are raised by one common factor.
         """
         logs_BL = -recency * (self.lags_BL + 1).float().log2()
         if half_life is not None:

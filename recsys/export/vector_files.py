@@ -63,6 +63,22 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     """Write an exact inner-product index, or the bundle's own compressed one; compare it with
     PyTorch.
 
+    Parameters
+    ----------
+    folder : Path
+        The folder of the export.
+    source : Path
+        The folder of the bundle, with its compressed index if it has one.
+    bundle : Bundle
+        The bundle.
+    examiner : Examiner
+        Asks varied queries of the bundle's model.
+
+    Returns
+    -------
+    dict[str, Any]
+        Entry for the manifest: file, kind, sizes and the self-test.
+
     Raises
     ------
     ArtifactError
@@ -130,7 +146,24 @@ def _largest_difference(folder: Path, users_BD: Tensor, vectors_ND: Tensor) -> f
 
 
 def write_tables(folder: Path, bundle: Bundle, examiner: Examiner, users: bool) -> dict[str, Any]:
-    """Write the items as a table and, with ``users``, the known users as another one."""
+    """Write the items as a table and, with ``users``, the known users as another one.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of the export.
+    bundle : Bundle
+        The bundle.
+    examiner : Examiner
+        Computes the vectors of the known users.
+    users : bool
+        Whether to write the known users.
+
+    Returns
+    -------
+    dict[str, Any]
+        Entry for the manifest: file, number of rows and columns of each table.
+    """
     vectors = _vectors(bundle)
     columns = {
         "item_id": bundle.item_ids,
