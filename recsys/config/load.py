@@ -142,6 +142,15 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
     A renamed key is set under its new name and replaces a value that the tree has under the old
     one.
 
+    Parameters
+    ----------
+    tree : dict
+        The sections and values; changed in place.
+    dotted : str
+        The path of the key, e.g. ``a.b``.
+    value : any
+        The value of the key.
+
     Raises
     ------
     ConfigError

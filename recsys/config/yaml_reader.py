@@ -106,6 +106,20 @@ class ConfigLoader(Loader):
 def parse_yaml(content: bytes | str, problem: str, loader: type[Loader] = ConfigLoader) -> Any:
     """Parse a YAML text; the error message starts with ``problem``.
 
+    Parameters
+    ----------
+    content : bytes or str
+        The text; bytes are decoded.
+    problem : str
+        Start of the error message.
+    loader : type of Loader
+        The YAML loader.
+
+    Returns
+    -------
+    any
+        The value of the document.
+
     Raises
     ------
     ConfigError

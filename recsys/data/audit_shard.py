@@ -51,7 +51,22 @@ def audit_shard(dataset: PreparedDataset, name: str) -> ShardFindings:
 
 
 def refuse(dataset: str, check: str, found: str) -> NoReturn:
-    """Refuse a dataset or an artefact that was made from it."""
+    """Refuse a dataset or an artefact that was made from it.
+
+    Parameters
+    ----------
+    dataset : str
+        Path or URI of the dataset.
+    check : str
+        Name of the check, with underscores.
+    found : str
+        What the check found.
+
+    Raises
+    ------
+    DataError
+        Always.
+    """
     raise DataError(
         f"the audit refuses {dataset}, check {check.replace('_', ' ')}: {found}. Metrics on it"
         " would be wrong: delete the dataset and run `recsys prepare` and `recsys train` again; if"

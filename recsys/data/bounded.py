@@ -23,7 +23,17 @@ _EVENTS: Final = ("train", "valid", "test")
 
 
 def evaluated_users_V(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> Array:
-    """Which users are evaluated: [V] bool; all, or a sample of about ``evaluate.max_users``."""
+    """Which users are evaluated: [V] bool; all, or a sample of about ``evaluate.max_users``.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    evaluate : EvaluateConfig
+        The section ``evaluate``; ``max_users`` bounds the sample.
+    seed : int
+        Seed of the sample.
+    """
     return _sample(
         dataset.num_users,
         evaluate.max_users / max(dataset.num_users, 1),
@@ -35,7 +45,19 @@ def evaluated_users_V(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: 
 def evaluated_by_shard(
     dataset: PreparedDataset, split: Split, evaluate: EvaluateConfig, seed: int
 ) -> Iterator[Queries]:
-    """The queries at ``split`` of the evaluated users, shard by shard."""
+    """The queries at ``split`` of the evaluated users, shard by shard.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    split : Split
+        The split of the targets.
+    evaluate : EvaluateConfig
+        The section ``evaluate``; ``max_users`` bounds the sample.
+    seed : int
+        Seed of the sample.
+    """
     is_evaluated_V = evaluated_users_V(dataset, evaluate, seed)
     for shard in dataset.shards():
         yield shard.take(np.flatnonzero(is_evaluated_V[shard.users_U])).queries(split)
@@ -44,20 +66,56 @@ def evaluated_by_shard(
 def evaluated_queries(
     dataset: PreparedDataset, split: Split, evaluate: EvaluateConfig, seed: int
 ) -> Queries:
-    """The queries at ``split`` of the evaluated users."""
+    """The queries at ``split`` of the evaluated users.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    split : Split
+        The split of the targets.
+    evaluate : EvaluateConfig
+        The section ``evaluate``; ``max_users`` bounds the sample.
+    seed : int
+        Seed of the sample.
+    """
     return dataset.histories(evaluated_users_V(dataset, evaluate, seed)).queries(split)
 
 
 def fitted_histories(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> Histories:
     """The histories that baselines are fitted on: all, or those of a uniform sample of users with
     ``evaluate.max_fit_events`` events on average.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    evaluate : EvaluateConfig
+        The section ``evaluate``; ``max_fit_events`` bounds the sample.
+    seed : int
+        Seed of the sample.
     """
     share = evaluate.max_fit_events / max(_num_events(dataset), 1)
     return dataset.histories(_sample(dataset.num_users, share, seed, _FITTED))
 
 
 def bounds(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> dict[str, Any]:
-    """A description of the samples for ``metrics.json``; empty where nothing was sampled."""
+    """A description of the samples for ``metrics.json``; empty where nothing was sampled.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    evaluate : EvaluateConfig
+        The section ``evaluate``, with ``max_users`` and ``max_fit_events``.
+    seed : int
+        Seed of the samples.
+
+    Returns
+    -------
+    dict of str to str
+        ``ranked_users`` and ``baselines_fitted_on``, each only where there is a sample.
+    """
     found = {}
     if dataset.num_users > evaluate.max_users:
         number = int(evaluated_users_V(dataset, evaluate, seed).sum())

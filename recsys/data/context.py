@@ -99,6 +99,20 @@ def number_codes(values: Array, mean: float, std: float) -> Array:
 
     >>> number_codes(np.array([1.0, 3.0, 2.0, np.nan]), 2.0, 2.0).tolist()
     [-2000, 2001, 1, 0]
+
+    Parameters
+    ----------
+    values : array, [E] float
+        The numbers; NaN where the cell is missing.
+    mean : float
+        Mean of the training events.
+    std : float
+        Standard deviation of the training events.
+
+    Returns
+    -------
+    array, [E] int16
+        The codes.
     """
     steps = np.rint(np.clip((values - mean) / std, -_LIMIT, _LIMIT) * STEPS)
     return np.where(np.isnan(steps), MISSING, np.where(steps >= 0, steps + 1, steps)).astype(
@@ -186,6 +200,15 @@ class ColumnStatistics:
 
 def tally(column: pa.ChunkedArray, name: str, is_number: bool) -> ColumnStatistics:
     """Count one column of training events.
+
+    Parameters
+    ----------
+    column : pa.ChunkedArray
+        The cells of the training events; nulls are left out.
+    name : str
+        Name of the column, for the error.
+    is_number : bool
+        Whether the column holds numbers; else categories.
 
     Raises
     ------

@@ -105,6 +105,15 @@ def spread_of(targets_T: Array, first: int, last: int, lacking: str = "") -> For
     Foresight(share=0.9, since='1970-01-06', until='1970-04-06', lacking='')
     >>> spread_of(np.arange(95, 101) * day, 0, 100 * day) is None
     True
+
+    Parameters
+    ----------
+    targets_T : array, [T] int
+        Times of the targets, in seconds since the epoch.
+    first, last : int
+        Times of the first and the last event, in seconds since the epoch.
+    lacking : str
+        Why no temporal split is possible; "": it is possible.
     """
     low, high = np.quantile(targets_T, _TAILS)
     share = (high - low) / max(last - first, 1)

@@ -82,11 +82,32 @@ def _chunk_hashes(strings: pa.Array) -> Array:
 
 
 def pair_hashes(first: Array, second: Array, seed: int) -> Array:
-    """A 64-bit hash for every pair of hashes, a pure function of the pair and the seed."""
+    """A 64-bit hash for every pair of hashes, a pure function of the pair and the seed.
+
+    Parameters
+    ----------
+    first, second : array of uint64
+        The hashes of both members of each pair, of one shape.
+    seed : int
+        Seed of the result.
+
+    Returns
+    -------
+    array of uint64
+        One hash per pair.
+    """
     with np.errstate(over="ignore"):
         return mix(mix(first ^ mix(np.array([seed], dtype=np.uint64))) + second)
 
 
 def uniform(first: Array, second: Array, seed: int) -> Array:
-    """:func:`pair_hashes` as float64 numbers in [0, 1)."""
+    """:func:`pair_hashes` as float64 numbers in [0, 1).
+
+    Parameters
+    ----------
+    first, second : array of uint64
+        The hashes of both members of each pair, of one shape.
+    seed : int
+        Seed of the result.
+    """
     return np.asarray((pair_hashes(first, second, seed) >> np.uint64(11)) * 2.0**-53)

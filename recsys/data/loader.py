@@ -51,6 +51,15 @@ class Step:
 def can_train(dataset: PreparedDataset, through: Split, num_workers: int) -> bool:
     """Whether there is at least one user with a target for every worker; in ordered data a target
     needs an earlier event.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    through : Split
+        The last split whose events are used.
+    num_workers : int
+        Number of training workers.
     """
     skipped, found = int(dataset.manifest.ordered), 0
     for shard in dataset.shards():

@@ -222,7 +222,22 @@ def cut_off(histogram: Callable[[int, int], Array], low: int, high: int, rank: i
 
 
 def bin_counts(values: Array, start: int, width: int) -> Array:
-    """Counts of the values in each bin of :func:`cut_off`; values outside the bins are left out."""
+    """Counts of the values in each bin of :func:`cut_off`; values outside the bins are left out.
+
+    Parameters
+    ----------
+    values : array of int
+        The values.
+    start : int
+        Lower end of the first bin.
+    width : int
+        Width of a bin.
+
+    Returns
+    -------
+    array of int
+        One count per bin.
+    """
     bins = (values - start) // width
     return np.bincount(bins[(values >= start) & (bins < _BINS)], minlength=_BINS)
 
@@ -260,6 +275,15 @@ def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConf
 
     >>> resolved(SplitConfig(), "time", True).kind, resolved(SplitConfig(), "none", False).kind
     ('leave-last', 'ratio')
+
+    Parameters
+    ----------
+    config : SplitConfig
+        The section ``data.split``.
+    ordered_by : str
+        What orders the events; ``none``: nothing does.
+    has_times : bool
+        Whether some event has a time that may be used (``data.order`` is not ``none``).
     """
     if config.kind != "auto":
         return config

@@ -44,6 +44,22 @@ def compose(
     >>> rules = TextRules(("buy", "view"), True, 3, 4, 1)
     >>> compose([0, 1, 2, 3], [1, 1, 1, 0], ["tea", "cup", "pot", "jug"], rules)
     'buy: jug; view: pot, cup'
+
+    Parameters
+    ----------
+    items : Sequence[int]
+        Dense ids of the items, oldest event first.
+    types : Sequence[int]
+        The event type of each item.
+    titles : Sequence[str]
+        The title of every item, in dense order.
+    rules : TextRules
+        Names of the event types, and the largest number of items.
+
+    Returns
+    -------
+    str
+        The text; "" without events.
     """
     newest = list(zip(items, types, strict=True))[: -rules.max_items - 1 : -1]
     runs = []

@@ -135,6 +135,20 @@ def with_adapter(model: Any, rank: int, name: str) -> Any:
     """The model with new low-rank adapters on its attention projections; only the adapters are
     trained.
 
+    Parameters
+    ----------
+    model : transformers model
+        The language model.
+    rank : int
+        Rank of the adapters.
+    name : str
+        Name of the model, for the error.
+
+    Returns
+    -------
+    peft model
+        The wrapped model.
+
     Raises
     ------
     ConfigError

@@ -48,7 +48,19 @@ class EncoderSettings:
     def of(
         config: TextConfig, threads: int = 0, gpu: bool = False, adapter: Adapter | None = None
     ) -> EncoderSettings:
-        """The settings of a configuration."""
+        """The settings of a configuration.
+
+        Parameters
+        ----------
+        config : TextConfig
+            The section ``data.text``.
+        threads : int
+            Number of CPU threads of the encoder; 0: all that this process may use.
+        gpu : bool
+            Whether to use a GPU.
+        adapter : Adapter or None
+            The adapter of the model; None: the model as it is.
+        """
         return EncoderSettings(
             config.model,
             config.max_tokens,
@@ -79,6 +91,15 @@ def resolve_model(name: str, allow_download: bool = False, key: str = "data.text
     cache or, if allowed, downloaded now.
 
     ``key`` is the configuration key with the name; error messages show it.
+
+    Parameters
+    ----------
+    name : str
+        Name of a packaged model, path of a folder, or name of a hub model.
+    allow_download : bool
+        Whether a hub model that is not in the cache may be downloaded.
+    key : str
+        The configuration key with the name, for the error.
 
     Raises
     ------

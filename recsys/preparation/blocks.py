@@ -101,7 +101,19 @@ def task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int
 def results_of(
     function: Callable[..., Any], pieces: Sequence[Any], limit: int, num_gpus: int = 0
 ) -> Iterator[Any]:
-    """Yield ``function(piece)`` of every piece, in order, from at most ``limit`` parallel tasks."""
+    """Yield ``function(piece)`` of every piece, in order, from at most ``limit`` parallel tasks.
+
+    Parameters
+    ----------
+    function : Callable
+        Runs in a task, with one piece.
+    pieces : Sequence
+        The pieces.
+    limit : int
+        Largest number of parallel tasks.
+    num_gpus : int
+        GPUs of a task.
+    """
     remote: Any = task(_apply, num_gpus=num_gpus)
     running: deque[Any] = deque()
     for piece in pieces:

@@ -153,6 +153,19 @@ def pairs_of(
 ) -> tuple[Array, Array]:
     """Pairs of items with a text that are neighbours in training, at most ``limit``: [P, 2]; and
     validation queries: each user's last training item and first validation item, [Q, 2].
+
+    Parameters
+    ----------
+    histories : Histories
+        The histories of some users.
+    has_text_N : array, [N] bool
+        Which items have a text.
+    ordered : bool
+        Whether histories have an order; else neighbours are random.
+    limit : int
+        Largest number of pairs.
+    seed : Sequence[int]
+        Seed of the sample.
     """
     random = np.random.default_rng(seed)
     with_text = histories.where(has_text_N[histories.items_E])
@@ -187,7 +200,23 @@ def train_adapter(
     gpu: bool,
     threads: int = 0,
 ) -> tuple[Adapter, list[float]]:
-    """Train a new adapter by contrastive learning, in a task; returns it and the losses."""
+    """Train a new adapter by contrastive learning, in a task; returns it and the losses.
+
+    Parameters
+    ----------
+    texts : Sequence[str or None]
+        Texts of the items in dense order, [N].
+    pairs_P2 : array, [P, 2] int
+        The pairs of items, all with a text.
+    config : TextConfig
+        The language model, and the section ``finetune``.
+    seed : int
+        Seed of batches and weights.
+    gpu : bool
+        Whether to use a GPU if there is one.
+    threads : int
+        Number of CPU threads; 0: all usable cores.
+    """
     import torch
 
     torch.set_num_threads(threads or usable_cores())

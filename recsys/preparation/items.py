@@ -27,6 +27,15 @@ def text_fields(
     """The columns of an item's text: the wanted ones, or (None) all columns of strings or lists of
     strings except those of ``media``, whose texts are vectors or paths.
 
+    Parameters
+    ----------
+    table : pa.Table or None
+        The items table; None: the source has none.
+    wanted : Sequence[str] or None
+        The configured columns; None: choose them.
+    media : Sequence[str]
+        Columns of media.
+
     Raises
     ------
     ConfigError
@@ -71,7 +80,17 @@ def unique_rows(table: pa.Table, key: str) -> tuple[pa.Table, pa.Table]:
 
 
 def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
-    """The table of items or users in dense order, without provenance; nulls for missing ids."""
+    """The table of items or users in dense order, without provenance; nulls for missing ids.
+
+    Parameters
+    ----------
+    table : pa.Table or None
+        The table of items or users; None: the source has none.
+    ids : pa.Array
+        External ids in dense order.
+    key : str
+        Name of the id column.
+    """
     if table is None:
         return pa.table({key: ids})
     rows = pc.index_in(ids, value_set=table.column(key))
@@ -125,6 +144,15 @@ def text_groups(
     are configured.
 
     A group can also name the event column.
+
+    Parameters
+    ----------
+    table : pa.Table or None
+        The items table; None: the source has none.
+    config : TextConfig
+        The section ``data.text``.
+    media : Sequence[str]
+        Columns of media.
 
     Raises
     ------

@@ -144,6 +144,17 @@ def find_core(
 def core_counts(pairs: pa.Table, item_N: Array, stays_U: Array, min_user: int) -> list[Array]:
     """Number of events of each item by the remaining users: [N] int64; and which users of the
     bucket remain: [U] bool.
+
+    Parameters
+    ----------
+    pairs : pa.Table
+        Columns ``user`` (position in the bucket) and ``item`` (position in all items), [E].
+    item_N : array, [N] bool
+        Which items remain.
+    stays_U : array, [U] bool
+        Which users of the bucket always stay.
+    min_user : int
+        Least number of events of a user.
     """
     user_E, item_E = (np.asarray(pairs.column(name)) for name in ("user", "item"))
     on_E = item_N[item_E]
@@ -154,7 +165,22 @@ def core_counts(pairs: pa.Table, item_N: Array, stays_U: Array, min_user: int) -
 
 
 def only(table: pa.Table | None, key: str, ids: Sequence[pa.Array]) -> pa.Table | None:
-    """The rows of the table of users or items whose id is among ``ids``."""
+    """The rows of the table of users or items whose id is among ``ids``.
+
+    Parameters
+    ----------
+    table : pa.Table or None
+        The table of users or items; None: the source has none.
+    key : str
+        Name of the id column.
+    ids : Sequence[pa.Array]
+        The ids, in any number of arrays.
+
+    Returns
+    -------
+    pa.Table or None
+        The rows; None if ``table`` is None.
+    """
     return (
         None
         if table is None
@@ -178,7 +204,17 @@ def core_pairs(good: pa.Table, coding: Coding, users: pa.Array, item_ids: pa.Arr
 
 
 def cut_bucket(good: pa.Table, rules: EventRules, users: pa.Array, items: pa.Array) -> list[Any]:
-    """The rows of a bucket by users and about items of the k-core, and a summary of them."""
+    """The rows of a bucket by users and about items of the k-core, and a summary of them.
+
+    Parameters
+    ----------
+    good : pa.Table
+        Good rows of the bucket.
+    rules : EventRules
+        Which events are interactions and which are text.
+    users, items : pa.Array
+        External ids of the k-core.
+    """
     summary = BucketSummary(read=good.num_rows)
     if good.num_rows:
         kept = codes_in(good.column(schema.USER_ID), users) >= 0

@@ -161,7 +161,17 @@ def media_table(media: Mapping[str, Array]) -> pa.Table:
 
 
 def aligned(medium: Medium, items: pa.Table, item_ids: pa.Array) -> Array:
-    """The vectors in dense order: [N, M] float16, zero rows for items that the table lacks."""
+    """The vectors in dense order: [N, M] float16, zero rows for items that the table lacks.
+
+    Parameters
+    ----------
+    medium : Medium
+        The vectors of the rows of the items table, [R, M].
+    items : pa.Table
+        The items table, [R].
+    item_ids : pa.Array
+        External item ids in dense order, [N].
+    """
     rows_N = np.asarray(pc.index_in(item_ids, value_set=items.column(schema.ITEM_ID)).fill_null(-1))
     vectors_NM = np.zeros((len(rows_N), medium.vectors_RM.shape[1]), dtype=np.float16)
     vectors_NM[rows_N >= 0] = medium.vectors_RM[rows_N[rows_N >= 0]]
@@ -176,6 +186,20 @@ def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
     or commas.
 
     The most frequent width is the right one.
+
+    Parameters
+    ----------
+    items : pa.Table
+        The items table, [R].
+    name : str
+        Name of the medium.
+    column : str
+        Name of the column.
+
+    Returns
+    -------
+    Medium
+        The vectors, [R, M] float16, and the bad cells.
 
     Raises
     ------
@@ -302,6 +326,15 @@ def image_paths(
 ) -> list[str | None]:
     """Path or URI of every row's image, None without one; relative paths start at the configured
     root or at the folder of the row's file.
+
+    Parameters
+    ----------
+    items : pa.Table
+        The items table, [R].
+    config : ImagesConfig
+        The section ``data.media.images``.
+    folders : Mapping of str to str
+        The folder of each file of the source, by the name of the file.
 
     Raises
     ------

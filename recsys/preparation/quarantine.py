@@ -70,7 +70,17 @@ def join_present(columns: Sequence[pa.Array], separator: str) -> pa.Array:
 
 
 def mark(table: pa.Table, is_bad: Array, reason: str) -> pa.Table:
-    """The table with the reason set on those bad rows that have no reason yet."""
+    """The table with the reason set on those bad rows that have no reason yet.
+
+    Parameters
+    ----------
+    table : pa.Table
+        Rows with a column of reasons.
+    is_bad : array of bool
+        Which rows are bad.
+    reason : str
+        The reason.
+    """
     position = table.schema.get_field_index(schema.REASON)
     fresh = pc.if_else(pa.array(is_bad), reason, pa.scalar(None, pa.string()))
     merged = pc.coalesce(table.column(schema.REASON).combine_chunks().cast(pa.string()), fresh)

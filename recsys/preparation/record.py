@@ -48,6 +48,15 @@ class Record:
     def add_bad_rows(self, table: str, read: int, bad: Iterable[pa.Table]) -> None:
         """Put the bad rows of a table into the quarantine and report their number.
 
+        Parameters
+        ----------
+        table : str
+            Name of the table.
+        read : int
+            Number of rows that were read.
+        bad : Iterable[pa.Table]
+            The bad rows.
+
         Raises
         ------
         DataError

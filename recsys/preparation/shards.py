@@ -74,6 +74,19 @@ def time_bins(
 ) -> Array:
     """Counts of the times earlier than ``below`` in the bins of :func:`recsys.data.split.cut_off`,
     for events of these types (empty: all types).
+
+    Parameters
+    ----------
+    events : pa.Table
+        Events with ``time`` and ``type``.
+    start : int
+        Lower end of the first bin, in microseconds.
+    width : int
+        Width of a bin, in microseconds.
+    below : int
+        Times from here on are left out, in microseconds.
+    target_types : tuple[int, ...]
+        Ids of the counted event types; empty: all types.
     """
     times = np.asarray(events.column("time"))
     if target_types:

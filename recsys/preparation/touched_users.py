@@ -111,7 +111,15 @@ def kept_times(kept: Kept, since: int, target_types: tuple[int, ...]) -> list[An
 
 
 def moved_users(times: pa.Table, before: SplitPlan, now: SplitPlan) -> Array:
-    """Users with an event that new cut-offs move to another split: int32, sorted."""
+    """Users with an event that new cut-offs move to another split: int32, sorted.
+
+    Parameters
+    ----------
+    times : pa.Table
+        Columns ``user`` and ``time`` of the events.
+    before, now : SplitPlan
+        The earlier and the new cut-offs.
+    """
     times_E = np.asarray(times.column("time"))
     moved_E = np.zeros(len(times_E), dtype=bool)
     for old, new in ((before.valid_from, now.valid_from), (before.test_from, now.test_from)):

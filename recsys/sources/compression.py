@@ -43,6 +43,15 @@ _BUFFER: Final = 4 << 20
 def compression_of(path: str, name: str, head: bytes) -> str:
     r"""``gzip``, ``zstd``, ``zip`` or "": by the first bytes, else by the ending of the name.
 
+    Parameters
+    ----------
+    path : str
+        Path or URI of the file, for the error.
+    name : str
+        Name of the file.
+    head : bytes
+        The first bytes of the file.
+
     Raises
     ------
     SourceError

@@ -130,7 +130,24 @@ def with_constants(raw: pa.Table, constants: Mapping[str, str]) -> pa.Table:
 
 
 def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.Table:
-    """Check raw rows, add provenance and insert the unreadable rows in the order of the file."""
+    """Check raw rows, add provenance and insert the unreadable rows in the order of the file.
+
+    Parameters
+    ----------
+    raw : pa.Table
+        The good rows, as text under canonical names.
+    cells : Cells
+        The parsed text that ``raw`` comes from, with the rows that could not be parsed.
+    layout : Layout
+        The columns and rules of the table.
+    origin : Origin
+        The file, its index and the delimiter.
+
+    Returns
+    -------
+    pa.Table
+        A block in the columns of the layout.
+    """
     base = origin.index * FILE_STRIDE
     order_of_rows = cells.rows + base
     for lookup in layout.lookups:
@@ -222,6 +239,15 @@ _NO_TABLES: Final = {
 def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     """Check that nearly all lines of the file's head can be decoded; single bad rows go to the
     quarantine later.
+
+    Parameters
+    ----------
+    file : InputFile
+        The file, for the error.
+    head : bytes
+        The first bytes of the file.
+    encoding : str
+        The configured encoding.
 
     Raises
     ------
@@ -332,7 +358,19 @@ def _why(text: str, num_columns: int, dialect: Dialect) -> str:
 
 
 def parse(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Dialect) -> Cells:
-    """Parse the bytes of a byte range into text cells; no content of a row raises an exception."""
+    """Parse the bytes of a byte range into text cells; no content of a row raises an exception.
+
+    Parameters
+    ----------
+    data : bytes
+        The bytes of the byte range.
+    byte_range : ByteRange
+        Where the bytes are in the file.
+    num_columns : int
+        Number of cells in a row.
+    dialect : Dialect
+        How cells are separated, quoted and encoded.
+    """
     dialect = replace(dialect, multiline=dialect.multiline and not byte_range.by_line)
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         data = data.decode(dialect.encoding, errors="replace").encode()

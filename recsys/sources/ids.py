@@ -59,6 +59,15 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
 
     Decimals lose the zeros at the end, as floats do. Bytes are read as UTF-8.
 
+    Parameters
+    ----------
+    values : pa.Array
+        The cells of the column.
+    where : str
+        File and column, for the error.
+    first_row : int
+        Number of the first row, for the error.
+
     Raises
     ------
     SourceError

@@ -137,6 +137,15 @@ def canonical_names(
 
     >>> canonical_names(["User_ID", "film", "note", ""], {"film": "item_id"}, schema.EVENTS)
     ('user_id', 'item_id', 'note', '')
+
+    Parameters
+    ----------
+    columns : Sequence[str]
+        Names in the file.
+    rename : Mapping of str to str
+        Name in the file to canonical name.
+    table : TableSchema
+        The columns of the table.
     """
     names = [rename.get(name, name) for name in columns]
     folded = Counter(

@@ -189,7 +189,17 @@ def bad_rows(
 
 
 def raw_text(raw: pa.Table, reasons: pa.ChunkedArray, delimiter: str) -> pa.Array:
-    """The text of bad rows, cells joined by the delimiter; null for good rows."""
+    """The text of bad rows, cells joined by the delimiter; null for good rows.
+
+    Parameters
+    ----------
+    raw : pa.Table
+        The rows as they were read.
+    reasons : pa.ChunkedArray
+        The reason of each bad row; null for good rows.
+    delimiter : str
+        Joins the cells.
+    """
     is_bad = pc.is_valid(reasons)
     if raw.num_columns == 0 or not pc.any(is_bad).as_py():
         return pa.nulls(raw.num_rows, pa.string())

@@ -127,6 +127,15 @@ def extra(column: pa.Array, kind: pa.DataType, rules: CellRules = DEFAULT_RULES)
     """An extra column in its declared type; missing and unsuitable cells are null.
 
     Missing members of lists of texts are removed.
+
+    Parameters
+    ----------
+    column : pa.Array
+        The cells as they were read.
+    kind : pa.DataType
+        The declared type.
+    rules : CellRules
+        Which cells are missing values, and the decimal sign.
     """
     if pa.types.is_floating(kind):
         if column.type.equals(kind):

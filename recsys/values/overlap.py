@@ -42,6 +42,15 @@ def compare(side: SideIds, events: SideIds, min_share: float) -> str:
     """A warning if few ids of the side table occur in the events, or if one id has two forms; else
     "".
 
+    Parameters
+    ----------
+    side : SideIds
+        Distinct ids of the side table.
+    events : SideIds
+        Distinct ids of the events, or of another table to compare with.
+    min_share : float
+        Share of side ids that occur in the events below which there is a warning.
+
     Raises
     ------
     DataError
