@@ -48,7 +48,7 @@ def outcomes(
     users_A : array, [A] int
         User of each answer, numbered from 0.
     versions_A : array, [A] int
-        Version that gave the answer, 0 to V − 1; version 0 is the control.
+        Version that gave the answer, 0 to V − 1; version 0 is the reference.
     rewards_A : array, [A] float
         Reward of each answer.
     num_versions : int
