@@ -184,7 +184,7 @@ def _ray_processes() -> set[Any]:
     found = set()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "ray" in " ".join(child.cmdline()[:3]):
+            if any(word in " ".join(child.cmdline()[:3]) for word in ("/ray/", "ray::")):
                 found.add(child)
     return found
 
