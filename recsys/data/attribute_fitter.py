@@ -13,13 +13,12 @@ from recsys.data.attributes import (
     Field,
     as_categories,
     as_numbers,
-    is_list,
     is_number,
-    is_text,
     members_of,
 )
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, choices
+from recsys.values.arrow_types import is_string, is_variable_list
 
 _NORMAL_QUARTILES: Final = 1.349  # interquartile range of the standard normal
 # Least share of values that must be numbers or, in fields that the user did not name, that the
@@ -99,14 +98,16 @@ class FieldFitter:
     def _kind(self, name: str) -> str | None:
         kind = self.table.column(name).type
         if name in self.config.numeric:
-            return "number" if is_number(kind) or is_text(kind) else None
-        if is_list(kind):
+            return "number" if is_number(kind) or is_string(kind) else None
+        if is_variable_list(kind):
             return (
-                "list" if is_text(kind.value_type) or pa.types.is_integer(kind.value_type) else None
+                "list"
+                if is_string(kind.value_type) or pa.types.is_integer(kind.value_type)
+                else None
             )
         if is_number(kind):
             return "category" if name in self.config.categorical else "number"
-        return "category" if is_text(kind) or pa.types.is_boolean(kind) else None
+        return "category" if is_string(kind) or pa.types.is_boolean(kind) else None
 
     def _number(self, name: str, column: pa.ChunkedArray, is_wanted: bool) -> Field | None:
         numbers_X = as_numbers(column)
@@ -129,7 +130,7 @@ class FieldFitter:
         return Field(name, "number", 1, (), tuple(edges.tolist()), float(center), float(scale))
 
     def _categories(self, name: str, column: pa.ChunkedArray, is_wanted: bool) -> Field | None:
-        has_members, slots = is_list(column.type), 1
+        has_members, slots = is_variable_list(column.type), 1
         if has_members:
             texts, rows = members_of(column)
             slots = min(int(np.bincount(rows).max(initial=1)), self.config.max_members)

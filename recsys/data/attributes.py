@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.histories import Array
+from recsys.values.arrow_types import is_string
 
 if TYPE_CHECKING:  # `prepare` and its workers read cells with this module, without torch
     import torch
@@ -169,7 +170,7 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
 
 def as_numbers(column: pa.ChunkedArray) -> Array:
     """A column as float64, also from strings of numbers; NaN where a cell is no finite number."""
-    if is_text(column.type):
+    if is_string(column.type):
         texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
         is_number = pc.match_substring_regex(texts, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
         column = pc.if_else(is_number, texts, None)
@@ -217,21 +218,11 @@ def members_of(column: pa.ChunkedArray) -> tuple[Any, Array]:
     return flat.filter(is_given), rows[np.asarray(is_given)]
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is a string."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
 def is_number(kind: pa.DataType) -> bool:
     """Whether an Arrow type is an integer, a float or a decimal."""
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     )
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is a list."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def rows_differ(table: pa.Table, fields: Sequence[Field]) -> bool:

@@ -7,6 +7,7 @@ from typing import Final
 import pyarrow as pa
 
 from recsys import schema
+from recsys.values.arrow_types import is_string
 
 MAX_TITLE: Final = 80
 
@@ -32,10 +33,7 @@ def _shorten(line: str) -> str:
 
 def title_column(features: pa.Table) -> str | None:
     """The column of titles; None where there is none."""
-    is_text = {
-        f.name: pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-        for f in features.schema
-    }
+    is_text = {f.name: is_string(f.type) for f in features.schema}
     names: list[str] = [name for name, text in is_text.items() if text and name != schema.ITEM_ID]
     for ending in ("title", "name"):
         for name in sorted(names, key=len):

@@ -26,6 +26,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries
 from recsys.data.titles import item_titles
 from recsys.model import FrozenModel
+from recsys.values.arrow_types import is_string
 
 NEAREST: Final = 20  # items that describe a state, weighted by 1 / log₂(rank + 1)
 MAX_EVENTS: Final = 48  # the newest events of a user that are shown
@@ -159,7 +160,7 @@ def _values(column: pa.ChunkedArray) -> list[list[str]]:
     that are not text.
     """
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_string(kind):
         return [
             [v for v in re.split(r"\s*[,|;>]\s*", cell or "") if v] for cell in column.to_pylist()
         ]

@@ -27,6 +27,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.titles import title_column
 from recsys.evaluation.bootstrap import compare, intervals
+from recsys.values.arrow_types import is_string, is_variable_list
 
 SHORT: Final = 4  # a history with at most so many events is short
 MIN_QUERIES: Final = 20  # a combination with fewer queries is pooled with others
@@ -162,9 +163,9 @@ def described(features: pa.Table, number: int, text_fields: Collection[str] = ()
             continue
         column = features.column(name)
         there = pc.is_valid(column)
-        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        if is_variable_list(column.type):
             there = pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)
-        elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        elif is_string(column.type):
             there = pc.fill_null(pc.not_equal(column, ""), False)
         found |= there.to_numpy()
     return found

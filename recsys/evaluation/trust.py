@@ -26,6 +26,7 @@ from recsys.errors import ConfigError
 from recsys.evaluation.bootstrap import LEVEL, bootstrap_means, intervals
 from recsys.evaluation.metrics import parse_metric
 from recsys.evaluation.ranking import Ranking
+from recsys.values.arrow_types import is_plain_number
 
 HEAD, TAIL = 0.2, 0.2  # shares of the items, and of the users by taste
 ITEM_LEVELS: Final = ("head", "mid", "tail")
@@ -313,7 +314,7 @@ def user_groups(column: pa.ChunkedArray) -> dict[str, Array]:
     Numbers with more than 12 different values are split into quarters; a list counts as its text; a
     missing value is "unknown".
     """
-    if _is_number(column.type) and pc.count_distinct(column.drop_null()).as_py() > _MAX_GROUPS:
+    if is_plain_number(column.type) and pc.count_distinct(column.drop_null()).as_py() > _MAX_GROUPS:
         return _bands(column.cast(pa.float64()).to_numpy())
     texts = ["unknown" if v in (None, "", []) else str(v) for v in column.to_pylist()]
     names, codes, numbers = np.unique(
@@ -325,10 +326,6 @@ def user_groups(column: pa.ChunkedArray) -> dict[str, Array]:
     if len(largest) < len(ordered):
         groups[f"{len(ordered) - len(largest)} others"] = ~np.isin(codes, largest)
     return groups
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _bands(values_U: Array) -> dict[str, Array]:

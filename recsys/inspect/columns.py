@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from recsys.inspect.times import TimeForm, time_form
 from recsys.inspect.vocabulary import LATITUDE, LONGITUDE, TEXT, TIME, has_id, likeness
 from recsys.sources.validate import CellRules, ids, numbers
+from recsys.values.arrow_types import is_list, is_plain_number, is_string
 
 Kind = Literal[
     "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list",
@@ -124,7 +125,7 @@ class Column:
 def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Column:
     """Classify one column of a sample."""
     kind = cells.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return _of_lists(name, position, cells)
     if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_nested(kind):
         return Column(name, position, "object", pa.nulls(len(cells), pa.string()), len(cells))
@@ -249,11 +250,11 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
     lengths = pc.list_value_length(cells)
     base: dict[str, Any] = {"num_rows": len(cells), "num_values": len(cells) - cells.null_count}
     nothing = pa.nulls(len(cells), pa.string())
-    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+    if is_plain_number(kind):
         sizes = pc.unique(lengths.drop_null()).to_pylist()
         is_vector = len(sizes) == 1 and sizes[0] >= _VECTOR
         return Column(name, position, "vector" if is_vector else "object", nothing, **base)
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not is_string(kind):
         return Column(name, position, "object", nothing, **base)
     members = pc.list_flatten(cells).cast(pa.string()).drop_null()
     joined = pc.binary_join(cells.cast(pa.list_(pa.string())), " | ")

@@ -38,8 +38,9 @@ from recsys.inspect.vocabulary import (
     likeness,
     named_like,
 )
-from recsys.sources.members import as_lists, is_list, members_as_rows
+from recsys.sources.members import as_lists, members_as_rows
 from recsys.sources.validate import CellRules
+from recsys.values.arrow_types import is_list
 
 _FEW: Final = 20  # most distinct values of an attribute (not an id) in a large table
 _NAMED: Final = 0.7

@@ -20,6 +20,7 @@ from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.quarantine import DUPLICATE, bad_rows, mark
 from recsys.preparation.record import Record
 from recsys.values.absent import DEFAULT_RULES, CellRules
+from recsys.values.arrow_types import is_variable_list
 from recsys.values.cells import ids
 from recsys.values.overlap import SideIds, compare
 
@@ -220,7 +221,7 @@ def _values(column: pa.Array, separator: str, cells: CellRules) -> tuple[pa.Arra
     if separator:
         column = pc.split_pattern(column.cast(pa.string()), separator)
     rows = pa.array(np.arange(len(column)))
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    if is_variable_list(column.type):
         rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
     values = ids(column.cast(pa.string()), cells)
     kept = pc.is_valid(values)

@@ -15,6 +15,7 @@ from recsys.data.histories import Array
 from recsys.errors import ConfigError, choices
 from recsys.preparation.events import SPLITS
 from recsys.preparation.quarantine import DUPLICATE, join_present, mark
+from recsys.values.arrow_types import is_string, is_variable_list
 
 TEXT: Final = "text"
 PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
@@ -60,9 +61,9 @@ def text_fields(
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_variable_list(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return is_string(kind)
 
 
 def unique_rows(table: pa.Table, key: str) -> tuple[pa.Table, pa.Table]:
@@ -129,7 +130,7 @@ def compose_text(
 def _as_text(column: pa.ChunkedArray) -> pa.Array:
     """The trimmed text of every row; lists are joined with ", ", empty text is null."""
     array = column.combine_chunks()
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+    if is_variable_list(array.type):
         if not pa.types.is_string(array.type.value_type):
             array = array.cast(pa.list_(pa.string()))
         array = pc.binary_join(array, ", ")

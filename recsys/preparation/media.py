@@ -32,6 +32,7 @@ from recsys.preparation.quarantine import QUARANTINE_SCHEMA
 from recsys.preparation.record import Record
 from recsys.sources.base import SourceAdapter
 from recsys.storage.filesystems import filesystem_of
+from recsys.values.arrow_types import is_list, is_plain_number, is_string
 
 WRONG_WIDTH: Final = "vector of another width"
 NOT_FINITE: Final = "vector with cells that are not finite numbers"
@@ -241,7 +242,7 @@ def _numbers(column: pa.ChunkedArray, where: str) -> tuple[Array, Array]:
     """
     array = column.combine_chunks()
     kind = array.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_string(kind):
         texts = (
             pl.Series(pl.from_arrow(array)).str.replace_all(r"[\[\](),;]", " ").str.strip_chars()
         )
@@ -252,16 +253,10 @@ def _numbers(column: pa.ChunkedArray, where: str) -> tuple[Array, Array]:
         )
         array = lists.to_arrow()
         kind = array.type
-    is_list = (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-    inner = kind.value_type if is_list else kind
-    is_text = (
-        pa.types.is_string(inner)
-        or pa.types.is_large_string(inner)
-        or pa.types.is_string_view(inner)
-    )
-    if not is_list or not (is_text or pa.types.is_integer(inner) or pa.types.is_floating(inner)):
+    has_lists = is_list(kind)
+    inner = kind.value_type if has_lists else kind
+    is_text = is_string(inner) or pa.types.is_string_view(inner)
+    if not has_lists or not (is_text or is_plain_number(inner)):
         raise ConfigError(f"{where} has the type {kind}, expected lists of numbers")
     lengths = pc.fill_null(pc.list_value_length(array), 0)
     flat = array.flatten()
@@ -342,7 +337,7 @@ def image_paths(
         The column does not exist or has no texts.
     """
     kind = items.schema.field(config.column).type if config.column in items.column_names else None
-    if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if kind is None or not is_string(kind):
         raise ConfigError(
             f"data.media.images.column {config.column!r}:"
             f" {'has the type ' + str(kind) if kind else 'items lack it'}, expected a column of"

@@ -32,6 +32,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys.values.arrow_types import is_list, is_string
+
 DEEPEST: Final = 6
 _COPY: Final = 1 << 20
 _ROWS: Final = 65_536
@@ -185,16 +187,12 @@ def _column(column: Any, where: str) -> Iterator[Part]:
     elif pa.types.is_map(kind):
         yield from _column(column.keys, f"{where}.keys")
         yield from _column(column.items, f"{where}.values")
-    elif (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    ):
+    elif is_list(kind):
         if pa.types.is_integer(kind.value_type):
             yield Part("numbers", _apart(column), where)
         else:
             yield from _column(column.flatten(), where)
-    elif (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    ):
+    elif is_string(kind) or pa.types.is_string_view(kind):
         yield Part("cells", [text for text in column.to_pylist() if text], where)
     elif (
         pa.types.is_binary(kind)

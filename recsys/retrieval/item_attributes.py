@@ -28,6 +28,7 @@ from recsys.data.histories import Array
 from recsys.data.titles import title_column
 from recsys.errors import RequestError, choices
 from recsys.retrieval.conditions import BOUNDS, Condition, Value
+from recsys.values.arrow_types import is_string, is_variable_list
 from recsys.values.moment import moment
 
 _TEXT: Final = "text"  # the column that the language model reads
@@ -311,9 +312,9 @@ def _stored(column: pa.ChunkedArray) -> Any:
         return column.cast(pa.float64())
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None) and "UTC"))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_variable_list(kind):
         inner = kind.value_type
-        if not (_is_text(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner)):
+        if not (is_string(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner)):
             return None
         flat, lists = as_categories(pc.list_flatten(column)), column.combine_chunks()
         if _is_prose(flat):
@@ -322,14 +323,10 @@ def _stored(column: pa.ChunkedArray) -> Any:
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
         flat = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
         return pa.LargeListArray.from_arrays(offsets, flat)
-    if not (_is_text(kind) or pa.types.is_boolean(kind)):
+    if not (is_string(kind) or pa.types.is_boolean(kind)):
         return None
     texts = as_categories(column)
     return None if _is_prose(texts) else texts.dictionary_encode()
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_prose(texts: Any) -> bool:

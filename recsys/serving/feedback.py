@@ -28,6 +28,7 @@ from recsys.fusion import GatedFusion
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.training.refit_fusion import Evidence
+from recsys.values.arrow_types import is_variable_list
 
 HISTORY: Final = "history"
 LEAST_ROWS: Final = 50
@@ -145,7 +146,7 @@ def _histories(table: pa.Table) -> list[list[str] | None]:
     if HISTORY not in table.column_names:
         return [None] * table.num_rows
     column = table.column(HISTORY)
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+    if not is_variable_list(column.type):
         raise DataError(
             f"update.feedback: the column {HISTORY} has the type {column.type}, expected lists of"
             " item ids; use Parquet or JSON lines, which can hold lists"

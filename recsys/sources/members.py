@@ -14,15 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.values.arrow_types import is_list
+
 MOST_MEMBERS: Final = 2**12  # of a row that have places of their own in the order of the file
 UNEQUAL: Final = "lists of different lengths"
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column has lists of any size."""
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
 
 
 def as_lists(cells: Any, separator: str) -> pa.Array:

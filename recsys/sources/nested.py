@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.values.arrow_types import is_list
+
 _DEEPEST: Final = 6
 _MOST_KEYS: Final = 60  # of an object; above, its keys are taken for data
 _WRAPPERS: Final = {
@@ -139,17 +141,11 @@ def _types(path: str, kind: pa.DataType) -> dict[str, pa.DataType]:
             for inner in kind
             for name, of in _types(f"{path}.{inner.name}", inner.type).items()
         }
-    if _is_list(kind) and pa.types.is_struct(kind.value_type):
+    if is_list(kind) and pa.types.is_struct(kind.value_type):
         inside = _types(path, kind.value_type)
-        if not any(_is_list(of) for of in inside.values()):
+        if not any(is_list(of) for of in inside.values()):
             return {name: pa.list_(of) for name, of in inside.items()}
     return {path: kind}
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
 
 
 def read_as(path: str, names: Iterable[str], kinds: Iterable[pa.DataType]) -> str:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from recsys.errors import SourceError
 from recsys.sources.limits import FREE_BYTES, MAX_DECODED_RATIO, MAX_ROW_BYTES, check_column_count
+from recsys.values.arrow_types import is_string
 
 _MOST_ROWS: Final = 1 << 18
 _BATCH_BYTES: Final = 256 << 20
@@ -200,7 +201,7 @@ def _texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
 
 def _is_binary(kind: Any) -> bool:
     return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+        is_string(kind) or pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
     )  # fmt: skip
 

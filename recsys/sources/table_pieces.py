@@ -26,6 +26,7 @@ from recsys.sources.table_heads import (
     read_heads,
 )
 from recsys.sources.validate import Layout
+from recsys.values.arrow_types import is_plain_number
 
 
 def table_pieces(source: TableFiles) -> list[Piece]:
@@ -47,7 +48,9 @@ def layout_of(source: TableFiles, heads: list[NamedHead]) -> Layout:
         added = looked_up_types(head.head, head.names, source)
         for name, kind in {**head.types, **added}.items():
             if name not in source.table.columns:
-                kind = pa.float64() if name in source.numbers and not _is_number(kind) else kind
+                kind = (
+                    pa.float64() if name in source.numbers and not is_plain_number(kind) else kind
+                )
                 where = f"{head.head.file.path}: column {name!r}"
                 extras[name] = _common_type(extras.get(name, kind), kind, where)
     if source.clock and source.clock not in extras:
@@ -136,10 +139,6 @@ def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Loo
     types = tuple((name, kind) for name, kind in every.items() if name in given_names)
     identity = (column, key, tuple(own.items()), *((f.path, f.size, f.modified) for f in files))
     return Lookup(column, key, types, identity, pieces_of_heads(source, heads))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataType:
