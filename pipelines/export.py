@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from pipelines.cli import config_of, main
 from pipelines.dry_run import plan
@@ -25,7 +25,7 @@ from recsys.registry.copies import Copy, remember
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.resolve import resolve
 
-_SHORT = {"--to": "--export.to", "--out": "--export.out"}
+_SHORT: Final = {"to": "export.to", "out": "export.out"}
 
 
 def command(words: Sequence[str]) -> int:
@@ -40,7 +40,7 @@ def command(words: Sequence[str]) -> int:
     models = words[: options[0] if options else len(words)]
     if len(models) > 1:
         raise UsageError(f"got {len(models)} models, expected one; usage: {VERBS['export'].usage}")
-    arguments = parse([_long(word) for word in words[len(models) :]])
+    arguments = parse(words[len(models) :], _SHORT)
     config = config_of(
         arguments.config, [*arguments.overrides, *(("export.model", model) for model in models)]
     )
@@ -54,11 +54,6 @@ def command(words: Sequence[str]) -> int:
         return 0
     export(config)
     return 0
-
-
-def _long(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return _SHORT.get(name, name) + equals + value
 
 
 def check(export: ExportConfig) -> None:

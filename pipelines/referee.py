@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from recsys.referee.protocol import Protocol
 
 _SEVERAL: Final = {"--lists": "referee.lists", "--runs": "referee.runs"}
-_SHORT: Final = {"--protocol": "--referee.protocol", "--out": "--referee.out"}
+_SHORT: Final = {"protocol": "referee.protocol", "out": "referee.out"}
 
 
 def command(words: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def command(words: Sequence[str]) -> int:
             f"got {action!r}, expected {', '.join(_ACTIONS)}; usage: {VERBS['referee'].usage}"
         )
     rest, several, files = _taken_out(rest, action)
-    arguments = parse(rest)
+    arguments = parse(rest, _SHORT)
     reads = _READS[action]
     for name, _ in [*arguments.overrides, *several]:
         if name not in reads and not name.startswith(
@@ -93,7 +93,7 @@ def _taken_out(words: list[str], action: str) -> tuple[list[str], list[tuple[str
         The other words, those options as settings, and the files of a page.
     """
     rest, found, files = list[str](), dict[str, list[str]](), list[str]()
-    waiting = [_long(word) for word in words]
+    waiting = list(words)
     while waiting:
         word = waiting.pop(0)
         name, equals, value = word.partition("=")
@@ -113,11 +113,6 @@ def _taken_out(words: list[str], action: str) -> tuple[list[str], list[tuple[str
         else:
             rest.append(word)
     return rest, [(key, json.dumps(values)) for key, values in found.items()], files
-
-
-def _long(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return _SHORT.get(name, name) + equals + value
 
 
 # ------------------------------------------------------------------------------------------ prepare

@@ -29,7 +29,7 @@ from recsys.errors import ConfigError
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.storage.uris import is_remote
 
-_SHORT: Final = {"--host": "--ui.host", "--port": "--ui.port"}
+_SHORT: Final = {"host": "ui.host", "port": "ui.port"}
 _LEAST_TOKEN: Final = 16  # characters, as of `recsys serve`
 
 
@@ -43,7 +43,7 @@ def command(words: Sequence[str]) -> int:
     """
     options = [index for index, word in enumerate(words) if word.startswith("-")]
     folders = list(words[: options[0] if options else len(words)])
-    arguments = parse([_long(word) for word in words[len(folders) :]])
+    arguments = parse(words[len(folders) :], _SHORT)
     config = config_of(arguments.config, arguments.overrides)
     if folders and any(name == "ui.runs" for name, _ in arguments.overrides):
         raise UsageError(
@@ -58,11 +58,6 @@ def command(words: Sequence[str]) -> int:
     require_extra("ui", "the extra ui", "ui", ("fastapi", "markdown_it", "uvicorn"))
     show(config)
     return 0
-
-
-def _long(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return _SHORT.get(name, name) + equals + value
 
 
 def _runs_of(run: RunConfig, ui: UiConfig, is_of_file: bool) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
+from recsys.config.shape import is_section
 from recsys.errors import ConfigError, choices
 
 _BOUNDS = {
@@ -98,7 +99,7 @@ def keys_of(names: Sequence[str]) -> str:
     lines = [_HEAD]
     for name in names:
         field = Config.model_fields[name]
-        if not _is_section(field.annotation):
+        if not is_section(field.annotation):
             lines += ["", _line(_key(name, field))]
             continue
         lines += [
@@ -131,7 +132,7 @@ def _below(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]
     found = []
     for name, field in model.model_fields.items():
         kinds = [
-            kind for kind in get_args(field.annotation) or (field.annotation,) if _is_section(kind)
+            kind for kind in get_args(field.annotation) or (field.annotation,) if is_section(kind)
         ]
         found += [(f"{prefix}{field.alias or name}", kind) for kind in kinds]
     if issubclass(model, GranularitiesConfig):  # and those of other installed packages
@@ -159,10 +160,6 @@ def _key(path: str, field: FieldInfo) -> Key:
     default = field.get_default(call_default_factory=True)
     shown = "" if default is PydanticUndefined else _plain(default)
     return Key(path, f"{_type(field.annotation)}{_bounds(field)}", shown, field.description or "")
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _bounds(field: FieldInfo) -> str:

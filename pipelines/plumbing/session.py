@@ -29,10 +29,10 @@ from recsys.errors import ConfigError, Unavailable
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # each training report waits for this poll; the default is 2 s
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": ("0.2"),
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_DEDUP_LOGS": "1",
     # with Ray's 15, a worker gets 1/30 of a core next to another busy process
-    "RAY_worker_niceness": ("0"),
+    "RAY_worker_niceness": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "TOKENIZERS_PARALLELISM": "false",

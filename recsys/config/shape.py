@@ -47,7 +47,7 @@ def _section(node: Mapping[Any, Any], model: type[BaseModel], where: str) -> dic
         if field is None:
             found[key] = child
             continue
-        sections = [option for option in _options(field.annotation) if _is_section(option)]
+        sections = [option for option in _options(field.annotation) if is_section(option)]
         if not sections:
             if not any(getattr(part, "func", None) is as_word for part in field.metadata):
                 _check_plain(child, field.annotation, dotted)
@@ -123,7 +123,8 @@ def _options(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _is_section(option: Any) -> bool:
+def is_section(option: Any) -> bool:
+    """Whether a type is a section of the configuration."""
     return isinstance(option, type) and issubclass(option, BaseModel)
 
 

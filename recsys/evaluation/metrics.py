@@ -295,9 +295,9 @@ def query_metrics(
         "a query without target has no accuracy"
     )
     return {
-        str(Metric(kind, k)): at(hits_BK, num_targets_B, k)
+        str(Metric(kind, k)): QUERY_METRICS[kind](hits_BK, num_targets_B, k)
         for k in ks
-        for kind, at in [*QUERY_METRICS.items(), *((kind, QUERY_METRICS[kind]) for kind in more)]
+        for kind in (*QUERY_METRICS, *more)
     }
 
 

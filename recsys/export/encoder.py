@@ -27,8 +27,6 @@ from recsys.granularities.base import Granularity
 from recsys.model import Encoders, FrozenModel
 from recsys.stack import TRAINED, inverse, spread
 
-UNBOUNDED = 2**30  # events
-
 
 class QueryEncoder(nn.Module):
     """The query encoder of a model; the members in ``without`` are left out.

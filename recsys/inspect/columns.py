@@ -37,7 +37,6 @@ _PRICE: Final = (
     r"^[+-]?(?:\p{Sc}|US\$|[A-Z]{3})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:\p{Sc}|[A-Z]{3}|kr|zł)$"
 )
 _COMMA_NUMBER: Final = r"^[+-]?\d+,\d+$"
-_INTEGER: Final = r"^[+-]?\d{1,18}$"
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 _LIST_MARKS: Final = ("|", ";", ", ", ",")
 _PATH_MARKS: Final = (" > ", ">", " / ", " » ", "/", "\\")

@@ -15,6 +15,7 @@ from recsys.inspect.vocabulary import is_known_name
 from recsys.sources.first_rows import Form, dialect_of
 from recsys.sources.guesses import COMMENTS, data_in_header, is_rule, is_value, looks_like_names
 from recsys.sources.separators import BLANKS
+from recsys.sources.sequences import is_utf8
 
 _LOOKED_AT: Final = 400  # lines that are inspected
 _CONSISTENT: Final = 0.9  # smallest share of lines with the most common number of cells
@@ -91,7 +92,7 @@ def encoding_of(head: bytes) -> str:
     """
     lines = head.split(b"\n")
     high = [line for line in lines[:-1] or lines if not line.isascii()]
-    wrong = [line for line in high if not _is_utf8(line)]
+    wrong = [line for line in high if not is_utf8(line)]
     if not wrong or len(wrong) < 0.1 * len(high):
         return "utf-8"
     data = b"\n".join(wrong)
@@ -118,14 +119,6 @@ def _fits(data: bytes, encoding: str, letters: str, usual: str) -> bool:
     above = "".join(character for character in text if ord(character) >= 0x80)
     num_good, num_usual = len(re.findall(letters, above)), len(re.findall(usual, above))
     return num_good >= 0.9 * len(above) and num_usual >= _MANY_OF_THEM[usual] * len(above)
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm:

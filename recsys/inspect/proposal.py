@@ -13,8 +13,7 @@ from recsys.inspect.draft import Draft
 from recsys.inspect.event_statistics import EventStatistics
 from recsys.inspect.understood import Understood
 
-_ACCEPTED_BAD: Final = 0.01  # default limit of prepare
-_CLOSE_TO_IT: Final = 0.006
+_CLOSE_TO_IT: Final = 0.006  # to the default limit of prepare, 0.01
 
 
 def draft_of(found: Understood, name: str, command: str) -> Draft:

@@ -18,7 +18,6 @@ from recsys.sources.guesses import DROP, NAMES
 from recsys.sources.separators import BLANKS
 
 _WORDS: Final = {"\t": "tab", BLANKS: "spaces"}
-_KNOWN_SUFFIXES: Final = (".csv", ".tsv", ".tab")
 
 
 @dataclass

@@ -313,11 +313,11 @@ def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
 def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:
     """The pair with the columns of orders in its table and a person as user."""
     rows = pair.table.sample.rows
-    places = pc.index_in(pair.user.values, value_set=key.values)
+    positions = pc.index_in(pair.user.values, value_set=key.values)
     for name in orders.sample.rows.column_names:
         if name not in (*rows.column_names, key.name):
             cells = orders.sample.rows.column(name).combine_chunks()
-            rows = rows.append_column(name, cells.take(places))
+            rows = rows.append_column(name, cells.take(positions))
     found = Table.of(replace(pair.table.sample, rows=rows))
     column = pair.user.name
     found.lookups = {column if column == key.name else f"{column} = {key.name}": orders}

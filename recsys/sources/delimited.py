@@ -191,13 +191,15 @@ def _members(
     lists = {name: mark for name, mark in layout.lists if name in raw.column_names}
     if not lists:
         return raw, cells, cells.rows * MOST_MEMBERS
-    found, places, unequal = members_as_rows(raw, lists)
+    found, row_of_member, unequal = members_as_rows(raw, lists)
     reasons = cells.broken_reasons or [UNREADABLE] * len(cells.broken_rows)
     shown = [str(row) for row in raw.take(pa.array(unequal)).to_pylist()]
-    order = cells.rows[places] * MOST_MEMBERS + numbers_of_members(places) % MOST_MEMBERS
+    order = (
+        cells.rows[row_of_member] * MOST_MEMBERS + numbers_of_members(row_of_member) % MOST_MEMBERS
+    )
     members = Cells(
-        cells.table.take(pa.array(places)),
-        cells.rows[places],
+        cells.table.take(pa.array(row_of_member)),
+        cells.rows[row_of_member],
         [*cells.broken_rows, *cells.rows[unequal].tolist()],
         [*cells.broken_texts, *shown],
         [*reasons, *[UNEQUAL] * len(unequal)],

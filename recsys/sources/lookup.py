@@ -39,10 +39,10 @@ class Lookup:
         table = self._table()
         cells = raw.column(self.column)
         keys = as_text(cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells)
-        places = pc.index_in(pc.utf8_trim_whitespace(keys), value_set=table.column(self.key))
+        rows = pc.index_in(pc.utf8_trim_whitespace(keys), value_set=table.column(self.key))
         for name, _ in self.types:
             if name not in raw.column_names:
-                raw = raw.append_column(name, table.column(name).take(places))
+                raw = raw.append_column(name, table.column(name).take(rows))
         return raw
 
     def _table(self) -> pa.Table:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from recsys.values.arrow_types import is_list
 
-MOST_MEMBERS: Final = 2**12  # of a row that have places of their own in the order of the file
+MOST_MEMBERS: Final = 2**12  # of a row that have positions of their own in the order of the file
 UNEQUAL: Final = "lists of different lengths"
 
 
@@ -57,7 +57,7 @@ def members_as_rows(
     -------
     rows : pa.Table
         The members; other columns are repeated.
-    places : np.ndarray
+    row_of_member : np.ndarray
         The row in ``table`` of each member.
     unequal : np.ndarray
         The rows of ``table`` whose lists have different lengths, which are left out.
@@ -70,23 +70,23 @@ def members_as_rows(
     sizes = [np.asarray(pc.list_value_length(cells)) for cells in found.values()]
     is_equal = np.all([size == sizes[0] for size in sizes], axis=0)
     kept = pa.array(np.flatnonzero(is_equal))
-    places = np.repeat(np.flatnonzero(is_equal), sizes[0][is_equal])
+    row_of_member = np.repeat(np.flatnonzero(is_equal), sizes[0][is_equal])
     columns = {
         name: pc.list_flatten(found[name].take(kept))
         if name in found
-        else table.column(name).take(pa.array(places))
+        else table.column(name).take(pa.array(row_of_member))
         for name in table.column_names
     }
-    return pa.table(columns), places, np.flatnonzero(~is_equal)
+    return pa.table(columns), row_of_member, np.flatnonzero(~is_equal)
 
 
-def numbers_of_members(places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def numbers_of_members(row_of_member: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The position of each member in its row, from 0.
 
     >>> numbers_of_members(np.array([0, 0, 3, 3, 3])).tolist()
     [0, 1, 0, 1, 2]
     """
-    if not len(places):
-        return places
-    starts = np.flatnonzero(np.diff(places, prepend=places[0] - 1))
-    return np.arange(len(places)) - np.repeat(starts, np.diff([*starts, len(places)]))
+    if not len(row_of_member):
+        return row_of_member
+    starts = np.flatnonzero(np.diff(row_of_member, prepend=row_of_member[0] - 1))
+    return np.arange(len(row_of_member)) - np.repeat(starts, np.diff([*starts, len(row_of_member)]))

@@ -220,7 +220,7 @@ def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> p
         data.decode()
         broken: list[int] = []
     except UnicodeDecodeError:
-        broken = [row for row, line in enumerate(lines) if not _is_utf8(line)]
+        broken = [row for row, line in enumerate(lines) if not is_utf8(line)]
     unreadable = [lines[row].decode(errors="replace") for row in broken]
     for row in broken:
         lines[row] = b""
@@ -274,7 +274,8 @@ def _events(
     return finish(checked, layout, provenance)
 
 
-def _is_utf8(line: bytes) -> bool:
+def is_utf8(line: bytes) -> bool:
+    """Whether bytes are text in UTF-8."""
     try:
         line.decode()
     except UnicodeDecodeError:
