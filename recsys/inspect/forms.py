@@ -27,17 +27,16 @@ _MOST_TITLES: Final = 20  # lines above a table that may be a title
 _MOSTLY_OTHER_LETTERS: Final = 0.5
 _HANZI: Final = r"[\u4e00-\u9fff\u3000-\u303f\uff01-\uff5e¥·—…“”]"
 _KANA: Final = r"[\u3040-\u30ff]"
-# encoding, its letters, and letters of which a text has many; the most distinctive ones first
+# encoding, its letters, usual ones among them and their least share; the most distinctive first
 _OTHER_LETTERS: Final = (
-    ("shift_jis", rf"{_KANA}|{_HANZI}", _KANA),
-    ("euc_jp", rf"{_KANA}|{_HANZI}", _KANA),
-    ("cp1251", r"[а-яА-ЯёЁіїєґІЇЄҐ№«»—–]", r"[а-яё]"),
-    ("koi8_r", r"[а-яА-ЯёЁ]", r"[а-яё]"),
-    ("euc_kr", r"[\uac00-\ud7a3]", r"."),
-    ("gb18030", _HANZI, r"."),
-    ("big5", _HANZI, r"."),
+    ("shift_jis", rf"{_KANA}|{_HANZI}", _KANA, 0.1),
+    ("euc_jp", rf"{_KANA}|{_HANZI}", _KANA, 0.1),
+    ("cp1251", r"[а-яА-ЯёЁіїєґІЇЄҐ№«»—–]", r"[а-яё]", 0.5),
+    ("koi8_r", r"[а-яА-ЯёЁ]", r"[а-яё]", 0.5),
+    ("euc_kr", r"[\uac00-\ud7a3]", r".", 1.0),
+    ("gb18030", _HANZI, r".", 1.0),
+    ("big5", _HANZI, r".", 1.0),
 )
-_MANY_OF_THEM: Final = {_KANA: 0.1, r"[а-яё]": 0.5, r".": 1.0}
 _LONG_LINE: Final = 2.2  # mean items per line from which lines of varying length are sequences
 
 
@@ -97,8 +96,8 @@ def encoding_of(head: bytes) -> str:
         return "utf-8"
     data = b"\n".join(wrong)
     if _share_above_ascii(data) > _MOSTLY_OTHER_LETTERS:
-        for name, letters, usual in _OTHER_LETTERS:
-            if _fits(data, name, letters, usual):
+        for name, letters, usual, least in _OTHER_LETTERS:
+            if _fits(data, name, letters, usual, least):
                 return name
     return "cp1252" if any(0x80 <= code < 0xA0 for code in data) else "latin-1"
 
@@ -111,14 +110,14 @@ def _share_above_ascii(data: bytes) -> float:
     return above / max(above + sum(chr(code).isalpha() for code in letters if code < 0x80), 1)
 
 
-def _fits(data: bytes, encoding: str, letters: str, usual: str) -> bool:
-    """Whether most characters above ASCII are letters of an encoding's language, with enough of
-    the usual ones.
+def _fits(data: bytes, encoding: str, letters: str, usual: str, least: float) -> bool:
+    """Whether most characters above ASCII are letters of an encoding's language, with at least this
+    share of the usual ones.
     """
     text = data.decode(encoding, errors="replace")
     above = "".join(character for character in text if ord(character) >= 0x80)
     num_good, num_usual = len(re.findall(letters, above)), len(re.findall(usual, above))
-    return num_good >= 0.9 * len(above) and num_usual >= _MANY_OF_THEM[usual] * len(above)
+    return num_good >= 0.9 * len(above) and num_usual >= least * len(above)
 
 
 def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm:
