@@ -107,6 +107,17 @@ def event_weights(
 
     The newest distinct event of each query has at least weight 2^-20, so that old histories still
     contribute.
+
+    Parameters
+    ----------
+    seen : SeenEvents
+        The events; n is their number of later events.
+    asked_at_B : Tensor, [B] int64
+        Time of each request in seconds since the epoch, 0 where unknown.
+    recency : float
+        p, at least 0; 0 for no decay by order.
+    half_life : float or None
+        h in days; None for no decay by age.
     """
     logs_E = -recency * (seen.lags_E + 1).float().log2()
     if half_life is not None:

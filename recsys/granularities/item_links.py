@@ -102,6 +102,22 @@ def regressions(
 
     Why: this is EASE with neighbours that are chosen beforehand (as in fsSLIM, Ning and Karypis
     2011). Its cost grows with the number of items instead of the cube of that number.
+
+    Parameters
+    ----------
+    pairs_NN : sp.csr_matrix, [N, N]
+        XᵀX, as :func:`together` returns it.
+    items_NK : array, [N, K] int64
+        Neighbours of every item, −1 where there are fewer.
+    text_NT : array, [N, T] float
+        Text vectors of the items; T may be 0.
+    regularisations_R : Sequence of float
+        Values of λ, above 0.
+
+    Returns
+    -------
+    list of array, [N, K] float32
+        The weights for each λ; 0 where there is no neighbour.
     """
     num_items, k = items_NK.shape
     found = [np.zeros((num_items, k), dtype=np.float32) for _ in regularisations_R]
@@ -167,6 +183,21 @@ def links(items_NK: Array, weights_NK: Array, by_target: bool) -> State:
 def linked_scores(seen: SeenEvents, weights_E: Tensor, state: State) -> SparseScores:
     """Σ_j w_j S_ji over the events that each query sees: additions to the scores of linked
     items.
+
+    Parameters
+    ----------
+    seen : SeenEvents
+        The events.
+    weights_E : Tensor, [E] float
+        w of each event.
+    state : dict of str to Tensor
+        ``starts_N1``, ``targets_L`` and ``weights_L``, as :func:`links` returns them.
+
+    Returns
+    -------
+    SparseScores
+        One addition for each pair of a query and an item with a link, on the device of
+        ``weights_E``.
     """
     num_items = len(state["starts_N1"]) - 1
     rows = (state["weights_L"], state["targets_L"], state["starts_N1"])

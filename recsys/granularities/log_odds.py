@@ -18,6 +18,22 @@ def log_odds(counts_XG: Tensor, total_X1: Tensor, share_G: Tensor, smoothing: fl
     >>> counts, share = torch.tensor([[3.0, 1.0]]), torch.tensor([0.5, 0.5])
     >>> log_odds(counts, torch.tensor([[4.0]]), share, 4.0).exp()
     tensor([[1.2500, 0.7500]])
+
+    Parameters
+    ----------
+    counts_XG : Tensor, [X, G] float
+        c, the events of each row in each category.
+    total_X1 : Tensor, [X, 1] or [X, G] float
+        n, the events that c is compared with.
+    share_G : Tensor, [G] float
+        p, 0 to 1.
+    smoothing : float
+        α, above 0.
+
+    Returns
+    -------
+    Tensor, [X, G] float
+        The natural logarithms.
     """
     known_G = share_G > 0
     share_G = share_G.where(known_G, 1.0)

@@ -32,6 +32,20 @@ class LogShares:
         """Count events, whose weight halves every ``half_life`` days.
 
         If that is ``none``, or no event has a time, there is one column: log((c + 1) / (Σ c + N)).
+
+        Parameters
+        ----------
+        histories : Histories
+            The events.
+        num_items : int
+            Number of items N.
+        half_life : float or str
+            Days, or ``none``.
+
+        Returns
+        -------
+        LogShares
+            At most 64 stored times, fewer for a large catalogue.
         """
         if isinstance(half_life, str) or not (histories.times_E != 0).any():
             counts_N = np.bincount(histories.items_E, minlength=num_items)
@@ -58,6 +72,22 @@ def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Arra
 
     ``users``: a user's first event with an item; ``events``: the first of each day; ``all``: every
     event. Events without a time count as the oldest.
+
+    Parameters
+    ----------
+    histories : Histories
+        The events; at least one has a time.
+    num_items : int
+        Number of items N.
+    how : str
+        ``users``, ``events`` or ``all``.
+
+    Returns
+    -------
+    items_E : array, [E] int64
+        Item of each event.
+    times_E : array, [E] int64
+        Its time in seconds since the epoch, ascending.
     """
     users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     items_E, times_E = histories.items_E.astype(np.int64), histories.times_E
@@ -99,7 +129,28 @@ def at_moments(
     half_life: float | str,
     rest: float,
 ) -> Array:
-    """A [N, T] float32 from events in order of time; see the module."""
+    """A [N, T] float32 from events in order of time; see the module.
+
+    Parameters
+    ----------
+    items_E : array, [E] int64
+        Item of each event.
+    times_E : array, [E] int64
+        Its time in seconds since the epoch, ascending.
+    moments_T : array, [T] int64
+        The stored times in seconds since the epoch, ascending.
+    num_items : int
+        Number of items N.
+    half_life : float or str
+        Days, or ``none``.
+    rest : float
+        ρ, share of the counts of all times, above 0 and at most 1.
+
+    Returns
+    -------
+    array, [N, T] float32
+        Natural logarithms; events at a stored time count in its column.
+    """
     table_NT = np.zeros((num_items, len(moments_T)), dtype=np.float32)
     recent_N, all_N, before, start = np.zeros(num_items), np.zeros(num_items), moments_T[0], 0
     for t, moment in enumerate(moments_T):
@@ -122,6 +173,15 @@ def sums_at(times_E: Array, moments_T: Array, half_life: float | str) -> Array:
 
     >>> sums_at(np.array([0, 86_400, 86_400]), np.array([0, 86_400]), 1.0).tolist()
     [1.0, 2.5]
+
+    Parameters
+    ----------
+    times_E : array, [E] int64
+        Times of the events in seconds since the epoch, ascending.
+    moments_T : array, [T] int64
+        The stored times in seconds since the epoch, ascending.
+    half_life : float or str
+        Days, or ``none``.
     """
     found, total, before, start = np.zeros(len(moments_T)), 0.0, moments_T[0], 0
     for t, moment in enumerate(moments_T):
@@ -136,7 +196,22 @@ def sums_at(times_E: Array, moments_T: Array, half_life: float | str) -> Array:
 
 
 def log_share(recent_N: Array, all_N: Array, rest: float) -> Array:
-    """Log of recent shares, mixed with a share ``rest`` of those of all times."""
+    """Log of recent shares, mixed with a share ``rest`` of those of all times.
+
+    Parameters
+    ----------
+    recent_N : array, [N] float
+        Decayed number of events of each item.
+    all_N : array, [N] float
+        Number of events of each item without decay.
+    rest : float
+        ρ, above 0 and at most 1.
+
+    Returns
+    -------
+    array, [N] float32
+        Natural logarithms.
+    """
     rest_N = (all_N + 1) / (all_N.sum() + len(all_N))
     share_N: Array = (1 - rest) * recent_N / max(recent_N.sum(), 1e-30) + rest * rest_N
     return np.asarray(np.log(share_N), dtype=np.float32)

@@ -40,7 +40,22 @@ class SparseScores:
 
     @staticmethod
     def of(rows_P: Tensor, items_P: Tensor, values_P: Tensor) -> SparseScores:
-        """Build from additions in any order; additions to the same row and item are summed."""
+        """Build from additions in any order; additions to the same row and item are summed.
+
+        Parameters
+        ----------
+        rows_P : Tensor, [P] int64
+            Row of each addition, from 0.
+        items_P : Tensor, [P] int64
+            Item of each addition.
+        values_P : Tensor, [P] float
+            Number to add.
+
+        Returns
+        -------
+        SparseScores
+            The sums, sorted by row, then item; values keep their type.
+        """
         keys, position_P = torch.unique(rows_P * _SHIFT + items_P, return_inverse=True)
         values = torch.zeros(len(keys), dtype=values_P.dtype, device=values_P.device)
         return SparseScores(

@@ -74,7 +74,26 @@ class Als(Granularity):
         return state["items_NR"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Factors of every user from one solve, and whether the history has an event."""
+        """Factors of every user from one solve, and whether the history has an event.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries; each distinct item of a history counts once.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``items_NR`` [N, R], ``gram_RR`` [R, R] and ``counts_T``, the mask of the event types
+            that count.
+
+        Returns
+        -------
+        z_BR : Tensor, [B, R] float32
+            Factors of each user.
+        present_B : Tensor, [B] bool
+            Whether these factors are not all zero; an item without training events adds nothing to
+            them.
+        """
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
         position_E = (

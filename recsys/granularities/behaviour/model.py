@@ -50,14 +50,41 @@ class Behaviour(Granularity):
 
     @classmethod
     def size(cls, section: BehaviourConfig, dataset: PreparedDataset, through: Split) -> int:
-        """Width of the language-model vectors of users' texts, 0 without texts."""
+        """Width of the language-model vectors of users' texts, 0 without texts.
+
+        Parameters
+        ----------
+        section : BehaviourConfig
+            Not read.
+        dataset : PreparedDataset
+            The dataset; its manifest has the width.
+        through : Split
+            Not read.
+        """
         return dataset.user_text_width
 
     @classmethod
     def build_input(
         cls, section: BehaviourConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> UserTextVectors | None:
-        """Vectors of users' texts, if the granularity reads them."""
+        """Vectors of users' texts, if the granularity reads them.
+
+        Parameters
+        ----------
+        section : BehaviourConfig
+            Not read.
+        sizes : ModelSizes
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the texts.
+        through : Split
+            Last split whose events are in the texts.
+
+        Returns
+        -------
+        UserTextVectors or None
+            None if the dataset has no texts of users.
+        """
         return UserTextVectors.of(dataset, through)
 
     def __init__(self, config: BehaviourConfig, sizes: ModelSizes) -> None:
@@ -95,6 +122,27 @@ class Behaviour(Granularity):
     def over(cls, name: str, heads: int, dropout: float, sizes: ModelSizes) -> Behaviour:
         """The same attention for another granularity ``name``, over vectors [S, D] that replace the
         texts.
+
+        Parameters
+        ----------
+        name : str
+            Key of the other granularity below ``model.granularities``, for the error.
+        heads : int
+            Number of attention heads.
+        dropout : float
+            Share of the values of z that training sets to zero, 0 to 1.
+        sizes : ModelSizes
+            Sizes of the model.
+
+        Returns
+        -------
+        Behaviour
+            A module that pools ``text_ST`` of the view that it is given, with width D instead of T.
+
+        Raises
+        ------
+        ConfigError
+            ``heads`` does not divide the width of the model.
         """
         if sizes.width % heads:
             raise heads_error(name, heads, sizes.width)
@@ -102,7 +150,24 @@ class Behaviour(Granularity):
         return cls(config, replace(sizes, text_width=sizes.width))
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Pooled history, text of the history, or both, and where it is present."""
+        """Pooled history, text of the history, or both, and where it is present.
+
+        Parameters
+        ----------
+        batch : Batch
+            Histories, and the queries on them.
+        items : ItemView
+            Text vectors of the items in view, or item vectors with ``input`` item.
+        state : dict of str to Tensor
+            Vectors of users' texts; read only with ``input`` user_text or both.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            User vector of each query; the sum of both vectors with ``input`` both.
+        present_B : Tensor, [B] bool
+            Whether the query sees an event that can be pooled, or its history has a text.
+        """
         if self.user_text is None:
             return self._pool(batch, items)
         read_BD, is_read_B = self.user_text(batch, state)

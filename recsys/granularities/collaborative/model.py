@@ -71,7 +71,22 @@ class Collaborative(Granularity):
         return not self.is_sampled
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
-        """Add the items of the sampled neighbourhood."""
+        """Add the items of the sampled neighbourhood.
+
+        Parameters
+        ----------
+        ids_S : Tensor, [S] int64, or None
+            Distinct items to score; None for the whole catalogue.
+        graphs : Graphs
+            Has the neighbour lists if a step samples the graph.
+        key : tuple of three int
+            Seed, epoch and step, which fix the sample.
+
+        Returns
+        -------
+        Tensor, [S or more] int64, or None
+            ``ids_S`` itself if no step samples the graph.
+        """
         if not self.is_sampled:
             return ids_S
         assert graphs.neighbours is not None, (
@@ -151,7 +166,25 @@ class Collaborative(Granularity):
         return found
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Users as sums over their histories, or their trained rows."""
+        """Users as sums over their histories, or their trained rows.
+
+        Parameters
+        ----------
+        batch : Batch
+            Histories, and the queries on them.
+        items : ItemView
+            Only the type of its numbers is read.
+        state : dict of str to Tensor
+            ``fold_ND`` [N, D] and, with ``user_embedding``, ``users_VD`` [V, D] and ``trained_V``
+            [V] bool.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            The trained row of a user who has one, else the sum over the history.
+        present_B : Tensor, [B] bool
+            Whether the query sees an event, or the user has a trained row.
+        """
         fold_ULD = state["fold_ND"][batch.history_UL] * batch.mask_UL[:, :, None].to(
             items.vectors_SD.dtype
         )

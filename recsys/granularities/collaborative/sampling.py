@@ -55,6 +55,28 @@ def sample_hops(
     first to apply last.
 
     ``None`` means the whole catalogue.
+
+    Parameters
+    ----------
+    neighbours : Neighbours
+        The user–item graph.
+    ids_S : Tensor, [S] int64, or None
+        Distinct items to score.
+    num_hops : int
+        Number of convolutions, each from items to users and back.
+    fanout : int
+        Most neighbours that are sampled per node.
+    key : tuple of three int
+        Seed, epoch and step, which fix the samples together with the node.
+    device : torch.device
+        Device of the result.
+
+    Returns
+    -------
+    items : Tensor, [S or more] int64, or None
+        ``ids_S``, then the items of all samples; None for the whole catalogue.
+    hops : list of Hop
+        The convolutions. The last of the list is applied first, to the widest set of items.
     """
 
     def matrix(rows: Array, columns: Array, values: Array, shape: tuple[int, int]) -> Adjacency:

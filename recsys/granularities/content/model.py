@@ -35,7 +35,22 @@ class Content(Granularity):
 
     @classmethod
     def idle(cls, section: ContentConfig, dataset: PreparedDataset, config: Config) -> str:
-        """The dataset needs different item texts."""
+        """The dataset needs different item texts.
+
+        Parameters
+        ----------
+        section : ContentConfig
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the text vectors.
+        config : Config
+            Not read.
+
+        Returns
+        -------
+        str
+            Why texts do not distinguish items; "" if they do.
+        """
         texts_MT = dataset.text_vectors_NT()[dataset.has_text_N]
         if not texts_MT.size:
             return "no item texts"
@@ -57,7 +72,24 @@ class Content(Granularity):
         return state["texts_NT"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Weighted mean of the history's text vectors, and where one has a text."""
+        """Weighted mean of the history's text vectors, and where one has a text.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries; each distinct item of a history counts once, with the age of its newest event.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``texts_NT`` [N, T].
+
+        Returns
+        -------
+        z_BT : Tensor, [B, T] float32
+            The mean; zero where no item of the history has a text.
+        present_B : Tensor, [B] bool
+            Whether an item of the history has a text.
+        """
         seen = seen_events(batch).distinct()
         has_text_N = (state["texts_NT"] != 0).any(1)
         seen = seen.where(has_text_N[seen.items_E])

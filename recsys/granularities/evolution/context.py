@@ -94,7 +94,22 @@ class AskedContext(nn.Module):
 
 
 def hide(codes_XC: Tensor, share: float, training: bool) -> Tensor:
-    """Set the codes of a share of the rows (first dimension) to missing, in training only."""
+    """Set the codes of a share of the rows (first dimension) to missing, in training only.
+
+    Parameters
+    ----------
+    codes_XC : Tensor, [X, …, C] int16
+        Codes of context columns, of queries or of the events of rows.
+    share : float
+        Share of the rows that are hidden, 0 to 1; each row is drawn on its own.
+    training : bool
+        Whether the model is in training.
+
+    Returns
+    -------
+    Tensor, [X, …, C] int16
+        The codes; 0 in hidden rows.
+    """
     if not training or not share or codes_XC.shape[-1] == 0:
         return codes_XC
     ones_X = torch.ones(codes_XC.shape[0], device=codes_XC.device)

@@ -58,6 +58,15 @@ class HstuBlock(nn.Module):
 
         Gate and query are computed for that position alone. Keys and values are needed for all
         events: they pass through SiLU, so the trick of :meth:`Block.at` does not apply.
+
+        Parameters
+        ----------
+        states_ULD : Tensor, [U, L, D] float
+            States of all events before this layer.
+        bias_UHLL : Tensor, [U, H, L, L] float
+            Numbers to add to the logits; the first two axes may be 1.
+        position_U : Tensor, [U] int64
+            Position of each row, from 0.
         """
         rows_U = torch.arange(position_U.shape[0], device=position_U.device)
         normed_ULD, state_UD = self.norm(states_ULD), states_ULD[rows_U, position_U]

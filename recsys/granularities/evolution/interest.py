@@ -57,12 +57,46 @@ class InterestStates(nn.Module):
     def step(
         self, before_XD: Tensor, immediate_XD: Tensor, events_XD: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """h_t and i_t from H_{t−1}, i_{t−1} and x_t."""
+        """h_t and i_t from H_{t−1}, i_{t−1} and x_t.
+
+        Parameters
+        ----------
+        before_XD : Tensor, […, D] float
+            H_{t−1}.
+        immediate_XD : Tensor, […, D] float
+            i_{t−1}.
+        events_XD : Tensor, […, D] float
+            x_t, already normalised.
+
+        Returns
+        -------
+        long_XD : Tensor, […, D] float
+            h_t.
+        immediate_XD : Tensor, […, D] float
+            i_t.
+        """
         read_X2D = torch.sigmoid(torch.cat([before_XD, immediate_XD + events_XD], dim=-1))
         return self.long(read_X2D), self.immediate(read_X2D)
 
     def sweep(self, events_ULD: Tensor, cell: Cell, sweeps: int) -> tuple[Tensor, Tensor]:
-        """H_{t+1} and i_t of every step, by parallel sweeps."""
+        """H_{t+1} and i_t of every step, by parallel sweeps.
+
+        Parameters
+        ----------
+        events_ULD : Tensor, [U, L, D] float
+            Vectors of the events, before they are normalised.
+        cell : callable
+            Inputs of all steps [U, L, 2 D] to the state after each step [U, L, D].
+        sweeps : int
+            Number of sweeps. After n of them the first n steps are exact.
+
+        Returns
+        -------
+        next_ULD : Tensor, [U, L, D] float
+            H_{t+1}.
+        immediate_ULD : Tensor, [U, L, D] float
+            i_t.
+        """
         events_ULD = self.norm(events_ULD)
         next_ULD = immediate_ULD = torch.zeros_like(events_ULD)
         for _ in range(sweeps):

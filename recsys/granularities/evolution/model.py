@@ -95,7 +95,24 @@ class Evolution(Granularity):
         self.asked = AskedContext(sizes, asked, config.context_dropout) if asked else None
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """The interest of every query, and whether it sees an event."""
+        """The interest of every query, and whether it sees an event.
+
+        Parameters
+        ----------
+        batch : Batch
+            Histories, and the queries on them.
+        items : ItemView
+            Item vectors of the items in view; their texts are not read.
+        state : dict of str to Tensor
+            Not read.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            User vector of each query; zero where it sees no event.
+        present_B : Tensor, [B] bool
+            Whether the query sees an event.
+        """
         present_B = batch.seen_B > 0
         z_BD = self.interest(batch, items).z_BD
         return z_BD * present_B[:, None].to(z_BD.dtype), present_B
@@ -284,6 +301,15 @@ class Block(nn.Module):
         With one query per row it is cheaper to map the query to the events, and their mean to the
         values, than to compute keys and values of all events: q · (W_k x) = (W_kᵀ q) · x, and Σ w
         (W_v x) = W_v Σ w x.
+
+        Parameters
+        ----------
+        states_ULD : Tensor, [U, L, D] float
+            States of all events before this layer.
+        bias_UHLL : Tensor, [U, H, L, L] float
+            Numbers to add to the logits; the first two axes may be 1.
+        position_U : Tensor, [U] int64
+            Position of each row, from 0.
         """
         rows_U = torch.arange(position_U.shape[0], device=position_U.device)
         normed_ULD = self.norm_attention(states_ULD)

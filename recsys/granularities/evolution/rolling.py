@@ -41,6 +41,22 @@ def lengthen(batch: Batch, items: ItemView, event_BD: Tensor) -> tuple[Batch, It
     The event has the type of the last one, and the average time gap of the user's events; its time
     and context, and those of the request, are missing. The batch must have one query per row that
     sees the whole row; rows without events stay empty.
+
+    Parameters
+    ----------
+    batch : Batch
+        The queries, B = U.
+    items : ItemView
+        The S items in view.
+    event_BD : Tensor, [B, D] float
+        Vector of the event of each row.
+
+    Returns
+    -------
+    batch : Batch
+        Rows of length L + 1; the new event of row b is item S + b.
+    items : ItemView
+        The S items in view and the B events, which have no text.
     """
     rows_U, last_U = torch.arange(len(batch), device=event_BD.device), batch.lengths_U
     grows_U = last_U > 0

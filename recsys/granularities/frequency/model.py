@@ -34,7 +34,22 @@ class Frequency(Granularity):
 
     @classmethod
     def idle(cls, section: FrequencyConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Repeats must occur and be allowed in lists."""
+        """Repeats must occur and be allowed in lists.
+
+        Parameters
+        ----------
+        section : FrequencyConfig
+            Not read.
+        dataset : PreparedDataset
+            The dataset; its shards are read until a user has an item twice.
+        config : Config
+            Says whether lists may contain items of the history.
+
+        Returns
+        -------
+        str
+            Why repeats cannot help; "" if they may.
+        """
         return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
@@ -54,7 +69,22 @@ class Frequency(Granularity):
         return state["none_N"]
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        """Decayed counts of the history's items."""
+        """Decayed counts of the history's items.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries with their histories.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``counts_T`` [T] bool, the event types that count; empty for all.
+
+        Returns
+        -------
+        SparseScores
+            log(1 + decayed count) of every item that a query had.
+        """
         seen = seen_events(batch).of_types(state["counts_T"])
         values_E = torch.ones(len(seen.rows_E), device=seen.rows_E.device)
         if self.half_life is not None:

@@ -89,6 +89,22 @@ class ItemCF(Granularity):
     ) -> Iterator[tuple[Granularity, State]]:
         """Fit once for sections that differ in λ; sections that differ only at inference share a
         fit.
+
+        Parameters
+        ----------
+        sections : Sequence of ItemCFConfig
+            Settings that differ in one key.
+        sizes : ModelSizes
+            Sizes of the model.
+        items : ItemView
+            Text vectors of all items; item vectors are not read.
+        graphs : Graphs
+            Training events.
+
+        Yields
+        ------
+        Granularity, dict of str to Tensor
+            Module and state, in the order of ``sections``.
         """
         modules = [cls(section, sizes).eval() for section in sections]
         if len({section.types[0] for section in sections}) > 1:
@@ -151,7 +167,24 @@ class ItemCF(Granularity):
         return state["fold_NR"] * state["unfold_R"] * state["scale_N"][:, None]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Sums over the history in the factor space."""
+        """Sums over the history in the factor space.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries; each distinct item of a history counts once.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``fold_NR`` [N, R] and ``counts_T``, the mask of the event types that count.
+
+        Returns
+        -------
+        z_BR : Tensor, [B, R] float32
+            User vector of each query, to be multiplied with :meth:`own_items`.
+        present_B : Tensor, [B] bool
+            Whether this vector is not zero.
+        """
         seen = self._seen(batch, state)
         starts_B = seen.per_query(torch.ones_like(seen.rows_E)).cumsum(0).roll(1)
         starts_B[:1] = 0
@@ -167,6 +200,21 @@ class ItemCF(Granularity):
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
         """Form neighbours: scores of linked items; factors: corrections of the history's own
         items.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries; each distinct item of a history counts once.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            The factors or the links, whichever the form has.
+
+        Returns
+        -------
+        SparseScores
+            Neighbours: r_ui of the linked items. Factors: minus what the items of a history add to
+            their own scores.
         """
         seen = self._seen(batch, state)
         if self.sparse:
@@ -217,6 +265,21 @@ def training_matrix(
 ) -> sp.csr_array:
     """X [V, N]: the training events with the weights of :func:`rank_weights`; optionally of
     predicted types only.
+
+    Parameters
+    ----------
+    graphs : Graphs
+        Training events; with ``targets_alone`` also the histories.
+    event_weights : str
+        ``none``: every event has the value 1; ``rank``: the weight of :func:`rank_weights`.
+    targets_alone : bool
+        Whether only pairs of user and item with an event of a predicted type count. Only users in
+        ``graphs.histories`` have events then, and these may be a sample.
+
+    Returns
+    -------
+    sp.csr_array, [V, N] float32
+        The matrix.
     """
     users_E = graphs.users_E.cpu().numpy()
     items_E = graphs.items_E.cpu().numpy()
@@ -256,6 +319,22 @@ def spectrum(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array,
     Rank R is limited to the smaller side of the stacked matrix. Exact with the smaller Gram matrix
     if its side is at most 2500 (5000 for many factors); else randomised subspace iteration (Halko
     et al. 2011), deterministic.
+
+    Parameters
+    ----------
+    events_VN : sp.csr_array, [V, N] float32
+        The events.
+    text_NT : array, [N, T] float
+        Text vectors of the items, already multiplied with √α; T may be 0.
+    rank : int
+        Most singular vectors that are returned.
+
+    Returns
+    -------
+    basis_NR : array, [N, R] float
+        The vectors.
+    sigma_R : array, [R] float
+        Their singular values, the largest first.
     """
     largest = min(events_VN.shape[0] + text_NT.shape[1], events_VN.shape[1])
     if largest <= _EXACT_SIDE or (largest <= _WIDE_SIDE and rank > largest // 4):

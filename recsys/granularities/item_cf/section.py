@@ -59,17 +59,47 @@ class ItemCFConfig(GranularityConfig):
     )
 
     def largest_rank(self, users: int, items: int, text_width: int) -> int:
-        """The largest number of factors that the data has."""
+        """The largest number of factors that the data has.
+
+        Parameters
+        ----------
+        users, items : int
+            Number of users and of items.
+        text_width : int
+            Width of the text vectors; it counts only with a ``text_weight``.
+        """
         return min(users + (text_width if self.text_weight else 0), items)
 
     def by_neighbours(self, users: int, items: int, text_width: int) -> bool:
-        """Whether the form is neighbours: a few weights per item."""
+        """Whether the form is neighbours: a few weights per item.
+
+        Parameters
+        ----------
+        users, items : int
+            Number of users and of items.
+        text_width : int
+            Width of the text vectors.
+        """
         if self.form == "auto":
             return not self.rank and self.largest_rank(users, items, text_width) > FULL_SIDE
         return self.form == "neighbours"
 
     def num_factors(self, users: int, items: int, text_width: int) -> int:
-        """The rank that is fitted."""
+        """The rank that is fitted.
+
+        Parameters
+        ----------
+        users, items : int
+            Number of users and of items.
+        text_width : int
+            Width of the text vectors.
+
+        Returns
+        -------
+        int
+            The configured rank, or as many factors as fit in ``max_mb``; at most
+            :meth:`largest_rank`.
+        """
         most = self.rank or max(1, self.max_mb * 2**20 // (FLOAT * max(items, 1)))
         return min(most, self.largest_rank(users, items, text_width))
 

@@ -73,7 +73,24 @@ class ItemKnn(Granularity):
     def fits(
         cls, sections: Sequence[ItemKnnConfig], sizes: ModelSizes, items: ItemView, graphs: Graphs
     ) -> Iterator[tuple[Granularity, State]]:
-        """Share the links between sections that differ only at inference."""
+        """Share the links between sections that differ only at inference.
+
+        Parameters
+        ----------
+        sections : Sequence of ItemKnnConfig
+            Settings that differ in one key.
+        sizes : ModelSizes
+            Sizes of the model.
+        items : ItemView
+            Only its device is read.
+        graphs : Graphs
+            Training events.
+
+        Yields
+        ------
+        Granularity, dict of str to Tensor
+            Module and state, in the order of ``sections``.
+        """
         pairs: dict[int, sp.csr_matrix] = {}
         made: dict[tuple[int, float, int], State] = {}
         for section in sections:
@@ -91,7 +108,22 @@ class ItemKnn(Granularity):
         return state["weights_L"].new_zeros(len(state["starts_N1"]) - 1, 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        """Scores of items that are linked with the history."""
+        """Scores of items that are linked with the history.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries; each distinct item of a history counts once, with the age of its newest event.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            The links, ``itself_N`` [N] and ``counts_T``, the mask of the event types that count.
+
+        Returns
+        -------
+        SparseScores
+            r_ui of the items with a link; with ``itself`` also of the history's own items.
+        """
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
         weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-12).sqrt()[seen.rows_E]

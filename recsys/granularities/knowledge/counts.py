@@ -48,19 +48,66 @@ class KnowledgeCounts(Granularity):
     def size(
         cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split
     ) -> dict[str, int]:
-        """Number of entities and relations."""
+        """Number of entities and relations.
+
+        Parameters
+        ----------
+        section : KnowledgeConfig
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the facts.
+        through : Split
+            Not read, because no split cuts facts.
+
+        Returns
+        -------
+        dict of str to int
+            ``entities`` and ``relations``; 0 without facts.
+        """
         return graph_size(dataset)
 
     @classmethod
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Triples | None:
-        """The facts of the dataset."""
+        """The facts of the dataset.
+
+        Parameters
+        ----------
+        section : KnowledgeConfig
+            Not read.
+        sizes : ModelSizes
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the facts.
+        through : Split
+            Not read, because no split cuts facts.
+
+        Returns
+        -------
+        Triples or None
+            None without facts.
+        """
         return Triples.of(dataset)
 
     @classmethod
     def idle(cls, section: KnowledgeConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Items with events must share facts."""
+        """Items with events must share facts.
+
+        Parameters
+        ----------
+        section : KnowledgeConfig
+            Has ``min_degree``, the least number of items that share a fact.
+        dataset : PreparedDataset
+            The dataset with the facts and the training events.
+        config : Config
+            Not read.
+
+        Returns
+        -------
+        str
+            Why facts do not help; "" if they may.
+        """
         triples = Triples.of(dataset)
         if triples is None:
             return "no facts about items"
@@ -97,7 +144,24 @@ class KnowledgeCounts(Granularity):
         return state["shares_NE"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Log-odds of the entities in the history, and where it has facts."""
+        """Log-odds of the entities in the history, and where it has facts.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries; histories are read up to ``model.max_history``.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``shares_NE`` [N, E], ``share_E`` [E] and ``same_EK`` [E, K].
+
+        Returns
+        -------
+        z_BE : Tensor, [B, E] float
+            z_ue; zero for kinds of which the history has no fact.
+        present_B : Tensor, [B] bool
+            Whether any of these numbers is not zero.
+        """
         history_BL = batch.history_UL[batch.rows_B]
         real_BL = (
             torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[:, None]

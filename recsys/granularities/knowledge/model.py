@@ -59,14 +59,46 @@ class Knowledge(Granularity):
     def size(
         cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split
     ) -> dict[str, int]:
-        """Number of entities and relations."""
+        """Number of entities and relations.
+
+        Parameters
+        ----------
+        section : KnowledgeConfig
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the facts.
+        through : Split
+            Not read, because no split cuts facts.
+
+        Returns
+        -------
+        dict of str to int
+            ``entities`` and ``relations``; 0 without facts.
+        """
         return graph_size(dataset)
 
     @classmethod
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Triples | None:
-        """The facts of the dataset."""
+        """The facts of the dataset.
+
+        Parameters
+        ----------
+        section : KnowledgeConfig
+            Not read.
+        sizes : ModelSizes
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the facts.
+        through : Split
+            Not read, because no split cuts facts.
+
+        Returns
+        -------
+        Triples or None
+            None without facts.
+        """
         return Triples.of(dataset)
 
     @classmethod
@@ -107,7 +139,24 @@ class Knowledge(Granularity):
         return found
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Attention over the facts of the history, and where it has facts."""
+        """Attention over the facts of the history, and where it has facts.
+
+        Parameters
+        ----------
+        batch : Batch
+            Histories, and the queries on them.
+        items : ItemView
+            Passed on; only the vectors in ``state`` are pooled.
+        state : dict of str to Tensor
+            ``enriched_ND`` [N, D]; zero rows for items without facts.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            User vector of each query.
+        present_B : Tensor, [B] bool
+            Whether the query sees an event on an item with facts.
+        """
         z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["enriched_ND"]), {})
         return z_BD, present_B
 
@@ -202,7 +251,21 @@ class Hops:
     def of(
         source_E: Tensor, kind_E: Tensor, end_E: Tensor, num_kinds: int, num_entities: int
     ) -> Hops:
-        """Build a hop from edges."""
+        """Build a hop from edges.
+
+        Parameters
+        ----------
+        source_E : Tensor, [E] int64
+            Entity where each edge starts, counted among the entities in use.
+        kind_E : Tensor, [E] int64
+            Kind of each edge, from 0.
+        end_E : Tensor, [E] int64
+            Entity where each edge ends.
+        num_kinds : int
+            Number of kinds of edge R.
+        num_entities : int
+            Number of entities in use X.
+        """
         pair_P, pair_E, count_P = torch.unique(
             end_E * num_kinds + kind_E, return_inverse=True, return_counts=True
         )

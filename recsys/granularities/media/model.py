@@ -65,7 +65,22 @@ class Media(Granularity):
     def size(
         cls, section: MediaConfig, dataset: PreparedDataset, through: Split
     ) -> list[list[Any]]:
-        """Return name and width of every medium, sorted by name."""
+        """Return name and width of every medium, sorted by name.
+
+        Parameters
+        ----------
+        section : MediaConfig
+            Not read.
+        dataset : PreparedDataset
+            The dataset; its manifest has the media.
+        through : Split
+            Not read, because no split cuts media.
+
+        Returns
+        -------
+        list of [str, int]
+            Empty without media.
+        """
         media = dataset.manifest.media
         return [[name, int(media[name]["dimension"])] for name in sorted(dataset.media_names)]
 
@@ -80,6 +95,27 @@ class Media(Granularity):
     ) -> MediaVectors:
         """Return the media in the order of the sizes; they belong to the catalogue, which no split
         cuts.
+
+        Parameters
+        ----------
+        section : MediaConfig
+            Not read.
+        sizes : ModelSizes
+            ``sizes.inputs`` has the names of the media.
+        dataset : PreparedDataset
+            The dataset with the vectors.
+        through : Split
+            Not read.
+
+        Returns
+        -------
+        MediaVectors
+            One tensor [N, M] float16 per medium.
+
+        Raises
+        ------
+        ConfigError
+            The dataset lacks one of the media.
         """
         names = [name for name, _ in sizes.inputs["media"]]
         return MediaVectors(
@@ -111,7 +147,17 @@ class Media(Granularity):
         return epoch == 0 and self.looks is not None and not self.looks.is_fitted
 
     def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
-        """Fit the whitening on the items that have a medium."""
+        """Fit the whitening on the items that have a medium.
+
+        Parameters
+        ----------
+        graphs : Graphs
+            Has the vectors of the media.
+        items : ItemView
+            Not read.
+        seed : int
+            Not read; the fit draws no random numbers.
+        """
         assert self.looks is not None, "a module for serving reads the result from its state"
         self.looks.whiten(graphs["media"])
 
@@ -127,7 +173,24 @@ class Media(Granularity):
         return {"looks_ND": looks_ND * self.scale}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Attention over the media of the history, and where it has any."""
+        """Attention over the media of the history, and where it has any.
+
+        Parameters
+        ----------
+        batch : Batch
+            Histories, and the queries on them.
+        items : ItemView
+            Passed on; only the vectors in ``state`` are pooled.
+        state : dict of str to Tensor
+            ``looks_ND`` [N, D]; zero rows for items without media.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            User vector of each query.
+        present_B : Tensor, [B] bool
+            Whether the query sees an event on an item with a medium.
+        """
         z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["looks_ND"]), {})
         return z_BD, present_B
 

@@ -48,7 +48,22 @@ class Moment(Granularity):
 
     @classmethod
     def idle(cls, section: MomentConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Events need varying times or context."""
+        """Events need varying times or context.
+
+        Parameters
+        ----------
+        section : MomentConfig
+            With ``query_context`` the member is never idle.
+        dataset : PreparedDataset
+            The dataset; its shards are read until training events are in two hours of the week.
+        config : Config
+            Not read.
+
+        Returns
+        -------
+        str
+            Why times do not help; "" if they may.
+        """
         if section.query_context:
             return ""
         if not dataset.manifest.timed:
@@ -117,7 +132,24 @@ class Moment(Granularity):
         return state["vectors_NG"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Cells of every request, and whether any is known."""
+        """Cells of every request, and whether any is known.
+
+        Parameters
+        ----------
+        batch : Batch
+            Times and contexts of the requests; histories are not read.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            Not read.
+
+        Returns
+        -------
+        z_BG : Tensor, [B, G + 1] float32
+            1 in each cell of the request, and 1 in the last column, which is that of log q.
+        present_B : Tensor, [B] bool
+            Whether the request has a cell; its row is zero otherwise.
+        """
         cells_BX = self.cells(batch.asked_at_B, batch.asked_BC)
         known_BX = cells_BX >= 0
         z_BG = torch.zeros(len(batch), self.num_cells + 1, device=cells_BX.device)

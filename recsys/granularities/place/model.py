@@ -64,14 +64,51 @@ class Place(Granularity):
     def size(
         cls, section: PlaceConfig, dataset: PreparedDataset, through: Split
     ) -> list[list[str]]:
-        """Names of the columns of coordinates and numbers."""
+        """Names of the columns of coordinates and numbers.
+
+        Parameters
+        ----------
+        section : PlaceConfig
+            Names the columns; coordinates without names are found by usual names such as ``lat``.
+        dataset : PreparedDataset
+            The dataset with the item attributes.
+        through : Split
+            Not read, because item attributes are not events.
+
+        Returns
+        -------
+        list of list of str
+            Two columns of coordinates or none, and the columns of numbers.
+
+        Raises
+        ------
+        ConfigError
+            Items lack a named column, or only one coordinate is named.
+        """
         return found_columns(dataset.features.column_names, section.coordinates, section.numbers)
 
     @classmethod
     def build_input(
         cls, section: PlaceConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Places:
-        """Coordinates and numbers of the items."""
+        """Coordinates and numbers of the items.
+
+        Parameters
+        ----------
+        section : PlaceConfig
+            Not read.
+        sizes : ModelSizes
+            ``sizes.inputs`` has the names of the columns.
+        dataset : PreparedDataset
+            The dataset with the item attributes.
+        through : Split
+            Not read.
+
+        Returns
+        -------
+        Places
+            Points in kilometres, and ranks of the numbers, 0 to 1; NaN where unknown.
+        """
         return read_places(dataset.features, sizes.inputs["place"])
 
     @classmethod
@@ -83,7 +120,27 @@ class Place(Granularity):
 
     @classmethod
     def idle(cls, section: PlaceConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Items must differ in a place or a number."""
+        """Items must differ in a place or a number.
+
+        Parameters
+        ----------
+        section : PlaceConfig
+            Names the columns.
+        dataset : PreparedDataset
+            The dataset with the item attributes.
+        config : Config
+            Not read.
+
+        Returns
+        -------
+        str
+            Why places and numbers do not distinguish items; "" if they do.
+
+        Raises
+        ------
+        ConfigError
+            As in :meth:`size`.
+        """
         coordinates, numbers = cls.size(section, dataset, Split.TRAIN)
         if not (coordinates or numbers):
             return "items have no coordinates and no quantities such as a price"
@@ -123,7 +180,24 @@ class Place(Granularity):
         return state["vectors_NM"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Weighted mean of the history's factors, and where one is known."""
+        """Weighted mean of the history's factors, and where one is known.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries; every event counts, also repeated ones.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``vectors_NM`` [N, M + 1] and ``known_N`` [N] bool.
+
+        Returns
+        -------
+        z_BM : Tensor, [B, M + 1] float32
+            The mean; the last column, which is that of popularity, is 1 where the query is present.
+        present_B : Tensor, [B] bool
+            Whether something is known about an item of the history.
+        """
         seen = seen_events(batch)
         seen = seen.where(state["known_N"][seen.items_E])
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, None)
@@ -161,7 +235,24 @@ class Kernel:
         return np.asarray(np.nan_to_num(np.stack(found), nan=0.0))
 
     def factored(self, weights_F: Array, importance_N: Array, landmarks: int) -> Array:
-        """A [N, M] with a_i · a_j ≈ Σ_f weights_f k_f(i, j), exact where i or j is a landmark."""
+        """A [N, M] with a_i · a_j ≈ Σ_f weights_f k_f(i, j), exact where i or j is a landmark.
+
+        Parameters
+        ----------
+        weights_F : array, [F] float
+            Weight of each kernel, at least 0.
+        importance_N : array, [N] float
+            An item becomes a landmark with a probability proportional to this number times the part
+            of k(i, i) that is not yet factored.
+        landmarks : int
+            Most landmarks M.
+
+        Returns
+        -------
+        array, [N, M] float64
+            The factors. M is smaller if there are fewer items, if memory limits it, or if nothing
+            is left to factor.
+        """
         num_items = len(importance_N)
         everything = np.arange(num_items)
         most = max(1, min(landmarks, num_items, _MAX_NUMBERS // max(num_items, 1)))
@@ -214,6 +305,25 @@ def learned(
 ) -> tuple[Array, float]:
     """θ and η [F], and γ, by the likelihood of events given earlier ones; equal weights if there is
     nothing to learn from.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Similarities of the items.
+    histories : Histories
+        Training events in order; up to 2000 of them are drawn to learn from.
+    shares : LogShares
+        log q before each event.
+    recency : float
+        p: an event with n later events has weight (n + 1)^−p before the weights are scaled to sum
+        1.
+
+    Returns
+    -------
+    weights_F : array, [F] float64
+        θ, then η; at least 0.
+    share : float
+        γ, at least 0.
     """
     known_N = kernel.places.known_N
     random = np.random.default_rng(0)

@@ -91,7 +91,25 @@ class Popularity(Granularity):
         return state["table_NT"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """The stored time of every request."""
+        """The stored time of every request.
+
+        Parameters
+        ----------
+        batch : Batch
+            Times of the requests; histories are not read.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``moments_T`` [T] int64, the stored times in seconds since the epoch.
+
+        Returns
+        -------
+        z_BT : Tensor, [B, T] float32
+            1 in the column of the newest stored time before the request, or in the last column if
+            the time of the request is unknown; else 0.
+        present_B : Tensor, [B] bool
+            False before the first stored time.
+        """
         snapshot_B = self._snapshots(batch, state)
         present_B = snapshot_B >= 0
         z_BT = torch.zeros(len(batch), len(state["moments_T"]), device=snapshot_B.device)
@@ -108,7 +126,22 @@ class Popularity(Granularity):
         return torch.where(is_last_B, len(moments_T) - 1, snapshot_B)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        """Events between the stored time and the request."""
+        """Events between the stored time and the request.
+
+        Parameters
+        ----------
+        batch : Batch
+            Times of the requests; histories are not read.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            The table of counts and, if they are stored, the events in order of time.
+
+        Returns
+        -------
+        SparseScores
+            The correction of the items with such events; nothing if events are not stored.
+        """
         if "times_E" not in state:
             return SparseScores.nothing(state["table_NT"].device)
         snapshot_B = self._snapshots(batch, state)

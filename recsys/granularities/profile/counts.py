@@ -64,19 +64,76 @@ class ProfileCounts(Granularity):
     def size(
         cls, section: ProfileConfig, dataset: PreparedDataset, through: Split
     ) -> dict[str, Any]:
-        """The encoding of attributes."""
+        """The encoding of attributes.
+
+        Parameters
+        ----------
+        section : ProfileConfig
+            Names the attributes and says how they are read.
+        dataset : PreparedDataset
+            The dataset with the attributes.
+        through : Split
+            The encoding is fitted on users and items with events through this split.
+
+        Returns
+        -------
+        dict of str to JSON values
+            The fields of ``users`` and of ``items``.
+
+        Raises
+        ------
+        ConfigError
+            A named field does not exist, or cannot be read as configured.
+        """
         return profile_encoding(section, dataset, through).to_json()
 
     @classmethod
     def build_input(
         cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Profiles | None:
-        """The encoded attributes of users and items."""
+        """The encoded attributes of users and items.
+
+        Parameters
+        ----------
+        section : ProfileConfig
+            Not read.
+        sizes : ModelSizes
+            ``sizes.inputs`` has the encoding.
+        dataset : PreparedDataset
+            The dataset with the attributes.
+        through : Split
+            Not read, because attributes are not events.
+
+        Returns
+        -------
+        Profiles or None
+            None if the model has no encoding.
+        """
         return encoded_attributes(sizes, dataset)
 
     @classmethod
     def idle(cls, section: ProfileConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Attributes must distinguish users."""
+        """Attributes must distinguish users.
+
+        Parameters
+        ----------
+        section : ProfileConfig
+            Names the attributes and says how they are read.
+        dataset : PreparedDataset
+            The dataset with the attributes.
+        config : Config
+            Not read.
+
+        Returns
+        -------
+        str
+            Why attributes do not distinguish users; "" if they do.
+
+        Raises
+        ------
+        ConfigError
+            As in :meth:`size`.
+        """
         columns = [name for name in dataset.user_features.column_names if name != schema.USER_ID]
         if not columns:
             return "users have no attributes"
@@ -116,7 +173,24 @@ class ProfileCounts(Granularity):
         return state["vectors_NG"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Shares of every user in the cells, and where attributes are known."""
+        """Shares of every user in the cells, and where attributes are known.
+
+        Parameters
+        ----------
+        batch : Batch
+            Users, and attributes that requests give; of the history only whether it is empty.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``codes_VS`` and ``values_VM``, the encoded users.
+
+        Returns
+        -------
+        z_BG : Tensor, [B, G + 1] float32
+            m_ug; the last column, which is that of log p, is 1 for a present user without history.
+        present_B : Tensor, [B] bool
+            Whether the user is in a cell.
+        """
         member_BG = self.cells(known_rows(batch, state, self.cells.fields))[batch.rows_B]
         present_B = (member_BG > 0).any(1)
         is_new_B = present_B & (batch.seen_B == 0)

@@ -133,14 +133,51 @@ class Profile(Granularity):
     def size(
         cls, section: ProfileConfig, dataset: PreparedDataset, through: Split
     ) -> dict[str, Any]:
-        """The encoding of attributes."""
+        """The encoding of attributes.
+
+        Parameters
+        ----------
+        section : ProfileConfig
+            Names the attributes and says how they are read.
+        dataset : PreparedDataset
+            The dataset with the attributes.
+        through : Split
+            The encoding is fitted on users and items with events through this split.
+
+        Returns
+        -------
+        dict of str to JSON values
+            The fields of ``users`` and of ``items``.
+
+        Raises
+        ------
+        ConfigError
+            A named field does not exist, or cannot be read as configured.
+        """
         return profile_encoding(section, dataset, through).to_json()
 
     @classmethod
     def build_input(
         cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Profiles | None:
-        """The encoded attributes of users and items."""
+        """The encoded attributes of users and items.
+
+        Parameters
+        ----------
+        section : ProfileConfig
+            Not read.
+        sizes : ModelSizes
+            ``sizes.inputs`` has the encoding.
+        dataset : PreparedDataset
+            The dataset with the attributes.
+        through : Split
+            Not read, because attributes are not events.
+
+        Returns
+        -------
+        Profiles or None
+            None if the model has no encoding.
+        """
         return encoded_attributes(sizes, dataset)
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
@@ -182,7 +219,24 @@ class Profile(Granularity):
         return {"codes_VS": users.codes_XS, "values_VM": users.values_XM}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """User vectors from attributes, and where any field is known."""
+        """User vectors from attributes, and where any field is known.
+
+        Parameters
+        ----------
+        batch : Batch
+            Users, and attributes that requests give; histories are not read.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``codes_VS`` and ``values_VM``, the encoded users.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            User vector of each query.
+        present_B : Tensor, [B] bool
+            Whether a field of the user is known; False everywhere if users have no fields.
+        """
         if self.users is None:
             size, device = batch.rows_B.shape[0], batch.users_U.device
             return torch.zeros(size, self.width, device=device), torch.zeros(
@@ -203,6 +257,20 @@ def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> Attribute
     table.
 
     ``state`` has the table as ``codes_VS`` and ``values_VM``.
+
+    Parameters
+    ----------
+    batch : Batch
+        Users of the rows; ``inputs["profile"]`` has the attributes of requests.
+    state : dict of str to Tensor
+        ``codes_VS`` [V, S] int32 and ``values_VM`` [V, M] float32.
+    fields : Sequence of Field
+        Fields of users, in the order of their slots.
+
+    Returns
+    -------
+    AttributeRows
+        Codes [U, S] and values [U, M]; missing where neither the request nor the table has one.
     """
     found_U = batch.users_U.clamp(min=0)
     known_U1 = (batch.users_U >= 0)[:, None]

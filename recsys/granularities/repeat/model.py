@@ -52,7 +52,22 @@ class Repeat(Granularity):
 
     @classmethod
     def idle(cls, section: RepeatConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Repeats must occur and be allowed in lists."""
+        """Repeats must occur and be allowed in lists.
+
+        Parameters
+        ----------
+        section : RepeatConfig
+            Not read.
+        dataset : PreparedDataset
+            The dataset; its shards are read until a user has an item twice.
+        config : Config
+            Says whether lists may contain items of the history.
+
+        Returns
+        -------
+        str
+            Why repeats cannot help; "" if they may.
+        """
         return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
@@ -85,7 +100,22 @@ class Repeat(Granularity):
         return state["repeats_N"].new_zeros(len(state["repeats_N"]), 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        """Log-ratio of the probability for every item of the history."""
+        """Log-ratio of the probability for every item of the history.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries with uncut histories in ``batch.whole``.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            The regression, and the habits of the items.
+
+        Returns
+        -------
+        SparseScores
+            log(1 + p / p̄) of every item that a query had.
+        """
         assert batch.whole is not None, "evaluation and serving pass uncut histories"
         # views, no copies: a request reads few items
         numbers = {name: tensor.cpu().numpy() for name, tensor in state.items()}

@@ -39,6 +39,22 @@ def sample_times(
 
     Half of the sampled events are at the beginning of their basket. All samples together have at
     most about ``max_pairs`` earlier events.
+
+    Parameters
+    ----------
+    histories : Histories
+        Training events in order, one row per user.
+    is_target_T : array, [T] bool
+        Event types that are targets; empty for all.
+    max_pairs : int
+        Limit on the earlier events of all samples; the first sample may exceed it.
+    seed : int
+        Seed of the sample.
+
+    Returns
+    -------
+    SampledTimes
+        At most 20 times per user.
     """
     random = np.random.default_rng(seed)
     lengths_U = histories.lengths_U

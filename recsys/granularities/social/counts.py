@@ -44,12 +44,39 @@ class SocialCounts(Granularity):
     def build_input(
         cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Friends:
-        """The friendships of the dataset."""
+        """The friendships of the dataset.
+
+        Parameters
+        ----------
+        section : SocialConfig
+            Not read.
+        sizes : ModelSizes
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the friendships.
+        through : Split
+            Not read, because friendships are not events.
+        """
         return Friends.of(dataset)
 
     @classmethod
     def idle(cls, section: SocialConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Friends must have training events."""
+        """Friends must have training events.
+
+        Parameters
+        ----------
+        section : SocialConfig
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the friendships and the training events.
+        config : Config
+            Not read.
+
+        Returns
+        -------
+        str
+            Why friends do not help; "" if they may.
+        """
         src_F, dst_F, _ = dataset.social_edges()
         if not len(src_F):
             return "no friendships between known users"
@@ -93,7 +120,23 @@ class SocialCounts(Granularity):
         return state["degree_N"].new_zeros(len(state["degree_N"]), 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        """Decayed events of the friends of every query."""
+        """Decayed events of the friends of every query.
+
+        Parameters
+        ----------
+        batch : Batch
+            Users, times of the requests, and the friends that requests name; histories are not
+            read.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            Friendships, events of all users, and ``degree_N`` [N].
+
+        Returns
+        -------
+        SparseScores
+            r_ui of every item that a friend had before the request.
+        """
         rows_G, friends_G, weights_G = self._friends(batch, state)
         total_B = weights_G.new_zeros(len(batch)).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
         weights_G = weights_G / total_B.sqrt()[rows_G]

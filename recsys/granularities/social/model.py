@@ -44,7 +44,19 @@ class Social(Granularity):
     def build_input(
         cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Friends:
-        """The friendships of the dataset."""
+        """The friendships of the dataset.
+
+        Parameters
+        ----------
+        section : SocialConfig
+            Not read.
+        sizes : ModelSizes
+            Not read.
+        dataset : PreparedDataset
+            The dataset with the friendships.
+        through : Split
+            Not read, because friendships are not events.
+        """
         return Friends.of(dataset)
 
     def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
@@ -131,7 +143,25 @@ class Social(Granularity):
         }
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """User vectors from stored or named friends, and where any has events."""
+        """User vectors from stored or named friends, and where any has events.
+
+        Parameters
+        ----------
+        batch : Batch
+            Users, and the friends that requests name; histories are not read.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``users_VD`` [V, D] and ``present_V`` [V] bool; for named friends also the messages of
+            all users.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            User vector of each query.
+        present_B : Tensor, [B] bool
+            Whether a friend of the query has training events.
+        """
         users_B = batch.users_U[batch.rows_B]
         found_B = users_B.clamp(min=0)
         present_B = (users_B >= 0) & state["present_V"][found_B]

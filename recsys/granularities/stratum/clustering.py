@@ -170,6 +170,20 @@ def match(before: Strata, after: Strata, users: UserVectors) -> Strata:
 
     Hungarian assignment over the users that each pair of strata shares, both with the current
     vectors.
+
+    Parameters
+    ----------
+    before : Strata
+        Strata whose numbering is kept.
+    after : Strata
+        The new strata, as many as ``before``.
+    users : UserVectors
+        The users to count, with the current vectors.
+
+    Returns
+    -------
+    Strata
+        The strata of ``after``, renumbered.
     """
     num = len(before.bias_K)
     shared_KK = np.zeros((num, num))
@@ -181,6 +195,16 @@ def match(before: Strata, after: Strata, users: UserVectors) -> Strata:
 def choices_counts(strata: Strata, users: UserVectors, temperature: float | None = None) -> Array:
     """How often each stratum's users chose each item: [K, N] float64; by members, or by soft
     memberships.
+
+    Parameters
+    ----------
+    strata : Strata
+        The fitted strata.
+    users : UserVectors
+        The users and their events.
+    temperature : float or None
+        Softness of the memberships, in units of ``strata.gap``; None: each user counts in the
+        nearest stratum alone.
     """
     counts_KN = np.zeros((len(strata.bias_K), users.matrix.shape[1]))
     for users_R, u_RT in users.blocks():

@@ -132,7 +132,24 @@ class Stratum(Granularity):
             getattr(self, name).copy_(torch.as_tensor(getattr(strata, name)))
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Memberships times prototypes, and where a history has a vector."""
+        """Memberships times prototypes, and where a history has a vector.
+
+        Parameters
+        ----------
+        batch : Batch
+            Histories, and the queries on them.
+        items : ItemView
+            Text vectors of the items in view, or item vectors if the strata are fitted to these.
+        state : dict of str to Tensor
+            Not read; centroids and prototypes belong to the module.
+
+        Returns
+        -------
+        z_BD : Tensor, [B, D] float
+            User vector of each query.
+        present_B : Tensor, [B] bool
+            Whether the query sees an event on an item with a vector.
+        """
         p_BK, present_B = self.memberships(batch, items)
         return p_BK @ self.prototypes_KD, present_B
 

@@ -87,7 +87,24 @@ class UserCF(Granularity):
         return state["items_NR"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Mean taste of the nearest users, and where there are any."""
+        """Mean taste of the nearest users, and where there are any.
+
+        Parameters
+        ----------
+        batch : Batch
+            Queries; histories are read up to ``model.max_history``.
+        items : ItemView
+            Not read.
+        state : dict of str to Tensor
+            ``ids_V`` [V] int64, ``tastes_VR`` [V, R] and ``fold_NR`` [N, R].
+
+        Returns
+        -------
+        z_BR : Tensor, [B, R] float32
+            Weighted mean of the neighbours' tastes.
+        present_B : Tensor, [B] bool
+            Whether this mean is not zero.
+        """
         unit_VR = normalize(state["tastes_VR"], dim=1)
         starts = range(0, len(batch), _QUERIES_AT_A_TIME)
         chunks = [slice(start, start + _QUERIES_AT_A_TIME) for start in starts]
