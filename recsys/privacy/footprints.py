@@ -49,6 +49,21 @@ class Id:
     def of(text: str, users: pa.Array, items: pa.Array) -> Id:
         """Make it from an id and the ids of all users and items, which may contain the id or equal
         it.
+
+        Parameters
+        ----------
+        text : str
+            The id of the user.
+        users : pa.Array of str
+            Ids of all users.
+        items : pa.Array of str
+            Ids of all items.
+
+        Returns
+        -------
+        Id
+            It is searched byte by byte unless it is short (under 5 bytes, a number under 9 digits)
+            or equals the id of an item.
         """
         holding = [
             pc.filter(ids, pc.match_substring(ids, text)).to_pylist() for ids in (users, items)
@@ -86,6 +101,15 @@ class Id:
     def in_cells(self, cells: Sequence[str], joined: bytes, where: str) -> bool:
         """Whether texts contain the id; a short id only as a whole cell of a column that names
         users.
+
+        Parameters
+        ----------
+        cells : Sequence of str
+            The texts, one for each cell of the column.
+        joined : bytes
+            The same texts with line ends between them, in UTF-8.
+        where : str
+            Place of the column in its file, such as ``member/column``.
         """
         if self.distinct:
             return self.in_bytes(joined)
@@ -140,6 +164,17 @@ class Traces:
 
         Stretches that were added before but that other users have here are removed: a later dataset
         has more events of others.
+
+        Parameters
+        ----------
+        histories : Histories
+            All histories of the dataset or bundle, one row per user.
+        users : Sequence of int
+            Dense ids of the users to search for.
+        item_ids : Sequence of str
+            Id of every item, in dense order.
+        titles : Sequence of str
+            Title of every item, in dense order; empty if there are none.
         """
         is_gone_U = np.isin(histories.users_U, np.asarray(users))
         others, gone = (histories.take(np.flatnonzero(mask)) for mask in (~is_gone_U, is_gone_U))

@@ -38,7 +38,23 @@ class Searched:
 
 
 def search_file(path: Path, shown: str, traces: Traces) -> Searched:
-    """Search every part of a file; what cannot be opened is listed as unreadable."""
+    """Search every part of a file; what cannot be opened is listed as unreadable.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    shown : str
+        The path as the proof names it.
+    traces : Traces
+        What to search for.
+
+    Returns
+    -------
+    Searched
+        Size in bytes, checksum and findings. A file that cannot be read has no checksum, and the
+        reason is in ``unreadable``; nothing is raised.
+    """
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -79,6 +95,23 @@ def proof_of(
 ) -> dict[str, Any]:
     """The unsigned list; ``others`` has the other content: time, models, membership test, what
     remains.
+
+    Parameters
+    ----------
+    users : Iterable of str
+        Ids of the deleted users; only their hashes are in the list.
+    searched : list of Searched
+        All searched files.
+    traces : Traces
+        What was searched for; only its counts are in the list.
+    others : dict of str to JSON values
+        The other content.
+
+    Returns
+    -------
+    dict of str to JSON values
+        ``result`` is ``found``, ``unreadable`` (not found, but some parts were not searched) or
+        ``nothing found``.
     """
     salt = secrets.token_hex(16)
     hidden = sorted(hashlib.sha256(f"{salt}{user}".encode()).hexdigest() for user in users)

@@ -84,7 +84,26 @@ def check_full(protocol: Protocol) -> None:
 
 
 def list_of(protocol: Protocol, index: int, split: Split, scorer: Scorer, chunk: int) -> pa.Table:
-    """The lists of all evaluated users of a window."""
+    """The lists of all evaluated users of a window.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        The protocol.
+    index : int
+        Number of the window, from 0.
+    split : Split
+        Split of the targets.
+    scorer : Scorer
+        The recommender.
+    chunk : int
+        Queries that are scored at a time.
+
+    Returns
+    -------
+    pa.Table
+        As :func:`table_of` returns it; lists are as long as the largest cut-off of the protocol.
+    """
     queries = protocol.queries(protocol.windows[index], split)
     ranking = rank(scorer, queries, max(protocol.ks), protocol.masks_seen, chunk)
     users = protocol.users.take(pa.array(ranking.queries.histories.users_U))
@@ -92,7 +111,24 @@ def list_of(protocol: Protocol, index: int, split: Split, scorer: Scorer, chunk:
 
 
 def table_of(ranking: Ranking, users: pa.Array, items: pa.Array, window: str = "") -> pa.Table:
-    """Lists as a table: user_id, item_id, rank, score, and window if there are several."""
+    """Lists as a table: user_id, item_id, rank, score, and window if there are several.
+
+    Parameters
+    ----------
+    ranking : Ranking
+        Lists of B queries.
+    users : pa.Array, [B] str
+        Id of the user of each query.
+    items : pa.Array, [N] str
+        Id of every item, in dense order.
+    window : str
+        Name of the window; "" if the protocol has only one.
+
+    Returns
+    -------
+    pa.Table
+        One row per listed item; ranks begin at 1.
+    """
     rows, ranks = np.nonzero(ranking.items_BK >= 0)
     columns = {
         "user_id": users.take(pa.array(rows)),
@@ -106,6 +142,17 @@ def table_of(ranking: Ranking, users: pa.Array, items: pa.Array, window: str = "
 def stamped(table: pa.Table, protocol: Protocol, command: str, form: str) -> pa.Table:
     """The table with the protocol's hash and the command, as metadata or, in a text file, as
     columns.
+
+    Parameters
+    ----------
+    table : pa.Table
+        The lists.
+    protocol : Protocol
+        The protocol that they are for.
+    command : str
+        The command that made them.
+    form : str
+        ``parquet`` for metadata; every other form gets the columns ``protocol`` and ``command``.
     """
     metadata = {"protocol": protocol.hash, "command": command}
     if form == "parquet":

@@ -167,7 +167,22 @@ class Protocol:
 
 
 def write_protocol(protocol: Protocol, folder: Path, form: str) -> None:
-    """Write the folder; ``form`` is parquet or csv."""
+    """Write the folder; ``form`` is parquet or csv.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        The protocol.
+    folder : Path
+        A folder that does not exist yet; its parents are created.
+    form : str
+        ``parquet`` or ``csv``.
+
+    Raises
+    ------
+    FileExistsError
+        The folder exists.
+    """
     folder.mkdir(parents=True)
     write_table(pa.table({"item_id": protocol.items}), folder / f"items.{form}")
     for window in protocol.windows:

@@ -74,7 +74,32 @@ def allowed_top(
     allowed: Allowed | None = None,
     raised: Raised | None = None,
 ) -> Array:
-    """As :func:`exact_top`, for allowed items only and with boosts."""
+    """As :func:`exact_top`, for allowed items only and with boosts.
+
+    Parameters
+    ----------
+    users_BD : Tensor, [B, D] float
+        User vectors.
+    vectors_ND : Tensor, [N, D] float
+        Item vectors.
+    k : int
+        Items per list R.
+    rows_E : array, [E] int
+        Rows of the hidden items, ascending.
+    hidden_E : array, [E] int
+        Item ``hidden_E[e]`` is left out of the list of row ``rows_E[e]``.
+    added : SparseScores or None
+        Scores of sparse members, added to the product.
+    allowed : Allowed or None
+        The allowed items; None: all.
+    raised : Raised or None
+        The boosts; None: no boost.
+
+    Returns
+    -------
+    array, [B, R] int32
+        Items, best first; −1 after the end of a list.
+    """
     if allowed is not None and allowed.num * _GATHERED < allowed.num_items:
         return _top_of_few(
             users_BD, vectors_ND, k, rows_E, hidden_E, added, allowed.listed_M, raised
@@ -127,7 +152,22 @@ def _top_of_few(
 
 
 def best_positions(scores_M: Array, order_M: Array, k: int) -> Array:
-    """Positions of the k best scores above −inf, best first; ties are ordered by ``order_M``."""
+    """Positions of the k best scores above −inf, best first; ties are ordered by ``order_M``.
+
+    Parameters
+    ----------
+    scores_M : array, [M] float
+        Scores of one request; −inf where an item must not be listed.
+    order_M : array, [M] int
+        Among equal scores, the item with the smaller number comes first.
+    k : int
+        Most positions.
+
+    Returns
+    -------
+    array, [R] int64
+        At most k positions.
+    """
     positions = np.flatnonzero(scores_M > -np.inf)
     if len(positions) > 4 * k:
         bound = np.partition(scores_M[positions], len(positions) - k)[len(positions) - k]

@@ -154,6 +154,28 @@ class ItemIndex:
         All items are scored where so many are hidden, or so few allowed, that the candidates would
         be a large part of the catalogue. Ranks 1 to 100 come from one list of candidates, 101 to
         200 from one twice as long, and so on, so the rank of an item does not depend on ``k``.
+
+        Parameters
+        ----------
+        users_BD : Tensor, [B, D] float32
+            User vectors, on the CPU.
+        vectors_ND : Tensor, [N, D] float32
+            Vectors of the items of the index, for the exact scores.
+        k : int
+            Items per list R.
+        rows_E : array, [E] int
+            Rows of the hidden items, ascending.
+        hidden_E : array, [E] int
+            Item ``hidden_E[e]`` is left out of the list of row ``rows_E[e]``.
+        added : SparseScores or None
+            Scores of sparse members, added to the product.
+        allowed : Allowed or None
+            The allowed items; None: all.
+
+        Returns
+        -------
+        array, [B, R] int32
+            Items, best first; −1 after the end of a list.
         """
         num_hidden_B = np.bincount(rows_E, minlength=len(users_BD))
         if (
@@ -256,7 +278,24 @@ def can_index() -> bool:
 
 
 def recall(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor, k: int = LIST) -> float:
-    """The mean share of the exact top k that the index finds."""
+    """The mean share of the exact top k that the index finds.
+
+    Parameters
+    ----------
+    index : ItemIndex
+        The index.
+    users_BD : Tensor, [B, D] float32
+        Vectors of the users to measure on; nothing is hidden from their lists.
+    vectors_ND : Tensor, [N, D] float32
+        Vectors of the items of the index.
+    k : int
+        Items per list.
+
+    Returns
+    -------
+    float
+        0 to 1; 0 without users.
+    """
     nothing = np.zeros(0, dtype=np.int64)
     found = 0
     size = min(k, len(vectors_ND))
@@ -269,6 +308,20 @@ def recall(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor, k: int = LIST
 def calibrate(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor) -> float:
     """Set the smallest ``reorder`` with a recall of :data:`RECALL` for these users, or the largest;
     returns the recall.
+
+    Parameters
+    ----------
+    index : ItemIndex
+        The index; its ``reorder`` changes.
+    users_BD : Tensor, [B, D] float32
+        Vectors of the users to measure on.
+    vectors_ND : Tensor, [N, D] float32
+        Vectors of the items of the index.
+
+    Returns
+    -------
+    float
+        Recall of the top :data:`LIST`, 0 to 1.
     """
     reached = 0.0
     for index.reorder in REORDERS:

@@ -110,6 +110,30 @@ def build_model(
 
     Items without events through ``through`` have no id embedding. The parameters are those of
     :func:`model_sizes`.
+
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    dataset : PreparedDataset
+        The dataset that the model is for.
+    through : Split
+        The last split whose events are read.
+    num_strata : int
+        As for :func:`model_sizes`.
+    start : Start or None
+        Where a warm start begins. Only the shapes and the text axes are taken from it; the caller
+        loads the weights.
+
+    Returns
+    -------
+    MultigrainModel
+        The model, on the CPU.
+
+    Raises
+    ------
+    ConfigError
+        The dataset lacks what a granularity reads.
     """
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
@@ -129,7 +153,26 @@ def build_model(
 def build_loader(
     config: Config, dataset: PreparedDataset, through: Split, context: TrainContext
 ) -> TrainingLoader:
-    """The training batches of one worker."""
+    """The training batches of one worker.
+
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    dataset : PreparedDataset
+        The dataset to train on.
+    through : Split
+        The last split to train on.
+    context : TrainContext
+        Rank of the worker, and number of workers.
+
+    Raises
+    ------
+    DataError
+        There are fewer trainable users than workers.
+    ConfigError
+        A setting has no effect on this data.
+    """
     settings = LoaderConfig(
         config.train.batch_size,
         config.model.max_history,
@@ -159,6 +202,22 @@ def build_graphs(
     them, as they take 27 bytes per event. They are those that baselines are fitted on: an even
     sample of users with about ``evaluate.max_fit_events`` events, or all users without a
     configuration.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    through : Split
+        The last split whose events are read.
+    model : MultigrainModel or None
+        The model that reads the graphs.
+    config : Config or None
+        Bounds the histories; None: all users.
+
+    Returns
+    -------
+    Graphs
+        The graphs, on the CPU.
     """
     edges = np.zeros(0, dtype=np.int64)
     edge_values = np.zeros(0, dtype=np.float32)
@@ -194,7 +253,22 @@ def build_graphs(
 def build_inputs(
     model: MultigrainModel, dataset: PreparedDataset, through: Split
 ) -> dict[str, Any]:
-    """The inputs of the granularities of a model besides the events, by signal."""
+    """The inputs of the granularities of a model besides the events, by signal.
+
+    Parameters
+    ----------
+    model : MultigrainModel
+        The model that reads the inputs.
+    dataset : PreparedDataset
+        The dataset.
+    through : Split
+        The last split that is read.
+
+    Returns
+    -------
+    dict of str to object
+        Signals without an input are left out.
+    """
     inputs: dict[str, Any] = {}
     for name, section in model.config.granularities.enabled().items():
         if section.signal and section.signal not in inputs:

@@ -27,6 +27,15 @@ _FINE: Final = (0.7, 1.4)
 def sample_queries(dataset: PreparedDataset, split: Split, most: int = MAX_QUERIES) -> Queries:
     """At most ``most`` queries, sampled evenly from the users of all shards; one shard is in memory
     at a time.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    split : Split
+        Split of the targets; queries see the events of earlier splits.
+    most : int
+        Most queries.
     """
     total = sum(len(shard.queries(split)) for shard in dataset.shards())
     step, passed, is_drawn_V = max(1, -(-total // most)), 0, np.zeros(dataset.num_users, dtype=bool)

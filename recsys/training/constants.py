@@ -111,6 +111,31 @@ def choose_in_time(
 
     Also returns the closed-form granularities for which the time was too short, each with the
     reason.
+
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    dataset : PreparedDataset
+        The dataset; the fits read training events, the scores validation events.
+    validate : callable
+        (scorer, queries) to the validation metric of every query, [B].
+    context : TrainContext
+        Device and deadline; all workers take the values of the first one.
+    start : Start or None
+        Where a warm start begins.
+
+    Returns
+    -------
+    chosen : dict of str to dict
+        As :func:`choose_values` returns it.
+    left_out : dict of str to str
+        The reason by name; the granularity is to be left out of the model.
+
+    Raises
+    ------
+    ConfigError
+        The dataset lacks what a granularity reads.
     """
     enabled = config.model.granularities.enabled()
     sections = {name: section for name, section in enabled.items() if section.open_keys}

@@ -59,6 +59,15 @@ class Final:
     def of_trained(trained: TrainResult, go_on: int | None = None, lr_share: float = 1.0) -> Final:
         """Train from scratch on all events, or with ``go_on`` that many more epochs from the
         trained weights.
+
+        Parameters
+        ----------
+        trained : TrainResult
+            The evaluated training.
+        go_on : int or None
+            Number of further epochs; None: train from scratch.
+        lr_share : float
+            Factor on ``train.lr``; only for further epochs.
         """
         frozen = trained.frozen
         return Final(
@@ -74,7 +83,24 @@ class Final:
 
     @staticmethod
     def of_apart(config: Config, trained: TrainResult, name: str, goes_on: bool) -> Final | None:
-        """The same for a separately trained model; None if stacking gave it no weight."""
+        """The same for a separately trained model; None if stacking gave it no weight.
+
+        Parameters
+        ----------
+        config : Config
+            The configuration of the main model.
+        trained : TrainResult
+            The evaluated training, with the weights of the separately trained models.
+        name : str
+            Name of the separately trained model.
+        goes_on : bool
+            Whether the training continues from the evaluated weights.
+
+        Raises
+        ------
+        ArtifactError
+            The main model holds no weights of this model.
+        """
         members = trained.choices.get(STACK, {}).get("members", {})
         if name in members and not any(members[name]["weights"]):
             return None
@@ -193,6 +219,28 @@ def assemble_final(
 ) -> FrozenModel:
     """The model to register: these weights, with graphs and closed-form granularities of all
     events.
+
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    dataset : PreparedDataset
+        The dataset.
+    final : Final
+        What was taken over from the evaluated model.
+    weights : dict of str to Tensor
+        The trainable state after the training on all events, with that of separately trained
+        models.
+
+    Returns
+    -------
+    FrozenModel
+        With ``train.ratings`` it has a rating head, fitted to all events.
+
+    Raises
+    ------
+    ArtifactError
+        The weights of a separately trained model are missing.
     """
     inputs = final.inputs if final.goes_on else None
     frozen = assemble(config, dataset, Split.TEST, weights, final.choices, inputs)

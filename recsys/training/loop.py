@@ -143,6 +143,20 @@ class Pass:
     def result(self, weights: dict[str, Tensor], refit: bool, started: float) -> TrainResult:
         """The frozen model with these weights, and how it was trained; ``started`` is a time of
         ``perf_counter``.
+
+        Parameters
+        ----------
+        weights : dict of str to Tensor
+            The trainable state; the model keeps it.
+        refit : bool
+            Whether the model was trained again after the selection, with validation events.
+        started : float
+            When the training began, in seconds.
+
+        Returns
+        -------
+        TrainResult
+            Its ``seconds`` count from ``started``.
         """
         self.loss.load_state_dict(weights)  # λ as trained: a warm start checks them again
         frozen, choices = self.model.freeze(self.graphs), self.progress.choices

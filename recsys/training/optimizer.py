@@ -91,6 +91,22 @@ def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:
     [1.0, 0.854, 0.5, 0.146]
     >>> [schedule("linear", 0.5, step, 4) for step in range(4)]
     [0.5, 1.0, 1.0, 0.5]
+
+    Parameters
+    ----------
+    kind : str
+        ``constant``, ``linear`` or ``cosine``.
+    warmup : float
+        Share of the steps that warm up, 0 to 1.
+    step : int
+        Number of the step, from 0.
+    num_steps : int
+        Number of steps of the whole schedule.
+
+    Returns
+    -------
+    float
+        0 to 1.
     """
     warm_steps = int(warmup * num_steps)
     if step < warm_steps:

@@ -178,6 +178,22 @@ class PrivateSteps:
     ) -> tuple[float, float]:
         """Set the noised gradient of every trainable parameter; return the summed loss of the users
         and their weight.
+
+        Parameters
+        ----------
+        loss : torch.nn.Module
+            Gives the summed loss of a batch.
+        rows : list of int
+            One row of the loader for each drawn user, as :meth:`drawn` returns them.
+        key : tuple of three int
+            Seed, epoch and step.
+
+        Returns
+        -------
+        total : float
+            Loss summed over the targets, without noise; the budget does not cover it.
+        weight : float
+            Weight of these targets.
         """
         parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
         sums = [torch.zeros_like(parameter) for parameter in parameters]
@@ -244,6 +260,15 @@ def private_steps(
 def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: float) -> None:
     """Add a user's gradient to ``sums``, clipped to a norm of at most
     ``most`` over all parameters.
+
+    Parameters
+    ----------
+    sums : list of Tensor
+        Sum of each parameter; changed in place.
+    gradients : tuple of Tensor or None
+        Gradient of each parameter; None where it has none.
+    most : float
+        Clipping norm C.
     """
     there = [gradient for gradient in gradients if gradient is not None]
     length = torch.sqrt(
@@ -261,6 +286,20 @@ def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: 
 def bounded_counts(histories: Histories, num_items: int, random: np.random.Generator) -> Array:
     """Number of users of every item; each user counts for at most :data:`COUNTED_ITEMS` items drawn
     at random: [N].
+
+    Parameters
+    ----------
+    histories : Histories
+        One row per user.
+    num_items : int
+        Number of items N.
+    random : np.random.Generator
+        Draws the items of users who have more.
+
+    Returns
+    -------
+    array, [N] int64
+        The exact counts, still without noise.
     """
     counts_N = np.zeros(num_items, dtype=np.int64)
     for start, stop in zip(

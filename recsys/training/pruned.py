@@ -121,6 +121,15 @@ def names_of(
 ) -> list[str]:
     """The trained granularities of weights, in the order of their λ: all, or those that were not
     pruned before *join*.
+
+    Parameters
+    ----------
+    weights : Mapping of str to Tensor
+        Trainable weights of a model; the length of its λ decides.
+    names : Sequence of str
+        All trained granularities, in the order of K.
+    pruned : Collection of str
+        Those that were pruned.
     """
     lengths = {
         len(tensor)
@@ -132,7 +141,17 @@ def names_of(
 
 @contextmanager
 def scaled(fusion: Fusion, names: list[str], shares: Mapping[str, float]) -> Iterator[None]:
-    """The fusion with these shares of its λ (1 if not named); restored on exit."""
+    """The fusion with these shares of its λ (1 if not named); restored on exit.
+
+    Parameters
+    ----------
+    fusion : Fusion
+        The fusion, changed in place.
+    names : list of str
+        Its granularities, in the order of K.
+    shares : Mapping of str to float
+        Factor of each λ, by name.
+    """
     before = {name: tensor.detach().clone() for name, tensor in fusion.state_dict().items()}
     scale(fusion, names, shares)
     try:
@@ -143,7 +162,17 @@ def scaled(fusion: Fusion, names: list[str], shares: Mapping[str, float]) -> Ite
 
 @torch.no_grad()
 def scale(fusion: Fusion, names: list[str], shares: Mapping[str, float]) -> None:
-    """Multiply λ by these shares (1 if not named), permanently."""
+    """Multiply λ by these shares (1 if not named), permanently.
+
+    Parameters
+    ----------
+    fusion : Fusion
+        The fusion, changed in place.
+    names : list of str
+        Its granularities, in the order of K.
+    shares : Mapping of str to float
+        Factor of each λ, by name.
+    """
     if any(shares.get(name, 1.0) != 1.0 for name in names):
         device = next(iter(fusion.state_dict().values())).device
         factors_K: Tensor = torch.tensor([shares.get(name, 1.0) for name in names], device=device)

@@ -84,6 +84,17 @@ def fit_head(
 ) -> None:
     """Give the model its rating head, from the events through a split and what
     :func:`choose_constants` found.
+
+    Parameters
+    ----------
+    frozen : FrozenModel
+        The model, changed in place.
+    dataset : PreparedDataset
+        The dataset with the values.
+    through : Split
+        The last split whose events are read.
+    chosen : dict of str to JSON values
+        The constants; with the key ``skipped`` the model gets no rating head.
     """
     if "skipped" in chosen:
         return
@@ -111,7 +122,24 @@ def item_vectors(frozen: FrozenModel) -> Tensor:
 def with_factors(
     head: RatingHead, training: Histories, vectors_ND: Tensor, constants: Constants
 ) -> RatingHead:
-    """The head with its factors after the chosen number of steps."""
+    """The head with its factors after the chosen number of steps.
+
+    Parameters
+    ----------
+    head : RatingHead
+        A head with biases only.
+    training : Histories
+        The events to train on.
+    vectors_ND : Tensor, [N, D] float32
+        Unit vectors of the items.
+    constants : Constants
+        Has the decay and the number of steps.
+
+    Returns
+    -------
+    RatingHead
+        ``head`` itself if the chosen number of steps is 0.
+    """
     if constants.steps:
         for steps, factored in factor_steps(head, training, vectors_ND, constants.decay):
             if steps == constants.steps:
@@ -122,7 +150,25 @@ def with_factors(
 def factor_steps(
     head: RatingHead, training: Histories, vectors_ND: Tensor, decay: float
 ) -> Iterator[tuple[int, RatingHead]]:
-    """Train W_p and W_q on all events at once; yield the head every few steps. Deterministic."""
+    """Train W_p and W_q on all events at once; yield the head every few steps. Deterministic.
+
+    Parameters
+    ----------
+    head : RatingHead
+        A head with biases only; it is not changed.
+    training : Histories
+        The events to train on; of more than :data:`MAX_EVENTS` events an even sample of users is
+        used.
+    vectors_ND : Tensor, [N, D] float32
+        Unit vectors of the items.
+    decay : float
+        Factor of the squared size of the factors in the loss.
+
+    Yields
+    ------
+    int, RatingHead
+        Number of steps so far, and the head after them.
+    """
     rows = max(1, -(-len(training.items_E) // MAX_EVENTS))
     events = RatedEvents.of(training.take(np.arange(0, len(training), rows)), torch.device("cpu"))
     count_E = events.count_B[events.rows_E]

@@ -90,6 +90,24 @@ def refit_fusion(
     """Fit on four fifths of the feedback and evaluate on the fifth that the seed holds out.
 
     ``fitted_weights`` are the current weights of the closed-form granularities.
+
+    Parameters
+    ----------
+    fusion : Fusion
+        The current fusion; it is not changed.
+    evidence : Evidence
+        The feedback.
+    prior_rows : float
+        m: the current weights count as much as this number of rows.
+    seed : int
+        Draws the rows that are held out.
+    fitted_weights : Tensor or None
+        Weights of the closed-form granularities, which come last in K; None if there are none.
+
+    Returns
+    -------
+    Refit
+        Weights [K] float64, and losses per row, in nats.
     """
     order = np.random.default_rng(seed).permutation(len(evidence))
     held_out = max(int(len(evidence) * HELD_OUT), 1)

@@ -36,6 +36,17 @@ def training_digest(
 
     This is seed, model, training, validation, data and start, and, for a training on all events,
     what the evaluated training chose.
+
+    Parameters
+    ----------
+    config : Config
+        The whole configuration; the keys of ``train`` in :data:`FREE` do not count.
+    dataset : PreparedDataset
+        The dataset; the hash of its content counts.
+    start : Start or None
+        Where a warm start begins.
+    final : Final or None
+        For a training on all events.
     """
     decisive = {
         "seed": config.seed,

@@ -67,6 +67,20 @@ def timed(
 ) -> dict[int, float]:
     """The median seconds of a step with each number of threads; restores the number of threads of
     the process.
+
+    Parameters
+    ----------
+    tried : Sequence of int
+        Numbers of threads.
+    step : callable
+        The step.
+    clock : callable
+        Gives the time in seconds.
+
+    Returns
+    -------
+    dict of int to float
+        Number of threads to seconds.
     """
     before, started = torch.get_num_threads(), clock()
     found: dict[int, list[float]] = {threads: [] for threads in tried}
@@ -88,6 +102,22 @@ def timed(
 def step_like(rows: int, length: int, width: int, items: int) -> Callable[[], None]:
     """A step with the shape of a training step: mix a history, score
     items, softmax, and backward.
+
+    Parameters
+    ----------
+    rows : int
+        Number of histories B.
+    length : int
+        Events per history L.
+    width : int
+        Width of the vectors D.
+    items : int
+        Number of items that are scored N.
+
+    Returns
+    -------
+    callable
+        Each call makes one step; the data are drawn once, with a fixed seed.
     """
     draws = torch.Generator().manual_seed(0)
     history_BLD = torch.randn(rows, length, width, generator=draws)
@@ -135,6 +165,24 @@ def fastest_threads(
     reason.
 
     Measured once in a process. ``num_items`` is the size of the catalogue.
+
+    Parameters
+    ----------
+    model : ModelConfig
+        Gives the length of histories and the width.
+    train : TrainConfig
+        Gives the batch size.
+    num_items : int
+        Number of items of the catalogue.
+    most : int
+        Most threads.
+
+    Returns
+    -------
+    threads : int
+        1 if the machine is busy with other programs.
+    why : str
+        The line; "" if there is nothing to choose.
     """
     if most <= 1:
         return 1, ""
@@ -168,6 +216,17 @@ def settle_threads(
 ) -> None:
     """Set the threads of torch in this process to the requested or the fastest number; says which,
     once.
+
+    Parameters
+    ----------
+    model : ModelConfig
+        Gives the length of histories and the width.
+    train : TrainConfig
+        Gives the batch size, and ``train.threads``.
+    num_items : int
+        Number of items of the catalogue.
+    say : callable
+        Gets the line with the reason if the threads were just measured.
     """
     threads, why = requested_threads(train), ""
     if not threads:
