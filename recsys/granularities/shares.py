@@ -129,7 +129,8 @@ def at_moments(
     half_life: float | str,
     rest: float,
 ) -> Array:
-    """A [N, T] float32 from events in order of time; see the module.
+    """The table a_i(t) of the module ``popularity`` at the stored times, from events in order of
+    time.
 
     Parameters
     ----------

@@ -53,7 +53,7 @@ def search_file(path: Path, shown: str, traces: Traces) -> Searched:
     -------
     Searched
         Size in bytes, checksum and findings. A file that cannot be read has no checksum, and the
-        reason is in ``unreadable``; nothing is raised.
+        reason is in ``unreadable``.
     """
     try:
         with path.open("rb") as stream:

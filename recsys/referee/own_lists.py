@@ -102,7 +102,8 @@ def list_of(protocol: Protocol, index: int, split: Split, scorer: Scorer, chunk:
     Returns
     -------
     pa.Table
-        As :func:`table_of` returns it; lists are as long as the largest cut-off of the protocol.
+        As :func:`table_of` returns it; a list has at most as many items as the largest cut-off of
+        the protocol.
     """
     queries = protocol.queries(protocol.windows[index], split)
     ranking = rank(scorer, queries, max(protocol.ks), protocol.masks_seen, chunk)

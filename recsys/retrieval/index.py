@@ -306,8 +306,8 @@ def recall(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor, k: int = LIST
 
 
 def calibrate(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor) -> float:
-    """Set the smallest ``reorder`` with a recall of :data:`RECALL` for these users, or the largest;
-    returns the recall.
+    """Set ``reorder`` to the smallest value with a recall of at least :data:`RECALL` for these
+    users, or else to the largest; return the recall.
 
     Parameters
     ----------

@@ -147,7 +147,7 @@ class Pass:
         Parameters
         ----------
         weights : dict of str to Tensor
-            The trainable state; the model keeps it.
+            The trainable state; it replaces that of the pass.
         refit : bool
             Whether the model was trained again after the selection, with validation events.
         started : float

@@ -119,8 +119,8 @@ def transplant(
 def names_of(
     weights: Mapping[str, Tensor], names: Sequence[str], pruned: Collection[str]
 ) -> list[str]:
-    """The trained granularities of weights, in the order of their λ: all, or those that were not
-    pruned before *join*.
+    """The trained granularities that have a λ in these weights, in the order of K: all, or, before
+    the phase *join*, those that were not pruned.
 
     Parameters
     ----------

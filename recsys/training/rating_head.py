@@ -106,7 +106,7 @@ def fit_head(
 
 
 def standard_scores(frozen: FrozenModel, queries: Queries) -> Tensor:
-    """C for the single target of every query: [P, 1], on the CPU."""
+    """The score c of the single target of every query: [P, 1], on the CPU."""
     found = []
     for chunk in queries.chunks(_QUERIES_AT_A_TIME):
         items_P1 = torch.as_tensor(chunk.target_items.astype(np.int64))[:, None]
@@ -162,7 +162,7 @@ def factor_steps(
     vectors_ND : Tensor, [N, D] float32
         Unit vectors of the items.
     decay : float
-        Factor of the squared size of the factors in the loss.
+        Weight of the squared size of q and W_p in the loss.
 
     Yields
     ------

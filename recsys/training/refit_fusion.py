@@ -145,7 +145,7 @@ def today(fusion: Fusion) -> Tensor:
 
 
 def _scores(evidence: Evidence, gated: bool, values_K: Tensor) -> Tensor:
-    """U · a_i of every row with other weights, or with another prior."""
+    """The score u · a_i of every row, with other weights or with another prior."""
     if not gated:
         return evidence.shares_RK @ values_K
     trained = evidence.gate_RK.shape[1]

@@ -51,7 +51,8 @@ def choose(seconds: Mapping[int, float]) -> int:
 
 
 def numbers(most: int) -> list[int]:
-    """The numbers of threads to try: one to four, then steps of a half, and the most.
+    """The numbers of threads to try: one to four, then each about half as many again, and the
+    most.
 
     >>> numbers(2), numbers(16)
     ([1, 2], [1, 2, 3, 4, 6, 9, 13, 16])

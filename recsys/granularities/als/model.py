@@ -74,7 +74,7 @@ class Als(Granularity):
         return state["items_NR"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Factors of every user from one solve, and whether the history has an event.
+        """Factors of every user by one exact solve, and where there are any.
 
         Parameters
         ----------

@@ -51,10 +51,7 @@ def sample_hops(
     key: StepKey,
     device: torch.device,
 ) -> tuple[Tensor | None, list[Hop]]:
-    """Return the items that a step needs, ``ids_S`` (distinct) first, and its convolutions, the
-    first to apply last.
-
-    ``None`` means the whole catalogue.
+    """Return the items that a step needs to score ``ids_S``, and its convolutions.
 
     Parameters
     ----------

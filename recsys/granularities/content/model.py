@@ -35,7 +35,7 @@ class Content(Granularity):
 
     @classmethod
     def idle(cls, section: ContentConfig, dataset: PreparedDataset, config: Config) -> str:
-        """The dataset needs different item texts.
+        """Item texts must differ.
 
         Parameters
         ----------

@@ -54,7 +54,7 @@ class HstuBlock(nn.Module):
         return self._leave(states_ULD, mixed_ULD, gate_ULD)
 
     def at(self, states_ULD: Tensor, bias_UHLL: Tensor, position_U: Tensor) -> Tensor:
-        """The next state at one position of every row, [U, D], without dropout.
+        """The next state at one position of every row: [U, D].
 
         Gate and query are computed for that position alone. Keys and values are needed for all
         events: they pass through SiLU, so the trick of :meth:`Block.at` does not apply.

@@ -219,9 +219,10 @@ class CausalAttention(nn.Module):
         return last_ULD
 
     def behind_last(self, events_ULD: Tensor, batch: Batch) -> Tensor:
-        """The state after the last event that each row's only query sees, [U, D], without dropout.
+        """The state after the last event that each row's only query sees: [U, D]. Only for a module
+        in evaluation mode.
 
-        Undefined where the query sees no event.
+        It is undefined where the query sees no event.
         """
         last = self.blocks[-1]
         assert isinstance(last, Block | HstuBlock)
@@ -296,7 +297,8 @@ class Block(nn.Module):
         return self._leave(states_ULD, mixed_UHLX.transpose(1, 2).flatten(2))
 
     def at(self, states_ULD: Tensor, bias_UHLL: Tensor, position_U: Tensor) -> Tensor:
-        """The next state at one position of every row, [U, D], without dropout.
+        """The next state at one position of every row: [U, D]. Only for a module in evaluation
+        mode, as attention weights get no dropout.
 
         With one query per row it is cheaper to map the query to the events, and their mean to the
         values, than to compute keys and values of all events: q · (W_k x) = (W_kᵀ q) · x, and Σ w

@@ -4,7 +4,7 @@ context.
 Cells g are the hours and weekdays (UTC) of the request, and the values of context columns known
 with it.
 
-    a_ig = log((c_gi + α p_i) / ((n_g + α) p_i)),    r_ui = log q_i + Σ_{g at the question} a_ig,
+    a_ig = log((c_gi + α p_i) / ((n_g + α) p_i)),    r_ui = log q_i + Σ_{g of the request} a_ig,
 
 where c_gi are the events of item i in cell g, n_g those of all items, p_i the item's share of
 events, and q_i that share with one more event per item, or, with a half-life, the share of the last

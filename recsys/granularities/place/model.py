@@ -235,7 +235,7 @@ class Kernel:
         return np.asarray(np.nan_to_num(np.stack(found), nan=0.0))
 
     def factored(self, weights_F: Array, importance_N: Array, landmarks: int) -> Array:
-        """A [N, M] with a_i · a_j ≈ Σ_f weights_f k_f(i, j), exact where i or j is a landmark.
+        """Factors a with a_i · a_j ≈ Σ_f weights_f k_f(i, j), exact where i or j is a landmark.
 
         Parameters
         ----------

@@ -115,7 +115,9 @@ class UserCF(Granularity):
     def _neighbours_taste(
         self, batch: Batch, chunk: slice, unit_VR: Tensor, state: State
     ) -> Tensor:
-        """Z of some queries, in pieces, to limit the memory of the cosines [B, V]."""
+        """Mean taste of the neighbours of some queries. A part at a time limits the memory of the
+        cosines [B, V].
+        """
         rows_B = batch.rows_B[chunk]
         history_BL = batch.history_UL[rows_B]
         real_BL = (
