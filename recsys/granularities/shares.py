@@ -57,7 +57,7 @@ class LogShares:
 
     @property
     def last_N(self) -> Array:
-        """Shares after the last event."""
+        """Logarithms of the shares after the last event: [N]."""
         return np.asarray(self.table_NT[:, -1])
 
     def before(self, times_E: Array) -> Array:

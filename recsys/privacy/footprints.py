@@ -2,8 +2,8 @@
 the history.
 
 A long id is searched byte by byte, as such bytes do not occur by chance. A short id (``2``) is a
-number like any other; it is searched only where users are named: columns and keys called user,
-friend, src or dst.
+number like any other; it is searched only where users are named: columns and keys whose name has
+user, friend, src or dst in it, and columns with raw, member, customer or visitor in theirs.
 
 A history is searched as short sequences (stretches) of items, in the order of time and of dense
 ids, and of times, as 32 and 64 bit integers; items also as ids and titles in a row. A stretch that

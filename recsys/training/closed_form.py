@@ -54,6 +54,8 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
 
     Parameters
     ----------
+    frozen : FrozenModel
+        The model; its weights change during the search.
     metric : Callable[[], float]
         The validation metric of ``frozen`` with its weights at the time of the call; NaN without a
         query that counts.
