@@ -98,6 +98,26 @@ def encode_triples(
     ``item_id=ID``. ``items/entities.parquet`` has the entity of every item, null where the graph
     does not have it. If the items table names no entities at all, item ids are entity ids. Entities
     and relations of ``base`` keep their numbers.
+
+    Parameters
+    ----------
+    features : pa.Table
+        Table of the items, in dense order.
+    *blocks : pa.Table
+        Rows of the knowledge table.
+    rules : TripleRules | None
+        Columns and relations that become triples; None: no columns, and all relations.
+    base : Vocabulary | None
+        The vocabulary of the dataset that is continued; None: there is none.
+
+    Returns
+    -------
+    dict[str, pa.Table]
+        Path inside the dataset → table; empty without triples.
+    pa.Table
+        Bad rows, for the quarantine.
+    int
+        Number of rows of the knowledge table.
     """
     rows = pa.concat_tables(
         [block for block in blocks if block.num_rows] or [_TRIPLE_SCHEMA.empty_table()],
