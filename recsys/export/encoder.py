@@ -232,7 +232,7 @@ class Graph(nn.Module):
         Parameters
         ----------
         history : Tensor, [B, L] int64
-            Item numbers, the oldest event first, padded at the end.
+            Item numbers, the oldest event first, 0 after the end.
         length : Tensor, [B] int64
             Number of events of each query.
         event_types : Tensor, [B, L] int64
@@ -252,9 +252,9 @@ class Graph(nn.Module):
         friends : Tensor, [B, F] int64
             Dense user ids of the friends, −1 after the end.
         attribute_codes : Tensor, int32
-            Codes of the user's attributes, one row per query.
+            Codes of the user's attributes, one row per query, −2 where not given.
         attribute_values : Tensor, float32
-            Numbers of the user's attributes, one row per query, 0 where missing.
+            Scaled numbers of the user's attributes, one row per query, 0 where not given.
         user_text : Tensor, [B, T] float32
             Vector of the user's text, zero without one.
         """

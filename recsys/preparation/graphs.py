@@ -281,6 +281,28 @@ def write_triples(
 ) -> tuple[dict[str, int], pa.Table, int]:
     """Write the knowledge graph and its vocabularies; returns their sizes, the bad rows, and the
     number of rows read.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    features : pa.Table
+        Table of the items, in dense order.
+    rules : TripleRules
+        Columns and relations that become triples.
+    base : Vocabulary | None
+        The vocabulary of the dataset that is continued; None: there is none.
+    *blocks : pa.Table
+        Rows of the knowledge table; none: triples come from the items only.
+
+    Returns
+    -------
+    dict[str, int]
+        Numbers of ``facts``, ``entities`` and ``relations``.
+    pa.Table
+        Bad rows, for the quarantine.
+    int
+        Number of rows of the knowledge table.
     """
     files, bad, read = encode_triples(features, *blocks, rules=rules, base=base)
     if blocks and files:
