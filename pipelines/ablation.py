@@ -32,6 +32,20 @@ def retrained_variants(
     """Yield every variant, trained now or earlier.
 
     The variants are: each granularity off, each granularity alone, each other kind of fusion.
+
+    Parameters
+    ----------
+    config : Config
+        Of the run.
+    folder : RunFolder
+        Of the run; the variants are trained in its folder ``ablation``.
+    dataset : PreparedDataset
+        The dataset of the run.
+
+    Yields
+    ------
+    Variant
+        One variant, fully trained.
     """
     for group, name, changed in _plans(config):
         folder.progress(

@@ -58,7 +58,23 @@ class Side:
 
 
 def side_of(name: str, version: str, store: str) -> Side:
-    """The side of a version in the MLflow store at the URI ``store``."""
+    """The side of a version in the MLflow store at the URI ``store``.
+
+    Parameters
+    ----------
+    name : str
+        Name of the registered model.
+    version : str
+        Number of the version.
+    store : str
+        URI of the MLflow store.
+
+    Returns
+    -------
+    Side
+        The version with its bundle. If the files are missing or damaged, it has the reason instead
+        of a bundle.
+    """
     try:
         folder = resolve(f"models:/{name}/{version}", store)
         return Side(version, measured(folder, read_bundle(folder)), "")
@@ -69,7 +85,28 @@ def side_of(name: str, version: str, store: str) -> Side:
 def compare(
     config: Config, folder: RunFolder, challenger: Bundle, champion: Side | None, findings: Findings
 ) -> None:
-    """Rank the test split with both models, and apply every rule."""
+    """Rank the test split with both models, and apply every rule.
+
+    Parameters
+    ----------
+    config : Config
+        Of the gate; names the dataset, the metric and the rules.
+    folder : RunFolder
+        Gets the progress lines.
+    challenger : Bundle
+        The model to check, with its evaluated model.
+    champion : Side | None
+        The current champion; None: there is none, and only the baselines decide.
+    findings : Findings
+        Gets a check per rule, the figures behind them, and notes.
+
+    Raises
+    ------
+    ArtifactError
+        There is no prepared dataset for this configuration.
+    DataError
+        The dataset has no test user with a target that counts.
+    """
     dataset = open_dataset(config)
     same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
     settle_threads(config.model, config.train, dataset.num_items, folder.progress)

@@ -62,6 +62,20 @@ def examine(
     """Run all checks in parallel and return their findings in the order of the checks.
 
     A check that raises or is not done after ``patience`` seconds becomes a failed finding.
+
+    Parameters
+    ----------
+    config : Config | None
+        The configuration to check; None: only this machine is checked.
+    checks : Mapping[str, Check]
+        Check by name.
+    patience : float
+        Seconds for all checks together.
+
+    Returns
+    -------
+    list[Finding]
+        The findings of every check; one failed finding for a check that raises or is late.
     """
     found: dict[str, list[Finding]] = {}
 

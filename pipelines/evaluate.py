@@ -144,7 +144,17 @@ def drift_read(folder: RunFolder, content_hash: str) -> dict[str, Any] | None:
 
 
 def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
-    """Print members, signals, the main metric and the verdict."""
+    """Print members, signals, the main metric and the verdict.
+
+    Parameters
+    ----------
+    metrics : dict[str, Any]
+        The content of ``metrics.json``.
+    main_metric : str
+        The metric of ``train.metric``, such as ``ndcg@10``.
+    folder : RunFolder
+        Of the run; it prints the lines.
+    """
     for text in (member_table(metrics), signal_table(metrics)):
         if text:
             folder.progress(text)

@@ -43,6 +43,27 @@ def example_users(
     ``movement`` is the interest drift from :func:`interest_drift_of`, None without the granularity
     evolution. ``strata`` are the user clusters from :func:`strata_of_users`, the largest weight
     first.
+
+    Parameters
+    ----------
+    model : FrozenModel
+        The model that made the ranking.
+    dataset : PreparedDataset
+        The dataset of the queries.
+    ranking : Ranking
+        The lists of the test users.
+    num_examples : int
+        Number of examples E; fewer if the ranking has fewer queries.
+    seed : int
+        Seed of the draw.
+    show_ids : bool
+        Show the external user ids. Otherwise, and for users without an id in the dataset, the
+        number of the example is shown, from 1.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        The examples in the order of the ranking, as plain values; empty without queries.
     """
     num_examples = min(num_examples, len(ranking))
     if num_examples == 0:

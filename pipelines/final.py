@@ -63,8 +63,8 @@ def final_model(
     go_on : int | None
         None: train from scratch, for as many epochs as validation chose. A number: train so many
         further epochs from the evaluated weights, for example when time is short; 0 trains nothing,
-        so that only graphs and closed-form granularities use all events. An updated model always
-        continues from its parent, for as many epochs as the update trained.
+        so that only graphs and closed-form granularities use all events. With None, an updated
+        model also continues from its evaluated weights, for as many epochs as the update chose.
     """
     if not config.train.final:
         return None
@@ -124,7 +124,23 @@ def _affordable(budget: Budget, trained: TrainResult) -> int | None:
 
 
 def final_plan(trained: TrainResult, origin: dict[str, Any], go_on: int | None) -> Final:
-    """How the final model is trained; ``go_on`` as in :func:`final_model`."""
+    """How the final model is trained; ``go_on`` as in :func:`final_model`.
+
+    Parameters
+    ----------
+    trained : TrainResult
+        The evaluated model.
+    origin : dict[str, Any]
+        The content of ``origin.json`` next to it.
+    go_on : int | None
+        Number of further epochs from the evaluated weights. None: train from scratch, but an
+        updated model as many further epochs as the update chose.
+
+    Returns
+    -------
+    Final
+        What the training takes over from the evaluated model.
+    """
     if go_on is None and "parent" in origin:  # an updated model starts from its parent's weights
         return Final.of_trained(trained, trained.best_epoch)
     return Final.of_trained(trained, go_on, LR_SHARE_OF_MORE)
@@ -140,7 +156,27 @@ def as_trained(config: Config, origin: dict[str, Any]) -> Config:
 
 
 def planned(folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> dict[str, Any]:
-    """Describe for the evaluation what :func:`final_model` will train."""
+    """Describe for the evaluation what :func:`final_model` will train.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Of the run.
+    dataset : PreparedDataset
+        The dataset of the evaluated model.
+    trained : TrainResult
+        The evaluated model.
+
+    Returns
+    -------
+    dict[str, Any]
+        Plain values for ``metrics.json``.
+
+    Raises
+    ------
+    ArtifactError
+        The run folder has no trained model.
+    """
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     return describe(dataset, final_plan(trained, origin, None))
 

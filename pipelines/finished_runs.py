@@ -119,7 +119,22 @@ def _prepared_differently(first: FinishedRun, second: FinishedRun) -> str:
 
 
 def difference_error(first: FinishedRun, second: FinishedRun, found: list[str]) -> ConfigError:
-    """The error for runs without the same queries, with all differences."""
+    """The error for runs without the same queries, with all differences.
+
+    Parameters
+    ----------
+    first : FinishedRun
+        One run.
+    second : FinishedRun
+        The other run.
+    found : list[str]
+        The differences, such as ``queries: 100 and 90``.
+
+    Returns
+    -------
+    ConfigError
+        The error to raise.
+    """
     return ConfigError(
         f"{first.given} and {second.given} were not evaluated on the same queries, so a paired test"
         f" is not possible: {'; '.join(found)}; train and evaluate both with the same data and"

@@ -32,7 +32,27 @@ class FollowedSide:
 
     @classmethod
     def of(cls, side: Side, uri: str, config: Config) -> FollowedSide:
-        """Look up the current version of a name."""
+        """Look up the current version of a name.
+
+        Parameters
+        ----------
+        side : Side
+            ``a`` or ``b``.
+        uri : str
+            ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or a folder.
+        config : Config
+            Names the MLflow store and the pauses between attempts.
+
+        Returns
+        -------
+        FollowedSide
+            The side, with the version that the name has now.
+
+        Raises
+        ------
+        ArtifactError
+            There is no such model.
+        """
         followed = FollowedModel(uri, tracking_uri(config) if uri.startswith("models:") else "")
         return cls(side, followed, followed.version(), config.serve)
 
@@ -44,7 +64,20 @@ class FollowedSide:
         return bundle, about
 
     def follow(self, server: Any, say: Any, stopped: threading.Event) -> None:
-        """Look up the name, and hand a new version to the replicas."""
+        """Look up the name once, and hand a new version to the replicas.
+
+        Errors are printed and not raised: the current version keeps answering. A version that
+        failed is tried again after a pause, which doubles up to a limit.
+
+        Parameters
+        ----------
+        server : Any
+            A server or an offering of a model holder: it has ``offer`` and ``state``.
+        say : Any
+            Prints a line.
+        stopped : threading.Event
+            Is set when the server stops; then nothing is waited for.
+        """
         try:
             found = self.followed.version()
             self._is_silent = False
@@ -119,7 +152,26 @@ class Refused:
 
 
 def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.Event) -> str:
-    """Wait until every replica uses the version; return why some cannot, or an empty string."""
+    """Wait until every replica uses the version; return why some cannot, or an empty string.
+
+    Parameters
+    ----------
+    server : Any
+        A server or an offering of a model holder: it has ``state``.
+    serial : int
+        Number of the offer.
+    version : str
+        The version, for the message.
+    say : Any
+        Prints a line when all replicas use the version.
+    stopped : threading.Event
+        Is set when the server stops; then the wait ends.
+
+    Returns
+    -------
+    str
+        How many replicas use it and why the others failed; empty if all use it or the server stops.
+    """
     while not stopped.is_set():
         num_replicas, taken, errors = server.state(serial)
         if errors:
@@ -158,6 +210,17 @@ def check_log(settings: ServeConfig) -> None:
 def note_log(log: str, models: Iterable[str], tracking: str, say: Callable[[str], None]) -> None:
     """Note in each model, for ``recsys forget``, that every machine of the cluster logs its
     answers.
+
+    Parameters
+    ----------
+    log : str
+        Folder of the answer log.
+    models : Iterable[str]
+        URIs of the served models.
+    tracking : str
+        URI of the MLflow store.
+    say : Callable[[str], None]
+        Prints a line for a model in which the log cannot be noted.
     """
     import ray
 

@@ -164,7 +164,22 @@ def _say_final(
 def registered_already(
     folder: RunFolder, metrics_sha256: str, is_final: dict[str, bool]
 ) -> dict[str, Any] | None:
-    """The registration of the model with these metrics and this ``train.final``, or None."""
+    """The registration of the model with these metrics and this ``train.final``, or None.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Of the run.
+    metrics_sha256 : str
+        SHA-256 of ``metrics.json``, in hexadecimal.
+    is_final : dict[str, bool]
+        ``{"final": train.final}``.
+
+    Returns
+    -------
+    dict[str, Any] | None
+        The content of ``registered.json``; None also without a bundle.
+    """
     with suppress(ArtifactError):
         found = folder.read_json(folder.registered, "")
         same = (

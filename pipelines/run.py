@@ -70,7 +70,22 @@ def _run(
 
 
 def closing_words(metrics: dict[str, Any], registered: dict[str, Any], folder: RunFolder) -> str:
-    """Headline metrics of the model and each baseline, the report, and the registered model."""
+    """Headline metrics of the model and each baseline, the report, and the registered model.
+
+    Parameters
+    ----------
+    metrics : dict[str, Any]
+        The content of ``metrics.json``.
+    registered : dict[str, Any]
+        The content of ``registered.json``; empty if only the bundle was written.
+    folder : RunFolder
+        Of the run.
+
+    Returns
+    -------
+    str
+        Several lines for the terminal.
+    """
     lines = [
         "",
         headline_table(metrics),

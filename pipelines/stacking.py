@@ -134,6 +134,27 @@ def weigh(
 ) -> Stacked:
     """Weights of the members of a model fitted on training events only; ``newer_V`` as in
     :func:`stacked`.
+
+    Parameters
+    ----------
+    config : Config
+        Of the training; names the metric and the seed.
+    dataset : PreparedDataset
+        The dataset of the training.
+    selected : FrozenModel
+        The model fitted on training events only; the scales of its members are set.
+    newer_V : Array | None, [V] bool
+        Users whose validation events may choose weights; None: all.
+
+    Returns
+    -------
+    Stacked
+        The weights and the figures behind them.
+
+    Raises
+    ------
+    DataError
+        No validation query has a target that counts.
     """
     queries = evaluated_queries(dataset, Split.VALID, config.evaluate, config.seed)
     if newer_V is not None:
@@ -154,7 +175,22 @@ def weighed_members(selected: FrozenModel) -> list[str]:
 
 
 def described(found: Stacked, members: list[str], metric: str) -> str:
-    """The members as a table (each alone, and the model without it), and the resulting model."""
+    """The members as a table (each alone, and the model without it), and the resulting model.
+
+    Parameters
+    ----------
+    found : Stacked
+        The chosen weights.
+    members : list[str]
+        Names of the members, in the order of the weights.
+    metric : str
+        The metric that chose them.
+
+    Returns
+    -------
+    str
+        Several lines for the terminal.
+    """
     rows = [["member, on validation", f"{metric} alone", "without it", "weight"]]
     for index, name in enumerate(members):
         without = f"{found.without[name]:.4f}" if name in found.without else "–"

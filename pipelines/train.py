@@ -61,7 +61,30 @@ class Descent:
 
 
 def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> TrainResult:
-    """Train the model and save it in RUN/model; ``descent`` is given for an update."""
+    """Train the model and save it in RUN/model; ``descent`` is given for an update.
+
+    Parameters
+    ----------
+    config : Config
+        Of the run.
+    folder : RunFolder
+        Of the run; it gets the checkpoints and the model.
+    descent : Descent | None
+        For an update: the start weights and the validation; None: train from scratch.
+
+    Returns
+    -------
+    TrainResult
+        The trained model. With ``run.resume`` and a finished training it is read and not trained
+        again.
+
+    Raises
+    ------
+    ArtifactError
+        There is no prepared dataset for this configuration.
+    DataError
+        The dataset has no users, items or training events.
+    """
     validate = Validator.of(config) if descent is None else descent.validate
     dataset = open_dataset(config)
     identity = {

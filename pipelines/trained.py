@@ -33,6 +33,20 @@ _SHORT_S: Final = 600.0  # a shorter budget trains in this process
 def trains_here(train: TrainConfig, ray: RayConfig, budget: Budget | None) -> bool:
     """Whether the budget is short and the training needs one worker on this machine without a
     GPU.
+
+    Parameters
+    ----------
+    train : TrainConfig
+        Names the workers and the use of a GPU.
+    ray : RayConfig
+        Names the cluster.
+    budget : Budget | None
+        Time limit of the command; None: there is none, and workers train.
+
+    Returns
+    -------
+    bool
+        True with a budget under 10 minutes, one worker, a local Ray and no GPU to use.
     """
     if budget is None or budget.seconds >= _SHORT_S:
         return False

@@ -98,6 +98,20 @@ def update_all(config: Config, folder: RunFolder) -> None:
 def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
     """Measure the drift of the newer events and write ``drift.json`` for the report and the
     gate.
+
+    Parameters
+    ----------
+    config : Config
+        Of the update.
+    folder : RunFolder
+        Of the update; it gets ``drift.json``.
+    parent : Parent
+        The model whose events are the earlier ones.
+
+    Raises
+    ------
+    ArtifactError
+        There is no prepared dataset for this configuration.
     """
     dataset = open_dataset(config)
     found = drift_of(dataset, parent.bundle.histories, parent.bundle.num_items).to_json()
@@ -213,6 +227,27 @@ def chosen_weights(
 def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Held]) -> Descent:
     """The parent's weights, extended to the new users and items, with validation on events new to
     them.
+
+    Parameters
+    ----------
+    config : Config
+        Of the update.
+    folder : RunFolder
+        Of the update; it prints what is new.
+    parent : Parent
+        The model to start from.
+    held : list[Held]
+        The parent's weights, those trained on most data first.
+
+    Returns
+    -------
+    Descent
+        Start weights, validation and the reference to the parent.
+
+    Raises
+    ------
+    ArtifactError
+        The data, or a setting that decides shapes, is not that of the parent.
     """
     dataset: PreparedDataset = open_dataset(config)
     earlier, newer_V = chosen_weights(dataset, parent.bundle.histories, held)
@@ -355,6 +390,23 @@ def register_changed(
     """Write the parent with changed parameters to RUN/bundle and register it as a version.
 
     ``of_measured`` are the changed parameters of its evaluated model, if they differ.
+
+    Parameters
+    ----------
+    config : Config
+        Of the update; names the registered model.
+    folder : RunFolder
+        Of the update; it gets the bundle and ``registered.json``.
+    parent : Parent
+        The model that is changed.
+    changed : dict[str, Tensor]
+        New parameters by their name in the encoders.
+    metrics : dict[str, float]
+        Measured values by name, for MLflow and the card; may be empty.
+    extra : dict[str, Any]
+        Entries for ``bundle.json``; the first key is the part that was refitted.
+    of_measured : dict[str, Tensor] | None
+        New parameters of the parent's evaluated model; None: those of ``changed``.
     """
     with folder.progress.stage("register"), tracked(config, folder, fresh=True) as tracker:
         tracker.set_tags({"parent": parent.uri})

@@ -50,7 +50,24 @@ class Apart(Granularity):
         return state[_VECTORS]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """User vectors of the separate model, and where any of its granularities is present."""
+        """User vectors of the separate model, and where any of its granularities is present.
+
+        Parameters
+        ----------
+        batch : Batch
+            Its queries with uncut histories (``whole``) are read.
+        items : ItemView
+            Not read: the member has its own item vectors.
+        state : State
+            The separate model, as tensors.
+
+        Returns
+        -------
+        Tensor, [B, D] float
+            User vectors in the width of the separate model.
+        Tensor, [B] bool
+            Whether any of its granularities has an input.
+        """
         assert batch.whole is not None, "evaluation and serving pass uncut histories"
         contributions = self.model(state).contributions(batch.whole, batch.inputs)
         return contributions.users_BD, contributions.weights_BK.any(1)

@@ -161,6 +161,26 @@ def full_softmax(
     ``smoothing`` moves that share of a target's probability evenly to all items (Szegedy et al.
     2016). The logits of a query are computed once, no matter how many targets it has, chunk by
     chunk, and their gradient in the same pass: no [B, S] matrix is kept for the backward pass.
+
+    Parameters
+    ----------
+    users_BD : Tensor, [B, D] float
+        Query vectors.
+    items_SD : Tensor, [S, D] float
+        Vectors of the items in view.
+    pairs_P : Tensor, [P] int64
+        The query of each pair, from 0 to B − 1.
+    targets_P : Tensor, [P] int64
+        The target of each pair, from 0 to S − 1.
+    weights_P : Tensor, [P] float
+        Weight of each pair.
+    smoothing : float
+        Share from 0 to 1.
+
+    Returns
+    -------
+    Tensor, scalar
+        The sum over the pairs, with a gradient for queries and items.
     """
     found: Tensor = _FullSoftmax.apply(users_BD, items_SD, pairs_P, targets_P, weights_P, smoothing)  # type: ignore[no-untyped-call]
     return found
@@ -294,6 +314,28 @@ def sampled_softmax(
     logits of negatives, so that the sum over negatives estimates the sum over the catalogue (Bengio
     & Senécal 2008). The target keeps its own logit. A negative that equals the pair's target is
     left out, so that the estimate never counts it twice.
+
+    Parameters
+    ----------
+    users_BD : Tensor, [B, D] float
+        Query vectors.
+    items_SD : Tensor, [S, D] float
+        Vectors of the items in view.
+    pairs_P : Tensor, [P] int64
+        The query of each pair, from 0 to B − 1.
+    targets_P : Tensor, [P] int64
+        The target of each pair, from 0 to S − 1.
+    weights_P : Tensor, [P] float
+        Weight of each pair.
+    negatives_M : Tensor, [M] int64
+        Items in view that were drawn, with repeats.
+    log_q_M : Tensor, [M] float
+        Log of the expected number of draws of each of them.
+
+    Returns
+    -------
+    Tensor, scalar
+        The weighted sum over the pairs, with a gradient for queries and items.
     """
     found: Tensor = _SampledSoftmax.apply(
         users_BD, items_SD, pairs_P, targets_P, weights_P, negatives_M, log_q_M

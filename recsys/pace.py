@@ -204,6 +204,20 @@ def tell(line: str) -> None:
 def with_progress(what: str, things: Iterable[T], total: int = 0) -> Iterator[T]:
     """Iterate over ``things`` and report progress; a thing is finished when the next one is
     requested.
+
+    Parameters
+    ----------
+    what : str
+        What is done, for the progress line.
+    things : Iterable[T]
+        The things to iterate over.
+    total : int
+        Their number; 0: take it from ``things`` if it has a length.
+
+    Yields
+    ------
+    T
+        Each thing.
     """
     with Pace(what, total or (len(things) if isinstance(things, Sized) else 0)) as pace:
         for thing in things:

@@ -63,6 +63,20 @@ class RatingHead:
     def predict(self, histories: Histories, items_BM: Tensor, standard_BM: Tensor) -> Tensor:
         """r̂ [B, M] of items by users with these histories (values of NaN are unknown and left
         out).
+
+        Parameters
+        ----------
+        histories : Histories
+            B histories, one per user.
+        items_BM : Tensor, [B, M] int64
+            Items to predict.
+        standard_BM : Tensor, [B, M] float
+            Their scores c in standard deviations of the query's scores.
+
+        Returns
+        -------
+        Tensor, [B, M] float
+            Predictions, clipped to the range of the training values.
         """
         events = RatedEvents.of(histories, items_BM.device)
         bias_B, residual_E = self.user_bias(events)
@@ -143,6 +157,20 @@ def why_no_ratings(histories: Histories) -> str:
 def biases(training: Histories, num_items: int, constants: Constants) -> RatingHead:
     """μ and the ridge regression of the values on items and users by alternating sweeps; the other
     terms are zero.
+
+    Parameters
+    ----------
+    training : Histories
+        Training events with their values; NaN is an unknown value.
+    num_items : int
+        Number of items N.
+    constants : Constants
+        The damping κ of items and users, as a number of events.
+
+    Returns
+    -------
+    RatingHead
+        The formula with μ and the biases only.
     """
     events = RatedEvents.of(training, torch.device("cpu"))
     mean = events.values_E.double().mean().float()

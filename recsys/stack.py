@@ -85,7 +85,22 @@ def spread(users_BD: Tensor, covariance_DD: Tensor) -> Tensor:
 
 
 def sparse_spread(scores: SparseScores, num_rows: int, num_items: int) -> Tensor:
-    """Root mean square of a sparse member's scores over the catalogue: [B]."""
+    """Root mean square of a sparse member's scores over the catalogue: [B].
+
+    Parameters
+    ----------
+    scores : SparseScores
+        Scores of the member; items that are not listed count as 0.
+    num_rows : int
+        Number of queries B.
+    num_items : int
+        Number of items in the catalogue.
+
+    Returns
+    -------
+    Tensor, [B] float
+        One value per query; 0 without scores.
+    """
     squares_P = scores.values_P.float() ** 2
     sums_B = torch.zeros(num_rows, device=squares_P.device).index_add_(0, scores.rows_P, squares_P)
     return (sums_B / max(num_items, 1)).sqrt()

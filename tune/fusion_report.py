@@ -21,7 +21,17 @@ _LISTS: Final = {
 
 
 def render_report(path: Path, report: dict[str, Any], name: str) -> None:
-    """Write the content of ``fusion.json`` as one self-contained HTML file."""
+    """Write the content of ``fusion.json`` as one self-contained HTML file.
+
+    Parameters
+    ----------
+    path : Path
+        The HTML file.
+    report : dict[str, Any]
+        The content of ``fusion.json``.
+    name : str
+        Name of the dataset.
+    """
     html = (
         environment(metric=metric_name)
         .from_string(packaged("tune", "fusion.html.j2"))

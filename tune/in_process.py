@@ -22,7 +22,19 @@ from tune.trial import run_trial
 
 
 def run_in_process(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> None:
-    """Run all trials of the plan; the ledger records every one."""
+    """Run all trials of the plan; the ledger records every one.
+
+    Parameters
+    ----------
+    plan : Plan
+        The trials to run, and their ledger.
+    paths : TrialPaths
+        Where the dataset and the files of trials are.
+    slots : Slots
+        Threads and GPU of a trial; one trial runs at a time.
+    watch : Watch
+        Is told when a trial starts, validates and ends.
+    """
     running = dict[str, Trial]()
     search: Any = SimpleNamespace(running=running, plan=plan)
     scheduler = scheduler_of(plan, search)

@@ -67,7 +67,22 @@ def best_config(plan: Plan, dataset: str) -> Config:
 
 
 def best_yaml(plan: Plan, dataset: str, path: Path) -> str:
-    """``best.yaml``: the best configuration, with a header that says where it comes from."""
+    """``best.yaml``: the best configuration, with a header that says where it comes from.
+
+    Parameters
+    ----------
+    plan : Plan
+        The finished plan.
+    dataset : str
+        Path of the prepared dataset, written as ``data.dir``.
+    path : Path
+        Where the text will be written, for the command in the header.
+
+    Returns
+    -------
+    str
+        YAML with a header of comments; secrets are left out.
+    """
     tree = redacted(best_config(plan, dataset)).model_dump(mode="json")
     del tree["tune"]
     best = plan.best()

@@ -35,6 +35,26 @@ def propose(
 
     ``trials`` are the earlier trials whose values are in the space; values of running trials are
     avoided too.
+
+    Parameters
+    ----------
+    space : Space
+        The dimensions to search.
+    trials : Sequence[Trial]
+        Earlier trials.
+    number : int
+        Number of the new trial; decides the random draw.
+    sampler : str
+        ``tpe`` or ``random``.
+    seed : int
+        Seed of the sweep.
+    planned : int
+        Number of trials of the sweep.
+
+    Returns
+    -------
+    dict[str, Any] | None
+        Dotted path → value.
     """
     study = build_study(space, trials)
     tried = {_key(trial.params) for trial in trials}

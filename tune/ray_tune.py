@@ -79,7 +79,22 @@ class Halving(ASHAScheduler):
             super().on_trial_add(tune_controller, stand_in)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Continue or stop a trial after a report."""
+        """Continue or stop a trial after a report.
+
+        Parameters
+        ----------
+        tune_controller : Any
+            Tune's controller.
+        trial : Any
+            Tune's trial.
+        result : dict[str, Any]
+            The report, with ``epoch`` and ``best``.
+
+        Returns
+        -------
+        str
+            ``STOP`` or ``CONTINUE``; ``STOP`` for every trial after the deadline.
+        """
         ours = self.search.running[trial.trial_id]
         if time.monotonic() > self.search.plan.deadline:
             return str(TrialScheduler.STOP)
@@ -89,7 +104,17 @@ class Halving(ASHAScheduler):
         return str(decision if ours.number else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Do nothing; the results say everything."""
+        """Do nothing; the results say everything.
+
+        Parameters
+        ----------
+        tune_controller : Any
+            Not read.
+        trial : Any
+            Not read.
+        result : dict[str, Any]
+            Not read.
+        """
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Do nothing, as on completion."""
@@ -115,7 +140,22 @@ class InOrder(FIFOScheduler):
         self.search = search
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Continue a trial, or stop it after the deadline."""
+        """Continue a trial, or stop it after the deadline.
+
+        Parameters
+        ----------
+        tune_controller : Any
+            Not read.
+        trial : Any
+            Not read.
+        result : dict[str, Any]
+            Not read: only the time counts.
+
+        Returns
+        -------
+        str
+            ``STOP`` or ``CONTINUE``.
+        """
         is_over = time.monotonic() > self.search.plan.deadline
         return str(TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE)
 
@@ -130,7 +170,19 @@ class InOrder(FIFOScheduler):
 
 
 def run_trials(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> None:
-    """Run all trials of the plan on the connected Ray cluster; the ledger records every one."""
+    """Run all trials of the plan on the connected Ray cluster; the ledger records every one.
+
+    Parameters
+    ----------
+    plan : Plan
+        The trials to run, and their ledger.
+    paths : TrialPaths
+        Where the dataset and the files of trials are.
+    slots : Slots
+        How many trials run at once, and the resources of each.
+    watch : Watch
+        Is told when a trial starts, validates and ends.
+    """
     search = PlannedSearch(plan, paths, slots, watch)
     if plan.next(()) is None:
         return

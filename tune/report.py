@@ -77,7 +77,17 @@ def breakable(path: str) -> Markup:
 
 
 def render_sweep(path: Path, plan: Plan, root: Path) -> None:
-    """Write the page; ``root`` is the run folder with the validation values of the trials."""
+    """Write the page; ``root`` is the run folder with the validation values of the trials.
+
+    Parameters
+    ----------
+    path : Path
+        The HTML file.
+    plan : Plan
+        The plan with its ledger.
+    root : Path
+        Folder of the sweep.
+    """
     templates = environment(
         jinja2.FunctionLoader(_template),
         metric=metric_name,

@@ -66,7 +66,17 @@ class TrialPaths:
 
 
 def forget_unneeded(plan: Plan, paths: TrialPaths, ended: Trial) -> None:
-    """Remove the checkpoints that are not needed any more, now that a trial has ended."""
+    """Remove the checkpoints that are not needed any more, now that a trial has ended.
+
+    Parameters
+    ----------
+    plan : Plan
+        Says which checkpoints nothing needs any more.
+    paths : TrialPaths
+        Where the files of trials are.
+    ended : Trial
+        The trial that has ended.
+    """
     for trial in plan.without_checkpoints(ended):
         forget_checkpoints(paths.of(trial))
 
@@ -98,7 +108,24 @@ class PlannedSearch(Searcher):
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: Any, **spec: Any
     ) -> bool:
-        """Accept what Tune sets."""
+        """Accept what Tune sets.
+
+        Parameters
+        ----------
+        metric : str | None
+            Not read: the plan has its own.
+        mode : str | None
+            Not read.
+        config : Any
+            Not read.
+        **spec : Any
+            Not read.
+
+        Returns
+        -------
+        bool
+            Always True.
+        """
         return True
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
@@ -208,7 +235,17 @@ class PlannedSearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Record the end of a trial."""
+        """Record the end of a trial.
+
+        Parameters
+        ----------
+        trial_id : str
+            Tune's id of the trial.
+        result : Mapping[str, Any] | None
+            The last report; may be empty or None.
+        error : bool
+            Whether Tune says that the trial failed.
+        """
         trial = self.running[trial_id]
         if result:
             self._take(trial_id, result)  # Tune gives the report that stopped it only here
@@ -266,7 +303,28 @@ class PlannedSearch(Searcher):
 def task_of(
     plan: Plan, trial: Trial, config: Config, paths: TrialPaths, slots: Slots, pulse: str = ""
 ) -> Task:
-    """The task of a trial; creates its folder."""
+    """The task of a trial; creates its folder.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan; may limit the time of a trial.
+    trial : Trial
+        The trial.
+    config : Config
+        Its configuration.
+    paths : TrialPaths
+        Where the dataset and the files of trials are.
+    slots : Slots
+        Threads, GPU and number of concurrent trials.
+    pulse : str
+        Key of the trial's heartbeats; "": it sends none.
+
+    Returns
+    -------
+    Task
+        Plain values, for another process.
+    """
     folder = paths.of(trial)
     folder.mkdir(parents=True, exist_ok=True)
     run = config.run.model_copy(update={"dir": str(folder)})

@@ -96,6 +96,25 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest
 def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None]) -> Slots:
     """:func:`share_out` for the connected cluster; ``say`` gets a line on the best number of
     threads.
+
+    Parameters
+    ----------
+    config : Config
+        The requested workers, threads and concurrency.
+    num_items : int
+        Number of items of the dataset; the best number of threads depends on it.
+    say : Callable[[str], None]
+        Prints a line.
+
+    Returns
+    -------
+    Slots
+        The number of concurrent trials, and the resources of each.
+
+    Raises
+    ------
+    ConfigError
+        A trial, or ``tune.concurrent`` trials, do not fit.
     """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]

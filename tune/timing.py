@@ -33,7 +33,22 @@ class Costs(NamedTuple):
 
 
 def cost_of(best: Trial, train: TrainConfig, done: int = 0) -> Costs:
-    """Expected seconds of the trainings of a configuration, from the measured time of an epoch."""
+    """Expected seconds of the trainings of a configuration, from the measured time of an epoch.
+
+    Parameters
+    ----------
+    best : Trial
+        The trial whose epochs were measured.
+    train : TrainConfig
+        Section ``train`` of the configuration to train.
+    done : int
+        Number of epochs of the first training that exist already.
+
+    Returns
+    -------
+    Costs
+        Seconds.
+    """
     return Costs(*(pace_of(best) * epochs for epochs in epochs_of(best, train, done)))
 
 
@@ -42,6 +57,20 @@ def epochs_of(trial: Trial, train: TrainConfig, done: int = 0) -> Costs:
 
     If the trial finished: its epochs, and its best epoch for each further training. If it was
     stopped: the planned epochs.
+
+    Parameters
+    ----------
+    trial : Trial
+        The trial whose epochs were measured.
+    train : TrainConfig
+        Section ``train`` of the configuration to train.
+    done : int
+        Number of epochs of the first training that exist already.
+
+    Returns
+    -------
+    Costs
+        Numbers of epochs.
     """
     first = chosen = train.epochs
     if is_ended(trial):
@@ -73,6 +102,20 @@ def in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     few.
 
     The measured time of an epoch decides.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration to train from scratch.
+    best : Trial
+        The trial with the measured seconds per epoch; without any, ``config`` is unchanged.
+    deadline : float
+        End of the time, on the monotonic clock, in seconds.
+
+    Returns
+    -------
+    Config | None
+        The configuration with ``train.epochs`` and ``train.evaluate_every`` set.
     """
     if not pace_of(best):
         return config

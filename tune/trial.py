@@ -150,6 +150,28 @@ def finished(
 ) -> dict[str, Any]:
     """The last report of a training: the metric of the resulting model on every validation
     query.
+
+    Parameters
+    ----------
+    model : FrozenModel
+        The trained model.
+    dataset : PreparedDataset
+        The dataset of the trial.
+    validate : Validator
+        Gives the metric of every query.
+    seconds : float
+        Duration of the training.
+
+    Returns
+    -------
+    dict[str, Any]
+        ``state``, ``value`` (mean over all queries), ``values`` (a sample of them, float32) and
+        ``seconds``.
+
+    Raises
+    ------
+    TrainingError
+        The metric is not a finite number.
     """
     values_B = np.concatenate(
         [

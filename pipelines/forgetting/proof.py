@@ -47,7 +47,17 @@ class Evidence:
     model: Path | None = None  # the model that was made or trained again
 
     def add_ids(self, users: Sequence[str], known: pa.Array, items: pa.Array) -> None:
-        """Add user ids; ``known`` and ``items`` are all ids that could be confused with them."""
+        """Add user ids; ``known`` and ``items`` are all ids that could be confused with them.
+
+        Parameters
+        ----------
+        users : Sequence[str]
+            External ids of the users to forget.
+        known : pa.Array
+            External ids of all users of a dataset or bundle.
+        items : pa.Array
+            External ids of all its items.
+        """
         for user in users:
             found = Id.of(user, known.cast(pa.string()), items.cast(pa.string()))
             same = next((one for one in self.traces.ids if one.text == user), None)
@@ -60,7 +70,19 @@ class Evidence:
     def add_histories(
         self, histories: Histories, users: Mapping[int, str], item_ids: list[str], titles: list[str]
     ) -> None:
-        """Add the histories of users (dense id → id) from one dataset or bundle."""
+        """Add the histories of users (dense id → id) from one dataset or bundle.
+
+        Parameters
+        ----------
+        histories : Histories
+            The histories of all users of a dataset or bundle.
+        users : Mapping[int, str]
+            Dense id → external id of the users to forget.
+        item_ids : list[str]
+            External ids of its items in dense order.
+        titles : list[str]
+            Titles of its items in dense order.
+        """
         self.traces.add_history(histories, list(users), item_ids, titles)
         for row in np.flatnonzero(np.isin(histories.users_U, list(users))).tolist():
             self.histories.setdefault(
@@ -109,10 +131,26 @@ class Searchable:
 def searchable(
     config: Config, folder: RunFolder, store: Store | None, working: Path, copies: Copies
 ) -> Searchable:
-    """The run folder, the dataset, MLflow's store and artefacts, the caches, the copies and
-    ``forget.also``.
+    """Everything to search: the run folder, the dataset, MLflow's store and artefacts, the caches,
+    the copies and ``forget.also``.
 
-    ``working`` is an empty folder for fresh copies of remote folders.
+    Parameters
+    ----------
+    config : Config
+        Of the run.
+    folder : RunFolder
+        Of the run.
+    store : Store | None
+        MLflow's store; None: there is none.
+    working : Path
+        An empty folder; remote folders are downloaded to it.
+    copies : Copies
+        The noted copies of the run's data.
+
+    Returns
+    -------
+    Searchable
+        The files to search, and what cannot be searched from here.
     """
     own: list[Path] = []
     not_searched = list(copies.elsewhere)

@@ -23,7 +23,24 @@ from recsys.registry.parent import Parent, open_parent
 def train_again(
     config: Config, folder: RunFolder, dataset: PreparedDataset, users: pa.Array
 ) -> str:
-    """Train on the dataset without the users; return the start of the training, for the proof."""
+    """Train on the dataset without the users; return the start of the training, for the proof.
+
+    Parameters
+    ----------
+    config : Config
+        Of the run.
+    folder : RunFolder
+        Of the run; its checkpoints are removed.
+    dataset : PreparedDataset
+        The dataset without the users.
+    users : pa.Array
+        External ids of the users.
+
+    Returns
+    -------
+    str
+        ``anew``, or ``from`` and the URI of the ancestor.
+    """
     parent = clean_ancestor(config, folder, users)
     folder.forget(folder.checkpoints)
     if parent is None:
@@ -37,7 +54,28 @@ def train_again(
 
 
 def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent | None:
-    """The newest ancestor that never saw the users and can be updated, or None."""
+    """The newest ancestor that never saw the users and can be updated, or None.
+
+    Parameters
+    ----------
+    config : Config
+        Of the run.
+    folder : RunFolder
+        Of the run; its model names its parent.
+    users : pa.Array
+        External ids of the users.
+
+    Returns
+    -------
+    Parent | None
+        The ancestor; None if there is none, or if one on the way to it cannot be read or has
+        another ``model`` section.
+
+    Raises
+    ------
+    ArtifactError
+        The run folder has no trained model.
+    """
     parent_info: dict[str, Any] = (
         folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("parent") or {}
     )

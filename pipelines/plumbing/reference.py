@@ -68,7 +68,22 @@ def sections(prefix: str = "") -> list[SectionKeys]:
 def sections_of(
     path: str, model: type[BaseModel], has_kinds: bool = False
 ) -> Iterator[SectionKeys]:
-    """A section and those inside it; ``has_kinds``: other kinds have the same path."""
+    """A section and those inside it; ``has_kinds``: other kinds have the same path.
+
+    Parameters
+    ----------
+    path : str
+        Dotted path of the section; empty: the whole configuration.
+    model : type[BaseModel]
+        Class of the section.
+    has_kinds : bool
+        Whether several classes share the path, each with its own ``kind``.
+
+    Yields
+    ------
+    SectionKeys
+        The section first, then those inside it, each with its own keys only.
+    """
     below = _below(path, model)
     inside = {name for name, _ in below}
     named = (

@@ -32,6 +32,20 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
     did.
 
     A resumed command continues the MLflow run of the interrupted one.
+
+    Parameters
+    ----------
+    config : Config
+        Of the command.
+    folder : RunFolder
+        Of the run; it keeps the id of the MLflow run, and the tracker while it is open.
+    fresh : bool
+        Open a new MLflow run. It has no effect on a resumed command.
+
+    Yields
+    ------
+    Tracker
+        The tracker; it is closed at the end of the stage that opened it.
     """
     if folder.tracker is not None:
         yield folder.tracker
@@ -114,6 +128,15 @@ class EpochLog:
 def log_epoch(tracker: Tracker, values: Mapping[str, Any], time_ms: int | None = None) -> None:
     """Log one epoch: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss``,
     ``join.loss``, ….
+
+    Parameters
+    ----------
+    tracker : Tracker
+        The open tracker.
+    values : Mapping[str, Any]
+        A report of the training loop: ``epoch``, ``phase`` and the values.
+    time_ms : int | None
+        Time of the epoch in milliseconds since 1970; None: now.
     """
     prefix = _prefix(values)
     metrics = {

@@ -92,6 +92,20 @@ def sizes_of(config: Config, manifest: Manifest | None = None) -> DataSizes | No
 def need(config: Config, sizes: DataSizes, gpu: bool = False) -> Need:
     """The estimate for one worker of ``train.num_workers``; each granularity reports its own
     part.
+
+    Parameters
+    ----------
+    config : Config
+        Its sections ``model``, ``train`` and ``evaluate`` are read.
+    sizes : DataSizes
+        Numbers of users, items and events.
+    gpu : bool
+        Estimate the time on a GPU; the memory stays that of the host.
+
+    Returns
+    -------
+    Need
+        Memory in bytes, steps and hours.
     """
     train, model = config.train, config.model
     width, workers = model.width * model.granularities.are_trained, train.num_workers
@@ -229,7 +243,22 @@ def _is_full(train: TrainConfig, sizes: DataSizes) -> bool:
 
 
 def described(config: Config, sizes: DataSizes, with_time: bool = True) -> str:
-    """The estimate: a line on memory and one on time."""
+    """The estimate: a line on memory and one on time.
+
+    Parameters
+    ----------
+    config : Config
+        Of the run.
+    sizes : DataSizes
+        Numbers of users, items and events.
+    with_time : bool
+        Add the line on time and on the object store.
+
+    Returns
+    -------
+    str
+        One or two lines; the first names the three largest parts of the memory.
+    """
     wanted = need(config, sizes, gpu=config.train.use_gpu == "yes")
     parts = sorted(wanted.memory.items(), key=lambda part: -part[1])[:3]
     known = "" if sizes.exact else ", from the settings of the source"

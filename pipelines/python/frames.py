@@ -37,7 +37,22 @@ def table_of(role: str, frame: pd.DataFrame) -> pa.Table:
 def check_roles(
     named: Mapping[str, str], found: Mapping[str, str], ignored: Mapping[str, str]
 ) -> None:
-    """Check that every file was detected as the role that it was given as."""
+    """Check that every file was detected as the role that it was given as.
+
+    Parameters
+    ----------
+    named : Mapping[str, str]
+        Role → path, as the caller gave them.
+    found : Mapping[str, str]
+        Path → detected role.
+    ignored : Mapping[str, str]
+        Path → why the file is not used.
+
+    Raises
+    ------
+    DataError
+        A file was detected as another role, or is not used.
+    """
     for role, path in named.items():
         if found.get(path) == role:
             continue

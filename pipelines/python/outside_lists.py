@@ -27,6 +27,27 @@ def measured(
 ) -> pd.DataFrame:
     """Every accuracy metric of ``lists`` at every cut-off, with its interval; see
     :meth:`Dataset.evaluate`.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The prepared dataset; its test split is measured.
+    config : Config
+        Names the default cut-offs, the metrics and the rules of the evaluation.
+    lists : pd.DataFrame
+        Columns ``user_id``, ``item_id``, and ``rank`` or ``score``.
+    ks : Sequence[int] | None
+        Cut-offs; None: ``evaluate.ks``.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per metric, with the columns ``value``, ``low`` and ``high``.
+
+    Raises
+    ------
+    DataError
+        A cut-off is below 1, no query has a target that counts, or the lists break a rule.
     """
     import pandas as pd
 

@@ -100,6 +100,20 @@ def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
 def check_counts(sizes: ModelSizes, num_users: int, num_items: int) -> None:
     """Raise :class:`Inconsistent` unless the model has as many users and items; before memory is
     allocated.
+
+    Parameters
+    ----------
+    sizes : ModelSizes
+        Sizes of the model in ``bundle.json``.
+    num_users : int
+        Number of users in the tables of the bundle.
+    num_items : int
+        Number of items in these tables.
+
+    Raises
+    ------
+    Inconsistent
+        One of the numbers differs.
     """
     if (num_users, num_items) != (sizes.num_users, sizes.num_items):
         raise Inconsistent(

@@ -72,7 +72,22 @@ def _replace(aside: Path, folder: Path) -> None:
 
 
 def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
-    """Raise :class:`ArtifactError` unless a file exists and has the expected size and checksum."""
+    """Raise :class:`ArtifactError` unless a file exists and has the expected size and checksum.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the bundle.
+    name : str
+        Name of the file in the folder.
+    expected : FileEntry | None
+        Size in bytes and SHA-256; None: the description does not list the file.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, is not listed, or differs.
+    """
     path = folder / name
     if expected is None or not path.is_file():
         raise damaged(folder, f"{name} is missing")

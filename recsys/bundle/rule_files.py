@@ -32,7 +32,17 @@ _STEPS: Final = 127  # quantisation steps of a unit vector's components on each 
 
 
 def write_for_rules(folder: Path, frozen: FrozenModel, dataset: PreparedDataset) -> None:
-    """Write the files that rules, similar items and explanations read in addition to the model."""
+    """Write the files that rules, similar items and explanations read in addition to the model.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the bundle.
+    frozen : FrozenModel
+        The model; its settings decide which files it does not hold itself.
+    dataset : PreparedDataset
+        The dataset that the model was trained on.
+    """
     pq.write_table(
         attribute_table(dataset.features, dataset.media_names),
         folder / ATTRIBUTES,

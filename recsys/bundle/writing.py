@@ -128,7 +128,17 @@ def _save_training(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def close(aside: Path, info: BundleInfo, card: str) -> None:
-    """Write the card, and the checksums of all files, which must be complete."""
+    """Write the card, and the checksums of all files, which must be complete.
+
+    Parameters
+    ----------
+    aside : Path
+        The temporary folder with all other files.
+    info : BundleInfo
+        Content of ``bundle.json``; its list of files is set.
+    card : str
+        Text of the model card; empty: no card is written.
+    """
     if card:
         (aside / CARD).write_text(card, encoding="utf-8")
     write_description(aside, info)

@@ -89,7 +89,22 @@ class PreparedDataset:
     def unfinished(
         cls, filesystem: pyarrow.fs.FileSystem, path: str, manifest: Manifest
     ) -> PreparedDataset:
-        """A dataset whose manifest is not written yet; the audit decides whether it will be."""
+        """A dataset whose manifest is not written yet; the audit decides whether it will be.
+
+        Parameters
+        ----------
+        filesystem : pyarrow.fs.FileSystem
+            Filesystem of the folder.
+        path : str
+            Path of the folder on it.
+        manifest : Manifest
+            The manifest that will be written.
+
+        Returns
+        -------
+        PreparedDataset
+            A reader of the files that exist already.
+        """
         dataset = cls.__new__(cls)
         dataset.root = path
         dataset.filesystem = filesystem

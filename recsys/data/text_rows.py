@@ -80,7 +80,24 @@ class UserTexts:
 
     @staticmethod
     def of(entries: pa.Table, vectors: pa.Table, through: Split, folds: int) -> UserTexts:
-        """The texts from the two tables of a prepared dataset."""
+        """The texts from the two tables of a prepared dataset.
+
+        Parameters
+        ----------
+        entries : pa.Table
+            Columns ``user``, ``through``, ``place`` and ``text``: one row per user and place.
+        vectors : pa.Table
+            Column ``vector``: one row per distinct text, [R, T] float16.
+        through : Split
+            The last split whose events the texts contain; test counts as validation.
+        folds : int
+            Number of folds in data without order.
+
+        Returns
+        -------
+        UserTexts
+            The texts through this split, sorted for look-ups.
+        """
         part = np.asarray(entries.column("through")) == min(through, Split.VALID)
         keys = _keys(
             np.asarray(entries.column("user"))[part], np.asarray(entries.column("place"))[part]

@@ -227,7 +227,37 @@ class Graph(nn.Module):
         attribute_values: Tensor,
         user_text: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return vectors [B, D] and, with sparse members, additions [B, N]."""
+        """Return vectors [B, D] and, with sparse members, additions [B, N].
+
+        Parameters
+        ----------
+        history : Tensor, [B, L] int64
+            Item numbers, the oldest event first, 0 after the end.
+        length : Tensor, [B] int64
+            Number of events of each query.
+        event_types : Tensor, [B, L] int64
+            Event type ids.
+        times : Tensor, [B, L] int64
+            Seconds since 1970, 0 where unknown.
+        values : Tensor, [B, L] float32
+            Values of the events, NaN where unknown.
+        context : Tensor, [B, L, C] int64
+            Codes of the context columns of the events.
+        asked_at : Tensor, [B] int64
+            Time of the query in seconds since 1970, 0 where unknown.
+        asked_context : Tensor, [B, C] int64
+            Codes of the context of the query.
+        user : Tensor, [B] int64
+            Dense user ids, −1 where unknown.
+        friends : Tensor, [B, F] int64
+            Dense user ids of the friends, −1 after the end.
+        attribute_codes : Tensor, int32
+            Codes of the user's attributes, one row per query, −2 where not given.
+        attribute_values : Tensor, float32
+            Scaled numbers of the user's attributes, one row per query, 0 where not given.
+        user_text : Tensor, [B, T] float32
+            Vector of the user's text, zero without one.
+        """
         attributes = AttributeRows(attribute_codes, attribute_values)
         events = (history, length, event_types, times, values, context)
         vectors_BD, added_BN = self.encoder(

@@ -288,6 +288,24 @@ def attributes_of_events(
 ) -> tuple[list[Column], list[Column]]:
     """Find event columns that describe the item, and those that describe the user, as in a
     denormalised export.
+
+    Parameters
+    ----------
+    table : Table
+        The table of events.
+    user : Column
+        Its user column.
+    item : Column
+        Its item column.
+    left : Sequence[Column]
+        Columns that have no other use.
+
+    Returns
+    -------
+    list[Column]
+        Columns that are constant, or nearly so, for an item.
+    list[Column]
+        Columns that are so for a user.
     """
     of_items, of_users = [], []
     for column in left:
@@ -314,7 +332,22 @@ def attributes_of_events(
 
 
 def why_unused(column: Column, items: Column, users: Column) -> str:
-    """Why a column of the events is not used."""
+    """Why a column of the events is not used.
+
+    Parameters
+    ----------
+    column : Column
+        The column that is not used.
+    items : Column
+        The item column of the same table.
+    users : Column
+        The user column of the same table.
+
+    Returns
+    -------
+    str
+        The reason, for a person.
+    """
     fixed = {
         "empty": "empty",
         "constant": "the same value in every row",
@@ -342,7 +375,22 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
 
 
 def reserved(table: Table, kind: schema.TableSchema, names: dict[str, str]) -> dict[str, str]:
-    """New names for columns whose names a reader would take for its own columns."""
+    """New names for columns whose names a reader would take for its own columns.
+
+    Parameters
+    ----------
+    table : Table
+        The table with its columns.
+    kind : schema.TableSchema
+        The canonical table that a reader reads it as.
+    names : dict[str, str]
+        Column of the files → canonical column; these columns are not renamed.
+
+    Returns
+    -------
+    dict[str, str]
+        Column of the files → new name, such as ``value_column``.
+    """
     moved = {}
     taken = set(names.values())
     for column in table.columns:

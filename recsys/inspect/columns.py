@@ -122,7 +122,24 @@ class Column:
 
 
 def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Column:
-    """Classify one column of a sample."""
+    """Classify one column of a sample.
+
+    Parameters
+    ----------
+    name : str
+        Name of the column.
+    position : int
+        Position in the file, from 0.
+    cells : pa.Array
+        Values of the sample.
+    rules : CellRules
+        Rules for missing values, times and numbers.
+
+    Returns
+    -------
+    Column
+        The column with its kind and statistics.
+    """
     kind = cells.type
     if is_list(kind):
         return _of_lists(name, position, cells)

@@ -42,19 +42,59 @@ class Draft:
         self._section(path.split(".")).why = why
 
     def set(self, path: str, value: Any, why: str) -> None:
-        """Set ``a.b.c`` to a value, with its reason."""
+        """Set ``a.b.c`` to a value, with its reason.
+
+        Parameters
+        ----------
+        path : str
+            Dotted path of the key.
+        value : Any
+            Its value.
+        why : str
+            The reason, shown as a comment.
+        """
         self.put(path.split("."), value, why)
 
     def other(self, path: str, value: Any, why: str) -> None:
-        """Add an alternative value of ``a.b.c`` as a comment."""
+        """Add an alternative value of ``a.b.c`` as a comment.
+
+        Parameters
+        ----------
+        path : str
+            Dotted path of the key.
+        value : Any
+            The alternative value.
+        why : str
+            When to use it, shown in the comment.
+        """
         self.comment(path.split("."), value, why)
 
     def put(self, keys: Sequence[str], value: Any, why: str) -> None:
-        """Like :meth:`set` with a list of keys, because a key may contain dots."""
+        """Like :meth:`set` with a list of keys, because a key may contain dots.
+
+        Parameters
+        ----------
+        keys : Sequence[str]
+            The section names and the key, from the outermost.
+        value : Any
+            Its value.
+        why : str
+            The reason, shown as a comment.
+        """
         self._section(keys[:-1]).add(_Node(keys[-1], value, why))
 
     def comment(self, keys: Sequence[str], value: Any, why: str) -> None:
-        """Like :meth:`other` with a list of keys."""
+        """Like :meth:`other` with a list of keys.
+
+        Parameters
+        ----------
+        keys : Sequence[str]
+            The section names and the key, from the outermost.
+        value : Any
+            The alternative value.
+        why : str
+            When to use it, shown in the comment.
+        """
         self._section(keys[:-1]).add(_Node(keys[-1], value, why, is_comment=True))
 
     @property

@@ -115,6 +115,22 @@ def events_of(
 ) -> tuple[pa.Table, dict[str, float]]:
     """Return the valid events of a sample as the readers type them, and the shares of invalid rows
     by reason.
+
+    Parameters
+    ----------
+    rows : pa.Table
+        Rows of the sample, with the column names of the files.
+    names : Mapping[str, str]
+        Column of the files → canonical column; only columns of events are used.
+    rules : CellRules
+        Rules for missing values, times and numbers.
+
+    Returns
+    -------
+    pa.Table
+        The valid rows, with typed canonical columns.
+    dict[str, float]
+        Reason → share of all rows, from 0 to 1.
     """
     given = pa.table(
         {to: rows.column(name) for name, to in names.items() if to in schema.EVENTS.columns}

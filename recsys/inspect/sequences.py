@@ -25,6 +25,20 @@ def understand_sequences(
 ) -> Understood:
     """Interpret a file of lines ``user item item …``, and a table of items if the adapter can read
     it.
+
+    Parameters
+    ----------
+    looked : ArgumentContent
+        What the arguments contain.
+    tables : Sequence[Table]
+        All tables; at most one of items is used, the others get a reason for being ignored.
+    pair : Pair
+        The table of lines, with its user and item columns.
+
+    Returns
+    -------
+    Understood
+        The settings of the source and the statistics of the events.
     """
     sample = pair.table.sample
     assert isinstance(sample.form, SequenceForm)

@@ -165,7 +165,28 @@ def plan_of_attributes(
     reserved: dict[str, str],
     why: str,
 ) -> TablePlan:
-    """Plan how to read a table of items or users."""
+    """Plan how to read a table of items or users.
+
+    Parameters
+    ----------
+    role : str
+        ``items`` or ``users``.
+    sample : Sample
+        The sample of the table.
+    key : dict[str, str]
+        Column of the files → canonical column, for the ids.
+    found : Attributes
+        The uses of the other columns.
+    reserved : dict[str, str]
+        New names for columns whose names have a reserved meaning.
+    why : str
+        The reason for the key column.
+
+    Returns
+    -------
+    TablePlan
+        The final names of the columns, each with its reason.
+    """
     names = {**reserved, **found.rename, **key}
     if not sample.has_names:
         named = {name: found.rename.get(name, "") for name in sample.rows.column_names}

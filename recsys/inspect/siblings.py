@@ -40,6 +40,22 @@ def event_files(
 ) -> EventFiles:
     """Combine the main file with the files that belong to it; the others get a reason for being
     left out.
+
+    Parameters
+    ----------
+    looked : ArgumentContent
+        What the arguments contain.
+    tables : Sequence[Table]
+        All tables; ``role`` and ``why`` of the event files that are left out are set.
+    pair : Pair
+        The main table of events, with its user and item columns.
+    columns : EventColumns
+        The roles of its columns.
+
+    Returns
+    -------
+    EventFiles
+        The rows of the combined files, and the split or event type of each file.
     """
     main = pair.table
     others = [table for table in tables if table.role == "more events"]

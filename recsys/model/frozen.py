@@ -338,7 +338,22 @@ class FrozenModel:
     def from_tensors(
         config: ModelConfig, sizes: ModelSizes, tensors: Mapping[str, Tensor]
     ) -> FrozenModel:
-        """The inverse of :meth:`tensors`; ``sizes`` as :func:`dump_sizes` wrote them."""
+        """The inverse of :meth:`tensors`; ``sizes`` as :func:`dump_sizes` wrote them.
+
+        Parameters
+        ----------
+        config : ModelConfig
+            Section ``model``.
+        sizes : ModelSizes
+            What the dataset fixes of the model's shape.
+        tensors : Mapping[str, Tensor]
+            Result of :meth:`tensors`.
+
+        Returns
+        -------
+        FrozenModel
+            The model for evaluation and serving.
+        """
         encoders = Encoders(config, sizes, serving=True)
         encoders.load_state_dict(
             {

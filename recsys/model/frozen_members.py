@@ -66,6 +66,24 @@ class FrozenMembers:
 
         Each closed-form member is sparse or has its own directions in :attr:`item_vectors_ND`. With
         ``stacks`` the stacking weights apply, if the model has them.
+
+        Parameters
+        ----------
+        batch : Batch
+            The queries.
+        z_BKD : Tensor, [B, K, D] float
+            Vectors of the trained granularities.
+        weights_BK : Tensor, [B, K] float
+            Their weights λ after the fusion, zero where one has no input.
+        closed_form_weights : Tensor, one per closed-form granularity
+            Their fitted weights λ, which count where no stacking weight does.
+        stacks : bool
+            Apply the stacking weights.
+
+        Returns
+        -------
+        Contributions
+            The weighted contributions. K and D grow by every closed-form granularity.
         """
         vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
         stack_weights = self._stack_weights(batch) if stacks else {}

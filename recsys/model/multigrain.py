@@ -91,6 +91,20 @@ class MultigrainModel(nn.Module):
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
         """The items that a step must view to score the given ones, which come first; None: all
         items.
+
+        Parameters
+        ----------
+        ids_S : Tensor, [S] int64, or None
+            Items to score; None: the whole catalogue.
+        graphs : Graphs
+            Training events and inputs by signal.
+        key : StepKey
+            Seed, epoch and step.
+
+        Returns
+        -------
+        Tensor, int64, or None
+            The given items, then those that granularities need in addition.
         """
         for _, module in self.encoders.each():
             ids_S = module.widen(ids_S, graphs, key)
@@ -114,7 +128,22 @@ class MultigrainModel(nn.Module):
         return items, {name: module.state(items, graphs) for name, module in self.encoders.each()}
 
     def forward(self, batch: Batch, items: ItemView, states: States) -> Tensor:
-        """User vectors [B, D]."""
+        """User vectors [B, D].
+
+        Parameters
+        ----------
+        batch : Batch
+            The queries.
+        items : ItemView
+            Item and text vectors of the items in view.
+        states : States
+            State of each granularity of this step, by name.
+
+        Returns
+        -------
+        Tensor, [B, D] float
+            The fused vector of each query.
+        """
         users_BD: Tensor = self.encoders.fusion(*self.encoders.encode(batch, items, states))[0]
         return users_BD
 

@@ -102,6 +102,22 @@ class Encoders(nn.Module):
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
         """Vectors of every trained granularity ``z_BKD`` and ``present_BK``; unit vectors if the
         model uses them.
+
+        Parameters
+        ----------
+        batch : Batch
+            The queries.
+        items : ItemView
+            Item and text vectors of the items in view.
+        states : States
+            State of each granularity, by name.
+
+        Returns
+        -------
+        z_BKD
+            Tensor, [B, K, D] float: Vectors; K is 0 if no granularity is trained.
+        present_BK
+            Tensor, [B, K] bool: Whether the query has an input for the granularity.
         """
         if not self.each():
             nothing_BK = torch.zeros(len(batch), 0, device=items.vectors_SD.device)

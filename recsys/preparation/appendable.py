@@ -131,7 +131,23 @@ def refuse_forgetting(dataset_dir: str, source: SourceAdapter) -> None:
 
 
 def can_touch(data: DataConfig, seed: int, earlier: PreparedDataset | None) -> bool:
-    """Whether an append can skip users without new events."""
+    """Whether an append can skip users without new events.
+
+    Parameters
+    ----------
+    data : DataConfig
+        Section ``data``.
+    seed : int
+        Seed of the run.
+    earlier : PreparedDataset | None
+        The dataset to continue; None: there is none.
+
+    Returns
+    -------
+    bool
+        False if the settings differ from those of ``earlier``, or if one of them can change the
+        rows of users without new events.
+    """
     if earlier is None or earlier.manifest.settings_hash != settings_hash(data, seed):
         return False
     needs_all = (

@@ -94,7 +94,22 @@ def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
 
 
 def task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int = 0) -> Any:
-    """The function as a Ray task; ``num_returns`` "streaming" is for generators."""
+    """The function as a Ray task; ``num_returns`` "streaming" is for generators.
+
+    Parameters
+    ----------
+    function : Callable[..., Any]
+        Runs in another process; its arguments are pickled.
+    num_returns : int | str
+        Number of objects that it returns, each with its own reference.
+    num_gpus : int
+        GPUs that the task needs.
+
+    Returns
+    -------
+    Any
+        A Ray remote function.
+    """
     return ray.remote(function).options(num_returns=num_returns, num_gpus=num_gpus or None)
 
 

@@ -80,6 +80,27 @@ def split_by_user(
 ) -> list[pa.Table]:
     """The rows of a block, one table per bucket. The bucket is a hash of the user id that is the
     same on all machines and in all releases.
+
+    Parameters
+    ----------
+    block : pa.Table
+        Rows of a source.
+    num_buckets : int
+        Number of buckets.
+    rules : EventRules
+        Names the columns that are kept.
+    goes_on : bool
+        Whether these are newer files of an earlier dataset; then a missing context column is null.
+
+    Returns
+    -------
+    list[pa.Table]
+        One table per bucket, some of them empty; the order of the rows is kept.
+
+    Raises
+    ------
+    ConfigError
+        ``data.text.event_column`` or one of ``data.context`` is not a column of the events.
     """
     table = project(block, rules, goes_on)
     texts, codes_E = parts_of(table.column(schema.USER_ID))
@@ -203,7 +224,17 @@ def gather_bucket(
 
 
 def summarise(good: pa.Table, rules: EventRules, summary: BucketSummary) -> None:
-    """Fill the summary with the statistics of the good rows of a bucket."""
+    """Fill the summary with the statistics of the good rows of a bucket.
+
+    Parameters
+    ----------
+    good : pa.Table
+        Good rows of a bucket.
+    rules : EventRules
+        Say which events are interactions and which are text.
+    summary : BucketSummary
+        Gets users, items, counts, and the period in microseconds.
+    """
     summary.users = used_texts(good.column(schema.USER_ID))
     types = good.column(schema.EVENT_TYPE)
     summary.types = text_counts(types)
@@ -301,6 +332,24 @@ def split_piece(
     """Yield the rows of every block of a piece, bucket by bucket; holds one block at a time.
 
     ``first_file`` is the number of earlier files, which come first in the order of the data.
+
+    Parameters
+    ----------
+    pickled : bytes
+        A pickled piece of a source.
+    num_buckets : int
+        Number of buckets.
+    rules : EventRules
+        Names the columns that are kept.
+    first_file : int
+        Number of files of earlier readings.
+    goes_on : bool
+        Whether these are newer files of an earlier dataset.
+
+    Yields
+    ------
+    pa.Table
+        The rows of one block in one bucket; ``num_buckets`` tables per block.
     """
     for block in pickle.loads(pickled).read():
         if first_file and block.num_rows:

@@ -52,7 +52,22 @@ class Folder:
         self.write_parts(name, table.schema, [table])
 
     def write_parts(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-        """:meth:`write_table` for a table that arrives in parts."""
+        """:meth:`write_table` for a table that arrives in parts.
+
+        Parameters
+        ----------
+        name : str
+            Path of the file inside the folder.
+        schema : pa.Schema
+            Schema of all parts.
+        tables : Iterable[pa.Table]
+            The parts, in order.
+
+        Raises
+        ------
+        StorageError
+            The folder cannot be written to.
+        """
         path = f"{self.path}/{name}"
         texts = [field.name for field in schema if pa.types.is_string(field.type)]
         how = {"compression": "zstd", "use_dictionary": texts, "filesystem": self.filesystem}
@@ -95,7 +110,22 @@ class Folder:
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def link(self, source: Folder, folder: str, names: Iterable[str]) -> None:
-        """Take over unchanging files of another folder, by hard links where possible."""
+        """Take over unchanging files of another folder, by hard links where possible.
+
+        Parameters
+        ----------
+        source : Folder
+            The folder that has the files.
+        folder : str
+            Path inside both folders.
+        names : Iterable[str]
+            Names of the files there.
+
+        Raises
+        ------
+        StorageError
+            The folder cannot be written to.
+        """
         with storage_errors(self.uri, "write to"):
             self.make_folder(f"{self.path}/{folder}")
             for name in names:

@@ -129,13 +129,40 @@ def is_carried(name: str, whole: bool) -> bool:
 
 
 def link_rows(earlier: Folder, folder: Folder, whole: bool) -> None:
-    """Link the files of the store of an earlier dataset into one that continues it."""
+    """Link the files of the store of an earlier dataset into one that continues it.
+
+    Parameters
+    ----------
+    earlier : Folder
+        Folder of the earlier dataset.
+    folder : Folder
+        Folder of the new dataset.
+    whole : bool
+        Whether all events are processed again; then the files of times are not linked.
+    """
     names = Folder(earlier.filesystem, f"{earlier.path}/{STORE}").entries()
     folder.link(earlier, STORE, [name for name in names if is_carried(name, whole)])
 
 
 def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str] = ()) -> None:
-    """Write rows, if there are any; empty ``columns``: all columns."""
+    """Write rows, if there are any; empty ``columns``: all columns.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    name : str
+        Path of the file inside the folder.
+    table : pa.Table
+        The rows; without any, no file is written.
+    columns : Sequence[str]
+        Columns to write.
+
+    Raises
+    ------
+    StorageError
+        The folder cannot be written to.
+    """
     if not table.num_rows:
         return
     names = [column for column in columns or table.column_names if column not in _LEFT_OUT]
@@ -224,6 +251,22 @@ def described(
 ) -> dict[str, Any]:
     """``Manifest.store``: the number of buckets, every reading with its files, and statistics of
     all events.
+
+    Parameters
+    ----------
+    buckets : int
+        Number of buckets.
+    earlier : dict[str, Any]
+        ``Manifest.store`` of the dataset that is continued; empty: there is none.
+    files : Sequence[dict[str, Any]]
+        The files of events of this reading.
+    seen : dict[str, Any]
+        Statistics of all events.
+
+    Returns
+    -------
+    dict[str, Any]
+        ``buckets``, ``readings`` and ``seen``.
     """
     return {
         "buckets": buckets,

@@ -143,7 +143,30 @@ def _pairs_of_shards(
 def shard_pairs(
     folder: Folder, name: str, has_text_N: Array, ordered: bool, limit: int, seed: Sequence[int]
 ) -> tuple[Array, Array]:
-    """:func:`pairs_of` for the histories of one shard; runs in a task."""
+    """:func:`pairs_of` for the histories of one shard; runs in a task.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    name : str
+        File name of the shard.
+    has_text_N : Array, [N] bool
+        Which items have a text.
+    ordered : bool
+        Whether histories have an order; else neighbours are random.
+    limit : int
+        Largest number of pairs.
+    seed : Sequence[int]
+        Seed of the sample.
+
+    Returns
+    -------
+    array, [P, 2]
+        Pairs of items.
+    array, [Q, 2]
+        The last training item and the first validation item of each user.
+    """
     table = pq.read_table(f"{folder.path}/histories/{name}", filesystem=folder.filesystem)
     return pairs_of(histories_from_table(table), has_text_N, ordered, limit, seed)
 

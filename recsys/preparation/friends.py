@@ -172,6 +172,22 @@ def number_rows(
 ) -> list[Any]:
     """Encode some blocks; returns their report, the rows with unknown users or other errors, and
     one table of edges per part of the users.
+
+    Parameters
+    ----------
+    users : pa.Array
+        External user ids in dense order.
+    rules : SocialRules
+        Say whether friendships are directed, and which are too late.
+    num_parts : int
+        Number of parts of the users.
+    *blocks : pa.Table
+        Rows of the source.
+
+    Returns
+    -------
+    list
+        A :class:`SocialReport`, a table of bad rows, and ``num_parts`` tables of edges by source.
     """
     table = pa.concat_tables(
         [_as_rows(block) for block in blocks] or [_ROW_SCHEMA.empty_table()]

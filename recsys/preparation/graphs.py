@@ -98,6 +98,26 @@ def encode_triples(
     ``item_id=ID``. ``items/entities.parquet`` has the entity of every item, null where the graph
     does not have it. If the items table names no entities at all, item ids are entity ids. Entities
     and relations of ``base`` keep their numbers.
+
+    Parameters
+    ----------
+    features : pa.Table
+        Table of the items, in dense order.
+    *blocks : pa.Table
+        Rows of the knowledge table.
+    rules : TripleRules | None
+        Columns and relations that become triples; None: no columns, and all relations.
+    base : Vocabulary | None
+        The vocabulary of the dataset that is continued; None: there is none.
+
+    Returns
+    -------
+    dict[str, pa.Table]
+        Path inside the dataset → table; empty without triples.
+    pa.Table
+        Bad rows, for the quarantine.
+    int
+        Number of rows of the knowledge table.
     """
     rows = pa.concat_tables(
         [block for block in blocks if block.num_rows] or [_TRIPLE_SCHEMA.empty_table()],
@@ -261,6 +281,28 @@ def write_triples(
 ) -> tuple[dict[str, int], pa.Table, int]:
     """Write the knowledge graph and its vocabularies; returns their sizes, the bad rows, and the
     number of rows read.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    features : pa.Table
+        Table of the items, in dense order.
+    rules : TripleRules
+        Columns and relations that become triples.
+    base : Vocabulary | None
+        The vocabulary of the dataset that is continued; None: there is none.
+    *blocks : pa.Table
+        Rows of the knowledge table; none: triples come from the items only.
+
+    Returns
+    -------
+    dict[str, int]
+        Numbers of ``facts``, ``entities`` and ``relations``.
+    pa.Table
+        Bad rows, for the quarantine.
+    int
+        Number of rows of the knowledge table.
     """
     files, bad, read = encode_triples(features, *blocks, rules=rules, base=base)
     if blocks and files:

@@ -55,6 +55,22 @@ def compose_groups(
 ) -> ItemText:
     """Compose the text of every group from its columns of ``features`` and, if it names the event
     column, from the items' terms.
+
+    Parameters
+    ----------
+    features : pa.Table
+        Table of the items, in dense order.
+    groups : Mapping[str, list[str]]
+        Group → its columns.
+    terms : pa.Table | None
+        Columns ``item`` (dense id) and ``terms``; None: no terms.
+    event_column : str
+        The event column that the terms come from.
+
+    Returns
+    -------
+    ItemText
+        One text per group and item, null where there is none.
     """
     texts = {
         group: compose_text(

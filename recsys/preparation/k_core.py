@@ -197,6 +197,22 @@ def _is_in(ids: pa.Array, kept: Any) -> Array:
 def core_pairs(good: pa.Table, coding: Coding, users: pa.Array, item_ids: pa.Array) -> pa.Table:
     """User (position in ``users``) and item of every interaction of a bucket without duplicates,
     which a k-core counts.
+
+    Parameters
+    ----------
+    good : pa.Table
+        Good rows of the bucket.
+    coding : Coding
+        Order and event types.
+    users : pa.Array
+        External ids of the bucket's users.
+    item_ids : pa.Array
+        All external item ids; a position in it is an item's number.
+
+    Returns
+    -------
+    pa.Table
+        Columns ``user`` and ``item``, one row per interaction.
     """
     return encode_bucket(good, coding, users, np.arange(len(users)), item_ids)[0].select(
         ["user", "item"]

@@ -157,7 +157,24 @@ def write_shard(
 def count_shard(
     events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> ShardReport:
-    """The report of :func:`write_shard` for events without text; writes nothing."""
+    """The report of :func:`write_shard` for events without text; writes nothing.
+
+    Parameters
+    ----------
+    events : pa.Table
+        Encoded events, sorted by user.
+    rules : ShardRules
+        The split and the seed.
+    users : pa.Array
+        All external user ids in dense order.
+    items : pa.Array
+        All external item ids in dense order.
+
+    Returns
+    -------
+    ShardReport
+        Counts by split, and the interactions of every item.
+    """
     return _counted(_split_events(events, rules, users, items), rules, len(items))
 
 
@@ -178,7 +195,26 @@ def _counted(shard: _SplitEvents, rules: ShardRules, num_items: int) -> ShardRep
 def tally_context(
     events: pa.Table, event_rules: EventRules, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> list[ColumnStatistics]:
-    """Statistics of each context column over the training events of a bucket."""
+    """Statistics of each context column over the training events of a bucket.
+
+    Parameters
+    ----------
+    events : pa.Table
+        Encoded events, sorted by user, with their context columns.
+    event_rules : EventRules
+        Names the context columns, and those that are numbers.
+    rules : ShardRules
+        The split and the seed.
+    users : pa.Array
+        All external user ids in dense order.
+    items : pa.Array
+        All external item ids in dense order.
+
+    Returns
+    -------
+    list[ColumnStatistics]
+        One entry per context column, in the order of the rules.
+    """
     shard = _split_events(events, rules, users, items)
     train = events.take(pa.array(shard.columns["row"][shard.splits_E == Split.TRAIN]))
     return [
@@ -385,7 +421,27 @@ def _context_json(columns: tuple[ContextColumn, ...]) -> str:
 def start_shards(
     encoded: list[list[Any]], folder: Folder, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> list[list[Any]]:
-    """Start :func:`write_shard` for every bucket; returns references to reports and terms."""
+    """Start :func:`write_shard` for every bucket; returns references to reports and terms.
+
+    Parameters
+    ----------
+    encoded : list[list[Any]]
+        References to the events and the text rows of every bucket.
+    folder : Folder
+        Folder of the dataset.
+    rules : ShardRules
+        Split, seed, and number of tasks that merge the terms.
+    users : pa.Array
+        All external user ids in dense order.
+    items : pa.Array
+        All external item ids in dense order.
+
+    Returns
+    -------
+    list[list[Any]]
+        For every bucket, the references to its report and to the terms of each task that merges
+        them.
+    """
     writer = task(write_shard, 1 + rules.num_term_tasks)
     user_ref, item_ref = ray.put(users), ray.put(items)
     return [

@@ -97,6 +97,21 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
 def kept_times(kept: Kept, since: int, target_types: tuple[int, ...]) -> list[Any]:
     """User, type and time of the earlier dataset's events from ``since`` (microseconds) on; and the
     number of its earlier events of predicted types (empty ``target_types``: all types).
+
+    Parameters
+    ----------
+    kept : Kept
+        The kept rows of one bucket.
+    since : int
+        Time in microseconds since 1970.
+    target_types : tuple[int, ...]
+        Ids of the predicted event types.
+
+    Returns
+    -------
+    list
+        A table with ``user``, ``type`` and ``time``, and the number of earlier events with a known
+        time.
     """
     found, number = [EVENT_SCHEMA.empty_table().select(TIMES)], 0
     for table in kept.times():

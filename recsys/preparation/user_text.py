@@ -50,6 +50,20 @@ def texts_of(
     """Yield all texts of some users: user, split, place, text.
 
     The place is the number of events in the text, the fold that it leaves out, or :data:`WHOLE`.
+
+    Parameters
+    ----------
+    histories : Histories
+        Histories of the users, with all splits.
+    titles : Sequence[str]
+        Titles of the items in dense order.
+    rules : TextRules
+        How texts are composed.
+
+    Yields
+    ------
+    tuple[int, int, int, str]
+        Dense user id, split (0 training, 1 validation), place, text.
     """
     for split in _SPLITS:
         seen = histories.through(split)

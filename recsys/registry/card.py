@@ -101,7 +101,22 @@ def use_of(registry: RegistryConfig) -> str:
 def short_card(
     registry: RegistryConfig, metrics: Mapping[str, Any], lineage: Mapping[str, Any]
 ) -> list[str]:
-    """The card in a few lines, for the description of a registered version."""
+    """The card in a few lines, for the description of a registered version.
+
+    Parameters
+    ----------
+    registry : RegistryConfig
+        Names the licence of the data.
+    metrics : Mapping[str, Any]
+        The content of ``metrics.json``; entries may be missing.
+    lineage : Mapping[str, Any]
+        Dataset, git commit and MLflow run of the version.
+
+    Returns
+    -------
+    list[str]
+        One sentence or two in each line.
+    """
     found = []
     metric, interval = metrics.get("metric"), interval_of(metrics)
     if metric and interval:
@@ -140,6 +155,24 @@ def refitted_card(
 ) -> str:
     """The card of a model in which one part was refitted and which has no evaluation of its own
     yet.
+
+    Parameters
+    ----------
+    parent : str
+        URI of the parent.
+    parent_card : str
+        Text of its card; empty: it has none.
+    what : str
+        The part that was refitted: ``fusion`` or ``strata``.
+    metrics : Mapping[str, float]
+        Measured values by name; may be empty.
+    lineage : Mapping[str, Any]
+        Dataset, git commit and MLflow run of the new version.
+
+    Returns
+    -------
+    str
+        The card as Markdown; the parent's card is its end.
     """
     lines = [
         f"# Model card: {parent} with refitted {what}",

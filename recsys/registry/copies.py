@@ -45,7 +45,22 @@ class Copy:
 
     @classmethod
     def here(cls, kind: Kind, path: str | Path, host: str = "") -> Copy:
-        """A copy on this machine, or on ``host``."""
+        """A copy on this machine, or on ``host``.
+
+        Parameters
+        ----------
+        kind : Kind
+            What the copy holds: ``answers``, ``export`` or ``model``.
+        path : str | Path
+            Path of the copy; it is made absolute.
+        host : str
+            Name of the machine; empty: this one.
+
+        Returns
+        -------
+        Copy
+            The record of the copy.
+        """
         return cls(kind, os.path.abspath(os.path.expanduser(path)), host or socket.gethostname())
 
     @property

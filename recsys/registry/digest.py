@@ -123,7 +123,22 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
 
 
 def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
-    """The error for a version whose files are not at the location in the registry."""
+    """The error for a version whose files are not at the location in the registry.
+
+    Parameters
+    ----------
+    uri : str
+        The model as the user named it.
+    number : str
+        Number of the version.
+    error : BaseException
+        The error of reading its files; its text is shown without secrets.
+
+    Returns
+    -------
+    ArtifactError
+        The error to raise.
+    """
     message = redact(" ".join(str(error).split()))
     return ArtifactError(
         f"{uri} (version {number}) is registered, but its files cannot be read: {message}. If"

@@ -28,7 +28,22 @@ REQUIREMENTS: Final = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "py
 
 
 def log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
-    """Log the bundle as an MLflow model from code, together with the source of this package."""
+    """Log the bundle as an MLflow model from code, together with the source of this package.
+
+    Parameters
+    ----------
+    tracker : Tracker
+        The open tracker; the model is logged to its run.
+    folder : Path
+        Folder of the bundle.
+    bundle : Bundle
+        The same bundle, read.
+
+    Returns
+    -------
+    Any
+        MLflow's description of the logged model.
+    """
     import mlflow
     import mlflow.pyfunc
 

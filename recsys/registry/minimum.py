@@ -95,7 +95,24 @@ def check_minimum(
 
 
 def alias_command(tracking_uri: str, name: str, alias: str, version: int) -> str:
-    """The shell command that gives an alias to a version by hand."""
+    """The shell command that gives an alias to a version by hand.
+
+    Parameters
+    ----------
+    tracking_uri : str
+        URI of the MLflow store.
+    name : str
+        Name of the registered model.
+    alias : str
+        The alias.
+    version : int
+        Number of the version.
+
+    Returns
+    -------
+    str
+        A call of ``python -c``, quoted for a shell.
+    """
     call = f"set_registered_model_alias({name!r}, {alias!r}, '{version}')"
     code = f"import mlflow; mlflow.MlflowClient({tracking_uri!r}).{call}"
     return f"python -c {shlex.quote(code)}" if set(code) & _SHELL else f'python -c "{code}"'
@@ -123,7 +140,22 @@ def candidates(client: Any, name: str, metric: str) -> list[dict[str, Any]]:
 
 
 def newest_versions(client: Any, name: str, most: int) -> list[Any]:
-    """The newest versions of a registered model, newest first."""
+    """The newest versions of a registered model, newest first.
+
+    Parameters
+    ----------
+    client : Any
+        A client of MLflow.
+    name : str
+        Name of the registered model.
+    most : int
+        Largest number of versions.
+
+    Returns
+    -------
+    list[Any]
+        MLflow's descriptions of the versions.
+    """
     quote = '"' if "'" in name else "'"
     return list(
         client.search_model_versions(

@@ -82,7 +82,22 @@ def model_page(registry: RegistryConfig) -> str:
 def version_description(
     bundle: Bundle, registry: RegistryConfig, metrics: Mapping[str, Any]
 ) -> str:
-    """The card of a version in a few lines, with the model and the baselines in a table."""
+    """The card of a version in a few lines, with the model and the baselines in a table.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The bundle of the version.
+    registry : RegistryConfig
+        Names the licence of the data.
+    metrics : Mapping[str, Any]
+        The content of ``metrics.json``, or only the metrics of the model.
+
+    Returns
+    -------
+    str
+        Markdown, cut to the longest description that MLflow takes.
+    """
     info = bundle.info
     lines = [
         (

@@ -18,7 +18,22 @@ _LONGEST_TAG: Final = 4_000  # characters; MLflow's limit is 5,000
 
 
 def version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """All tags of a version of the model registry."""
+    """All tags of a version of the model registry.
+
+    Parameters
+    ----------
+    tracker : Tracker
+        The tracker of the run that made the version.
+    bundle : Bundle
+        The bundle of the version.
+    metrics : Mapping[str, Any]
+        The content of ``metrics.json``, or only the metrics of the model.
+
+    Returns
+    -------
+    dict[str, str]
+        Tag → value.
+    """
     own = metrics.get("model", metrics)
     return {
         **{mlflow_name(f"metric.{key}"): f"{value:.6g}" for key, value in numbers(own).items()},

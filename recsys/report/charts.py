@@ -36,6 +36,20 @@ def axis(values: Sequence[float], from_zero: bool = False, count: int = 4) -> Ax
 
     >>> axis([0.1, 0.27], from_zero=True).ticks
     (0.0, 0.1, 0.2, 0.3)
+
+    Parameters
+    ----------
+    values : Sequence[float]
+        Values that the axis must cover; NaN and infinity are left out. Without any other, 0 counts.
+    from_zero : bool
+        Whether the axis also covers 0.
+    count : int
+        Wanted number of steps.
+
+    Returns
+    -------
+    Axis
+        The axis; it starts at its first tick and ends at its last one.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)

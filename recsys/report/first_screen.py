@@ -130,7 +130,22 @@ def _phrase(group: str, label: str) -> str:
 def cost(
     evaluation: Mapping[str, Any], manifest: Manifest, history: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What the model cost: seconds of the stages and of all of them, and what it was trained on."""
+    """What the model cost: seconds of the stages and of all of them, and what it was trained on.
+
+    Parameters
+    ----------
+    evaluation : Mapping[str, Any]
+        The content of ``metrics.json``; its ``timing`` has seconds.
+    manifest : Manifest
+        Manifest of the dataset.
+    history : Sequence[Mapping[str, Any]]
+        The reports of the training loop; those with a ``loss`` are epochs.
+
+    Returns
+    -------
+    dict[str, Any]
+        ``seconds`` (of all stages), ``stages`` (seconds by name), ``epochs`` and ``counts``.
+    """
     timing = evaluation["timing"]
     stages = {
         name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")

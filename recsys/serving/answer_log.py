@@ -180,7 +180,26 @@ def _pieces(file: BinaryIO, to_the_end: bool = True) -> Iterator[list[bytes]]:
 def line_of(
     request: Request, answer: Answer, model: str, version: str, side: Side
 ) -> dict[str, Any]:
-    """The log line of an answer."""
+    """The log line of an answer.
+
+    Parameters
+    ----------
+    request : Request
+        The request that was answered.
+    answer : Answer
+        Its answer.
+    model : str
+        URI of the model that answered.
+    version : str
+        Its version.
+    side : Side
+        Its side of an experiment; ``a`` without one.
+
+    Returns
+    -------
+    dict[str, Any]
+        Plain values for one JSON line; ``time`` is now, in UTC.
+    """
     now = datetime.now(UTC)
     return {
         "answer_id": answer.answer_id,
@@ -202,7 +221,22 @@ def lines_of(
     answers: Sequence[AnyAnswer],
     models: Mapping[Side, tuple[str, str]],
 ) -> list[dict[str, Any]]:
-    """The log lines of recommendations; ``models`` has the model and version of each side."""
+    """The log lines of recommendations; ``models`` has the model and version of each side.
+
+    Parameters
+    ----------
+    requests : Sequence[AnyRequest]
+        Requests of a call.
+    answers : Sequence[AnyAnswer]
+        Their answers, in the same order; only recommendations are logged.
+    models : Mapping[Side, tuple[str, str]]
+        Side → model and version.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        One line per logged answer.
+    """
     found = []
     for request, answer in zip(requests, answers, strict=True):
         if isinstance(request, Request) and isinstance(answer, Answer):

@@ -26,7 +26,22 @@ from recsys.serving.requests import Answer
 def output_schema(
     granularities: Sequence[str], boosted: bool = False, explained: bool = False
 ) -> pa.Schema:
-    """Columns of the file; ``granularities`` are those that contribute to the model's scores."""
+    """Columns of the file; ``granularities`` are those that contribute to the model's scores.
+
+    Parameters
+    ----------
+    granularities : Sequence[str]
+        Names; each has a column with its part of the score.
+    boosted : bool
+        Whether the requests boost items; then the file has the boost and its part of the score.
+    explained : bool
+        Whether the file has the explanations as text.
+
+    Returns
+    -------
+    pa.Schema
+        The schema of the rows.
+    """
     return pa.schema(
         [
             ("user_id", pa.string()),

@@ -47,6 +47,15 @@ def write_bundle(
 def finish(aside: Path, info: BundleInfo, card: str) -> None:
     """Finish a bundle whose other files are written: add its card, its checksums and
     its self-test.
+
+    Parameters
+    ----------
+    aside : Path
+        The temporary folder with all other files.
+    info : BundleInfo
+        Content of ``bundle.json``; its list of files is set.
+    card : str
+        Text of the model card; empty: no card is written.
     """
     close(aside, info, card)
     add_self_test(aside)

@@ -153,7 +153,27 @@ def refusal(path: str, error: CallError) -> Reply:
 
 
 def reply_json(status: int, content: Any, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
-    """A reply with a JSON body; numbers keep all digits, text is not escaped to ASCII."""
+    """A reply with a JSON body; numbers keep all digits, text is not escaped to ASCII.
+
+    Parameters
+    ----------
+    status : int
+        HTTP status.
+    content : Any
+        Plain values.
+    headers : tuple[tuple[str, str], ...]
+        Further headers of the reply.
+
+    Returns
+    -------
+    Reply
+        The reply, with the body in UTF-8.
+
+    Raises
+    ------
+    ValueError
+        The content has NaN or infinity.
+    """
     return Reply(
         status, json.dumps(content, allow_nan=False, ensure_ascii=False).encode(), headers=headers
     )

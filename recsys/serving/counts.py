@@ -56,6 +56,20 @@ class Counts:
 def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], replicas: int) -> str:
     """The sum of snapshots, the model version and the number of replicas, in Prometheus' text
     format.
+
+    Parameters
+    ----------
+    snapshots : Iterable[dict[str, Any]]
+        Results of :meth:`Counts.snapshot`.
+    model : dict[str, str]
+        Labels of ``model_info``: ``uri``, ``version`` and ``created``.
+    replicas : int
+        Number of running replicas.
+
+    Returns
+    -------
+    str
+        The text of GET /metrics; latencies are in seconds.
     """
     counters: Counter[Any] = Counter()
     seconds: Counter[str] = Counter()

@@ -56,7 +56,24 @@ class Reader:
         os.nice(_NICE)
 
     def read(self, path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
-        """As :func:`~recsys.serving.large_calls.read_ahead`."""
+        """As :func:`~recsys.serving.large_calls.read_ahead`.
+
+        Parameters
+        ----------
+        path : str
+            Path of the call.
+        body : bytes
+            Its body.
+        limits : Limits
+            Limits of a call.
+        num_scored : int
+            Number of items that the model scores for one request.
+
+        Returns
+        -------
+        Slices | CallError
+            The slices, or the error to answer with; it is not raised.
+        """
         return read_ahead(path, body, limits, num_scored)
 
 
@@ -237,6 +254,20 @@ class Server:
     def offer(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> int:
         """Offer another model to the replicas and return its serial number; they load it within
         seconds.
+
+        Parameters
+        ----------
+        bundle : Bundle
+            The model; it is put into the object store once.
+        about : dict[str, Any]
+            Its description for GET /model.
+        side : Side
+            Side of an experiment; ``a`` without one.
+
+        Returns
+        -------
+        int
+            Serial number of the offer, for :meth:`state`.
         """
         return int(ray.get(self._holder.offer.remote(about, [ray.put(bundle)], side)))
 

@@ -55,6 +55,20 @@ class ModelHolder:
 
         ``model`` is a list with the object reference of the bundle, so that Ray does not fetch the
         bundle into this process.
+
+        Parameters
+        ----------
+        about : dict[str, Any]
+            Its description for GET /model.
+        model : list[Any]
+            One object reference.
+        side : Side
+            Side of an experiment; the model replaces the offered one of this side.
+
+        Returns
+        -------
+        int
+            Serial number of the offer, larger than all earlier ones, also after a restart.
         """
         self._serial += 1
         self._offers[side] = (self._serial, about, model)
@@ -76,6 +90,26 @@ class ModelHolder:
     ) -> tuple[dict[Side, int], int]:
         """Store the report of a replica; returns the serials of the offered models and the revision
         of the stock.
+
+        Parameters
+        ----------
+        name : str
+            Name of the replica.
+        serials : dict[Side, int]
+            Side → serial number of the model that the replica answers with.
+        failed : dict[int, str]
+            Serial number → error, for models that it could not load.
+        counts : dict[str, Any]
+            Its counts since its start.
+        stock_revision : int
+            Revision of the stock that it answers with.
+
+        Returns
+        -------
+        dict[Side, int]
+            Side → serial number of the offered model.
+        int
+            Revision of the stock of this holder.
         """
         self._replicas[name] = _Replica(
             time.monotonic(), dict(serials), failed, counts, stock_revision
@@ -150,7 +184,22 @@ class Offering:
         self._holder = holder
 
     def offer(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> int:
-        """As :meth:`Server.offer`."""
+        """As :meth:`Server.offer`.
+
+        Parameters
+        ----------
+        bundle : Bundle
+            The model; it is put into the object store once.
+        about : dict[str, Any]
+            Its description for GET /model.
+        side : Side
+            Side of an experiment; ``a`` without one.
+
+        Returns
+        -------
+        int
+            Serial number of the offer.
+        """
         return self._holder.offer(about, [ray.put(bundle)], side)
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:

@@ -168,6 +168,20 @@ def open_after(line: bytes, delimiter: bytes, inside: bool) -> bool:
     (True, False)
     >>> open_after(b'end",2', b",", True)
     False
+
+    Parameters
+    ----------
+    line : bytes
+        Bytes of the line, or of the rest of a row.
+    delimiter : bytes
+        Bytes between cells.
+    inside : bool
+        Whether a quoted cell is open at the start of the line.
+
+    Returns
+    -------
+    bool
+        True if it is open at the end.
     """
     position = 0
     while True:

@@ -301,6 +301,20 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
 def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Cells:
     """Move rows that repeat the header, as in concatenated files, to the rows that could not be
     parsed.
+
+    Parameters
+    ----------
+    cells : Cells
+        Parsed rows.
+    titles : tuple[str, ...]
+        Cells of the header; empty cells match everything.
+    delimiter : str
+        Joins the titles as the raw text of a moved row.
+
+    Returns
+    -------
+    Cells
+        The rows without the headers; the headers are among the broken rows.
     """
     again = np.ones(cells.table.num_rows, dtype=bool)
     for column, title in zip(cells.table.columns, titles, strict=False):
@@ -323,6 +337,22 @@ def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Ce
 def translated(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Dialect) -> Cells:
     """Parse a byte range of any dialect into cells, with a reason for each row that could not be
     parsed.
+
+    Parameters
+    ----------
+    data : bytes
+        The bytes of the byte range.
+    byte_range : ByteRange
+        Where the bytes are in the file.
+    num_columns : int
+        Number of cells in a row.
+    dialect : Dialect
+        How cells are separated, quoted and encoded.
+
+    Returns
+    -------
+    Cells
+        Good rows as text, and the rows that could not be parsed.
     """
     data, simple = plain(data, dialect)
     if len(simple.delimiter) == 1 and simple.delimiter.isascii():

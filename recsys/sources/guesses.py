@@ -155,7 +155,26 @@ def cure_of_names(
     dialect: Dialect,
     table: str,
 ) -> str:
-    """The cure if a table lacks required column names; "" if a rename is the cure."""
+    """The cure if a table lacks required column names; "" if a rename is the cure.
+
+    Parameters
+    ----------
+    rows : Sequence[str]
+        First rows of the file as text, the header first.
+    names : tuple[str, ...]
+        Column names that the header gives.
+    suspects : Mapping[str, str]
+        Names that look like data → why.
+    dialect : Dialect
+        How the cells are separated and quoted.
+    table : str
+        Name of the canonical table; "": none is known.
+
+    Returns
+    -------
+    str
+        A sentence with the key to set.
+    """
     text = rows[0]
     if comment := comment_hint(text, dialect):
         return comment

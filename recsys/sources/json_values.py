@@ -161,6 +161,22 @@ def column(
 
     Numbers in quotes fit numbers, and all values fit text. Null, NaN and the ``absent`` texts are
     missing values and fit.
+
+    Parameters
+    ----------
+    values : list[Any]
+        Value of each row, as JSON gives it.
+    kind : pa.DataType
+        Type of the column.
+    absent : Collection[str]
+        Texts that mean a missing value.
+
+    Returns
+    -------
+    pa.Array
+        The column.
+    list[int]
+        Positions of the values that do not fit.
     """
     try:
         return pa.array(values, kind), []

@@ -206,7 +206,22 @@ def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
 def fields_after_head(
     found: Mapping[str, pa.DataType], rename: Mapping[str, str], table: schema.TableSchema
 ) -> list[tuple[str, str, pa.DataType]]:
-    """Known columns that the head of a file lacks, as fields: they may occur later in the file."""
+    """Known columns that the head of a file lacks, as fields: they may occur later in the file.
+
+    Parameters
+    ----------
+    found : Mapping[str, pa.DataType]
+        Key of the file → type, as the head has them.
+    rename : Mapping[str, str]
+        Key of the file → canonical name.
+    table : schema.TableSchema
+        The canonical table; its optional columns may occur later.
+
+    Returns
+    -------
+    list of (str, str, DataType)
+        Key in the file, canonical name, and type; times are read as integers.
+    """
     named = {rename.get(key, key) for key in found}
     keys = {name: key for key, name in rename.items() if key not in found}
     later = [

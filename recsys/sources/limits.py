@@ -39,7 +39,22 @@ def check_column_count(count: int, where: str) -> None:
 
 
 def row_too_long(where: str, row: int, limit: int = MAX_ROW_BYTES) -> SourceError:
-    """The error for a row (0: the header) or JSON object that is too large."""
+    """The error for a row (0: the header) or JSON object that is too large.
+
+    Parameters
+    ----------
+    where : str
+        Path of the file.
+    row : int
+        Row number, from 1; 0: the header.
+    limit : int
+        The limit in bytes.
+
+    Returns
+    -------
+    SourceError
+        The error to raise.
+    """
     name = f"row {row:,}" if row else "the first line"
     return SourceError(
         f"{where}: {name} is longer than {limit >> 20} MiB; expected one row in each line: check"

@@ -264,6 +264,22 @@ def suggestion(
     >>> print(suggestion(found, found, absent, "social"))  # doctest: +NORMALIZE_WHITESPACE
     name the right ones with data.source.rename,
     e.g. {social: {user_id: src_user_id, to: dst_user_id}}
+
+    Parameters
+    ----------
+    columns : Sequence[str]
+        Names in the file.
+    names : Sequence[str]
+        Their canonical names; equal to the name in the file where no rename applies.
+    absent : Sequence[str]
+        Canonical names that are missing; at least one.
+    table : str
+        Name of the canonical table.
+
+    Returns
+    -------
+    str
+        A text for an error message, with an example.
     """
     free = [
         c

@@ -149,7 +149,22 @@ def _types(path: str, kind: pa.DataType) -> dict[str, pa.DataType]:
 
 
 def read_as(path: str, names: Iterable[str], kinds: Iterable[pa.DataType]) -> str:
-    """The name under which Parquet reads a column: the path itself, or, inside a list, the list."""
+    """The name under which Parquet reads a column: the path itself, or, inside a list, the list.
+
+    Parameters
+    ----------
+    path : str
+        Dotted path of the column.
+    names : Iterable[str]
+        Top-level columns of the file.
+    kinds : Iterable[pa.DataType]
+        Their types.
+
+    Returns
+    -------
+    str
+        Dotted path for Parquet's reader.
+    """
     for name, kind in zip(names, kinds, strict=True):
         if path == name or path.startswith(f"{name}."):
             return _readable(path, name, kind)

@@ -115,6 +115,20 @@ def stored_bytes(metadata: Any, group: int) -> int:
 def repeated_texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
     """The flat text columns with a dictionary: read as dictionaries, they need no more memory than
     in the file.
+
+    Parameters
+    ----------
+    metadata : Any
+        The footer, as pyarrow reads it.
+    group : int
+        Index of the row group.
+    names : Sequence[str]
+        Columns that are read.
+
+    Returns
+    -------
+    list[str]
+        Those of ``names`` that are such columns.
     """
     return [path for path in _texts(metadata, group, names) if path in names]
 

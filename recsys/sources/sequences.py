@@ -211,7 +211,24 @@ class SequencePiece:
 
 
 def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> pa.Table:
-    """The events of some lines; blank lines are skipped, and a line without items is a bad row."""
+    """The events of some lines; blank lines are skipped, and a line without items is a bad row.
+
+    Parameters
+    ----------
+    data : bytes
+        Bytes of whole lines.
+    first_row : int
+        Number of the first line, from 1.
+    file : str
+        Name of the file, for the provenance.
+    form : LineForm
+        Separator, comments and layout.
+
+    Returns
+    -------
+    pa.Table
+        One row per event, and one per bad line, in the order of the file.
+    """
     layout = form.layout
     if form.comment:
         data = without_comments(data, form.comment.encode())

@@ -64,20 +64,67 @@ def friends(world: World, bundle: int) -> tuple[Array, Array]:
 
 
 def word_topics(world: World, first: int, stop: int, num_words: int) -> Array:
-    """The topic of each word of some items: [N, W]."""
+    """The topic of each word of some items: [N, W].
+
+    Parameters
+    ----------
+    world : World
+        What all users share.
+    first : int
+        Number of the first item.
+    stop : int
+        Number after the last item.
+    num_words : int
+        Number of words W of an item.
+
+    Returns
+    -------
+    array, [N, W] int
+        Topic numbers.
+    """
     own = np.broadcast_to(world.topic_N[first:stop, None], (stop - first, num_words))
     strength = max(world.config.text, world.config.stratum)
     return _signal(own, world.num_topics, strength, world.stream(WORDS, first))
 
 
 def item_studios(world: World, first: int, stop: int) -> Array:
-    """The studio in the triples *made by* of some items: [N]."""
+    """The studio in the triples *made by* of some items: [N].
+
+    Parameters
+    ----------
+    world : World
+        What all users share.
+    first : int
+        Number of the first item.
+    stop : int
+        Number after the last item.
+
+    Returns
+    -------
+    array, [N] int
+        Studio numbers.
+    """
     rng = world.stream(TRIPLES, 2 * first)
     return _signal(world.studio_N[first:stop], len(world.owner_S), world.config.knowledge, rng)
 
 
 def studio_owners(world: World, first: int, stop: int) -> Array:
-    """The owner in the triples *owned by* of some studios: [S]."""
+    """The owner in the triples *owned by* of some studios: [S].
+
+    Parameters
+    ----------
+    world : World
+        What all users share.
+    first : int
+        Number of the first studio.
+    stop : int
+        Number after the last studio.
+
+    Returns
+    -------
+    array, [S] int
+        Owner numbers.
+    """
     rng = world.stream(TRIPLES, 2 * first + 1)
     return _signal(world.owner_S[first:stop], world.num_communities, world.config.knowledge, rng)
 
@@ -100,6 +147,22 @@ def user_attributes(world: World, bundle: int) -> tuple[Array, Array, Array]:
 def item_attributes(world: World, first: int, stop: int) -> tuple[Array, Array]:
     """Price [N] and three labels [N, 3] of some items: the first label is a signal, the others are
     noise.
+
+    Parameters
+    ----------
+    world : World
+        What all users share.
+    first : int
+        Number of the first item.
+    stop : int
+        Number after the last item.
+
+    Returns
+    -------
+    array, [N] float
+        Prices.
+    array, [N, 3] int
+        Label numbers.
     """
     rng, strength = world.stream(GOODS, first), world.config.profile
     segment = world.segment_N[first:stop]
@@ -112,7 +175,22 @@ def item_attributes(world: World, first: int, stop: int) -> tuple[Array, Array]:
 
 
 def images(world: World, first: int, stop: int) -> Array:
-    """The image vector of some items: float32 [N, X]."""
+    """The image vector of some items: float32 [N, X].
+
+    Parameters
+    ----------
+    world : World
+        What all users share.
+    first : int
+        Number of the first item.
+    stop : int
+        Number after the last item.
+
+    Returns
+    -------
+    array, [N, X] float32
+        Image vectors.
+    """
     prototypes = 2 * world.stream(IMAGES, 0).integers(2, size=(world.num_communities, IMAGE)) - 1
     noise = world.stream(IMAGES, 1 + first).standard_normal((stop - first, IMAGE))
     seen = world.config.media * prototypes[world.style_N[first:stop]] + noise

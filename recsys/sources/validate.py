@@ -162,6 +162,20 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
 def finish(checked: pa.Table, layout: Layout, provenance: Mapping[str, pa.Array]) -> pa.Table:
     """Add file, row, order and raw text to checked rows, in the order of the layout; missing
     columns are null.
+
+    Parameters
+    ----------
+    checked : pa.Table
+        Checked rows, with a reason for each bad one.
+    layout : Layout
+        The columns of the table.
+    provenance : Mapping[str, pa.Array]
+        Provenance column → its values.
+
+    Returns
+    -------
+    pa.Table
+        A block with the schema of the layout.
     """
     count = checked.num_rows
     arrays = {**{name: checked.column(name) for name in checked.column_names}, **provenance}
@@ -174,7 +188,28 @@ def finish(checked: pa.Table, layout: Layout, provenance: Mapping[str, pa.Array]
 def bad_rows(
     layout: Layout, reason: str, file: str, rows: list[int], texts: list[str], order: list[int]
 ) -> pa.Table:
-    """A block of bad rows of which only the text is known."""
+    """A block of bad rows of which only the text is known.
+
+    Parameters
+    ----------
+    layout : Layout
+        The columns of the table.
+    reason : str
+        Why the rows are bad; the same for all.
+    file : str
+        Name of the file.
+    rows : list[int]
+        Number of each row in the file, from 1.
+    texts : list[str]
+        Text of each row; it is cut to a limit.
+    order : list[int]
+        Position of each row in the order of the data.
+
+    Returns
+    -------
+    pa.Table
+        A block with the schema of the layout; all other columns are null.
+    """
     count = len(rows)
     arrays = {
         schema.FILE: pa.array([file] * count, pa.string()),

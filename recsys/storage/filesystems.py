@@ -166,7 +166,22 @@ def _is_of_storage(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, uri: str, doing: str = "read") -> StorageError:
-    """The meaning of an error of Arrow or boto3: what, where and the cure."""
+    """The meaning of an error of Arrow or boto3: what, where and the cure.
+
+    Parameters
+    ----------
+    error : BaseException
+        The error of Arrow or boto3.
+    uri : str
+        The URI that was accessed.
+    doing : str
+        What was tried: ``read``, ``write to`` or ``use``.
+
+    Returns
+    -------
+    StorageError
+        The error to raise.
+    """
     text, where = str(error), without_query(uri)
     if _FULL.search(text):
         return StorageError(

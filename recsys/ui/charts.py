@@ -93,7 +93,23 @@ def differences(record: Mapping[str, Any]) -> Chart:
 
 
 def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str, str]:
-    """Status, head and text of a comparison on the main metric of the first run."""
+    """Status, head and text of a comparison on the main metric of the first run.
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        The content of ``compare.json``.
+    first : str
+        Shown name of the first run.
+    second : str
+        Shown name of the second run.
+
+    Returns
+    -------
+    tuple[str, str, str]
+        Status ``better`` or ``even``, heading, and a sentence with the numbers. Even: the 95 %
+        interval of the difference contains 0.
+    """
     entry = record["metrics"].get(record["metric"]) or next(iter(record["metrics"].values()))
     name = (
         record["metric"] if record["metric"] in record["metrics"] else next(iter(record["metrics"]))
