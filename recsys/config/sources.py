@@ -26,6 +26,13 @@ from recsys.config.text_files import (
 )
 
 
+def _as_texts(value: Any) -> Any:
+    """YAML reads true and 1 as other types than text."""
+    values = value if isinstance(value, list) else [value]
+    plain = (bool, int, float)
+    return [str(one).lower() if isinstance(one, plain) else one for one in values]
+
+
 class CanonicalSource(CellSource):
     """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps
     others).
@@ -124,6 +131,13 @@ class CanonicalSource(CellSource):
             "{column: separator}: columns of the events with several values in a row, such as the"
             " articles of an order; each value is an event. The separator is for text; '' for lists"
             " of JSON and Parquet. Several columns have lists of equal length"
+        ),
+    )
+    drop: dict[str, Annotated[list[str], BeforeValidator(_as_texts)]] = Field(
+        {},
+        description=(
+            "{column: [values]}: events with one of the values in the column are not read, such as"
+            " canceled orders; upper and lower case are equal"
         ),
     )
     item_columns: list[str] = Field(

@@ -19,6 +19,7 @@ from recsys.inspect.attributes import (
     reserved,
     why_unused,
 )
+from recsys.inspect.canceled import without_canceled
 from recsys.inspect.columns import Column
 from recsys.inspect.event_statistics import Types, events_of, roles_of_types, statistics_of
 from recsys.inspect.events import EventColumns, columns_of_events, with_clock
@@ -55,6 +56,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     stated = stated or {}
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
     pair = with_clock(with_orders(_events(tables, may_be or tables), tables))
+    pair = without_canceled(pair)
     tables = [
         pair.table if table.sample.files == pair.table.sample.files else table for table in tables
     ]
@@ -130,6 +132,7 @@ class _Canonical:
             for column in self.columns.left
             if column.name
             not in {*derived_names, *(items.idle if items else ()), *(users.idle if users else ())}
+            and column.name not in self.pair.table.drop
         }
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
@@ -151,6 +154,8 @@ class _Canonical:
         )
         found.tables = [self._summary(plan, items, users) for plan in plans]
         found.ignored = {**self.ignored, **self._left_out()}
+        for name, marks in self.pair.table.drop.items():
+            found.idle[name] = f"rows with {' or '.join(marks)} are left out"
         found.notes = self.notes
         return found
 
@@ -221,7 +226,7 @@ class _Canonical:
         return [
             column
             for column in self.columns.left
-            if column.name not in derived_names
+            if column.name not in {*derived_names, *self.pair.table.drop}
             and column.kind in ("token", "flag")
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and likeness(column.name, SESSION) < 0.8
@@ -380,6 +385,9 @@ class _Canonical:
             files = self.looked.patterns(table.sample)
             why = f"the events refer to its rows, which have {', '.join(added)}"
             found.append(Setting("lookup", {column: [shown_path(path) for path in files]}, why))
+        if drop := self.pair.table.drop:
+            why = f"marks {self.pair.table.dropped:.0%} of the rows as not carried out"
+            found.append(Setting("drop", drop, why))
         if self.pair.table.lists:
             why = "the rows have lists; each member is an event"
             found.append(Setting("lists", self.pair.table.lists, why))

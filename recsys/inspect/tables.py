@@ -91,6 +91,9 @@ class Table:
     # columns whose lists were made rows, with the separator of those that are text
     lists: dict[str, str] = field(default_factory=dict)
     clock: str = ""  # column with the time of day, which was added to the days
+    # column → values, in lower case, of the rows that were left out
+    drop: dict[str, list[str]] = field(default_factory=dict)
+    dropped: float = 0.0  # share of the rows that were left out
     # columns that refer to rows of other tables, whose columns were added, with these tables
     lookups: dict[str, Table] = field(default_factory=dict)
 

@@ -171,6 +171,25 @@ NEGATIVE: Final = (
     "hide", "delete", "downvote", "unsubscribe", "storno",
 )  # fmt: skip
 
+CANCELED: Final = (
+    "canceled", "cancelled", "refunded", "returned", "deleted", "void", "voided", "fraud",
+    "fraudulent", "spam", "bot", "storno", "storniert", "annulé", "annulée", "cancelado",
+    "cancelada", "anulado", "annullato", "geannuleerd", "anulowane", "отменен", "отменён",
+    "已取消", "キャンセル", "취소",
+)  # fmt: skip
+"""Words in the name of a flag that marks an event as not real."""
+CANCELED_STATES: Final = (
+    *CANCELED, "cancel", "refund", "return", "declined", "failed", "rejected", "chargeback",
+    "stornierung", "retourniert", "remboursé", "remboursée", "annulation", "devuelto",
+    "reembolsado", "rechazado", "rimborsato", "возврат", "отмена", "отменено", "已退款", "退款",
+    "取消", "返品", "환불", "반품",
+)  # fmt: skip
+"""States of an order that was not carried out or was undone."""
+STATUS: Final = (
+    "status", "state", "zustand", "estado", "statut", "stato", "статус", "состояние", "状态",
+    "狀態", "ステータス", "状態", "상태",
+)  # fmt: skip
+
 _PARTS: Final = re.compile(r"[^\W_]+")
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _IDS: Final = (

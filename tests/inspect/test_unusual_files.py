@@ -313,6 +313,39 @@ def test_lines_of_orders_get_the_customer_of_their_order(key: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("column", "states", "dropped"),
+    [
+        (
+            "order_status",
+            ["Completed", "Shipped", "Cancelled", "Refunded"],
+            ["cancelled", "refunded"],
+        ),
+        ("is_canceled", ["0", "0", "0", "1"], ["1"]),
+        ("Fraudulent", ["false", "false", "false", "true"], ["true"]),
+        ("Bestellstatus", ["bezahlt", "offen", "versandt", "storniert"], ["storniert"]),
+    ],
+)
+def test_canceled_orders_are_left_out(
+    column: str, states: list[str], dropped: list[str], tmp_path: Path
+) -> None:
+    rows = [(f"c{u}", f"p{i}", at(t), states[n % 4]) for n, (u, i, t) in enumerate(pairs())]
+    names = ["customer", "product", "ordered_at", column]
+    source = source_of(write(tmp_path / "orders.csv", names, rows))
+    assert source.drop == {column: dropped}
+    read = read_all(open_source(source).pieces()["events"])
+    assert read.num_rows == sum(row[3].lower() not in dropped for row in rows)
+
+
+def test_states_of_the_customer_and_usual_marks_leave_all_events(tmp_path: Path) -> None:
+    rows = [
+        (f"c{u}", f"p{i}", at(t), ["active", "canceled"][u % 2], ["yes", "yes", "no"][n % 3])
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    names = ["borrower", "book", "lent_at", "membership_status", "returned"]
+    assert source_of(write(tmp_path / "loans.csv", names, rows)).drop == {}
+
+
+@pytest.mark.parametrize(
     ("day", "clock"), [("%Y-%m-%d", "%H:%M:%S"), ("%d.%m.%Y", "%H:%M"), ("%Y-%m-%d", "%I:%M %p")]
 )
 def test_day_and_time_of_day_in_two_columns_are_one_time(

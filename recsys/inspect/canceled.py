@@ -1,0 +1,70 @@
+"""Rows of events that did not take place: canceled orders, refunds, test orders.
+
+Why: exports keep them, marked by a flag or a status. As events they teach a model what people did
+not want. A column that describes the item or the user marks no single event and is left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import pyarrow.compute as pc
+
+from recsys.inspect.columns import Column, bare_tokens, has_known
+from recsys.inspect.events import columns_of_events
+from recsys.inspect.tables import Pair, Table, determines
+from recsys.inspect.vocabulary import CANCELED, CANCELED_STATES, STATUS, words_of
+from recsys.sources.dropped import has_values
+
+_YES: Final = ("1", "true", "t", "yes", "y")
+_MOST_STATES: Final = 30
+_MOST: Final = 0.5  # largest share of rows that a column may mark; above it, the mark is the norm
+_OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
+
+
+def without_canceled(pair: Pair) -> Pair:
+    """The pair without the rows that a flag or a status marks as canceled; ``table.drop`` says
+    which.
+    """
+    table = pair.table
+    if not table.sample.has_names:
+        return pair
+    used = columns_of_events(pair).names
+    drop = {
+        column.name: marks
+        for column in table.columns
+        if column.name not in used
+        and (marks := _marks(column))
+        and max(determines(pair.item, column), determines(pair.user, column)) < _OF_OWNER
+        and _share(table, column, marks) <= _MOST
+    }
+    if not drop:
+        return pair
+    rows = table.sample.rows
+    kept = rows.filter(pc.invert(has_values(rows, drop)))
+    found = Table.of(replace(table.sample, rows=kept))
+    found.lists, found.lookups, found.clock = table.lists, table.lookups, table.clock
+    found.drop, found.dropped = drop, 1 - kept.num_rows / rows.num_rows
+    return Pair(found, found.column(pair.user.name), found.column(pair.item.name), pair.score)
+
+
+def _marks(column: Column) -> list[str]:
+    """The values, in lower case, that mark a row as canceled."""
+    words = words_of(column.name)
+    if column.kind == "flag":
+        is_mark = any(word in CANCELED for word in words) or words[-2:] == ["is", "test"]
+        return [text for text in _texts(column) if text in _YES] if is_mark else []
+    if column.kind != "token" or column.num_distinct > _MOST_STATES:
+        return []
+    if not any(word.endswith(STATUS) for word in words):
+        return []
+    return [text for text in _texts(column) if has_known(text, CANCELED_STATES)]
+
+
+def _texts(column: Column) -> list[str]:
+    return sorted({str(value).strip().lower() for value in bare_tokens(column)})
+
+
+def _share(table: Table, column: Column, marks: list[str]) -> float:
+    return float(pc.mean(has_values(table.sample.rows, {column.name: marks}).cast("int8")).as_py())
