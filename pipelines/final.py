@@ -141,7 +141,7 @@ def final_plan(trained: TrainResult, origin: dict[str, Any], go_on: int | None) 
     Final
         What the training takes over from the evaluated model.
     """
-    if go_on is None and "parent" in origin:  # an updated model starts from its parent's weights
+    if go_on is None and "parent" in origin:  # an update has chosen this number
         return Final.of_trained(trained, trained.best_epoch)
     return Final.of_trained(trained, go_on, LR_SHARE_OF_MORE)
 

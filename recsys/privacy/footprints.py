@@ -31,7 +31,8 @@ from recsys.privacy.unpacked import Part
 
 _DISTINCT_BYTES: Final = 5
 _DISTINCT_DIGITS: Final = 9
-_NAMES_USERS: Final = re.compile(r"user|friend|src|dst|raw|member|customer|visitor", re.IGNORECASE)
+_USER_WORDS: Final = "user|friend|src|dst|member|customer|visitor"
+_NAMES_USERS: Final = re.compile(rf"{_USER_WORDS}|raw", re.IGNORECASE)
 _WORD: Final = re.compile(rb"[0-9A-Za-z_]")
 _MORE: Final = re.compile(rb"[0-9A-Za-z_.@+:/-]")
 _MOST_BETWEEN: Final = 12  # most characters between two ids of a list, as in '", "'
@@ -69,7 +70,7 @@ class Id:
             pc.filter(ids, pc.match_substring(ids, text)).to_pylist() for ids in (users, items)
         ]
         others = frozenset(one.encode() for ids in holding for one in ids if one != text)
-        enough = len(text.encode()) >= (_DISTINCT_DIGITS if text.isdigit() else _DISTINCT_BYTES)
+        enough = len(text.encode()) >= (_DISTINCT_DIGITS if text.isdecimal() else _DISTINCT_BYTES)
         return Id(text, others, enough and text not in holding[1])
 
     @property
@@ -130,8 +131,9 @@ class Id:
 
     def _named_in(self, data: Any) -> bool:
         name = re.escape(self.text.encode())
+        words = _USER_WORDS.encode()
         pattern = (
-            rb"(?i:user|friend|src|dst)\w*[\"']?\s*[:=]?\s*[\[\"']*" + name + rb"(?![0-9A-Za-z_.])"
+            rb"(?i:" + words + rb")\w*[\"']?\s*[:=]?\s*[\[\"']*" + name + rb"(?![0-9A-Za-z_.])"
         )
         return re.search(pattern, data) is not None
 
@@ -214,7 +216,7 @@ class Traces:
     def found_in(self, part: Part) -> Iterator[str]:
         """Yield ``id`` or ``history`` if a part contains them."""
         if part.kind == "numbers":
-            numbers = [int(one.text) for one in self.ids if one.distinct and one.text.isdigit()]
+            numbers = [int(one.text) for one in self.ids if one.distinct and one.text.isdecimal()]
             if (
                 numbers
                 and np.isin(

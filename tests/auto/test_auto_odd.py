@@ -136,6 +136,19 @@ UNFED: dict[str, tuple[dict[str, Any], str, str]] = {
     "no friends": ({}, "social", "no friendships"),
     "no facts": ({}, "knowledge", "no facts"),
     "one time": ({"histories": _histories(step=0)}, "moment", "one hour of the week"),
+    "one time and unknown times": (
+        {
+            "histories": [
+                [
+                    (i, 0, 0, split) if n == 0 else (i, 0, DAY, split)
+                    for n, (i, _, _, split) in enumerate(row)
+                ]
+                for row in _histories()
+            ]
+        },
+        "moment",
+        "one hour of the week",
+    ),
     "times one week apart": (
         {"histories": _histories(step=7 * DAY)},
         "moment",

@@ -639,6 +639,8 @@ def test_unreadable_file_fails_the_proof(tmp_path: Path) -> None:
         ("user annabel-1.", "annabel", False),  # another user
         ("user xannabel.", "annabel", False),
         ('{"user_id": "42"}', "42", True),
+        ('{"customer": "42"}', "42", True),
+        ("customer ²²²²²²²²²", "²²²²²²²²²", True),  # digits that are no number
         ('{"price": 42, "item_id": "42"}', "42", False),  # just a number
         ("j\\u00fcrgen@x.org", "jürgen@x.org", True),
         ("a&lt;b&gt;c", "a<b>c", True),

@@ -125,7 +125,7 @@ class ItemCF(Granularity):
         chosen_N = np.asarray((events != 0).sum(0)).ravel() > 0
         text_NT = items.text_ST.cpu().numpy()
         text_NT = (
-            np.sqrt(first.text_weight) * text_NT * chosen_N[:, None]
+            np.float32(np.sqrt(first.text_weight)) * text_NT * chosen_N[:, None]
             if first.text_weight
             else text_NT[:, :0]
         )

@@ -71,7 +71,8 @@ class Moment(Granularity):
         cells: set[int] = set()
         for shard in dataset.shards():
             times_E = shard.through(Split.TRAIN).times_E
-            cells |= set(np.unique(times_E // _HOUR % (HOURS * WEEKDAYS)).tolist())
+            known_E = times_E[times_E != 0]
+            cells |= set(np.unique(known_E // _HOUR % (HOURS * WEEKDAYS)).tolist())
             if len(cells) > 1:
                 return ""
         return "all training events are in one hour of the week"
