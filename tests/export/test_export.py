@@ -176,6 +176,7 @@ def test_graph_of_every_kind_of_member_answers_as_pytorch_does(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "granularities", [COUNTED, {"evolution": {**ON, "cell": "lstm", "states": "formula"}}]
 )
@@ -426,6 +427,7 @@ def answers_of_the_example(folder: Path, requests: list[dict[str, Any]]) -> list
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_example_answers_as_recsys_recommend_does(
     registered: tuple[Path, str], tmp_path: Path, ray_local: None, answering_here: None
 ) -> None:

@@ -433,6 +433,7 @@ def test_version_below_the_minimum_does_not_move_the_challenger(
     )
 
 
+@pytest.mark.slow
 def test_printed_command_sets_the_alias_by_hand(world: World, capsys: Captured) -> None:
     holder = world.aliases()["challenger"]
     below = world.registered(

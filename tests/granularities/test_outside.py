@@ -208,6 +208,7 @@ def test_outside_granularity_validates_its_own_inputs(importable: Path, tmp_path
             config_of(bare, {"money": {**BY_PATH["money"], **keys}})
 
 
+@pytest.mark.slow
 def test_model_with_an_installed_package_is_registered_and_pulled(
     importable: Path,
     shop: PreparedDataset,
@@ -411,6 +412,7 @@ def test_source_from_another_package_is_used(importable: Path, tmp_path: Path) -
             build_config({"data": {"source": {**source, **keys}}})
 
 
+@pytest.mark.slow
 def test_metric_from_another_package_chooses_epochs_and_is_reported(
     importable: Path, shop: PreparedDataset
 ) -> None:

@@ -146,6 +146,7 @@ def test_terminal_shows_bars_below_the_lines_and_nothing_of_them_at_the_end(
     ]
 
 
+@pytest.mark.slow
 def test_no_color_draws_bars_without_colours(script: list[str]) -> None:
     coloured = re.compile(rb"\x1b\[[0-9;]*m")
     assert coloured.search(in_terminal(script).raw)
@@ -153,6 +154,7 @@ def test_no_color_draws_bars_without_colours(script: list[str]) -> None:
     assert not coloured.search(plain.raw) and "━" in plain.raw.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [30, 50, 80])
 def test_narrow_terminal_keeps_each_bar_on_one_line(script: list[str], columns: int) -> None:
     terminal = in_terminal(script, columns)
@@ -162,6 +164,7 @@ def test_narrow_terminal_keeps_each_bar_on_one_line(script: list[str], columns: 
     assert not any(line.startswith("ranking") for line in terminal.lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": ""}, {"CI": "true"}])
 def test_terminal_without_cursor_control_and_ci_get_the_plain_lines(
     script: list[str], environment: dict[str, str]
@@ -192,6 +195,7 @@ def test_interrupt_removes_the_bars(script: list[str]) -> None:
     assert not any(line.startswith("endless") for line in terminal.lines)
 
 
+@pytest.mark.slow
 def test_exception_removes_the_bars(script: list[str]) -> None:
     terminal = in_terminal([*script, "fails"])
     assert any(shot[-1].startswith("fitting members") for shot in terminal.shots if shot)

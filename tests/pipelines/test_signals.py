@@ -74,6 +74,7 @@ def test_signal_ends_the_command_in_order_and_names_the_command_to_continue(
     assert errors.endswith("; continue with --resume\n") and "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_does_not_interrupt_the_end(tmp_path: Path) -> None:
     process = _waiting(tmp_path, ending_s=3.0)
     process.send_signal(signal.SIGINT)

@@ -52,6 +52,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ends
 
 
+@pytest.mark.slow
 def test_prepare_without_texts_imports_no_torch(tmp_path: Path) -> None:
     heavy = ("torch", "ray.train", "mlflow", "scipy", "matplotlib", "sklearn", "transformers")
     small = ["--data.source.num_users", "40", "--data.source.num_items", "30"]

@@ -62,6 +62,7 @@ def test_users_with_items_without_facts_lose_nothing(tmp_path: Path) -> None:
     assert is_no_loss(ndcg(with_, silent), ndcg(without, silent))
 
 
+@pytest.mark.slow
 def test_item_without_events_is_found_through_its_facts(tmp_path: Path) -> None:
     """Targets without a training event have no id part. Measured: ndcg@10 .041, by chance .016,
     without refine 0.

@@ -64,6 +64,7 @@ def test_users_with_items_without_images_lose_nothing(tmp_path: Path) -> None:
     assert is_no_loss(ndcg(with_, silent), ndcg(without, silent))
 
 
+@pytest.mark.slow
 def test_item_without_events_is_found_by_its_image(tmp_path: Path) -> None:
     """Targets without a training event have no id part. On validation (17 queries): ndcg@10 .13, as
     negatives of the softmax .09, by chance .015, without refine 0.

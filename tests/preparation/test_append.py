@@ -190,6 +190,7 @@ def ndcg_by_query(dataset: PreparedDataset) -> tuple[Array, Array]:
     return validator(trained.frozen, queries), validator(popularity, queries)
 
 
+@pytest.mark.slow
 def test_model_after_daily_appends_is_as_good_as_after_one_prepare(
     tmp_path: Path, one_thread: None
 ) -> None:

@@ -201,6 +201,7 @@ def test_damaged_adapter_folders_are_refused(tmp_path: Path, tiny_bert: Path) ->
         load_language_model(str(other), False)
 
 
+@pytest.mark.slow
 def test_cache_separates_adapters(ray_local: None, tiny_bert: Path, tmp_path: Path) -> None:
     adapter, chosen = trained(tiny_bert)[0], settings(tiny_bert, tmp_path)
     plain, numbers = encode_texts(["a0x b1y"], chosen)

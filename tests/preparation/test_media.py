@@ -293,6 +293,7 @@ def test_images_that_cannot_be_encoded_are_refused(
         prepared(tmp_path, tmp_path / "empty", ["a.png", None, None], root=str(pictures))
 
 
+@pytest.mark.slow
 def test_relative_paths_start_at_the_file_of_items(
     ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:

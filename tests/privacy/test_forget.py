@@ -240,6 +240,7 @@ def test_after_forgetting_no_trace_is_found_and_everything_works(
     )
 
 
+@pytest.mark.slow
 def test_interrupted_forget_continues(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

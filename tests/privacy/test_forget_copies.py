@@ -163,6 +163,7 @@ def test_user_only_in_a_log_is_forgotten_also_at_a_uri(trained: Path) -> None:
     assert f"file://{path}" in {one["path"] for one in _proofs(trained)[-1]["searched"]}
 
 
+@pytest.mark.slow
 def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_requested(
     trained: Path, capsys: Captured
 ) -> None:

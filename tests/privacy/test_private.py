@@ -141,6 +141,7 @@ def test_one_user_more_or_less_changes_a_step_by_at_most_the_clip(
     )
 
 
+@pytest.mark.slow
 def test_gradient_of_a_user_does_not_depend_on_other_drawn_users(
     tmp_path: Path, one_thread: None
 ) -> None:
@@ -237,6 +238,7 @@ def test_too_small_epsilon_has_a_clear_message() -> None:
         plan(PrivateConfig(epsilon=1e-3), 100, 10, 1)
 
 
+@pytest.mark.slow
 def test_model_card_says_the_spent_budget(
     tmp_path: Path,
     ray_local: None,

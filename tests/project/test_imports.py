@@ -191,6 +191,7 @@ def test_module_loads_only_packages_that_it_needs(module: str, heavy: tuple[str,
     assert _run(code).splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
     """Imports start no Ray, open no tracking store and create no folder."""
     names = [module for module, _ in _modules()]

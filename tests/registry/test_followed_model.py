@@ -54,6 +54,7 @@ def test_remote_folder_reloads_when_its_content_changes(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_registered_model_with_remote_files_loads_and_leaves_nothing(
     bundle_folder: Path, tmp_path: Path, bucket: str, temporary: Path
 ) -> None:

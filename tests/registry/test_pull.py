@@ -270,6 +270,7 @@ def test_tampered_model_is_refused_before_its_code_runs(
     assert not (tmp_path / "deployed").exists()
 
 
+@pytest.mark.slow
 def test_version_of_earlier_release_is_pulled_with_a_warning(
     tmp_path: Path, capsys: Captured
 ) -> None:

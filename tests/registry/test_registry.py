@@ -440,6 +440,7 @@ def test_empty_cells_of_a_frame_count_as_missing() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_system_metrics_are_logged_when_enabled(tmp_path: Path) -> None:
     config = Config()
     config.run.dir, config.tracking.system_metrics = str(tmp_path / "run"), True
@@ -590,6 +591,7 @@ import recsys.granularities.social.model, recsys.granularities.collaborative.mod
 """
 
 
+@pytest.mark.slow
 def test_served_code_needs_only_what_the_model_requires() -> None:
     """A registered model runs in an environment with its requirements alone, and MLflow."""
     required = _closure([*REQUIREMENTS, "mlflow"])

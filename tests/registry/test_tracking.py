@@ -142,6 +142,7 @@ def test_without_tracking_nothing_is_logged(tmp_path: Path) -> None:
     assert not message and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_store_moved_with_its_artefacts_raises_one_message(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     with Tracker(configured(before / "run")) as tracker:

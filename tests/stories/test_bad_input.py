@@ -370,6 +370,7 @@ def test_tag_column_without_tag_events_is_refused(
     _refused(["prepare", "--config", _write(tree, tmp_path)], expected, capsys)
 
 
+@pytest.mark.slow
 def test_too_few_cpus_for_the_workers_are_refused(
     tree: Tree, tmp_path: Path, capsys: Captured
 ) -> None:

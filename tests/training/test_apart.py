@@ -181,6 +181,7 @@ def test_update_continues_from_the_weights_of_the_separate_model(
     )
 
 
+@pytest.mark.slow
 def test_update_trains_separate_model_from_scratch_if_parent_dropped_it(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

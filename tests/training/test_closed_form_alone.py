@@ -132,6 +132,7 @@ def _worker(rank: int, world: int, root: str, out: str, config: dict[str, Any]) 
     torch.save({"weights": result.weights, "history": result.history}, f"{out}/{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_result_of_one(dataset: PreparedDataset, tmp_path: Path) -> None:
     config = settings(dataset)
     one = fit(config, dataset, Validator.of(config), TrainContext())
