@@ -210,6 +210,7 @@ def test_questions_of_the_check_are_of_every_kind(stacked: tuple[Path, Path]) ->
     )
 
 
+@pytest.mark.slow
 def test_graph_with_differing_answers_is_refused_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,7 @@ def test_outside_granularity_trains_explains_and_improves_the_metric(
         assert any(answer.shares["money"])
 
 
+@pytest.mark.slow
 def test_outside_granularity_validates_its_own_inputs(importable: Path, tmp_path: Path) -> None:
     bare = write_dataset(
         tmp_path / "bare", [leave_last(*range(user, user + 5)) for user in range(8)], 13

@@ -482,6 +482,7 @@ def test_update_with_only_newer_events_keeps_all_events_of_the_parent(
     )
 
 
+@pytest.mark.slow
 def test_promote_and_recommend_read_the_configuration_from_the_model(
     world: Path, updated: Path, capsys: Captured
 ) -> None:

@@ -42,6 +42,7 @@ def test_false_facts_cost_little(tmp_path: Path) -> None:
     assert margin(*both_ndcg(dataset, {**BASE, "knowledge": {}}, BASE)) > -0.06
 
 
+@pytest.mark.slow
 def test_users_with_items_without_facts_lose_nothing(tmp_path: Path) -> None:
     """Half of the items lose their entity; users with such items only have no vector. Measured: 81
     users, ndcg@10 .125 with and .089 without, because the items they might like have facts.

@@ -43,6 +43,7 @@ def test_random_images_cost_little(tmp_path: Path) -> None:
     assert margin(*both_ndcg(dataset, {**BASE, "media": {}}, BASE)) > -0.06
 
 
+@pytest.mark.slow
 def test_users_with_items_without_images_lose_nothing(tmp_path: Path) -> None:
     """Half of the items lose their image; users with such items only have no vector. Paired
     bootstrap.

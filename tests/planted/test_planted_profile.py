@@ -64,6 +64,7 @@ def test_crosses_are_needed_to_find_the_signal(
     assert margin(ndcg(with_, queries), linear) > 0.6
 
 
+@pytest.mark.slow
 def test_attributes_help_next_to_a_history(tmp_path: Path) -> None:
     """Many items and few events: the history alone reveals the kind late. Measured: +67 %."""
     sparse = planted_dataset(tmp_path, {"profile": 1.0}, num_items=1000, events_per_user=6.0)
@@ -105,6 +106,7 @@ def test_users_without_attributes_lose_nothing(
     assert margin(ndcg(with_, queries), ndcg(blind, queries)) > 0.6
 
 
+@pytest.mark.slow
 def test_random_attributes_cost_nothing(tmp_path: Path) -> None:
     """With the knob at 0, zero or a gain lies in the interval of the paired difference (bootstrap
     over users). Measured: +5 % over three seeds.

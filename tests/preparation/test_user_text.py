@@ -234,6 +234,7 @@ def training_config(dataset: PreparedDataset, kind: str, **train: Any) -> Config
     return build_config({"data": {"dir": dataset.root}, "model": model, "train": settings})
 
 
+@pytest.mark.slow
 def test_signal_that_is_only_in_the_text_is_learned(tmp_path: Path, one_thread: None) -> None:
     """After an event of noise comes the item that the user's first event determines. A history cut
     to one event has lost it, and the text has it, so x_u must reach the model in training and in

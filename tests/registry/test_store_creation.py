@@ -193,6 +193,7 @@ def of_an_older_mlflow(store_path: Path) -> str:
     return str(before)
 
 
+@pytest.mark.slow
 def test_older_store_is_upgraded_with_a_backup(tmp_path: Path) -> None:
     store_path = tmp_path / "mlflow.db"
     revision = of_an_older_mlflow(store_path)

@@ -240,6 +240,7 @@ def test_recommend_writes_a_list_for_every_user(world: Path) -> None:
     assert sorted(set(users)) == sorted(open_dataset(config).user_ids.to_pylist())
 
 
+@pytest.mark.slow
 def test_answers_to_requests_leave_the_lists_of_all_users_as_they_are(
     world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

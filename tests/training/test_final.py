@@ -486,6 +486,7 @@ def test_update_continues_from_weights_that_have_not_seen_its_validation_events(
     assert bundle.info.extra["parent"]["uri"] == "models:/pocket/1"
 
 
+@pytest.mark.slow
 def test_update_with_only_newer_events_continues_from_the_final_model(story: Path) -> None:
     """Every user has two newer events, for validation and test, so no event of the parent is used
     for them.

@@ -213,6 +213,7 @@ def _interrupted_worker(
         run(build_config(config), PreparedDataset(folder), context)
 
 
+@pytest.mark.slow
 def test_one_worker_resumes_within_an_epoch_of_two_workers(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path / "data"), settings(batch_size=8, checkpoint_steps=2)
     whole = run(config, dataset)
