@@ -126,14 +126,7 @@ class _Canonical:
         found.items, found.users, found.items_by_events = items, users, bool(derived[0])
         found.has_items = any(plan.role == "items" for plan in plans)
         found.context = self._context(derived)
-        derived_names = {column.name for columns in derived for column in columns}
-        found.idle = {
-            column.name: why_unused(column, self.columns.item, self.columns.user)
-            for column in self.columns.left
-            if column.name
-            not in {*derived_names, *(items.idle if items else ()), *(users.idle if users else ())}
-            and column.name not in self.pair.table.drop
-        }
+        found.idle = self._idle(derived, items, users)
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
         time = self.columns.time.time if self.columns.time else None
@@ -154,8 +147,6 @@ class _Canonical:
         )
         found.tables = [self._summary(plan, items, users) for plan in plans]
         found.ignored = {**self.ignored, **self._left_out()}
-        for name, marks in self.pair.table.drop.items():
-            found.idle[name] = f"rows with {' or '.join(marks)} are left out"
         found.notes = self.notes
         return found
 
@@ -220,6 +211,26 @@ class _Canonical:
         key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
         known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
         return 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+
+    def _idle(
+        self,
+        derived: tuple[list[Column], list[Column]],
+        items: Attributes | None,
+        users: Attributes | None,
+    ) -> dict[str, str]:
+        """The columns of the events that no member reads, and why."""
+        used = {column.name for columns in derived for column in columns}
+        used |= {*(items.idle if items else ()), *(users.idle if users else ())}
+        idle = {
+            column.name: why_unused(column, self.columns.item, self.columns.user)
+            for column in self.columns.left
+            if column.name not in used
+        }
+        marks = self.pair.table.drop
+        return idle | {
+            name: f"rows with {' or '.join(of_name)} are left out"
+            for name, of_name in marks.items()
+        }
 
     def _context(self, derived: tuple[list[Column], list[Column]]) -> list[Column]:
         derived_names = {column.name for columns in derived for column in columns}
