@@ -18,19 +18,14 @@ from pydantic import (
     model_serializer,
 )
 
-from recsys.config.section import Section
+from recsys.config.section import Section, as_list
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 if TYPE_CHECKING:
     from recsys.config.root import Config
 
 
-def _as_list(value: Any) -> Any:
-    """A single value as a list of one."""
-    return [value] if isinstance(value, (int, float, str)) else value
-
-
-Several = BeforeValidator(_as_list)
+Several = BeforeValidator(as_list)
 """For a key among the ``candidates`` of its section: one value, or a list that validation chooses
 from.
 """

@@ -40,6 +40,11 @@ class Section(BaseModel):
         )
 
 
+def as_list(value: Any) -> Any:
+    """One value as a list of one."""
+    return [value] if isinstance(value, (int, float, str)) else value
+
+
 def as_word(value: Any) -> Any:
     """YAML reads a bare yes as true."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value

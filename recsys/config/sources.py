@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from recsys.config.outside import SOURCES, load, offers, one_of, resolve
-from recsys.config.section import Section, as_word
+from recsys.config.section import Section, as_list, as_word
 from recsys.config.text_files import (
     TABLES,
     CellSource,
@@ -24,13 +24,6 @@ from recsys.config.text_files import (
     check_tables,
     without_nulls,
 )
-
-
-def _as_texts(value: Any) -> Any:
-    """YAML reads true and 1 as other types than text."""
-    values = value if isinstance(value, list) else [value]
-    plain = (bool, int, float)
-    return [str(one).lower() if isinstance(one, plain) else one for one in values]
 
 
 class CanonicalSource(CellSource):
@@ -133,7 +126,7 @@ class CanonicalSource(CellSource):
             " of JSON and Parquet. Several columns have lists of equal length"
         ),
     )
-    drop: dict[str, Annotated[list[str], BeforeValidator(_as_texts)]] = Field(
+    drop: dict[str, Annotated[list[str], BeforeValidator(as_list)]] = Field(
         {},
         description=(
             "{column: [values]}: events with one of the values in the column are not read, such as"

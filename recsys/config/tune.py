@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from recsys.config.section import Place, Section
-
-
-def _as_list(value: Any) -> Any:
-    """A single file as a list of one."""
-    return [value] if isinstance(value, str) else value
+from recsys.config.section import Place, Section, as_list
 
 
 class FusionSearchConfig(Section):
@@ -59,7 +54,7 @@ class TuneConfig(Section):
         "trials",
         description="trials: train with many settings; fusion: search λ of one trained model",
     )
-    space: Annotated[list[Place], BeforeValidator(_as_list)] = Field(
+    space: Annotated[list[Place], BeforeValidator(as_list)] = Field(
         [],
         description=(
             "files of the search space (dotted path → values), or names of files in tune/spaces/"

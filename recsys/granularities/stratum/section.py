@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig
+from recsys.config.granularity import GranularityConfig, Several
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 STRATUM: Final = "stratum"  # the signal: the number of strata, chosen on validation
-
-
-def _as_list(value: Any) -> Any:
-    """Turn one number into a list."""
-    return [value] if isinstance(value, int) else value
 
 
 class StratumConfig(GranularityConfig):
@@ -26,7 +21,7 @@ class StratumConfig(GranularityConfig):
     method: Literal["kmeans", "hierarchical"] = Field(
         "kmeans", description="algorithm that finds user clusters"
     )
-    num_strata: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)] = Field(
+    num_strata: Annotated[list[Annotated[int, Field(ge=1)]], Several] = Field(
         [4, 8, 16, 32],
         min_length=1,
         description="one number, or several: validation chooses before training",
