@@ -6,14 +6,14 @@ not want. A column that describes the item or the user marks no single event and
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.inspect.columns import Column, bare_tokens, has_known
 from recsys.inspect.events import columns_of_events
-from recsys.inspect.tables import Pair, Table, determines
+from recsys.inspect.tables import Pair, determines
 from recsys.inspect.vocabulary import CANCELED, CANCELED_STATES, STATUS, words_of
 from recsys.sources.dropped import has_values
 
@@ -27,26 +27,24 @@ def without_canceled(pair: Pair) -> Pair:
     """The pair without the rows that a flag or a status marks as canceled; ``table.drop`` says
     which.
     """
-    table = pair.table
+    table, rows = pair.table, pair.table.sample.rows
     if not table.sample.has_names:
+        return pair
+    marked = {column.name: marks for column in table.columns if (marks := _marks(column))}
+    if not marked:
         return pair
     used = columns_of_events(pair).names
     drop = {
-        column.name: marks
-        for column in table.columns
-        if column.name not in used
-        and (marks := _marks(column))
-        and max(determines(pair.item, column), determines(pair.user, column)) < _OF_OWNER
-        and _share(table, column, marks) <= _MOST
+        name: marks
+        for name, marks in marked.items()
+        if name not in used
+        and max(determines(key, table.column(name)) for key in (pair.item, pair.user)) < _OF_OWNER
+        and _share(rows, {name: marks}) <= _MOST
     }
     if not drop:
         return pair
-    rows = table.sample.rows
     kept = rows.filter(pc.invert(has_values(rows, drop)))
-    found = Table.of(replace(table.sample, rows=kept))
-    found.lists, found.lookups, found.clock = table.lists, table.lookups, table.clock
-    found.drop, found.dropped = drop, 1 - kept.num_rows / rows.num_rows
-    return Pair(found, found.column(pair.user.name), found.column(pair.item.name), pair.score)
+    return pair.with_rows(kept, drop=drop, dropped=1 - kept.num_rows / rows.num_rows)
 
 
 def _marks(column: Column) -> list[str]:
@@ -66,5 +64,5 @@ def _texts(column: Column) -> list[str]:
     return sorted({str(value).strip().lower() for value in bare_tokens(column)})
 
 
-def _share(table: Table, column: Column, marks: list[str]) -> float:
-    return float(pc.mean(has_values(table.sample.rows, {column.name: marks}).cast("int8")).as_py())
+def _share(rows: pa.Table, marks: dict[str, list[str]]) -> float:
+    return float(pc.mean(has_values(rows, marks).cast(pa.int8())).as_py())

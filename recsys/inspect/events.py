@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
@@ -90,11 +90,8 @@ def with_clock(pair: Pair) -> Pair:
     both = pc.coalesce(both, day.values)
     kept = rows.drop_columns([clock.name])
     kept = kept.set_column(kept.column_names.index(day.name), day.name, both)
-    found = Table.of(replace(table.sample, rows=kept))
-    if found.column(day.name).kind != "time":
-        return pair
-    found.lists, found.lookups, found.clock = table.lists, table.lookups, clock.name
-    return Pair(found, found.column(pair.user.name), found.column(pair.item.name), pair.score)
+    found = pair.with_rows(kept, clock=clock.name)
+    return found if found.table.column(day.name).kind == "time" else pair
 
 
 def _is_clock(column: Column) -> bool:

@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import SourceError
@@ -236,6 +237,15 @@ class Pair:
     item: Column
     score: float
 
+    def with_rows(self, rows: pa.Table, **found: Any) -> Pair:
+        """The pair on changed rows of its table, whose columns are classified again; ``found`` are
+        further fields of the table.
+        """
+        sample = replace(self.table.sample, rows=rows)
+        table = replace(self.table, sample=sample, columns=Table.of(sample).columns, **found)
+        user, item = table.column(self.user.name), table.column(self.item.name)
+        return Pair(table, user, item, self.score)
+
 
 def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
     """Find the table of events among those that may be it, and its ids.
@@ -321,11 +331,11 @@ def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:
         if name not in (*rows.column_names, key.name):
             cells = orders.sample.rows.column(name).combine_chunks()
             rows = rows.append_column(name, cells.take(positions))
-    found = Table.of(replace(pair.table.sample, rows=rows))
     column = pair.user.name
-    found.lookups = {column if column == key.name else f"{column} = {key.name}": orders}
+    lookups = {column if column == key.name else f"{column} = {key.name}": orders}
+    found = pair.with_rows(rows, lookups=lookups)
     orders.role = "lookup"
-    return Pair(found, found.column(person.name), found.column(pair.item.name), pair.score)
+    return replace(found, user=found.table.column(person.name))
 
 
 def _with_members_as_rows(table: Table) -> list[Table]:

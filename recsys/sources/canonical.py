@@ -21,7 +21,6 @@ from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.delimited import check_codec
 from recsys.sources.derived import DerivedPiece
-from recsys.sources.dropped import FilteredPiece
 from recsys.sources.files import InputFile, find, folder_values
 from recsys.sources.first_rows import Form
 from recsys.sources.names import unused_names
@@ -96,49 +95,13 @@ class CanonicalAdapter(SourceAdapter):
         tables = self._with_lookups(self._tables())
         heads = self._heads(tables)
         self._derived(tables["events"], heads["events"], [])
-        self._columns_of_drop(tables["events"], heads["events"])
 
     def pieces(self) -> dict[str, list[Piece]]:
         """The pieces of all tables."""
         tables = self._with_lookups(self._tables())
         heads = self._heads(tables)
         pieces = {name: pieces_of_heads(source, heads[name]) for name, source in tables.items()}
-        if drop := self._columns_of_drop(tables["events"], heads["events"]):
-            pieces["events"] = [FilteredPiece(piece, drop) for piece in pieces["events"]]
         return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
-
-    def _columns_of_drop(self, events: TableFiles, heads: list[NamedHead]) -> dict[str, list[str]]:
-        """Column of the finished blocks → values to drop, in lower case.
-
-        Raises
-        ------
-        SourceError
-            The events lack a column of ``data.source.drop``, or its values are lists.
-        """
-        if not self.config.drop:
-            return {}
-        renamed = {
-            given: name
-            for head in heads
-            for (given, _), name in zip(head.head.columns, head.names, strict=True)
-            if name
-        }
-        kinds = {**events.table.columns, **dict(layout_of(events, heads).extras)}
-        found = {}
-        for given, values in self.config.drop.items():
-            name = renamed.get(given, given)
-            if name not in kinds:
-                raise SourceError(
-                    f"data.source.drop: the events have no column {given!r}; they have:"
-                    f" {choices({*renamed, *renamed.values()})}"
-                )
-            if pa.types.is_nested(kinds[name]):
-                raise SourceError(
-                    f"data.source.drop: the column {given!r} has lists or groups of values; name a"
-                    " column with one value in a row"
-                )
-            found[name] = [value.strip().lower() for value in values]
-        return found
 
     def _with_lookups(self, tables: dict[str, TableFiles]) -> dict[str, TableFiles]:
         """The tables, with the tables that the events refer to."""
@@ -299,6 +262,7 @@ class CanonicalAdapter(SourceAdapter):
                     numbers=tuple(config.numbers.get(name, ())),
                     lists=config.lists if table is schema.EVENTS else {},
                     clock=config.clock if table is schema.EVENTS else "",
+                    drop=config.drop if table is schema.EVENTS else {},
                 )
         return tables
 

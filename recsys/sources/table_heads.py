@@ -53,6 +53,7 @@ class TableFiles:
     lists: Mapping[str, str] = field(default_factory=dict)  # column of lists → separator
     lookups: tuple[Lookup, ...] = ()
     clock: str = ""  # column with the time of day
+    drop: Mapping[str, list[str]] = field(default_factory=dict)  # column → values of unread rows
 
 
 def read_heads(source: TableFiles) -> list[NamedHead]:

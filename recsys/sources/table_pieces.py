@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -12,6 +12,7 @@ from recsys import schema
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece
 from recsys.sources.delimited import DelimitedPiece, delimited_pieces
+from recsys.sources.dropped import FilteredPiece
 from recsys.sources.files import InputFile
 from recsys.sources.jsonl import JsonlPiece, fields_after_head, jsonl_pieces
 from recsys.sources.lookup import Lookup, names_of_key, table_of_lookup
@@ -65,7 +66,47 @@ def layout_of(source: TableFiles, heads: list[NamedHead]) -> Layout:
         tuple(_lists_of(source, heads).items()),
         source.lookups,
         source.clock,
+        tuple(_drop_of(source, heads, extras).items()),
     )
+
+
+def _names_of(key: str, heads: list[NamedHead]) -> set[str]:
+    """The columns of the layout that a file, or the layout itself, calls ``key``."""
+    return {
+        name
+        for head in heads
+        for (given, _), name in zip(head.head.columns, head.names, strict=True)
+        if name and key in (given, name)
+    }
+
+
+def _drop_of(
+    source: TableFiles, heads: list[NamedHead], extras: Mapping[str, pa.DataType]
+) -> dict[str, tuple[str, ...]]:
+    """Column of the layout → values of ``data.source.drop``, in lower case.
+
+    Raises
+    ------
+    SourceError
+        The events lack one of the columns, or it has lists.
+    """
+    kinds = {**source.table.columns, **extras}
+    found: dict[str, tuple[str, ...]] = {}
+    for key, values in source.drop.items():
+        names = _names_of(key, heads) or {key}
+        if unknown := names - kinds.keys():
+            every = {name for head in heads for name in head.head.names} | kinds.keys()
+            raise SourceError(
+                f"data.source.drop: the events have no column {min(unknown)!r}; they have:"
+                f" {choices(every)}"
+            )
+        if any(pa.types.is_nested(kinds[name]) for name in names):
+            raise SourceError(
+                f"data.source.drop: the column {key!r} has lists or groups of values; name a column"
+                " with one value in a row"
+            )
+        found |= dict.fromkeys(names, tuple(value.strip().lower() for value in values))
+    return found
 
 
 def _lists_of(source: TableFiles, heads: list[NamedHead]) -> dict[str, str]:
@@ -83,13 +124,7 @@ def _lists_of(source: TableFiles, heads: list[NamedHead]) -> dict[str, str]:
                 f"data.source.lists: no file of events has the column {key!r}; they have:"
                 f" {choices(every)}"
             )
-    return {
-        name: mark
-        for head in heads
-        for (given, _), name in zip(head.head.columns, head.names, strict=True)
-        for key, mark in source.lists.items()
-        if name and key in (given, name)
-    }
+    return {name: mark for key, mark in source.lists.items() for name in _names_of(key, heads)}
 
 
 def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Lookup:
@@ -120,6 +155,7 @@ def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Loo
         numbers=(),
         lists={},
         clock="",
+        drop={},
     )
     names: set[str] = set()
     for file in files:
@@ -163,7 +199,7 @@ def pieces_of_heads(source: TableFiles, heads: list[NamedHead]) -> list[Piece]:
             if inside
             else of_file
         )
-    return pieces
+    return [FilteredPiece(piece, dict(layout.drop)) for piece in pieces] if layout.drop else pieces
 
 
 def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> list[Piece]:

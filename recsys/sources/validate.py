@@ -82,6 +82,7 @@ class Layout:
     lists: tuple[tuple[str, str], ...] = ()
     lookups: tuple[Lookup, ...] = ()
     clock: str = ""  # column with the time of day of the timestamps
+    drop: tuple[tuple[str, tuple[str, ...]], ...] = ()  # column → values, in lower case, to drop
 
     @property
     def arrow(self) -> pa.Schema:

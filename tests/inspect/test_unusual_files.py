@@ -336,6 +336,22 @@ def test_canceled_orders_are_left_out(
     assert read.num_rows == sum(row[3].lower() not in dropped for row in rows)
 
 
+def test_lines_of_canceled_orders_are_left_out(tmp_path: Path) -> None:
+    lines = [(n // 2, f"p{i}") for n, (_, i, _) in enumerate(pairs())]
+    orders = [
+        (n // 2, f"c{u}", at(t), ["packed", "sent", "refunded"][n % 3])
+        for n, (u, _, t) in enumerate(pairs())
+        if n % 2 == 0
+    ]
+    source = source_of(
+        write(tmp_path / "order_lines.csv", ["order_id", "product"], lines),
+        write(tmp_path / "orders.csv", ["order_id", "customer", "ordered_at", "status"], orders),
+    )
+    assert list(source.lookup) == ["order_id"] and source.drop == {"status": ["refunded"]}
+    read = read_all(open_source(source).pieces()["events"])
+    assert read.num_rows == NUM_EVENTS - 2 * sum(state == "refunded" for *_, state in orders)
+
+
 def test_states_of_the_customer_and_usual_marks_leave_all_events(tmp_path: Path) -> None:
     rows = [
         (f"c{u}", f"p{i}", at(t), ["active", "canceled"][u % 2], ["yes", "yes", "no"][n % 3])

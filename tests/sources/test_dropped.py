@@ -50,7 +50,7 @@ def test_rows_with_one_of_the_values_are_not_read(form: str, tmp_path: Path) -> 
     events = written(tmp_path, form)
     assert users(events) == ["u1", "u2", "u3", "u4", "u5"]
     assert users(events, drop={"state": "canceled"}) == ["u1", "u3", "u4", "u5"]
-    assert users(events, drop={"state": ["CANCELED"], "is_test": True}) == ["u1", "u4", "u5"]
+    assert users(events, drop={"state": ["CANCELED"], "is_test": "true"}) == ["u1", "u4", "u5"]
     assert users(events, drop={"item_id": ["a", "d"]}) == ["u2", "u4"]
 
 
@@ -62,7 +62,7 @@ def test_column_may_have_its_name_in_the_file_or_the_new_one(tmp_path: Path) -> 
 
 
 def test_items_come_from_the_remaining_events(tmp_path: Path) -> None:
-    keys = {"item_columns": ["stock"], "drop": {"is_test": True, "state": "canceled"}}
+    keys = {"item_columns": ["stock"], "drop": {"is_test": "true", "state": "canceled"}}
     source = CanonicalSource.model_validate({"events": [written(tmp_path, "parquet")], **keys})
     items = read_all(open_source(source).pieces()["items"])
     found = zip(items.column("item_id").to_pylist(), items.column("stock").to_pylist(), strict=True)
