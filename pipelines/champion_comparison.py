@@ -96,7 +96,7 @@ def compare(
     challenger : Bundle
         The model to check, with its evaluated model.
     champion : Side | None
-        The current champion; None: there is none, and only the baselines decide.
+        The current champion, or None. Without a champion, only the baselines decide.
     findings : Findings
         Gets a check per rule, the figures behind them, and notes.
 

@@ -41,7 +41,7 @@ def trains_here(train: TrainConfig, ray: RayConfig, budget: Budget | None) -> bo
     ray : RayConfig
         Names the cluster.
     budget : Budget | None
-        Time limit of the command; None: there is none, and workers train.
+        Time limit of the command, or None. Without a limit, workers train.
 
     Returns
     -------

@@ -141,7 +141,7 @@ def searchable(
     folder : RunFolder
         Of the run.
     store : Store | None
-        MLflow's store; None: there is none.
+        MLflow's store, or None.
     working : Path
         An empty folder; remote folders are downloaded to it.
     copies : Copies

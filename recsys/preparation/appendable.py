@@ -140,7 +140,7 @@ def can_touch(data: DataConfig, seed: int, earlier: PreparedDataset | None) -> b
     seed : int
         Seed of the run.
     earlier : PreparedDataset | None
-        The dataset to continue; None: there is none.
+        The dataset to continue, or None.
 
     Returns
     -------

@@ -257,7 +257,7 @@ def described(
     buckets : int
         Number of buckets.
     earlier : dict[str, Any]
-        ``Manifest.store`` of the dataset that is continued; empty: there is none.
+        ``Manifest.store`` of the dataset that is continued, or empty.
     files : Sequence[dict[str, Any]]
         The files of events of this reading.
     seen : dict[str, Any]

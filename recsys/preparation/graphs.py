@@ -108,7 +108,7 @@ def encode_triples(
     rules : TripleRules | None
         Columns and relations that become triples; None: no columns, and all relations.
     base : Vocabulary | None
-        The vocabulary of the dataset that is continued; None: there is none.
+        The vocabulary of the dataset that is continued, or None.
 
     Returns
     -------
@@ -291,7 +291,7 @@ def write_triples(
     rules : TripleRules
         Columns and relations that become triples.
     base : Vocabulary | None
-        The vocabulary of the dataset that is continued; None: there is none.
+        The vocabulary of the dataset that is continued, or None.
     *blocks : pa.Table
         Rows of the knowledge table; none: triples come from the items only.
 

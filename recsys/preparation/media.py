@@ -124,7 +124,7 @@ def write_media(
     found : Mapping[str, Medium]
         Result of :func:`read_media`.
     items : pa.Table | None
-        The items table that the media are from; None: there is none.
+        The items table that the media are from, or None.
     item_ids : pa.Array
         All external item ids in dense order.
     record : Record
