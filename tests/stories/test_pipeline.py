@@ -244,10 +244,13 @@ def test_recommend_writes_a_list_for_every_user(world: Path) -> None:
 def test_answers_to_requests_leave_the_lists_of_all_users_as_they_are(
     world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    words = ["recommend", "--config", str(world / "tiny.yaml")]
+    assert main(words) == 0
     all_lists = (world / "run" / "recommendations.parquet").read_bytes()
     requests = tmp_path / "new users.jsonl"
     requests.write_text('{"user_id": "nobody", "k": 3}\n')
-    words = ["recommend", "--config", str(world / "tiny.yaml"), "--requests", str(requests)]
+    words += ["--requests", str(requests)]
+    capfd.readouterr()
     assert main(words) == 0
     own = world / "run" / "answers" / "new users.parquet"
     assert f"in {own}" in (printed := capfd.readouterr()).out
