@@ -269,6 +269,13 @@ def _reads(shown: Examples) -> dict[str, dict[str, Any]]:
                 **_refusals("/metrics"),
             },
         },
+        **_own_pages(),
+    }
+
+
+def _own_pages() -> dict[str, dict[str, Any]]:
+    """The operations that return this document."""
+    return {
         OPENAPI: {
             "operationId": "openapi",
             "tags": ["state"],
