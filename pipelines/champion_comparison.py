@@ -116,7 +116,7 @@ def compare(
     findings.notes += [note] if (note := _final_note(challenger, champion)) else []
     against_drift(challenger.info.extra.get("drift"), config.promote, findings)
     scorer = CrossDatasetScorer(challenger, dataset)
-    _check_leak("challenger", leak_of(challenger, scorer, dataset), findings)
+    _check_leak("challenger", leak_of(challenger, dataset), findings)
     folder.progress(
         f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger"
     )
@@ -136,7 +136,7 @@ def compare(
         folder.progress(f"ranking with the champion, version {champion.version}")
         theirs = CrossDatasetScorer(champion.bundle, dataset)
         findings.notes += _vocabulary_notes(champion.bundle, theirs, dataset)
-        _check_leak("champion", leak_of(champion.bundle, theirs, dataset), findings)
+        _check_leak("champion", leak_of(champion.bundle, dataset), findings)
         _, theirs_B = ranked(theirs, queries, config.train, config.evaluate)
         groups = segments_of(ranking.queries, dataset, config.evaluate, fitted_through(challenger))
         groups |= _by_champion(theirs, ranking.queries)

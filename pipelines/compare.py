@@ -121,6 +121,8 @@ def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     UsageError
         An option has no file.
 
+    Examples
+    --------
     >>> _taken_out(["--logs", "a", "b", "--dry-run"])
     (['--dry-run'], [('compare.logs', '["a", "b"]')])
     """

@@ -173,13 +173,14 @@ def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.E
         How many replicas use it and why the others failed; empty if all use it or the server stops.
     """
     while not stopped.is_set():
-        num_replicas, taken, errors = server.state(serial)
+        num_replicas, num_ready, errors = server.state(serial)
         if errors:
             return (
-                f"{taken} of {num_replicas} replicas use it, the others failed: {'; '.join(errors)}"
+                f"{num_ready} of {num_replicas} replicas use it, the others failed:"
+                f" {'; '.join(errors)}"
             )
-        if num_replicas and taken == num_replicas:
-            say(f"{version} now answers on {taken} replica(s)")
+        if num_replicas and num_ready == num_replicas:
+            say(f"{version} now answers on {num_ready} replica(s)")
             return ""
         time.sleep(0.2)
     return ""

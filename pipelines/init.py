@@ -59,6 +59,8 @@ def parse(words: Sequence[str]) -> Wanted:
     UsageError
         An option is unknown, or its value is missing.
 
+    Examples
+    --------
     >>> parse(["a.csv", "--out", "mine.yaml", "b.csv"])
     Wanted(files=('a.csv', 'b.csv'), out='mine.yaml', force=False)
     """

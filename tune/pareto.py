@@ -41,6 +41,8 @@ def choose(metric_T: Array, zeros_T: Array, other_T: Array | None, within: float
     within : float
         Share of the best metric that may be lost.
 
+    Examples
+    --------
     >>> metric, zeros = np.array([0.5, 0.5, 0.495, 0.4]), np.array([0, 1, 0, 0])
     >>> choose(metric, zeros, None, 0.0)
     1

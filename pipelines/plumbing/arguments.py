@@ -59,6 +59,8 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
     UsageError
         A word is not an option, an option is unknown, or its value is missing.
 
+    Examples
+    --------
     >>> parse(["--config", "a.yaml", "--train.lr", "3e-4", "--seed=-1", "--dry-run"]).overrides
     [('train.lr', '3e-4'), ('seed', '-1')]
     """

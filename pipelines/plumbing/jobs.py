@@ -33,6 +33,8 @@ def address_of(given: str) -> str:
     ConfigError
         The address is not an http(s) URL with a host.
 
+    Examples
+    --------
     >>> address_of("http://127.0.0.1:8265/")
     'http://127.0.0.1:8265'
     """

@@ -23,6 +23,8 @@ def repeats_line(split: str, num_left_out: int, num_users: int) -> str:
     num_users : int
         Number of users with targets.
 
+    Examples
+    --------
     >>> repeats_line("test", 37, 40)[:62]
     'warning: 37 of 40 test users have only targets that they had b'
     >>> repeats_line("test", 0, 40)

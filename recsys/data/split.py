@@ -250,6 +250,8 @@ def parse_time(text: str, key: str) -> int:
     ConfigError
         The value of ``key`` is not a time.
 
+    Examples
+    --------
     >>> parse_time("1970-01-02", "data.split.test_from") == 24 * 3600 * 10**6
     True
     """

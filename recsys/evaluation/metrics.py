@@ -46,6 +46,8 @@ def recall_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     array, [B] float64
         One value per query, 0 to 1.
 
+    Examples
+    --------
     >>> recall_at(np.array([[True, False, True]]), np.array([4]), 3)
     array([0.5])
     """
@@ -69,6 +71,8 @@ def precision_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     array, [B] float64
         One value per query, 0 to 1.
 
+    Examples
+    --------
     >>> precision_at(np.array([[True, False, True, False]]), np.array([4]), 4)
     array([0.5])
     """
@@ -92,6 +96,8 @@ def hit_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     array, [B] float64
         0 or 1 per query.
 
+    Examples
+    --------
     >>> hit_at(np.array([[False, True], [False, False]]), np.array([1, 1]), 2)
     array([1., 0.])
     """
@@ -115,6 +121,8 @@ def mrr_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     array, [B] float64
         One value per query, 0 to 1.
 
+    Examples
+    --------
     >>> mrr_at(np.array([[False, True, True]]), np.array([2]), 3)
     array([0.5])
     """
@@ -139,6 +147,8 @@ def map_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     array, [B] float64
         One value per query, 0 to 1.
 
+    Examples
+    --------
     >>> map_at(np.array([[True, False, True]]), np.array([2]), 3)  # (1/1 + 2/3) / 2
     array([0.83333333])
     """
@@ -165,6 +175,8 @@ def ndcg_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     array, [B] float64
         One value per query, 0 to 1.
 
+    Examples
+    --------
     >>> ndcg_at(np.array([[False, False, True]]), np.array([1]), 3)  # 1 / log2(4)
     array([0.5])
     """
@@ -254,6 +266,8 @@ def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRIC
     ConfigError
         The kind is not in ``kinds``, or K is not a whole number of at least 1.
 
+    Examples
+    --------
     >>> parse_metric("ndcg@20")
     Metric(kind='ndcg', k=20)
     """
@@ -330,6 +344,8 @@ def novelty_of(items_BK: Array, counts_N: Array, k: int) -> Array:
     array, [B] float64
         Bits per query.
 
+    Examples
+    --------
     >>> novelty_of(np.array([[0, 1]]), np.array([1, 5]), 2).round(2)  # p = 2/8, 6/8
     array([1.21])
     """
@@ -363,6 +379,8 @@ def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) 
     array, [B] float64
         One value per query, 0 to 2.
 
+    Examples
+    --------
     >>> vectors = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     >>> diversity_of(np.array([[0, 1, 2]]), vectors, 3).round(4)  # 1 − 1/3
     array([0.6667])

@@ -78,6 +78,8 @@ def paired_metrics(
     dict of str to dict
         Metric to ``first``, ``second``, ``difference``, ``low``, ``high`` and ``p``.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> same = {"hr@1": np.array([0.0, 1.0])}
     >>> paired_metrics(same, same, 100, 0)["hr@1"]

@@ -110,6 +110,8 @@ def errors(differences_P: Array, users_P: Array, resamples: int, seed: int) -> d
     dict
         ``rmse``, ``mae``, and ``interval`` with [low, high] of both.
 
+    Examples
+    --------
     >>> found = errors(np.array([1.0, -2.0, 0.0]), np.array([0, 0, 1]), 100, 0)
     >>> found["mae"], round(found["rmse"] ** 2, 6)
     (1.0, 1.666667)

@@ -153,6 +153,8 @@ def described(features: pa.Table, number: int, text_fields: Collection[str] = ()
     array, [number] bool
         Whether the row has an attribute.
 
+    Examples
+    --------
     >>> columns = {"age": [None, 3.0, None], "tags": [["x"], [], None]}
     >>> described(pa.table({"user_id": ["a", "b", "c"], **columns}), 3).tolist()
     [True, True, False]

@@ -134,7 +134,7 @@ def fitted_through(bundle: Bundle) -> Split:
     return Split.VALID if bundle.info.extra.get("refit", True) else Split.TRAIN
 
 
-def leak_of(bundle: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset) -> str:
+def leak_of(bundle: Bundle, dataset: PreparedDataset) -> str:
     """A sentence on how the model's training saw the test split of the dataset; empty if it did
     not.
 
@@ -145,8 +145,6 @@ def leak_of(bundle: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset
     ----------
     bundle : Bundle
         The bundle with the histories of its training.
-    scorer : CrossDatasetScorer
-        Scorer of the bundle on the dataset; not used.
     dataset : PreparedDataset
         The dataset whose test split is checked.
 

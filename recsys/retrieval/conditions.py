@@ -66,6 +66,8 @@ def parse_filters(filters: Any) -> tuple[Condition, ...]:
     ValueError
         Names the attribute, the wrong value and what was expected.
 
+    Examples
+    --------
     >>> conditions = parse_filters({"price": {"ge": 5, "lt": 20}, "kind": "a"})
     >>> [(c.attribute, c.operator, c.values) for c in conditions]
     [('price', 'ge', (5,)), ('price', 'lt', (20,)), ('kind', 'in', ('a',))]

@@ -66,6 +66,8 @@ def _in_blocks(best_C: Array, ranks_C: Array, ends: list[int], reorder: int) -> 
     reorder : int
         Candidates per listed item.
 
+    Examples
+    --------
     >>> _in_blocks(np.array([2, 0, 1]), np.array([0, 1, 2]), [1, 2], 2).tolist()
     [0, 2]
     """

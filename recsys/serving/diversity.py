@@ -39,6 +39,8 @@ def by_relevance(
     Array
         Positions in the pool: int64.
 
+    Examples
+    --------
     >>> alike = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
     >>> by_relevance(np.array([3.0, 2.9, 2.0]), alike, 0.5).tolist()
     [0, 2, 1]
@@ -85,6 +87,8 @@ def page_by_category(
     is_whole : bool
         Whether the ranking holds every allowed item.
 
+    Examples
+    --------
     >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 0, True)
     [0, 2]
     >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 1, True)

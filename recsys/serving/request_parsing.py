@@ -114,6 +114,8 @@ def rows_of_columns(given: Mapping[str, Any], what: str) -> list[dict[str, Any]]
     RequestError
         The columns differ in length.
 
+    Examples
+    --------
     >>> rows_of_columns({"user_id": ["a", "b"], "k": [1, 2]}, "inputs")
     [{'user_id': 'a', 'k': 1}, {'user_id': 'b', 'k': 2}]
     >>> rows_of_columns({"history": ["a", "b"]}, "inputs")

@@ -57,6 +57,8 @@ def compression_of(path: str, name: str, head: bytes) -> str:
     SourceError
         The compression is not supported.
 
+    Examples
+    --------
     >>> compression_of("a.csv", "a.csv", b"\x1f\x8b\x08")
     'gzip'
     >>> compression_of("a.csv", "a.csv", b"user_id")

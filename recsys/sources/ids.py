@@ -73,6 +73,8 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
     SourceError
         Floats too large to be exact, bytes that are not text, lists and structs.
 
+    Examples
+    --------
     >>> ids = pa.array([Decimal("12.00"), Decimal("2.50")])
     >>> typed_ids(ids, "FILE: column 'user_id'", 1).to_pylist()
     ['12', '2.5']

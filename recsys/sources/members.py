@@ -62,6 +62,8 @@ def members_as_rows(
     unequal : np.ndarray
         The rows of ``table`` whose lists have different lengths, which are left out.
 
+    Examples
+    --------
     >>> table = pa.table({"user": ["u", "v"], "items": ["a b", "c"]})
     >>> members_as_rows(table, {"items": " "})[0].to_pydict()
     {'user': ['u', 'u', 'v'], 'items': ['a', 'b', 'c']}

@@ -139,11 +139,17 @@ def with_factors(
     -------
     RatingHead
         ``head`` itself if the chosen number of steps is 0.
+
+    Raises
+    ------
+    ValueError
+        :func:`factor_steps` does not yield this number of steps.
     """
     if constants.steps:
         for steps, factored in factor_steps(head, training, vectors_ND, constants.decay):
             if steps == constants.steps:
                 return factored
+        raise ValueError(f"no factors after {constants.steps} steps; see factor_steps")
     return head
 
 

@@ -45,6 +45,8 @@ def moment(value: Any) -> datetime | None:
     ValueError
         The value is not a time; the message names the accepted formats.
 
+    Examples
+    --------
     >>> moment("20011231").isoformat(), moment("0000-00-00")
     ('2001-12-31T00:00:00+00:00', None)
     """

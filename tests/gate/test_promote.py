@@ -366,7 +366,7 @@ def test_champion_trained_on_test_events_is_refused_unless_forced(
     version = world.register(world.leaked, epochs=2)
     uri = f"models:/pocket/{version}"
     bundle = read_bundle(resolve(uri, world.uri))
-    leak = leak_of(bundle, CrossDatasetScorer(bundle, world.dataset), world.dataset)
+    leak = leak_of(bundle, world.dataset)
     assert leak == "71 of the 72 test events were training events of the model"
     before = world.aliases().get("champion", "")
     world.client.set_registered_model_alias("pocket", "champion", version)

@@ -52,6 +52,8 @@ def found_columns(
     ConfigError
         A named column does not exist, or there are not two coordinates.
 
+    Examples
+    --------
     >>> found_columns(["item_id", "Lng", "lat", "price"], [], ["price"])
     [['lat', 'Lng'], ['price']]
     """
