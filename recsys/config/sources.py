@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -24,6 +25,35 @@ from recsys.config.text_files import (
     check_tables,
     without_nulls,
 )
+
+_FLAGS: Final = {True: ("true", "yes"), False: ("false", "no")}
+
+
+def _graded(value: Any) -> Any:
+    """Texts with numbers. YAML reads both ``yes`` and ``true`` as a flag, and 1 as a number.
+
+    Raises
+    ------
+    ValueError
+        A number is not finite, or two texts differ only in case.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    given = [
+        (word, number)
+        for text, number in value.items()
+        for word in (_FLAGS[text] if isinstance(text, bool) else (str(text).strip(),))
+    ]
+    found: dict[str, Any] = {}
+    for word, number in given:
+        if isinstance(number, bool) or not isinstance(number, (int, float, str)):
+            raise ValueError(f"{word!r}: expected a number, such as 4 (got {number!r})")
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{word!r}: expected a finite number (got {number})")
+        if any(word.lower() == other.lower() for other in found):
+            raise ValueError(f"{word!r} is given twice; upper and lower case are equal")
+        found[word] = number
+    return found
 
 
 class CanonicalSource(CellSource):
@@ -101,6 +131,13 @@ class CanonicalSource(CellSource):
         description=(
             "{TABLE: [columns]}: columns that are read as numbers, also if a file has them as text"
             " or with a currency ($12.99); a cell without a number is a missing value"
+        ),
+    )
+    values: Annotated[dict[str, float], BeforeValidator(_graded)] = Field(
+        {},
+        description=(
+            "{text: number}: numbers for texts in the column value of the events, such as {Poor: 2,"
+            " Good: 4}; upper and lower case are equal; cells with other texts are read as numbers"
         ),
     )
     clock: str = Field(

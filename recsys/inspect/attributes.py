@@ -30,6 +30,7 @@ _KINDS: Final = {
     "text": "text", "html": "HTML", "price": "prices", "number": "numbers", "url": "addresses",
     "image": "images", "path": "paths of categories", "list": "lists", "lists": "lists",
     "vector": "vectors", "token": "categories", "flag": "yes/no", "time": "times",
+    "rating": "ratings",
 }  # fmt: skip
 
 
@@ -229,7 +230,7 @@ def _sort(
         found.triples.append(name)
         if column.mark:
             found.separators[name] = column.mark.strip() or column.mark
-    elif kind in ("number", "price"):
+    elif kind in ("number", "price", "rating"):
         _sort_number(found, column, name, is_text, items is not None)
     elif kind == "flag" or items is None and groups:
         found.others.append(name)

@@ -20,9 +20,14 @@ from recsys.inspect.attributes import (
     why_unused,
 )
 from recsys.inspect.canceled import without_canceled
-from recsys.inspect.columns import Column
+from recsys.inspect.columns import Column, bare_tokens
 from recsys.inspect.event_statistics import Types, events_of, roles_of_types, statistics_of
-from recsys.inspect.events import EventColumns, columns_of_events, with_clock
+from recsys.inspect.events import (
+    EventColumns,
+    columns_of_events,
+    unordered_ratings,
+    with_clock,
+)
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.ratings import smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
@@ -133,6 +138,8 @@ class _Canonical:
         found.is_sampled = not self.sample.is_whole
         found.day_only = bool(time and time.by_day)
         found.other_time_format = time.other if time else ""
+        if words := unordered_ratings(self.pair.table, self.columns):
+            found.unordered = words.name, bare_tokens(words)
         found.source = (
             source_settings(self.looked, plans)
             + self._cell_settings(rules)
@@ -175,7 +182,13 @@ class _Canonical:
             if c.decimal_comma
         ]
         time = self.columns.time.time if self.columns.time else None
-        return CellRules(time_format=time.format if time else "", decimal="," if commas else ".")
+        scale = self.columns.value.scale if self.columns.value else None
+        grades = scale.grades if scale is not None else {}
+        return CellRules(
+            time_format=time.format if time else "",
+            decimal="," if commas else ".",
+            values=tuple((text.lower(), grade) for text, grade in grades.items()),
+        )
 
     def _with_broken(self, bad: dict[str, float], sample: Sample) -> dict[str, float]:
         if not sample.num_broken:
@@ -362,8 +375,11 @@ class _Canonical:
         if columns.type is not None:
             found[columns.type.name] = f"{columns.type.num_distinct} event types"
         if columns.value is not None:
-            found[columns.value.name] = (
-                f"numbers from {columns.value.low:g} to {columns.value.high:g}"
+            value = columns.value
+            found[value.name] = (
+                value.scale.words
+                if value.scale is not None
+                else f"numbers from {value.low:g} to {value.high:g}"
             )
         if columns.split is not None:
             found[columns.split.name] = "split of the event"
@@ -384,6 +400,10 @@ class _Canonical:
                     f"format of {self.columns.time.name}, e.g. {example}",
                 )
             )
+        value = self.columns.value
+        if value is not None and value.scale is not None:
+            why = f"the number of each text of {value.name}; change them if the order is another"
+            found.append(Setting("values", dict(value.scale.grades), why))
         if self.splits_of_files:
             found.append(
                 Setting("split_files", self.splits_of_files, "split of each file, from its name")

@@ -15,14 +15,26 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.inspect.scales import MOST_GRADES, Scale, scale_of
 from recsys.inspect.times import TimeForm, time_form
-from recsys.inspect.vocabulary import LATITUDE, LONGITUDE, TEXT, TIME, has_id, likeness
+from recsys.inspect.vocabulary import (
+    LATITUDE,
+    LONGITUDE,
+    RATING,
+    TEXT,
+    TIME,
+    VALUE,
+    has_id,
+    likeness,
+)
 from recsys.sources.validate import CellRules, ids, numbers
+from recsys.values import cells as cell_values
 from recsys.values.arrow_types import is_list, is_plain_number, is_string
+from recsys.values.rated import RATED
 
 Kind = Literal[
     "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list",
-    "lists", "vector", "token", "flag", "object",
+    "lists", "vector", "token", "flag", "object", "rating",
 ]  # fmt: skip
 _SAMPLED: Final = 20_000  # cells that are searched for patterns
 _MOST: Final = 0.8
@@ -67,6 +79,7 @@ class Column:
     decimal_comma: bool = False
     is_wordy: bool = False  # values are words for people, not codes
     example: str = ""
+    scale: Scale | None = None  # of ratings that are texts
 
     @property
     def filled(self) -> float:
@@ -92,7 +105,7 @@ class Column:
     @property
     def is_numeric(self) -> bool:
         """Whether the values are numbers or prices."""
-        return self.kind in ("number", "price")
+        return self.kind in ("number", "price", "rating")
 
     @property
     def is_latitude(self) -> bool:
@@ -212,6 +225,9 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
             return Column(name, position, kind, **base, **measured, decimal_comma=comma)
     if constant:
         return Column(name, position, "constant", **base)
+    base["scale"] = _scale(base["values"], distinct)
+    if _share(pc.utf8_lower(sample), RATED) >= _NEARLY and _are_ratings(name, base["scale"]):
+        return Column(name, position, "rating", **base, **_measured(cell_values.measured(sample)))
     if any(lowered <= flags for flags in _FLAGS):
         return Column(name, position, "flag", **base)
     if _share(sample, _PRICE) >= _MOST:
@@ -231,6 +247,21 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
         return Column(name, position, found[0], mark=found[1], **base)
     is_text = letters >= 0.5 and words >= _WORDY
     return Column(name, position, "text" if is_text else "token", **base)
+
+
+def _scale(values: pa.Array, distinct: int) -> Scale | None:
+    if not 2 <= distinct <= MOST_GRADES:
+        return None
+    counted = pc.value_counts(values.drop_null())
+    texts, counts = (counted.field(place).to_pylist() for place in (0, 1))
+    return scale_of(dict(zip(texts, counts, strict=True)))
+
+
+def _are_ratings(name: str, scale: Scale | None) -> bool:
+    """Whether texts such as 3/5 are ratings: they say so, or the column's name does."""
+    return (
+        bool(scale and scale.is_plain) or max(likeness(name, VALUE), likeness(name, RATING)) >= 0.8
+    )
 
 
 def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:

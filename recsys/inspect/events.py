@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import pyarrow as pa
@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.columns import Column, bare_tokens, has_known
+from recsys.inspect.scales import is_short
 from recsys.inspect.tables import Pair, Table, determines
 from recsys.inspect.vocabulary import (
     EVENT_TYPE,
     NEGATIVE,
+    RATING,
     STRONG,
     TIME,
     VALUE,
@@ -72,7 +74,9 @@ def columns_of_events(pair: Pair) -> EventColumns:
     found.type = _type(table, pair, left)
     left = [column for column in left if column is not found.type]
     found.value = _value(table, pair, left)
-    found.left = [column for column in left if column is not found.value]
+    found.left = [
+        column for column in left if found.value is None or column.name != found.value.name
+    ]
     return found
 
 
@@ -170,6 +174,8 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             continue
         if column.kind == "number" and not (column.is_whole and column.num_distinct <= 10):
             continue
+        if column.scale is not None and _is_rating_name(table, column):
+            continue
         words = bare_tokens(column) if column.kind == "token" else []
         is_named = table.like(column, EVENT_TYPE) >= _SAYS
         least = len(words) / 3 if is_named else len(words) / 2
@@ -186,7 +192,10 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
     numbers = [
         c
         for c in left
-        if c.kind in ("number", "flag") and c.num_distinct > 1 and not has_id(c.name)
+        if c.kind in ("number", "flag")
+        and c.scale is None
+        and c.num_distinct > 1
+        and not has_id(c.name)
     ]
     if table.sample.has_names:
         named = [
@@ -198,8 +207,18 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             and (table.like(column, TIME) < _SAYS or table.like(column, VALUE) == 1.0)
         ]
         named = [column for column in named if determines(pair.item, column) < 0.9]
+        named += [
+            column
+            for column in _scales(pair, left)
+            if _is_rating_name(table, column) or column.scale is not None and column.scale.is_plain
+        ]
         return max(
-            named, key=lambda column: (table.like(column, VALUE), -column.position), default=None
+            named,
+            key=lambda column: (
+                max(table.like(column, words) for words in (VALUE, RATING)),
+                -column.position,
+            ),
+            default=None,
         )
     rated = [
         c
@@ -208,5 +227,44 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         and c.num_distinct <= _RATING_VALUES
         and c.low >= -10
         and c.high <= 100
-    ]
+    ] or [c for c in _scales(pair, left) if c.scale is not None and len(c.scale.grades) > 2]
     return rated[0] if rated else None
+
+
+def _is_rating_name(table: Table, column: Column) -> bool:
+    """Whether a column's name is that of ratings, and not that of event types."""
+    named = max(table.like(column, words) for words in (VALUE, RATING))
+    return named >= _SAYS and table.like(column, EVENT_TYPE) < _SAYS
+
+
+def _scales(pair: Pair, left: list[Column]) -> list[Column]:
+    """The columns of ratings that are texts, as columns of numbers."""
+    found = []
+    for column in left:
+        if column.scale is None or column.kind == "constant":
+            continue
+        if determines(pair.item, column) >= 0.9 or determines(pair.user, column) >= 0.9:
+            continue
+        low, high = column.scale.span
+        whole = column.scale.is_whole
+        found.append(replace(column, kind="number", low=low, high=high, is_whole=whole))
+    return found
+
+
+def unordered_ratings(table: Table, columns: EventColumns) -> Column | None:
+    """A column of words that its name calls ratings, and whose order is unknown; None if there is
+    none, or if the events have values.
+    """
+    if columns.value is not None or not table.sample.has_names:
+        return None
+    return next(
+        (
+            column
+            for column in columns.left
+            if column.kind in ("token", "text", "flag")
+            and max(table.like(column, words) for words in (VALUE, RATING)) >= _SAYS
+            and is_short(bare_tokens(column))
+            and determines(columns.item, column) < 0.9
+        ),
+        None,
+    )

@@ -45,6 +45,14 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
     draft.section("data.source")
     for setting in found.source:
         _set_deep(draft, "data.source", setting.key, setting.value, setting.why)
+    if found.unordered is not None:
+        name, words = found.unordered
+        draft.other(
+            "data.source.values",
+            {word: number for number, word in enumerate(words, 1)},
+            f"if {name} is a rating: give each word its number, the best the highest, and add"
+            f" {name}: value to the rename of the events; the order of the words is unknown",
+        )
     if found.other_time_format:
         draft.other(
             "data.source.time_format",
@@ -72,7 +80,7 @@ def _set_deep(draft: Draft, path: str, key: str, value: Any, why: str) -> None:
         keys = [section, table, name] if name and table in TABLES else [section, rest]
         draft.put([*path.split("."), *keys], value, why)
         return
-    if isinstance(value, dict) and len(value) > 1:
+    if isinstance(value, dict) and len(value) > 1 and key != "values":
         for name, inner in value.items():
             draft.put([*path.split("."), key, name], inner, why)
         return

@@ -47,7 +47,7 @@ def smallest_value(
         return None, "", False
     values = events.column(schema.VALUE)
     stepped = bool((pc.multiply(values, 2).to_numpy() % 1 == 0).all())
-    is_rating = (
+    is_rating = column.scale is not None or (
         likeness(column.name, _RATINGS) >= 0.8
         if has_names
         else statistics.num_values <= 21 and stepped

@@ -50,6 +50,8 @@ class Understood:
     idle: dict[str, str] = field(default_factory=dict)  # unused event columns → reason
     value_name: str = ""  # name of the column with values
     is_rating: bool = False
+    # column whose words may be ratings of an unknown order, and its words
+    unordered: tuple[str, list[str]] | None = None
     min_value: float | None = None
     min_value_why: str = ""
     day_only: bool = False

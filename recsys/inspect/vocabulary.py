@@ -74,6 +74,17 @@ VALUE: Final = (
     "nb", "num_plays", "dwell", "watch_time", "play_time", "cantidad", "quantité", "количество",
     "оценка", "评分", "数量", "評価", "평점", "수량",
 )  # fmt: skip
+RATING: Final = (
+    "rating", "ratings", "stars", "star", "score", "overall", "rate", "grade", "preference",
+    "feedback", "rated", "satisfaction", "opinion", "sentiment", "vote", "reaction", "liked",
+    "thumb", "thumbs", "verdict", "review_rating", "recommend", "recommended", "evaluation",
+    # other languages
+    "bewertung", "sterne", "note", "avis", "évaluation", "puntuación", "puntuacion", "calificación",
+    "calificacion", "valoración", "valoracion", "avaliação", "avaliacao", "nota", "valutazione",
+    "voto", "waardering", "beoordeling", "ocena", "hodnocení", "hodnoceni", "betyg", "vurdering",
+    "értékelés", "puan", "оценка", "рейтинг", "отзыв", "评分", "評価", "평점", "تقييم",
+)  # fmt: skip
+"""Names of columns whose texts may be ratings."""
 EVENT_TYPE: Final = (
     "event", "eventtype", "type", "action", "behavior", "behaviour", "activity", "verb",
     "interaction", "kind", "event_name", "operation", "行为", "行为类型", "操作", "行動",

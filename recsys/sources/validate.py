@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.sources.lookup import Lookup
 from recsys.values.absent import DEFAULT_RULES, CellRules
-from recsys.values.cells import as_text, extra, ids, numbers
+from recsys.values.cells import as_text, extra, graded, ids, numbers
 from recsys.values.time_forms import ACCEPTED
 from recsys.values.times import timestamps
 
@@ -53,7 +53,8 @@ HINTS: Final = {
     ),
     BAD_VALUE: (
         "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5,"
-        " and add a text that means a missing value to data.source.absent"
+        " give ratings in words their numbers in data.source.values ({Good: 4}), and add a text"
+        " that means a missing value to data.source.absent"
     ),
     BAD_WEIGHT: (
         "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5"
@@ -259,7 +260,7 @@ def _optional(
         times, wrong = timestamps(column, rules)
         return times, (BAD_TIMESTAMP, wrong)
     if name == schema.VALUE:
-        values, wrong = numbers(column, rules)
+        values, wrong = graded(column, rules)
         return pc.fill_null(values, schema.DEFAULT_VALUE), (BAD_VALUE, wrong)
     if name == schema.WEIGHT:
         weights, wrong = numbers(column, rules)

@@ -25,6 +25,8 @@ class CellRules:
     absent: tuple[str, ...] = ABSENT_TEXTS
     time_format: str = ""
     decimal: str = "."
+    # text in lower case → number, for the values of events
+    values: tuple[tuple[str, float], ...] = ()
 
     @property
     def has_numbers(self) -> bool:
@@ -38,7 +40,9 @@ class CellRules:
         """The rules of a source's configuration; the defaults for a source without files."""
         if not isinstance(source, CellSource):
             return cls()
-        return cls(tuple(source.absent), source.time_format, source.decimal)
+        given = getattr(source, "values", {})
+        values = tuple((text.lower(), number) for text, number in given.items())
+        return cls(tuple(source.absent), source.time_format, source.decimal, values)
 
 
 DEFAULT_RULES: Final = CellRules()

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.values.absent import DEFAULT_RULES, CellRules, absent_set, present_only
+from recsys.values.rated import NUMBER, RATED, stars_of
 
 _GROUPED: Final = r"^([+-]?\d{1,3})((?:[.\x{a0}\x{202f} ']\d{3})+)(,\d*)?$"  # 1.234.567,8
 _DIGITS_AND_COMMA: Final = r"^[+-]?(?:\d+(?:,\d*)?|,\d+)(?:[eE][+-]?\d+)?$"  # 1234,5
@@ -88,12 +89,37 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
     return cleaned.to_arrow(), (present.fill_null(False) & ~fine).to_arrow()
 
 
+def graded(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array, pa.Array]:
+    """Numbers as those of :func:`numbers`; texts of ``rules.values`` have the numbers given there.
+
+    >>> rules = CellRules(values=(("good", 4.0), ("★★", 2.0)))
+    >>> values, wrong = graded(pa.array(["Good ", "★★", "3", "bad", None]), rules)
+    >>> values.to_pylist(), wrong.to_pylist()
+    ([4.0, 2.0, 3.0, None, None], [False, False, False, True, False])
+    """
+    if not rules.values or pa.types.is_nested(column.type):
+        return numbers(column, rules)
+    given = pa.array([text for text, _ in rules.values], pa.string())
+    texts = as_text(column)
+    rows = pc.index_in(pc.utf8_lower(pc.utf8_trim_whitespace(texts)), value_set=given)
+    found = pa.array([number for _, number in rules.values], pa.float64()).take(rows)
+    is_given = pc.is_valid(rows)
+    # a flag is a number only if it has one
+    rest = texts if pa.types.is_boolean(column.type) else column
+    values, wrong = numbers(pc.if_else(is_given, pa.scalar(None, rest.type), rest), rules)
+    return pc.coalesce(found, values), wrong
+
+
 def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
     """Numbers as float64, also with a currency, a percent sign or commas between thousands; null
     for anything else.
 
+    Ratings in texts are numbers too.
+
     >>> measured(pa.array(["$1,299.00", "12 EUR", "7", "about 7"])).to_pylist()
     [1299.0, 12.0, 7.0, None]
+    >>> measured(pa.array(["4.5 out of 5 stars", "★★★☆☆", "Rated 2 of 5"])).to_pylist()
+    [4.5, 3.0, 2.0]
     """
     values, wrong = numbers(column, rules)
     if not is_text(column.type) or not pc.any(wrong).as_py():
@@ -106,11 +132,26 @@ def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
         bare = pl.select(
             pl.when(grouped).then(bare.str.replace_all(",", "", literal=True)).otherwise(bare)
         ).to_series()
+    bare = _ratings_as_numbers(bare, rules)
     found = numbers(bare.to_arrow().cast(pa.string()), rules)[0]
     complete = pl.Series(pl.from_arrow(values)).scatter(
         pl.Series(pl.from_arrow(rows)), pl.Series(pl.from_arrow(found))
     )
     return complete.to_arrow()
+
+
+def _ratings_as_numbers(texts: pl.Series, rules: CellRules) -> pl.Series:
+    """Texts that are ratings, such as 4 of 5, as their numbers; other texts stay."""
+    lowered = texts.str.to_lowercase().str.replace_all("\ufe0f", "", literal=True)
+    rows = lowered.str.contains(RATED).fill_null(False).arg_true()
+    if not len(rows):
+        return texts
+    rated = lowered.gather(rows)
+    first = rated.str.extract(f"({NUMBER})")
+    first = first.str.replace_all(r"[.,]", rules.decimal)
+    stars = pl.Series([stars_of(text) for text in rated], dtype=pl.Float64).cast(pl.String)
+    stars = stars.str.replace(".", rules.decimal, literal=True)
+    return texts.scatter(rows, first.fill_null(stars))
 
 
 def _with_points(texts: pl.Series) -> pl.Series:
