@@ -7,15 +7,15 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from recsys.errors import SourceError
 from recsys.inspect.vocabulary import is_known_name
+from recsys.sources.encodings import FoundEncoding, found_encoding
 from recsys.sources.first_rows import Form, dialect_of
 from recsys.sources.guesses import COMMENTS, data_in_header, is_rule, is_value, looks_like_names
 from recsys.sources.separators import BLANKS
-from recsys.sources.sequences import is_utf8
 
 _LOOKED_AT: Final = 400  # lines that are inspected
 _CONSISTENT: Final = 0.9  # smallest share of lines with the most common number of cells
@@ -24,19 +24,6 @@ _USUAL: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _ID: Final = re.compile(r"[\w.@+\-:/]{1,64}")
 _NAME: Final = re.compile(r"[^\W\d][\w .:/()#%\-]{0,60}")
 _MOST_TITLES: Final = 20  # lines above a table that may be a title
-_MOSTLY_OTHER_LETTERS: Final = 0.5
-_HANZI: Final = r"[\u4e00-\u9fff\u3000-\u303f\uff01-\uff5e¥·—…“”]"
-_KANA: Final = r"[\u3040-\u30ff]"
-# encoding, its letters, usual ones among them and their least share; the most distinctive first
-_OTHER_LETTERS: Final = (
-    ("shift_jis", rf"{_KANA}|{_HANZI}", _KANA, 0.1),
-    ("euc_jp", rf"{_KANA}|{_HANZI}", _KANA, 0.1),
-    ("cp1251", r"[а-яА-ЯёЁіїєґІЇЄҐ№«»—–]", r"[а-яё]", 0.5),
-    ("koi8_r", r"[а-яА-ЯёЁ]", r"[а-яё]", 0.5),
-    ("euc_kr", r"[\uac00-\ud7a3]", r".", 1.0),
-    ("gb18030", _HANZI, r".", 1.0),
-    ("big5", _HANZI, r".", 1.0),
-)
 _LONG_LINE: Final = 2.2  # mean items per line from which lines of varying length are sequences
 
 
@@ -50,6 +37,8 @@ class TextForm:
     comment: str = ""
     suffix: str = ""  # file suffix, in lower case
     doubt: str = ""  # why it is uncertain whether there is a header
+    # how the encoding was found, for people
+    encoded: FoundEncoding = field(default=FoundEncoding("utf-8"), compare=False)
 
     @property
     def kind(self) -> str:
@@ -76,50 +65,6 @@ class SequenceForm:
     comment: str = ""
 
 
-def encoding_of(head: bytes) -> str:
-    r"""Return ``utf-8``, or the encoding that fits the bytes above ASCII best: of Latin, Cyrillic,
-    Chinese, Japanese or Korean letters.
-
-    >>> encoding_of("Amélie".encode()), encoding_of("Amélie".encode("latin-1"))
-    ('utf-8', 'latin-1')
-    >>> encoding_of(b"it\x92s")
-    'cp1252'
-    >>> encoding_of("购买时间".encode("gb18030")), encoding_of("購買時間".encode("big5"))
-    ('gb18030', 'big5')
-    >>> encoding_of("товар,дата".encode("cp1251")), encoding_of("상품,날짜".encode("euc_kr"))
-    ('cp1251', 'euc_kr')
-    """
-    lines = head.split(b"\n")
-    high = [line for line in lines[:-1] or lines if not line.isascii()]
-    wrong = [line for line in high if not is_utf8(line)]
-    if not wrong or len(wrong) < 0.1 * len(high):
-        return "utf-8"
-    data = b"\n".join(wrong)
-    if _share_above_ascii(data) > _MOSTLY_OTHER_LETTERS:
-        for name, letters, usual, least in _OTHER_LETTERS:
-            if _fits(data, name, letters, usual, least):
-                return name
-    return "cp1252" if any(0x80 <= code < 0xA0 for code in data) else "latin-1"
-
-
-def _share_above_ascii(data: bytes) -> float:
-    """Share of bytes above ASCII among these and the letters, in the cells that have any."""
-    cells = [cell for cell in re.split(rb"[,;|\t\n]", data) if not cell.isascii()]
-    letters = b"".join(cells)
-    above = sum(code >= 0x80 for code in letters)
-    return above / max(above + sum(chr(code).isalpha() for code in letters if code < 0x80), 1)
-
-
-def _fits(data: bytes, encoding: str, letters: str, usual: str, least: float) -> bool:
-    """Whether most characters above ASCII are letters of an encoding's language, with at least this
-    share of the usual ones.
-    """
-    text = data.decode(encoding, errors="replace")
-    above = "".join(character for character in text if ord(character) >= 0x80)
-    num_good, num_usual = len(re.findall(letters, above)), len(re.findall(usual, above))
-    return num_good >= 0.9 * len(above) and num_usual >= least * len(above)
-
-
 def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm:
     """Find the form of a file from its first bytes.
 
@@ -138,7 +83,14 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         The file is not a table; the message says why.
     """
     head = head.removeprefix(codecs.BOM_UTF8)
-    encoding = encoding_of(head)
+    found = found_encoding(head)
+    if not found.is_known:
+        raise SourceError(
+            f"its text is not UTF-8, and its encoding is unknown: the likeliest, {found.name},"
+            f" reads {found.example!r}; expected UTF-8: save the file as UTF-8, or name its"
+            " encoding in data.source.encoding of a configuration"
+        )
+    encoding = found.name
     if b"\n" not in head and b"\r" in head.strip():
         raise SourceError("the lines end with a carriage return only; convert them to newlines")
     text = head.decode(encoding, errors="replace")
@@ -174,7 +126,7 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         rows = _joined(rows)
     cells = [tuple(cell.strip() for cell in _cells(row, separator, dialect.quoted)) for row in rows]
     has_header, doubt = _header(cells, suffix)
-    return TextForm(separator, has_header, encoding, comment, suffix, doubt)
+    return TextForm(separator, has_header, encoding, comment, suffix, doubt, found)
 
 
 def _titles(rows: Sequence[str], suffix: str) -> str:

@@ -118,9 +118,20 @@ def _by_table(texts: Sequence[TablePlan]) -> list[Setting]:
         found.append(Setting("comment", comments, "lines that start with this are comments"))
     encodings = {plan.role: plan.form.encoding for plan in texts if plan.form.encoding != "utf-8"}
     if encodings:
-        why = "the file is not UTF-8; found from its letters, so check a name with accents"
+        why = f"not UTF-8; found from the letters, so check: {_shown_words(texts)}"
         found.append(Setting("encoding", encodings, why))
     return found
+
+
+def _shown_words(texts: Sequence[TablePlan]) -> str:
+    """A text of each table that is not UTF-8, as its encoding reads it."""
+    found = []
+    for plan in texts:
+        encoded = plan.form.encoded
+        if encoded.name != "utf-8":
+            other = f" (or {encoded.other}, which fits nearly as well)" if encoded.other else ""
+            found.append(f"{plan.role} have {encoded.example!r}{other}")
+    return "; ".join(found)
 
 
 def _renamed(plan: TablePlan) -> dict[str, str]:

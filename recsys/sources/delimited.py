@@ -26,6 +26,7 @@ from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
 from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges, open_after
+from recsys.sources.encodings import found_encoding
 from recsys.sources.files import InputFile
 from recsys.sources.members import (
     MOST_MEMBERS,
@@ -277,9 +278,22 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     if len(wrong) > _MAX_UNDECODABLE * len(lines) or (wrong and wrong[0] == 1):
         raise SourceError(
             f"{file.path}: line {wrong[0]} is not {encoding} text ({len(wrong)} of the first"
-            f" {len(lines)} are not); save the file as UTF-8 or set data.source.encoding (e.g."
-            " latin-1) if the source has another encoding"
+            f" {len(lines)} are not); {_cure_of_encoding(head, encoding)}"
         )
+
+
+def _cure_of_encoding(head: bytes, encoding: str) -> str:
+    found = found_encoding(head)
+    if found.name in ("utf-8", encoding) or not found.is_known:
+        return (
+            "save the file as UTF-8 or set data.source.encoding (e.g. latin-1) if the source has"
+            " another encoding"
+        )
+    return (
+        f"it looks like {found.name}, which reads {found.example!r}: set data.source.encoding to"
+        f" {found.name} (or another one, such as latin-1, if that is wrong), or save the file as"
+        " UTF-8"
+    )
 
 
 def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:

@@ -21,6 +21,7 @@ from recsys.errors import SourceError
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges
 from recsys.sources.delimited import check_encoding
+from recsys.sources.encodings import is_utf8
 from recsys.sources.files import InputFile, find, input_file
 from recsys.sources.first_rows import Form, check_line_ends, data_start
 from recsys.sources.guesses import COMMENTS, is_name
@@ -289,12 +290,3 @@ def _events(
         schema.RAW: raw_text(shown, checked.column(schema.REASON), " "),
     }
     return finish(checked, layout, provenance)
-
-
-def is_utf8(line: bytes) -> bool:
-    """Whether bytes are text in UTF-8."""
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

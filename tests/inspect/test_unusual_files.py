@@ -16,10 +16,10 @@ import pytest
 from recsys import schema
 from recsys.config import CanonicalSource
 from recsys.errors import SourceError
-from recsys.inspect.forms import encoding_of
 from recsys.inspect.look import look
 from recsys.sources import open_source
 from recsys.sources.base import read_all
+from recsys.sources.encodings import encoding_of
 
 START = 1_700_000_000
 NUM_USERS, NUM_ITEMS, NUM_EVENTS = 60, 40, 1500
