@@ -27,17 +27,35 @@ _ONLY_EVENTS = ("canonical", "sequences")  # kinds of sources that may have no o
 
 
 def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
-    """Make the dataset, or find it up to date.
+    """Make the dataset, or find it up to date, which needs no Ray.
 
     The options ``base``, ``earlier`` and ``least`` go to
     :func:`recsys.preparation.prepare.prepare`.
     """
-    with folder.progress.stage("prepare"), ray_session(config, partial(_import_work, config.data)):
-        from recsys.preparation.prepare import prepare as prepare_dataset
+    with folder.progress.stage("prepare"):
+        dataset = None if how else _existing(config, folder)
+        if dataset is None:
+            with ray_session(config, partial(_import_work, config.data)):
+                from recsys.preparation.prepare import prepare as prepare_dataset
 
-        dataset = prepare_dataset(config, folder.progress, **how)
+                dataset = prepare_dataset(config, folder.progress, **how)
         _say_what_there_is(dataset, folder)
     return open_dataset(config)
+
+
+def _existing(config: Config, folder: RunFolder) -> PreparedDataset | None:
+    """The dataset, if it is up to date."""
+    from recsys.data.dataset import PreparedDataset
+
+    try:
+        PreparedDataset(config.dataset_dir)  # a new dataset needs no hash of its files twice
+    except ArtifactError:
+        return None
+    from recsys.preparation.identity import Identity
+    from recsys.sources import open_source
+
+    source = open_source(config.data.source)
+    return Identity.of(config, source).existing(config, source, folder.progress)
 
 
 def open_dataset(config: Config) -> PreparedDataset:

@@ -178,6 +178,12 @@ def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
     return hashlib.sha256(f"{found} {base}".encode()).hexdigest()
 
 
+def text_model_identity(config: TextConfig) -> str:
+    """Identity of model files and number of tokens, on which vectors depend besides the text."""
+    fingerprint = language_model_fingerprint(config.model, config.allow_download)
+    return f"{fingerprint[:24]}-{config.max_tokens}"
+
+
 def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
     """Identity of the vector space: the language model's files and all its adapters.
 

@@ -11,7 +11,7 @@ from recsys.config import DataConfig
 from recsys.config.sources import source_settings
 from recsys.data.manifest import SCHEMA_VERSION
 from recsys.encoders.images import image_model_identity
-from recsys.preparation.vector_cache import model_identity
+from recsys.encoders.text import text_model_identity
 from recsys.storage.uris import one_spelling
 
 _METHOD: Final = 3  # increase it when prepare gives another dataset for the same input
@@ -50,7 +50,7 @@ def content_hash(data: DataConfig, seed: int, fingerprint: str, base: str = "") 
         "source": fingerprint,
         "data": _data(data),
         "seed": _seed(data, seed),
-        "model": model_identity(data.text) if data.text.enabled else None,
+        "model": text_model_identity(data.text) if data.text.enabled else None,
         **({"base": base} if base else {}),
     }
     if data.media.images.column:

@@ -14,14 +14,12 @@ No data that grows with the number of events passes through this process.
 
 from __future__ import annotations
 
-from recsys.config import Config, DataConfig
+from recsys.config import Config
 from recsys.data.audit import Audit, audit, audit_newer
 from recsys.data.audit_shard import ShardFindings, audit_shard
 from recsys.data.dataset import PreparedDataset
-from recsys.data.forgotten import Forgotten
 from recsys.data.manifest import Manifest
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import ArtifactError
 from recsys.preparation.append import Appending, NeedsAll
 from recsys.preparation.appendable import (
     Least,
@@ -32,13 +30,11 @@ from recsys.preparation.appendable import (
 )
 from recsys.preparation.blocks import fetch, task
 from recsys.preparation.build import Preparation
-from recsys.preparation.content_hash import content_hash
 from recsys.preparation.dataset_writer import DatasetWriter, Folder
 from recsys.preparation.event_store import files_read
 from recsys.preparation.events import EventRules
-from recsys.preparation.guarded_pieces import Guard
+from recsys.preparation.identity import Identity
 from recsys.preparation.inputs import Inputs
-from recsys.preparation.media import image_fingerprint
 from recsys.preparation.record import Progress
 from recsys.sources.base import SourceAdapter
 
@@ -89,15 +85,8 @@ def prepare(
         base = earlier.vocabulary()
         if not source.leave_out(files_read(earlier.manifest.store)):
             return nothing_new(earlier, config, progress)
-    known = earlier.manifest.content_hash if earlier is not None else base.digest() if base else ""
-    guard = Guard.of(config.data, config.dataset_dir, base.forgotten if base else Forgotten())
-    if earlier is not None:
-        guard.check_same_key(earlier)
-    whole = guard.keyed(content_hash(config.data, config.seed, _fingerprint(config, source), known))
-    digest = guard.forgotten.bound(whole)
-    existing = _existing(config.data, config.dataset_dir, digest, source.appends)
-    if existing is not None:
-        progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
+    identity = Identity.of(config, source, base, earlier)
+    if (existing := identity.existing(config, source, progress)) is not None:
         return existing
     replaces = config.update.replace or (least is not None and least.replace)
     if earlier is None and not replaces:
@@ -106,24 +95,25 @@ def prepare(
     with writer.writing() as folder:
         keeps_lost = earlier is not None or replaces
         inputs = Inputs(
-            config, source, rules, writer, folder, progress, guard, base, earlier, keeps_lost
+            config,
+            source,
+            rules,
+            writer,
+            folder,
+            progress,
+            identity.guard,
+            base,
+            earlier,
+            keeps_lost,
         )
-        manifest, checked = _written(inputs, digest)
-        manifest.forgotten, manifest.pseudonyms = guard.described(whole)
+        manifest, checked = _written(inputs, identity.digest)
+        manifest.forgotten, manifest.pseudonyms = identity.guard.described(identity.whole)
         if least is not None:
             least.check(manifest, config.dataset_dir)
         _check_in_tasks(folder, manifest, checked, progress)
         writer.commit(manifest)
-    progress(f"dataset {config.dataset_dir} is ready ({digest[:12]})")
+    progress(f"dataset {config.dataset_dir} is ready ({identity.digest[:12]})")
     return PreparedDataset(config.dataset_dir)
-
-
-def _fingerprint(config: Config, source: SourceAdapter) -> str:
-    """The fingerprint of a source and of the image files that its items name."""
-    fingerprint = source.fingerprint()
-    if config.data.media.images.column:
-        fingerprint += image_fingerprint(source, config.data.media.images)
-    return fingerprint
 
 
 def _written(inputs: Inputs, digest: str) -> tuple[Manifest, list[str]]:
@@ -172,15 +162,3 @@ def _audit(folder: Folder, manifest: Manifest, is_whole: bool, *findings: ShardF
     """
     dataset = PreparedDataset.unfinished(folder.filesystem, folder.path, manifest)
     return audit(dataset, findings) if is_whole else audit_newer(dataset, findings)
-
-
-def _existing(
-    data: DataConfig, dataset_dir: str, digest: str, appends: bool
-) -> PreparedDataset | None:
-    """The existing dataset, if it has this content hash and keeps its events as configured."""
-    try:
-        dataset = PreparedDataset(dataset_dir)
-    except ArtifactError:
-        return None
-    keeps = bool(dataset.manifest.store) or not (appends and data.keep_events)
-    return dataset if dataset.manifest.content_hash == digest and keeps else None

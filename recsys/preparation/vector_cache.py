@@ -26,8 +26,8 @@ from recsys.encoders.adapter import Adapter
 from recsys.encoders.text import (
     EncoderSettings,
     TextEncoder,
-    language_model_fingerprint,
     resolve_dtype,
+    text_model_identity,
     usable_cores,
 )
 from recsys.pace import Pace
@@ -136,12 +136,6 @@ def text_keys(texts: Sequence[str], namespace: str) -> list[str]:
     return [hashlib.sha256(f"{namespace}\0{text}".encode()).hexdigest() for text in texts]
 
 
-def model_identity(config: TextConfig) -> str:
-    """Identity of model files and number of tokens, on which vectors depend besides the text."""
-    fingerprint = language_model_fingerprint(config.model, config.allow_download)
-    return f"{fingerprint[:24]}-{config.max_tokens}"
-
-
 def cluster_dtype(wanted: str) -> str:
     """The precision of all tasks; ``auto`` is resolved once, in a task on the cluster."""
     if wanted != "auto":
@@ -171,9 +165,7 @@ def encode_texts(
         The model is not available.
     """
     config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
-    namespace = (
-        f"{model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
-    )
+    namespace = f"{text_model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
     cache = VectorCache(config.cache_dir, namespace)
     unique = sorted({text for text in texts if text is not None})
     keys = text_keys(unique, namespace)

@@ -143,7 +143,7 @@ def test_encoding_reports_progress_by_text_length(
     monkeypatch.setattr(pace, "EVERY_S", 0.0)
     monkeypatch.setattr(text_cache, "_encode_missing", pieces)
     monkeypatch.setattr(text_cache, "cluster_dtype", lambda wanted: "float32")
-    monkeypatch.setattr(text_cache, "model_identity", lambda config: "model")
+    monkeypatch.setattr(text_cache, "text_model_identity", lambda config: "model")
     lines: list[str] = []
     with reporting_to(lines.append):
         vectors_NT, numbers = text_cache.encode_texts(

@@ -169,6 +169,7 @@ def test_table_of_verbs_needs_only_the_standard_library() -> None:
 STARTS = [
     ("pipelines.cli", HEAVY),
     ("pipelines.prepare", ("torch", "ray", "polars", "mlflow", "matplotlib", "transformers")),
+    ("recsys.preparation.identity", ("torch", "ray", "mlflow", "scipy", "transformers")),
     # Every worker of `prepare` imports it, too.
     (
         "recsys.preparation.prepare",

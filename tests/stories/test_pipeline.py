@@ -213,7 +213,13 @@ def test_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
     )
 
 
-def test_prepare_again_does_nothing(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_again_does_nothing_and_starts_no_ray(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_ray(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("pipelines.prepare.ray_session", no_ray)
     manifest = world / "run" / "dataset" / "manifest.json"
     before = manifest.stat().st_mtime_ns
     assert main(["prepare", "--config", str(world / "tiny.yaml")]) == 0

@@ -1,0 +1,69 @@
+"""What a prepared dataset is made from, and whether it exists already. Needs no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.forgotten import Forgotten
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import ArtifactError
+from recsys.preparation.content_hash import content_hash
+from recsys.preparation.guarded_pieces import Guard
+from recsys.preparation.record import Progress
+from recsys.sources.base import SourceAdapter
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The hash of everything that determines a dataset."""
+
+    guard: Guard
+    whole: str  # the content hash before any user was forgotten
+    digest: str  # the content hash
+
+    @staticmethod
+    def of(
+        config: Config,
+        source: SourceAdapter,
+        base: Vocabulary | None = None,
+        earlier: PreparedDataset | None = None,
+    ) -> Identity:
+        """The identity of the dataset that :func:`recsys.preparation.prepare.prepare` makes of the
+        same arguments.
+
+        Raises
+        ------
+        SourceError
+            The files of the source cannot be read.
+        ConfigError
+            ``earlier`` has other pseudonyms.
+        """
+        known = earlier.manifest.content_hash if earlier else base.digest() if base else ""
+        guard = Guard.of(config.data, config.dataset_dir, base.forgotten if base else Forgotten())
+        if earlier is not None:
+            guard.check_same_key(earlier)
+        fingerprint = source.fingerprint()
+        if config.data.media.images.column:
+            from recsys.preparation.media import image_fingerprint  # imports Ray
+
+            fingerprint += image_fingerprint(source, config.data.media.images)
+        whole = guard.keyed(content_hash(config.data, config.seed, fingerprint, known))
+        return Identity(guard, whole, guard.forgotten.bound(whole))
+
+    def existing(
+        self, config: Config, source: SourceAdapter, progress: Progress
+    ) -> PreparedDataset | None:
+        """The dataset, if it exists and keeps its events as configured; ``progress`` gets a line
+        then.
+        """
+        try:
+            dataset = PreparedDataset(config.dataset_dir)
+        except ArtifactError:
+            return None
+        keeps = bool(dataset.manifest.store) or not (source.appends and config.data.keep_events)
+        if dataset.manifest.content_hash != self.digest or not keeps:
+            return None
+        progress(f"dataset {config.dataset_dir} is up to date ({self.digest[:12]})")
+        return dataset
