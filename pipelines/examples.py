@@ -39,9 +39,9 @@ def example_users(
     People share reports, so users appear as numbers unless ids are wanted.
 
     Each example is ``{user, history: [title], recommendations: [{item, title, score, shares:
-    {granularity: float}, hit}], movement, strata}``. ``history`` starts with the oldest item.
-    ``movement`` is the interest drift from :func:`interest_drift_of`, None without the granularity
-    evolution. ``strata`` are the user clusters from :func:`strata_of_users`, the largest weight
+    {granularity: float}, hit}], interest_drift, strata}``. ``history`` starts with the oldest item.
+    ``interest_drift`` is from :func:`interest_drift_of`, None without the granularity evolution.
+    ``strata`` are the user clusters from :func:`strata_of_users`, the largest weight
     first.
 
     Parameters
@@ -88,7 +88,7 @@ def example_users(
         examples.append(
             {
                 "user": dataset.user_ids[user].as_py() if show_ids and user >= 0 else str(number),
-                "movement": drift,
+                "interest_drift": drift,
                 "strata": of_user,
                 "history": [titles_N[item] for item in history.histories.items_E],
                 "recommendations": _recommendations(

@@ -28,7 +28,7 @@ _VARIABLE: Final = re.compile(r"\$\{?[A-Z_][A-Z0-9_]*\}?")
 MAX_BYTES: Final = 100 << 20  # Ray's own limit for a working directory
 
 # Paths in the configuration; relative ones refer to the folder where `recsys submit` runs.
-_PLACES: Final = (
+_PATHS: Final = (
     "run.dir",
     "data.dir",
     "data.source.folder",
@@ -49,7 +49,7 @@ _PLACES: Final = (
     "update.feedback",
 )
 # A path or a name: a path if such a file exists.
-_PLACES_OR_NAMES: Final = (
+_PATHS_OR_NAMES: Final = (
     "data.text.model",
     "data.media.images.model",
     "recommend.model",
@@ -59,7 +59,7 @@ _PLACES_OR_NAMES: Final = (
 
 
 @dataclass(frozen=True)
-class Parcel:
+class JobPackage:
     """The files that are sent besides the configuration, and the files that are left out."""
 
     sent: list[Sent]
@@ -85,14 +85,14 @@ class Parcel:
         ]
 
 
-def contents(homes: Sequence[Path] | None = None) -> Parcel:
+def contents(homes: Sequence[Path] | None = None) -> JobPackage:
     """The files of the packages, or of other folders, that a job needs."""
     sent: list[Sent] = []
     left: list[Left] = []
     for home in _homes() if homes is None else homes:
         more_sent, more_left = package_files(home)
         sent, left = sent + more_sent, left + more_left
-    return Parcel(sent, left)
+    return JobPackage(sent, left)
 
 
 def _homes() -> list[Path]:
@@ -105,7 +105,7 @@ def _homes() -> list[Path]:
     return found
 
 
-def pack(tree: dict[str, Any], folder: Path) -> Parcel:
+def pack(tree: dict[str, Any], folder: Path) -> JobPackage:
     """Write the job package: the packages, and the configuration from :func:`job_config`.
 
     Raises
@@ -139,8 +139,8 @@ def job_config(tree: dict[str, Any]) -> str:
     """
     sent = {**tree, "run": {"dir": "runs/latest", **(tree.get("run") or {})}}
     sent.pop("submit", None)
-    for dotted in (*_PLACES, *_PLACES_OR_NAMES):
-        _change(sent, dotted.split("."), only_existing=dotted in _PLACES_OR_NAMES)
+    for dotted in (*_PATHS, *_PATHS_OR_NAMES):
+        _change(sent, dotted.split("."), only_existing=dotted in _PATHS_OR_NAMES)
     uri = (sent.get("tracking") or {}).get("uri")
     if isinstance(uri, str) and uri.startswith("sqlite:///"):
         sent["tracking"] = {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from recsys.data.dataset import PreparedDataset
 
-Part = Literal["train", "valid", "test"]
+SplitName = Literal["train", "valid", "test"]
 
 
 class Dataset:
@@ -334,12 +334,12 @@ class Dataset:
                 self._prepared = prepare(config, folder)
         return self._prepared
 
-    def events(self, part: Part) -> pd.DataFrame:
+    def events(self, split: SplitName) -> pd.DataFrame:
         """The events of one split, so that other libraries can train on the same events.
 
         Parameters
         ----------
-        part : {"train", "valid", "test"}
+        split : {"train", "valid", "test"}
             The split; the three splits together are all events.
 
         Returns
@@ -357,10 +357,10 @@ class Dataset:
 
         from recsys.data.histories import COLD_VALID, Split
 
-        dataset, split = self.prepared, Split[part.upper()]
+        dataset, wanted = self.prepared, Split[split.upper()]
         histories = dataset.histories()
-        is_in_E = histories.splits_E == split
-        if split == Split.VALID:
+        is_in_E = histories.splits_E == wanted
+        if wanted == Split.VALID:
             is_in_E |= histories.splits_E == COLD_VALID
         rows_E = np.repeat(histories.users_U, histories.lengths_U)[is_in_E]
         times_E = histories.times_E[is_in_E]

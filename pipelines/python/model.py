@@ -41,7 +41,7 @@ class Model:
     Examples
     --------
     ```python
-    print(model.evaluate())  # the model and every baseline on the test part
+    print(model.evaluate())  # the model and every baseline on the test split
     print(model.recommend("ann", k=5))
     ```
     """
@@ -369,12 +369,12 @@ def _requests_of(
     return [{"history": list(history)} for history in histories]
 
 
-def load(place: str | Path, *, tracking_uri: str = "") -> Model:
+def load(model: str | Path, *, tracking_uri: str = "") -> Model:
     """Load a model that was saved, pulled, registered or trained before.
 
     Parameters
     ----------
-    place : path or str
+    model : path or str
         A run folder, a bundle's folder, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``.
     tracking_uri : str
         MLflow's URI, for a registered model.
@@ -389,13 +389,13 @@ def load(place: str | Path, *, tracking_uri: str = "") -> Model:
     ArtifactError
         There is no model.
     """
-    folder = Path(place)
+    folder = Path(model)
     if (
-        not str(place).startswith("models:")
+        not str(model).startswith("models:")
         and (folder / "bundle").is_dir()
         and (folder / "metrics.json").is_file()
     ):
         return Model(folder / "bundle", folder)
     from recsys.registry.resolve import resolve
 
-    return Model(resolve(str(place), tracking_uri), None, str(place), tracking_uri)
+    return Model(resolve(str(model), tracking_uri), None, str(model), tracking_uri)

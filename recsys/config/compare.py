@@ -6,27 +6,27 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 
 
 class CompareConfig(Section):
     """A comparison of two runs, or of the models in logs of a server."""
 
-    runs: list[Place] = Field([], description="the two run folders (recsys compare RUN RUN)")
-    out: Place = Field(
+    runs: list[PathOrUri] = Field([], description="the two run folders (recsys compare RUN RUN)")
+    out: PathOrUri = Field(
         "",
         description=(
             "file of the comparison; default: compare.json in the first run's folder or next to the"
             " first log"
         ),
     )
-    logs: list[Place] = Field(
+    logs: list[PathOrUri] = Field(
         [],
         description=(
             "files, folders or globs that `recsys serve` wrote to serve.log (short: --logs FILE…)"
         ),
     )
-    feedback: list[Place] = Field(
+    feedback: list[PathOrUri] = Field(
         [], description="files, folders or globs of events on shown items (short: --feedback FILE…)"
     )
     rewards: dict[str, float] = Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from recsys.config.privacy import PseudonymConfig
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 from recsys.config.sources import Source, SyntheticSource, open_kind
 
 
@@ -153,7 +153,7 @@ class TextConfig(Section):
     max_event_terms: int = Field(
         24, ge=1, description="most frequent terms of event_column that an item keeps"
     )
-    model: Place = Field(
+    model: PathOrUri = Field(
         "all-MiniLM-L6-v2", description="name of a packaged model, local folder or hub id"
     )
     allow_download: bool = Field(
@@ -167,7 +167,7 @@ class TextConfig(Section):
     num_actors: int = Field(
         1, ge=1, description="copies of the language model that work in parallel"
     )
-    cache_dir: Place = Field(
+    cache_dir: PathOrUri = Field(
         "",
         description=(
             "folder of encoded texts, used by later runs; default: $XDG_CACHE_HOME/multigrain/text"
@@ -188,11 +188,13 @@ class ImagesConfig(Section):
         "", description="column of items with an image's path or URI; empty: no images are read"
     )
     name: str = Field("image", pattern=r"^[A-Za-z0-9_]+$", description="the medium's name")
-    root: Place = Field(
+    root: PathOrUri = Field(
         "",
         description="folder that relative paths start from; empty: the folder of the items' file",
     )
-    model: Place = Field("", description="local folder or hub id of a transformers vision model")
+    model: PathOrUri = Field(
+        "", description="local folder or hub id of a transformers vision model"
+    )
     allow_download: bool = Field(
         False, description="whether the model may be downloaded from the hub"
     )
@@ -208,7 +210,7 @@ class ImagesConfig(Section):
         "auto", description="number format of the model; auto: the faster one on this device"
     )
     num_actors: int = Field(1, ge=1, description="copies of the vision model that work in parallel")
-    cache_dir: Place = Field(
+    cache_dir: PathOrUri = Field(
         "",
         description=(
             "folder of encoded images, used by later runs; default:"
@@ -285,7 +287,9 @@ class QuarantineConfig(Section):
 class DataConfig(Section):
     """The source of the data, the filters of its rows, and their split."""
 
-    dir: Place = Field("", description="folder of the prepared dataset; default: RUN_DIR/dataset")
+    dir: PathOrUri = Field(
+        "", description="folder of the prepared dataset; default: RUN_DIR/dataset"
+    )
     source: SerializeAsAny[Annotated[Source, WrapValidator(open_kind)]] = Field(
         default_factory=SyntheticSource
     )
@@ -371,7 +375,7 @@ class DataConfig(Section):
     knowledge: ItemTriplesConfig = Field(default_factory=ItemTriplesConfig)
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
     pseudonymise: PseudonymConfig = Field(default_factory=PseudonymConfig)
-    forgotten: Place = Field(
+    forgotten: PathOrUri = Field(
         "",
         description=(
             "file of users to leave out, as `recsys forget` writes it; default: DIR.forgotten.json"

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 
 Format = Literal["onnx", "faiss", "parquet"]
 
@@ -16,13 +16,13 @@ class ExportConfig(Section):
     FOLDER``.
     """
 
-    model: Place = Field(
+    model: PathOrUri = Field(
         "", description="a run's or bundle's folder, or models:/NAME@ALIAS; default: RUN/bundle"
     )
     to: list[Format] = Field(
         [], description=f"formats: one or several of {', '.join(get_args(Format))} (--to)"
     )
-    out: Place = Field(
+    out: PathOrUri = Field(
         "",
         description=(
             "output folder (--out); an earlier export is replaced, any other existing folder is"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 
 
 class TrackingConfig(Section):
@@ -12,7 +12,7 @@ class TrackingConfig(Section):
 
     uri: str = Field("", description="MLflow tracking URI; default: sqlite in RUN_DIR/..")
     experiment: str = Field("multigrain", description="name of the MLflow experiment")
-    artifacts: Place = Field(
+    artifacts: PathOrUri = Field(
         "",
         description=(
             "where a new experiment keeps artefacts, e.g. s3://BUCKET/…; default: the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 
 
 class PseudonymConfig(Section):
@@ -17,7 +17,7 @@ class PseudonymConfig(Section):
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
         description="name of the environment variable with the key, without a dollar sign",
     )
-    key_file: Place = Field(
+    key_file: PathOrUri = Field(
         "", description="local file with the key, the same path on every machine"
     )
 
@@ -57,7 +57,7 @@ class ForgetConfig(Section):
     """The users that `recsys forget` removes; their ids are not stored."""
 
     users: list[str] = Field([], exclude=True, description="ids of users (--user ID …)")
-    file: Place = Field("", exclude=True, description="file of user ids, one in each line")
+    file: PathOrUri = Field("", exclude=True, description="file of user ids, one in each line")
     retrain: bool = Field(
         False,
         description=(
@@ -65,7 +65,7 @@ class ForgetConfig(Section):
             "model card says what is left"
         ),
     )
-    also: list[Place] = Field(
+    also: list[PathOrUri] = Field(
         [],
         description=(
             "further files and folders, local or remote (--also FOLDER …): all files are searched;"
@@ -79,14 +79,14 @@ class ForgetConfig(Section):
             " again from this run folder"
         ),
     )
-    signing_key: Place = Field(
+    signing_key: PathOrUri = Field(
         "",
         description=(
             "Ed25519 private key (PEM) that signs the certificate; default: a key in "
             "~/.config/multigrain, made on first use"
         ),
     )
-    unseen: Place = Field(
+    unseen: PathOrUri = Field(
         "",
         description=(
             "JSON lines of requests (user_id, history) of users that no model was trained on, for"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 
 
 class PromoteConfig(Section):
@@ -101,14 +101,14 @@ class PullConfig(Section):
     DIR``.
     """
 
-    model: Place = Field(
+    model: PathOrUri = Field(
         "",
         description=(
             "model to download: models:/NAME@ALIAS or /VERSION; default:"
             " models:/REGISTRY.NAME@champion"
         ),
     )
-    dir: Place = Field(
+    dir: PathOrUri = Field(
         "",
         description=(
             "output folder; an earlier pulled model is replaced, any other existing folder is"

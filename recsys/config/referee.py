@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 
 
 class RefereeConfig(Section):
@@ -14,10 +14,10 @@ class RefereeConfig(Section):
     our own lists.
     """
 
-    protocol: Place = Field(
+    protocol: PathOrUri = Field(
         "", description="the folder that `recsys referee prepare` wrote (--protocol)"
     )
-    out: Place = Field("", description="output file or folder (--out)")
+    out: PathOrUri = Field("", description="output file or folder (--out)")
     lists: list[str] = Field(
         [],
         description=(

@@ -15,7 +15,7 @@ from recsys.config.model import ModelConfig
 from recsys.config.privacy import ForgetConfig
 from recsys.config.promote import PromoteConfig, PullConfig
 from recsys.config.referee import RefereeConfig
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 from recsys.config.serve import ServeConfig
 from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
@@ -37,7 +37,7 @@ Budget = Annotated[str, AfterValidator(_duration)]
 class RunConfig(Section):
     """The folder and the time of a run."""
 
-    dir: Place = Field(
+    dir: PathOrUri = Field(
         "runs/latest",
         min_length=1,
         description="run folder: a local folder, s3://BUCKET/… or gs://BUCKET/…",

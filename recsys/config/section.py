@@ -11,7 +11,7 @@ from recsys.config.outside import reads_artifact
 from recsys.config.renamed import with_current_keys
 from recsys.storage.uris import expanded
 
-Place = Annotated[str, AfterValidator(expanded)]
+PathOrUri = Annotated[str, AfterValidator(expanded)]
 """A path or URI; ``~`` at its start is the home folder of the user who starts the command."""
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 
 
 class AbConfig(Section):
@@ -65,7 +65,7 @@ class ServeConfig(Section):
             "environment variable with the token of POST /stock; empty: the stock cannot be changed"
         ),
     )
-    stock_file: Place = Field(
+    stock_file: PathOrUri = Field(
         "",
         description=(
             "local file that keeps the stock when the server restarts; empty: the stock is not kept"
@@ -73,7 +73,7 @@ class ServeConfig(Section):
     )
     ab: AbConfig = Field(default_factory=AbConfig)
     explore: ExploreConfig = Field(default_factory=ExploreConfig)
-    log: Place = Field(
+    log: PathOrUri = Field(
         "",
         description=(
             "local folder to which each answer is appended as a JSON line, for recsys compare"

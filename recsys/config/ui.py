@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 
 
 class UiConfig(Section):
     """The local dashboard."""
 
-    runs: list[Place] = Field(
+    runs: list[PathOrUri] = Field(
         ["runs"],
         description="folders of run folders, or run folders themselves (recsys ui FOLDER…)",
     )
-    model: Place = Field(
+    model: PathOrUri = Field(
         "",
         description=(
             "an additional model to try: models:/NAME@ALIAS, models:/NAME/VERSION, a bundle or a"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from recsys.config.section import Place, Section
+from recsys.config.section import PathOrUri, Section
 from recsys.storage.uris import without_query
 
 
@@ -17,19 +17,19 @@ class RecommendConfig(Section):
     exclude_seen: bool | None = Field(
         None, description="leave out items of the user's history; null: as the model was evaluated"
     )
-    model: Place = Field(
+    model: PathOrUri = Field(
         "",
         description="model to use: models:/NAME@ALIAS; default: the model that this run registered",
     )
     batch_size: int = Field(1024, ge=1, description="requests that are answered at once")
-    requests: Place = Field(
+    requests: PathOrUri = Field(
         "",
         description=(
             "file of JSON lines with user_id, history, friends, k, exclude_seen, at; "
             "default: all users of the model"
         ),
     )
-    out: Place = Field(
+    out: PathOrUri = Field(
         "",
         description=(
             "Parquet file of the answers (--out); default: RUN/recommendations.parquet for every"
@@ -43,7 +43,7 @@ class RecommendConfig(Section):
             " them"
         ),
     )
-    stock_file: Place = Field(
+    stock_file: PathOrUri = Field(
         "",
         description="file of items that are out of stock, as serve.stock_file; they are in no list",
     )
@@ -81,7 +81,7 @@ class SimilarConfig(Section):
         ),
     )
     k: int = Field(20, ge=1, description="number of similar items")
-    model: Place = Field(
+    model: PathOrUri = Field(
         "", description="model to use: models:/NAME@ALIAS or a bundle; default: RUN/bundle"
     )
     rules: dict[str, Any] = Field(
@@ -98,7 +98,7 @@ class UpdateConfig(Section):
         "all",
         description="what is updated: the whole model, only λ from feedback, or only user clusters",
     )
-    events: list[Place] = Field(
+    events: list[PathOrUri] = Field(
         [],
         description=(
             "files, folders or globs of newer events (--events FILE…), appended to those of the"
@@ -106,7 +106,7 @@ class UpdateConfig(Section):
             " (all, strata)"
         ),
     )
-    dataset: Place = Field(
+    dataset: PathOrUri = Field(
         "",
         description=(
             "dataset that the model was trained on; default: its path at that time (all, strata)"
@@ -115,7 +115,7 @@ class UpdateConfig(Section):
     replace: bool = Field(
         False, description="make the dataset only from the given events (--replace)"
     )
-    model: Place = Field(
+    model: PathOrUri = Field(
         "",
         description=(
             "model to update: models:/NAME@ALIAS, a run folder or a bundle; default: "
@@ -128,7 +128,7 @@ class UpdateConfig(Section):
     lr_share: float = Field(
         0.3, gt=0, le=1, description="learning rate as a share of train.lr (all)"
     )
-    feedback: list[Place] = Field(
+    feedback: list[PathOrUri] = Field(
         [], description="files, folders or globs of events on shown items (fusion)"
     )
     rewards: dict[str, float] = Field(

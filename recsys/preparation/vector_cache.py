@@ -165,7 +165,8 @@ def encode_texts(
         The model is not available.
     """
     config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
-    namespace = f"{text_model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
+    adapted = f"-{adapter.digest[:24]}" if adapter else ""
+    namespace = f"{text_model_identity(config)}{adapted}-{config.dtype}"
     cache = VectorCache(config.cache_dir, namespace)
     unique = sorted({text for text in texts if text is not None})
     keys = text_keys(unique, namespace)

@@ -23,7 +23,9 @@ def interest_drift_panel(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any
     The groups with the largest weight over all users have their own colour, the rest is "other".
     """
     shown = [
-        (example["user"], example["movement"]) for example in examples if example.get("movement")
+        (example["user"], example["interest_drift"])
+        for example in examples
+        if example.get("interest_drift")
     ]
     shown = [(user, drift) for user, drift in shown if len(drift["events"]) >= 2]
     if not shown:

@@ -74,7 +74,7 @@ def render_report(
     examples : Sequence[Mapping[str, Any]]
         Per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
         ``title``, ``score``, ``shares`` (granularity → contribution to the score, may be negative)
-        and ``hit``; ``movement`` with the granularity evolution (see
+        and ``hit``; ``interest_drift`` with the granularity evolution (see
         ``recsys.evaluation.interest_drift``) and ``strata`` with user clusters.
     config_yaml : str
         The merged configuration.

@@ -56,18 +56,16 @@ def test_model_gives_interest_drift(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     queries = dataset.histories().queries(Split.TEST)
     found = interest_drift_of(small_model(dataset), dataset, queries)
-    assert [len(movement["events"]) for movement in found] == [
+    assert [len(drift["events"]) for drift in found] == [
         min(n, 4) for n in queries.histories.lengths_U
     ]
-    for movement in found:
-        assert (
-            np.all(np.sum(movement["long"], axis=1) <= 1 + 1e-9) and movement["immediate"] is None
-        )
-        assert len(movement["chosen"]) == len(movement["times"]) == len(movement["long"])
+    for drift in found:
+        assert np.all(np.sum(drift["long"], axis=1) <= 1 + 1e-9) and drift["immediate"] is None
+        assert len(drift["chosen"]) == len(drift["times"]) == len(drift["long"])
 
 
 def test_panel_lays_out_areas_and_colours() -> None:
-    movement = {
+    drift = {
         "by": "category",
         "labels": ["tea", "milk"],
         "events": ["a", "b"],
@@ -78,7 +76,11 @@ def test_panel_lays_out_areas_and_colours() -> None:
         "share": 0.25,
     }
     panel = interest_drift_panel(
-        [{"user": "u", "movement": movement}, {"user": "v"}, {"user": "w", "movement": None}]
+        [
+            {"user": "u", "interest_drift": drift},
+            {"user": "v"},
+            {"user": "w", "interest_drift": None},
+        ]
     )
     assert panel is not None and panel["keys"] == [("milk", 0), ("tea", 1)] and panel["two"]
     (user,) = panel["users"]
