@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,9 @@ COSTLY_FILES: Final = (
 
 # small problems on shared cores; no test measures time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell starts background jobs with Ctrl-C ignored, and the servers of the tests would inherit it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -146,11 +146,16 @@ def test_interrupted_training_leaves_no_process_and_no_open_run(
             stdout=file,
             stderr=file,
             start_new_session=True,
+            preexec_fn=lambda: _handle_as_in_a_terminal(signal.SIG_DFL),
         )
-    while process.poll() is None and log.read_text(encoding="utf-8").count("epoch  ") < 2:
-        time.sleep(0.2)
-    os.killpg(process.pid, number)
-    assert process.wait(timeout=300) == code, log.read_text(encoding="utf-8")
+    try:
+        while process.poll() is None and log.read_text(encoding="utf-8").count("epoch  ") < 2:
+            time.sleep(0.2)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=300) == code, log.read_text(encoding="utf-8")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert "continue with --resume" in log.read_text(encoding="utf-8")
     last = time.monotonic() + 60
     while (left := _processes(mark)) and time.monotonic() < last:
