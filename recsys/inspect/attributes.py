@@ -32,6 +32,11 @@ _KINDS: Final = {
     "vector": "vectors", "token": "categories", "flag": "yes/no", "time": "times",
     "rating": "ratings",
 }  # fmt: skip
+_IDLE: Final = {
+    "empty": "empty", "constant": "the same value in every row", "object": "nested objects",
+    "url": "web addresses", "image": "paths of images",
+    "time": "times, which are used for events only",
+}  # fmt: skip
 
 
 @dataclass
@@ -189,20 +194,8 @@ def _sort(
         found.idle[column.name] = "contact data, which is not predictive"
         return
     found.kinds[name] = _KINDS.get(kind, kind)
-    if kind in ("empty", "constant", "object"):
-        words = {
-            "empty": "empty",
-            "constant": "the same value in every row",
-            "object": "nested objects",
-        }
-        found.idle[column.name] = words[kind]
-    elif kind in ("url", "image", "time"):
-        words = {
-            "url": "web addresses",
-            "image": "paths of images",
-            "time": "times, which are used for events only",
-        }
-        found.idle[column.name] = words[kind]
+    if kind in _IDLE:
+        found.idle[column.name] = _IDLE[kind]
         if kind == "image":
             found.images.append(name)
     elif kind == "vector":
