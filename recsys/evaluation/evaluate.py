@@ -44,7 +44,7 @@ from recsys.evaluation.segments import (
     segment_report,
     user_segments,
 )
-from recsys.evaluation.signals import certificate, combinations, query_signals
+from recsys.evaluation.signal_certificate import certificate, combinations, query_signals
 from recsys.evaluation.targets import target_report, type_report
 from recsys.evaluation.trust import trust_report
 

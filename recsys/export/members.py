@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recsys.export.repeats import repeat
+from recsys.export.onnx_repeats import repeat
 from recsys.export.seen import Seen
 from recsys.granularities.als.model import Als
 from recsys.granularities.base import Granularity, State

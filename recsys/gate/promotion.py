@@ -24,7 +24,7 @@ from recsys.evaluation.bootstrap import LEVEL, compare
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import Groups, user_segments
-from recsys.evaluation.signals import signal_groups
+from recsys.evaluation.signal_certificate import signal_groups
 from recsys.evaluation.trust import column_of, user_groups
 from recsys.gate.drift import beyond
 

@@ -39,7 +39,7 @@ from recsys.inspect.vocabulary import (
     likeness,
     named_like,
 )
-from recsys.sources.members import as_lists, members_as_rows
+from recsys.sources.list_cells import as_lists, members_as_rows
 from recsys.sources.validate import CellRules
 from recsys.values.arrow_types import is_list
 

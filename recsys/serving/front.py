@@ -26,8 +26,8 @@ from recsys.serving.access import Tokens
 from recsys.serving.admission import Limits, admit, too_large
 from recsys.serving.api_page import docs
 from recsys.serving.calls import DOCS, METHODS, CallError, Reply, refusal
-from recsys.serving.counts import Counts
 from recsys.serving.openapi import OPEN_TO_ALL
+from recsys.serving.prometheus import Counts
 from recsys.serving.service import INTERNAL, Incoming, health
 
 Message = MutableMapping[str, Any]

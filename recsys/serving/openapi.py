@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from recsys import __version__
 from recsys.serving.api_examples import Examples
 from recsys.serving.calls import DOCS, INVOCATIONS, METHODS, OPENAPI, RECOMMEND, SIMILAR, STOCK
-from recsys.serving.counts import HELP, PREFIX
+from recsys.serving.prometheus import HELP, PREFIX
 from recsys.serving.reply_schemas import components
 from recsys.serving.schemas import Schema, fixed_object, ref
 

@@ -39,12 +39,12 @@ from recsys.serving.calls import (
     refusal,
     reply_json,
 )
-from recsys.serving.counts import Counts, exposition
 from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.large_call_queue import LargeCallQueue
 from recsys.serving.large_calls import Slices
 from recsys.serving.openapi import VERSION_HEADER, ServerFacts, document
+from recsys.serving.prometheus import Counts, exposition
 from recsys.serving.requests import Answer, AnyAnswer, Job, Request
 from recsys.serving.size import slices
 from recsys.serving.stock import Stock, StockChange, parse_change

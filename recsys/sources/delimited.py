@@ -28,7 +28,7 @@ from recsys.sources.base import FILE_STRIDE
 from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges, open_after
 from recsys.sources.encodings import found_encoding
 from recsys.sources.files import InputFile
-from recsys.sources.members import (
+from recsys.sources.list_cells import (
     MOST_MEMBERS,
     UNEQUAL,
     members_as_rows,

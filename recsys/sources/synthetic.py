@@ -28,6 +28,7 @@ import pyarrow as pa
 from recsys import schema
 from recsys.config import SyntheticSource
 from recsys.sources.base import FILE_STRIDE, Piece, SourceAdapter
+from recsys.sources.column_names import topic_words
 from recsys.sources.files import InputFile
 from recsys.sources.side_signals import (
     IMAGE,
@@ -40,7 +41,6 @@ from recsys.sources.side_signals import (
     word_topics,
 )
 from recsys.sources.validate import Layout, check_rows, finish, raw_text
-from recsys.sources.vocabulary import topic_words
 from recsys.sources.walks import walk
 from recsys.sources.world import MECHANISMS, Array, World, world_of
 

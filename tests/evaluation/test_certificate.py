@@ -11,7 +11,7 @@ import pytest
 from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
-from recsys.evaluation.signals import (
+from recsys.evaluation.signal_certificate import (
     MIN_QUERIES,
     OTHERS,
     Combination,

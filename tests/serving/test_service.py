@@ -21,8 +21,8 @@ from recsys.serving.access import token_sha256
 from recsys.serving.admission import Limits
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import CallError
-from recsys.serving.counts import Counts, exposition
 from recsys.serving.large_calls import Slices, read_ahead
+from recsys.serving.prometheus import Counts, exposition
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.requests import Job

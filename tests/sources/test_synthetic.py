@@ -17,8 +17,8 @@ from recsys.preparation.items import text_fields
 from recsys.preparation.reading import tables
 from recsys.sources import open_source
 from recsys.sources.base import read_all
+from recsys.sources.column_names import topic_words
 from recsys.sources.side_signals import AGES, LABELS, friends
-from recsys.sources.vocabulary import topic_words
 from recsys.sources.walks import walk
 from recsys.sources.world import CIRCLE, KNOBS, SHORT, tastes, world_of
 
