@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -125,8 +125,16 @@ def resolve(group: str, kind: str) -> Offer | None:
 
 def _package_of(target: str) -> tuple[str, str]:
     """The installed package of a module and its version; empty for a plain file."""
-    found = packages_distributions().get(target.split(":")[0].split(".")[0], [])
+    found = _packages(tuple(sys.path)).get(target.split(":")[0].split(".")[0], [])
     return (found[0], version(found[0])) if found else ("", "")
+
+
+@lru_cache(maxsize=4)
+def _packages(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """The installed packages by module. Why a cache: it reads the file list of every package, half
+    a second, and each configuration asks for it several times.
+    """
+    return packages_distributions()
 
 
 def load(offer: Offer, base: type) -> type[Any]:
