@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,6 +148,46 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the public data sets; {folder} is no folder: set RECSYS_DATA")
     return folder
+
+
+Migration = Callable[[Path, Path], None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Migration]:
+    """Run MLflow's fifty migrations once for the session: new stores start as a copy of the result.
+
+    Why: the migrations of one store cost two seconds, and each file of tests creates its own
+    stores. ``tests/registry/test_store_creation.py`` runs them for each store. Yields the function
+    that is replaced.
+    """
+    from recsys.registry import store
+
+    migrate, tables = store._migrate, tmp_path_factory.mktemp("store") / "tables.db"
+
+    def from_a_copy(file: Path, folder: Path) -> None:
+        if not tables.exists():
+            database = store.mlflow_database()
+            engine = database.create_sqlalchemy_engine(f"sqlite:///{tables}")
+            database._initialize_tables(engine)
+            engine.dispose()
+        if not file.stat().st_size:
+            store._copy_store(tables, file)
+        migrate(file, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_migrate", from_a_copy)
+        yield migrate
+
+
+@pytest.fixture(scope="module")
+def real_migrations(migrations: Migration) -> Iterator[None]:
+    """Run all migrations for each new store, as the commands do."""
+    from recsys.registry import store
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_migrate", migrations)
+        yield
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from recsys.registry.followed_model import FollowedModel
 from recsys.registry.mlflow_client import client, outage
 from recsys.registry.tracking import Tracker
 
+pytestmark = pytest.mark.usefixtures("real_migrations")
 RACE = Path(__file__).parents[1] / "store_race.py"
 
 
