@@ -15,6 +15,7 @@ import pytest
 import recsys
 from recsys.errors import ArtifactError, ConfigError, DataError, RequestError
 from tests.own_data import World
+from tests.training_here import training_here
 
 SMALL = {
     "model.width": 8,
@@ -61,11 +62,12 @@ def page(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2 and blocks[0].count('budget="10m"') == 1
     names: dict[str, Any] = {"SMALL": SMALL, "NO_TEXT": {"data.text.enabled": False}}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, training_here() as trained:
         patch.chdir(folder)
         for block in blocks:
             small = block.replace('budget="10m"', "settings=SMALL, verbose=False")
             exec(small.replace("items=products)", "items=products, settings=NO_TEXT)"), names)  # noqa: S102
+    assert len(trained) == 1
     return names
 
 
