@@ -8,8 +8,9 @@ in that of the other's (down).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ def up(
     yield name, trained(tmp_path_factory.mktemp(f"up-{name}"), name, CASES[name].knob, SEED)
 
 
+@pytest.fixture(scope="module")
+def down(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Trained]:
+    """A granularity in the world of the other's knob, by name and seed; trained once."""
+
+    @cache
+    def models(name: str, seed: int) -> Trained:
+        return trained(tmp_path_factory.mktemp(f"down-{name}"), name, CASES[name].base_knob, seed)
+
+    return models
+
+
 def test_granularity_finds_its_signal(up: tuple[str, Trained]) -> None:
     _, models = up
     queries = models.queries()
@@ -117,8 +129,10 @@ def test_users_without_the_signal_lose_nothing(up: tuple[str, Trained]) -> None:
 
 @pytest.mark.parametrize("seed", [SEED, pytest.param(22, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_granularity_costs_nothing_without_its_signal(name: str, seed: int, tmp_path: Path) -> None:
-    models = trained(tmp_path, name, CASES[name].base_knob, seed)
+def test_granularity_costs_nothing_without_its_signal(
+    name: str, seed: int, down: Callable[[str, int], Trained]
+) -> None:
+    models = down(name, seed)
     queries = models.queries()
     assert is_no_loss(ndcg(models.with_, queries), ndcg(models.without, queries))
 
@@ -135,17 +149,14 @@ def friendless(model: FrozenModel) -> FrozenModel:
     )
 
 
-def test_random_friends_are_pruned_from_the_model(tmp_path: Path) -> None:
+def test_random_friends_are_pruned_from_the_model(down: Callable[[str, int], Trained]) -> None:
     """Trained, they cost 13 %; pruning on validation gives exactly the model without them, with or
     without friends, and users who have only friends are still served by them.
     """
-    dataset = planted_dataset(tmp_path, {"evolution": 1.0}, **CASES["social"].world, seed=SEED)
-    queries = dataset.histories().queries(Split.TEST)
+    models = down("social", SEED)
+    checked, without, queries = models.with_, models.without, models.queries()
     both: dict[str, Any] = {"evolution": {}, "social": {}}
-    checked, unchecked = (
-        train(dataset, both, model={"fusion": {"check": check}}) for check in (True, False)
-    )
-    without = train(dataset, {"evolution": {}})
+    unchecked = train(models.dataset, both, model={"fusion": {"check": False}})
     assert not is_no_loss(ndcg(unchecked, queries), ndcg(without, queries))
     assert torch.equal(checked.item_vectors_ND, without.item_vectors_ND)
     parameters = checked.encoders.state_dict()
