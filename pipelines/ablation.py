@@ -36,9 +36,9 @@ def retrained_variants(
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run; the variants are trained in its folder ``ablation``.
+        Folder of the run; the variants are trained in its folder ``ablation``.
     dataset : PreparedDataset
         The dataset of the run.
 

@@ -90,7 +90,7 @@ def compare(
     Parameters
     ----------
     config : Config
-        Of the gate; names the dataset, the metric and the rules.
+        Configuration of the gate; it names the dataset, the metric and the rules.
     folder : RunFolder
         Gets the progress lines.
     challenger : Bundle

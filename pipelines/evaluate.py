@@ -153,7 +153,7 @@ def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
     main_metric : str
         The metric of ``train.metric``, such as ``ndcg@10``.
     folder : RunFolder
-        Of the run; it prints the lines.
+        Folder of the run; it prints the lines.
     """
     for text in (member_table(metrics), signal_table(metrics)):
         if text:

@@ -53,9 +53,9 @@ def final_model(
     Parameters
     ----------
     config : Config
-        Of the run. The settings stored next to the evaluated model override it.
+        Configuration of the run. The settings stored next to the evaluated model override it.
     folder : RunFolder
-        Of the run.
+        Folder of the run.
     dataset : PreparedDataset
         The dataset of the evaluated model.
     trained : TrainResult
@@ -161,7 +161,7 @@ def planned(folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -
     Parameters
     ----------
     folder : RunFolder
-        Of the run.
+        Folder of the run.
     dataset : PreparedDataset
         The dataset of the evaluated model.
     trained : TrainResult

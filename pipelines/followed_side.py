@@ -203,8 +203,8 @@ def check_log(settings: ServeConfig) -> None:
         check_folder(settings.log)
     elif settings.explore.share:
         raise ConfigError(
-            "serve.explore.share is set, but serve.log is empty: nobody could use the explored"
-            " answers; set serve.log to a folder"
+            "serve.explore.share is set, but serve.log is empty: the explored"
+            " answers would not be stored; set serve.log to a folder"
         )
 
 
@@ -240,8 +240,8 @@ def stock_of(settings: ServeConfig) -> Stock:
         raise ConfigError(f"serve.stock_file: {settings.stock_file} must be a local file")
     if settings.stock_file and not settings.stock_token_env:
         raise ConfigError(
-            "serve.stock_file is set, but serve.stock_token_env is empty: nobody could change the"
-            " stock; set both"
+            "serve.stock_file is set, but serve.stock_token_env is empty: no call may change"
+            " the stock; set both"
         )
     return read_stock(settings.stock_file, "serve.stock_file")
 

@@ -41,9 +41,9 @@ def register(
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run.
+        Folder of the run.
     go_on : int | None
         As in :func:`pipelines.final.final_model`.
     given : Config | None
@@ -169,7 +169,7 @@ def registered_already(
     Parameters
     ----------
     folder : RunFolder
-        Of the run.
+        Folder of the run.
     metrics_sha256 : str
         SHA-256 of ``metrics.json``, in hexadecimal.
     is_final : dict[str, bool]

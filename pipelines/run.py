@@ -79,7 +79,7 @@ def closing_words(metrics: dict[str, Any], registered: dict[str, Any], folder: R
     registered : dict[str, Any]
         The content of ``registered.json``; empty if only the bundle was written.
     folder : RunFolder
-        Of the run.
+        Folder of the run.
 
     Returns
     -------

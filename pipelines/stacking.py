@@ -59,7 +59,7 @@ def stacked(
         For an updated model, bool [V]: users whose validation events are new to the parent. The
         parent was trained on the validation events of the others, so they must not choose weights.
     budget : Budget | None
-        Of the run. A member that does not fit is left out and named.
+        Budget of the run. A member that does not fit is left out and named.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def weigh(
     Parameters
     ----------
     config : Config
-        Of the training; names the metric and the seed.
+        Configuration of the training; it names the metric and the seed.
     dataset : PreparedDataset
         The dataset of the training.
     selected : FrozenModel

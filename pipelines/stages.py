@@ -181,7 +181,7 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "update": Verb(
         "pipelines.update:update",
-        "update a registered model with new events (update.only all, strata) or feedback (fusion)",
+        "update a registered model with new events or, with update.only fusion, with feedback",
         ("parent", "prepare", "train", "evaluate", "register"),
         sections=(
             "update",
@@ -339,7 +339,7 @@ UPDATES: Final[dict[str, Verb]] = {
     ),
     "strata": Verb(
         "pipelines.update:update_strata",
-        "fit the user clusters (strata) to old and new events",
+        "fit the user clusters (key stratum) to old and new events",
         ("parent", "prepare", "strata"),
     ),
 }

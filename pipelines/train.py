@@ -66,9 +66,9 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run; it gets the checkpoints and the model.
+        Folder of the run; it gets the checkpoints and the model.
     descent : Descent | None
         For an update: the start weights and the validation; None: train from scratch.
 

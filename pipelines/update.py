@@ -102,9 +102,9 @@ def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
     Parameters
     ----------
     config : Config
-        Of the update.
+        Configuration of the update.
     folder : RunFolder
-        Of the update; it gets ``drift.json``.
+        Folder of the update; it gets ``drift.json``.
     parent : Parent
         The model whose events are the earlier ones.
 
@@ -231,9 +231,9 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
     Parameters
     ----------
     config : Config
-        Of the update.
+        Configuration of the update.
     folder : RunFolder
-        Of the update; it prints what is new.
+        Folder of the update; it prints what is new.
     parent : Parent
         The model to start from.
     held : list[Held]
@@ -394,9 +394,9 @@ def register_changed(
     Parameters
     ----------
     config : Config
-        Of the update; names the registered model.
+        Configuration of the update; it names the registered model.
     folder : RunFolder
-        Of the update; it gets the bundle and ``registered.json``.
+        Folder of the update; it gets the bundle and ``registered.json``.
     parent : Parent
         The model that is changed.
     changed : dict[str, Tensor]

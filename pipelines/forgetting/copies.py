@@ -127,9 +127,9 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run.
+        Folder of the run.
     store : Store | None
         The MLflow store.
     working : Path
@@ -198,9 +198,9 @@ class CopiesForgotten:
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run; its bundle is already made again.
+        Folder of the run; its bundle is already made again.
     copies : Copies
         The locations to search.
     users : Sequence[str]

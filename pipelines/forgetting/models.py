@@ -43,9 +43,9 @@ def make_models_again(
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run.
+        Folder of the run.
     dataset : PreparedDataset
         The dataset without the users.
     numbering : Renumbering

@@ -137,9 +137,9 @@ def searchable(
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run.
+        Folder of the run.
     store : Store | None
         MLflow's store, or None.
     working : Path

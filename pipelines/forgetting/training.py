@@ -28,9 +28,9 @@ def train_again(
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run; its checkpoints are removed.
+        Folder of the run; its checkpoints are removed.
     dataset : PreparedDataset
         The dataset without the users.
     users : pa.Array
@@ -59,9 +59,9 @@ def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run; its model names its parent.
+        Folder of the run; its model names its parent.
     users : pa.Array
         External ids of the users.
 

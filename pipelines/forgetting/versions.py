@@ -36,9 +36,9 @@ def forget_versions(
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     folder : RunFolder
-        Of the run.
+        Folder of the run.
     store : Store
         The MLflow store.
     versions : list[tuple[Version, bool]]

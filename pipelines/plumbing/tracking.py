@@ -36,9 +36,9 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
     Parameters
     ----------
     config : Config
-        Of the command.
+        Configuration of the command.
     folder : RunFolder
-        Of the run; it keeps the id of the MLflow run, and the tracker while it is open.
+        Folder of the run; it keeps the id of the MLflow run, and the tracker while it is open.
     fresh : bool
         Open a new MLflow run. It has no effect on a resumed command.
 
@@ -61,7 +61,7 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
             folder.tracker = None
 
 
-# of a training and of the training on all events
+# phases of a training, and of the training on all events
 _PHASES = ("train", "refit", "join", "final", "final_join")
 
 

@@ -248,7 +248,7 @@ def described(config: Config, sizes: DataSizes, with_time: bool = True) -> str:
     Parameters
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     sizes : DataSizes
         Numbers of users, items and events.
     with_time : bool

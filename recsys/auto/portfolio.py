@@ -18,7 +18,7 @@ from recsys.config import Config, build_config
 from recsys.config.values import merged
 from recsys.granularities.apart.section import KIND
 
-# for ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
+# targets of a step for ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
 _TARGETS_A_STEP: Final = 2000
 _TARGETS: Final = 1.6e6  # training targets in total; determines the number of epochs
 _FEW_EVENTS: Final = 120_000  # below: narrow models, which overfit less

@@ -364,7 +364,7 @@ class DataConfig(Section):
         description="smallest value of the events that are used, e.g. 4 for ratings; null: all",
     )
     min_user_events: int = Field(
-        0, ge=0, description="users with fewer events are removed (k-core); 0: nobody"
+        0, ge=0, description="users with fewer events are removed (k-core); 0: no user"
     )
     min_item_events: int = Field(
         0, ge=0, description="items with fewer events are removed (k-core); 0: no item"

@@ -323,7 +323,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 
-# of values, by pydantic
+# pydantic's names of the kinds of values
 _FORM: Final = re.compile(r"str|float|constrained-\w+|(?:list|dict|function-\w+)\[.*\]")
 _TYPE_ERRORS: Final = ("string_type", "float_type", "list_type", "dict_type")
 

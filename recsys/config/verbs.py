@@ -96,20 +96,24 @@ class UpdateConfig(Section):
 
     only: Literal["all", "fusion", "strata"] = Field(
         "all",
-        description="what is updated: the whole model, only λ from feedback, or only user clusters",
+        description=(
+            "what is updated: the whole model (all), only λ from feedback (fusion), or only the"
+            " user clusters (strata)"
+        ),
     )
     events: list[PathOrUri] = Field(
         [],
         description=(
             "files, folders or globs of newer events (--events FILE…), appended to those of the"
-            " model's dataset; files that it has read are not read again; default: data.source"
-            " (all, strata)"
+            " model's dataset; files that it has read are not read again; default: data.source;"
+            " not used by update.only fusion"
         ),
     )
     dataset: PathOrUri = Field(
         "",
         description=(
-            "dataset that the model was trained on; default: its path at that time (all, strata)"
+            "dataset that the model was trained on; default: its path at that time; not used by"
+            " update.only fusion"
         ),
     )
     replace: bool = Field(
@@ -123,21 +127,31 @@ class UpdateConfig(Section):
         ),
     )
     epochs: int = Field(
-        5, ge=1, description="epochs, at most; the model before the update counts as epoch 0 (all)"
+        5,
+        ge=1,
+        description=(
+            "epochs of update.only all, at most; the model before the update counts as epoch 0"
+        ),
     )
     lr_share: float = Field(
-        0.3, gt=0, le=1, description="learning rate as a share of train.lr (all)"
+        0.3,
+        gt=0,
+        le=1,
+        description="learning rate of update.only all, as a share of train.lr",
     )
     feedback: list[PathOrUri] = Field(
-        [], description="files, folders or globs of events on shown items (fusion)"
+        [],
+        description="files, folders or globs of events on shown items, for update.only fusion",
     )
     rewards: dict[str, float] = Field(
         {"click": 1.0, "purchase": 3.0, "skip": -1.0},
         description=(
-            "event type → reward; above 0: liked, below 0: not liked; its size is its weight"
-            " (fusion)"
+            "event type → reward, for update.only fusion; above 0: liked, below 0: not liked; its"
+            " size is its weight"
         ),
     )
     prior_rows: float = Field(
-        100.0, ge=0, description="weight of the present λ, as a number of feedback rows (fusion)"
+        100.0,
+        ge=0,
+        description="weight of the present λ in update.only fusion, as a number of feedback rows",
     )

@@ -2,9 +2,9 @@
 its best member.
 
 Why not by gradient in training: closed-form members have seen every training event, so training
-would trust them too much. Why not one search on all validation users: weights that are chosen and
-measured on the same users look better than they are. So the weights are the mean of two methods,
-both without negative weights, and cross-fitting over the users measures the result:
+would give them too much weight. Why not one search on all validation users: weights that are chosen
+and measured on the same users look better than they are. So the weights are the mean of two
+methods, both without negative weights, and cross-fitting over the users measures the result:
 
 * the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small
   ridge.

@@ -124,7 +124,9 @@ def sample_of(file: InputFile, given: str = "") -> Sample:
     if suffix in _SHEETS:
         raise SourceError("a spreadsheet; save its table as CSV or Parquet")
     if suffix in _NEVER and not file.compressed:
-        raise SourceError(f"{suffix} files are not supported")
+        raise SourceError(
+            f"{suffix} files are not supported; if it holds a table, save it as CSV or Parquet"
+        )
     folders = folder_values(file.path)
     if _FORMATS.get(suffix) == "parquet" or _is_parquet(file):
         found = _of_parquet(file)
@@ -161,7 +163,7 @@ def together(samples: Sequence[Sample]) -> Sample:
 
 def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     if head.startswith(b"<?xml") or head.lstrip()[:1] == b"<":
-        raise SourceError("XML or HTML, not a table")
+        raise SourceError("XML or HTML, not a table; save its table as CSV or Parquet")
     try:
         check_encoding(file, head, "latin-1")  # which decodes all bytes
     except SourceError as error:
@@ -179,7 +181,10 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     ]
     tables = [table for table, _, _ in pieces]
     if not tables:
-        raise SourceError("all rows have different numbers of cells")
+        raise SourceError(
+            f"no row has {len(names)} cells, the number of its columns; check the separator and the"
+            " quotes of the file, and save it again"
+        )
     rows = pa.concat_tables(tables).combine_chunks()
     used = [index for index, name in enumerate(names) if name]
     rows = pa.table({names[index]: rows.column(index) for index in used})
@@ -207,7 +212,9 @@ def _names(file: InputFile, form: TextForm, dialect: Dialect, head: bytes) -> tu
         seen: set[str] = set()
         for name in names:
             if name in seen:
-                raise SourceError(f"the header contains the name {name!r} twice")
+                raise SourceError(
+                    f"the header contains the name {name!r} twice; rename one of the two columns"
+                )
             seen |= {name} if name else set()
         return names, header.end
     count = _usual_cells(head, dialect)
@@ -310,9 +317,9 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
             if start in (b"{'", b"[{")
             else ""
         )
-        raise SourceError(f"not JSON objects, one per line or in one array{cure}")
+        raise SourceError(f"no JSON objects; expected one per line, or all in one array{cure}")
     if not objects:
-        raise SourceError("has no JSON object")
+        raise SourceError("has no JSON object; expected one object per row")
     kinds = kinds_of(objects)
     check_column_count(len(kinds), file.path)
     absent = CellRules().absent
@@ -322,7 +329,7 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
         if key
     }
     if not columns:
-        raise SourceError("the JSON objects have no keys")
+        raise SourceError("the JSON objects have no keys; expected the names of columns as keys")
     rows = pa.table(columns)
     total = len(objects) if is_whole else int(len(objects) * file.size / max(read, 1))
     return Sample((file,), "jsonl", rows, is_whole, total)

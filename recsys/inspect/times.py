@@ -35,9 +35,9 @@ _MONTH_DAYS: Final = (
     "%d-%b-%y",
     "%d %b %y",
 )
-# with clocks that the readers do not know, such as 10:30 PM
 _YEAR_FIRST_DAYS: Final = ("%Y年%m月%d日", "%Y년 %m월 %d일", "%Y-%m-%d", "%Y/%m/%d")
 _MONTH_DAYS_LONG: Final = tuple(days.replace("%b", "%B") for days in _MONTH_DAYS)
+# some clocks are unknown to the readers of a dataset, such as 10:30 PM
 _CLOCKS: Final = ("", "%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 _GAPS: Final = (" ", ", ", "T", ":")
 _EPOCH_NUMBER: Final = r"^[1-9]\d{8,18}(?:\.\d+)?$"

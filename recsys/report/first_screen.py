@@ -18,7 +18,7 @@ from recsys.report.wording import (
     segment_name,
 )
 
-# of the segments; the others are groups of targets
+# segments of users; the other segments are groups of targets
 _USER_GROUPS: Final = ("history", "friends", "users", "cold")
 _PHRASES: Final = {
     ("history", "0"): "users without a history",

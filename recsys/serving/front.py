@@ -37,7 +37,7 @@ SOON: Final = (("Retry-After", "1"),)
 NOT_READY: Final = (
     "the server is not ready: no replica answers yet; send the call again in a second"
 )
-# during which the rest of a refused body is read and dropped, so that its sender gets the reply
+# For this time the rest of a refused body is read and dropped, so that its sender gets the reply.
 _LINGER_S: Final = 2.0
 _HELD_BODIES: Final = 64  # largest number of bodies of the largest size in memory
 _LEAST_AGE_S: Final = 1.0  # of a body that is dropped to make room for another one

@@ -17,7 +17,7 @@ from recsys.serving.stock import Stock, StockChange, write_stock
 if TYPE_CHECKING:
     from recsys.bundle.files import Bundle
 
-# without a poll, after which a replica counts as gone; longer than it takes to load a model
+# A replica that has not polled for this time counts as gone. Loading a model takes less.
 _SILENT_S: Final = 120.0
 
 

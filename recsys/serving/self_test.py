@@ -190,7 +190,7 @@ def _value(column: ContextColumn) -> Any:
 
 
 def _answers(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    """Answers without a language model for the texts of histories and without an index."""
+    """Answer without an index, and without a language model for the texts of histories."""
     plain = replace(bundle, info=bundle.info.model_copy(update={"user_text": {}}), index=None)
     # as in every release since the self-test exists
     rows_with_default = [{"exclude_seen": True, **row} for row in rows]

@@ -50,7 +50,7 @@ from recsys.sources.validate import Layout
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20
-# of the head that are parsed if the rest is sampled, which needs an uncompressed file
+# bytes of the head that are parsed if the rest is sampled, which needs an uncompressed file
 _FIRST_BYTES: Final = 2 << 20
 _SAMPLES: Final = 16
 _SAMPLE_BYTES: Final = 1 << 16

@@ -43,6 +43,7 @@ _LINES: Final = Dialect(" ", quoted=False)
 _RAW_LIMIT: Final = 2000
 _HEAD_BYTES: Final = 1 << 20
 _LOOKED_AT: Final = 100  # lines
+_FORM: Final = "USER ITEM ITEM …"
 
 
 class SequencesAdapter(SourceAdapter):
@@ -133,10 +134,11 @@ class SequencesAdapter(SourceAdapter):
             line.split(config.separator) if config.separator.strip() else line.split()
             for line in lines
         ]
-        expected = "expected lines of USER ITEM ITEM …"
         if not lines:
             if len(head) < _HEAD_BYTES:
-                raise SourceError(f"{file.path} has only blank lines and comments; {expected}")
+                raise SourceError(
+                    f"{file.path} has only blank lines and comments; expected lines of {_FORM}"
+                )
             return start
         first = words[0][0].strip()
         mark = next((mark for mark in COMMENTS if first.startswith(mark)), "")
@@ -144,13 +146,14 @@ class SequencesAdapter(SourceAdapter):
         is_only_one = first == mark or any(not line.startswith(mark) for line in lines)
         if mark and is_only_one and not config.comment:
             raise SourceError(
-                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a comment; {expected}:"
-                f" set data.source.comment to {mark!r} to skip such lines, or remove them"
+                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a comment, but"
+                f" every line must be {_FORM}; set data.source.comment to {mark!r} to skip such"
+                " lines, or remove them"
             )
         if is_name(first):
             raise SourceError(
-                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a header; {expected}:"
-                " remove it"
+                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a header, but"
+                f" every line must be {_FORM}; remove the first line"
             )
         others = [
             mark
@@ -159,8 +162,9 @@ class SequencesAdapter(SourceAdapter):
         ]
         if others and all(len(of_line) == 1 for of_line in words):
             raise SourceError(
-                f"{file.path}: no line has an item after its user ({lines[0][:60]!r}); {expected}:"
-                f" if the ids are separated by {others[0]!r}, set data.source.separator to it"
+                f"{file.path}: no line has an item after its user ({lines[0][:60]!r}); expected"
+                f" lines of {_FORM}; if the ids are separated by {others[0]!r}, set"
+                " data.source.separator to it"
             )
         self.notes = _odd_ids(file, words)
         return start

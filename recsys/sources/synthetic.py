@@ -48,7 +48,7 @@ START: Final = 1_704_067_200  # 2024-01-01T00:00:00Z
 YEAR: Final = 365 * 86_400  # seconds
 EVENT_TYPES: Final = ("view", "click", "purchase")
 VALUES: Final = (1.0, 2.0, 5.0)
-# of events by a signal, of noise events
+# shares of the types: of events by a signal, of noise events
 _TYPE_SHARES: Final = ((0.60, 0.25, 0.15), (0.90, 0.08, 0.02))
 ITEM_BUNDLE: Final = 250  # items that are generated together
 _BLOCK_ROWS: Final = 200_000

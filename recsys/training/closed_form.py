@@ -19,7 +19,7 @@ from recsys.model import FrozenModel
 
 MAX_QUERIES: Final = 4096
 _PROBE: Final = 256
-# in units of the ratio of the standard deviations of the scores
+# tried λ, in units of the ratio of the standard deviations of the scores
 _COARSE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _FINE: Final = (0.7, 1.4)
 

@@ -46,7 +46,7 @@ from recsys.training.context import TrainContext
 PRIVACY: Final = "privacy"  # key of the training's choices
 COUNTED_ITEMS: Final = 20  # most items per user in the noised counts
 _MOST_NOISE: Final = 1e3
-# of the Rényi divergence, needed for small ε
+# orders of the Rényi divergence that a small ε needs
 _LARGE_ORDERS: Final = (80, 112, 160, 224, 320, 448, 640, 896)
 _WHOLE_ORDERS: Final = (*range(2, 11), *range(12, 64), *_LARGE_ORDERS)
 # those of Opacus, and the large ones

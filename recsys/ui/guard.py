@@ -34,7 +34,7 @@ _HEADERS: Final = {
 REPORT_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
 )
-"""For reports, which are self-contained files: no scripts, no forms, no external content."""
+"""The policy for reports. They are self-contained: no scripts, forms or external content."""
 
 
 class Guard:

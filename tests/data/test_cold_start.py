@@ -4,7 +4,6 @@ artefact.
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from test_prepare import MemorySource, config, event, rows_of, silent
 
 from recsys.config import build_config
-from recsys.data import cold_start as module
 from recsys.data.cold_start import CUT, ColdUsers
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import COLD_VALID, Histories, Split
@@ -269,7 +267,3 @@ def test_paired_report_equals_that_by_hand() -> None:
     assert found["comparison"]["against"]["a"]["difference"] == pytest.approx((0.4 + 0.2 + 0.6) / 3)
     assert found["comparison"]["against"]["a"]["relative"] == pytest.approx(0.4 / 0.2)
     assert found["granularities"]["z"]["p"] == 1.0
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(module, extraglobs={"np": np}).failed == 0

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from recsys.config import SplitConfig
-from recsys.data import hashing, split, vocabulary
 from recsys.data.hashing import string_hashes, uniform
 from recsys.data.split import NEVER, SplitPlan, assign, bin_counts, check_split, cut_off, parse_time
 from recsys.errors import ConfigError, DataError
@@ -120,8 +117,3 @@ def test_plan_describes_itself_in_iso_times() -> None:
     described = SplitPlan("temporal", valid_from=0, test_from=1_000_000).describe()
     assert described["test_from"] == "1970-01-01T00:00:01+00:00"
     assert "test_from" not in SplitPlan("leave-last", test_from=NEVER).describe()
-
-
-@pytest.mark.parametrize("module", [hashing, split, vocabulary])
-def test_doctests_pass(module: object) -> None:
-    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]

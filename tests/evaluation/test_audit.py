@@ -277,7 +277,7 @@ def test_event_text_with_held_out_rows_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 def test_context_values_only_of_held_out_events_are_refused(tmp_path: Path) -> None:
-    """``anna``'s last event is in the rain, which no training event has seen."""
+    """The value ``rain`` is only in ``anna``'s last event; no training event has it."""
     places = ["sun", "fog", "sun", "fog", "rain", "sun"]
     rows = [{**row, "weather": place} for row, place in zip(TIMED, places, strict=True)]
     source = MemorySource(events=rows_of("events", rows, weather=pa.string()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,3 @@ def test_panel_has_the_figures(tmp_path: Path) -> None:
         ConfigError, match=r"evaluate\.user_groups: 'shoe' is not a column of users; columns: kind"
     ):
         evaluate(small_model(dataset), dataset, settings(user_groups=["shoe"]), True)
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(trust, extraglobs={"np": np}).failed == 0

@@ -480,7 +480,7 @@ def test_example_answers_as_recsys_recommend_does(
 
 
 def test_example_adds_the_scores_of_sparse_members(stacked: tuple[Path, Path]) -> None:
-    """With types and times of events, against the recommender itself."""
+    """Requests have types and times of events; the recommender computes the expected answers."""
     bundle, folder = stacked
     at = 1_600_000_000
     event = {"item_id": "i3", "event_type": "buy", "timestamp": at - 90_000}

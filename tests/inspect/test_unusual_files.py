@@ -395,3 +395,22 @@ def test_file_of_another_kind_has_a_message_with_the_cure(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=message):
         look([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cure"),
+    [
+        ("page.html", "<html></html>", "save it as CSV or Parquet"),
+        ("page.txt", "<a>b</a>", "save its table as CSV or Parquet"),
+        ("twice.csv", "user_id,item_id,item_id\nu1,a,1\n", "rename one of the two columns"),
+        ("numbers.json", "[1, 2]", "expected one per line, or all in one array"),
+    ],
+)
+def test_message_about_an_unreadable_file_names_the_file_and_the_cure(
+    tmp_path: Path, name: str, content: str, cure: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(SourceError) as caught:
+        look([str(path)])
+    assert f"{path}: " in str(caught.value) and cure in str(caught.value)

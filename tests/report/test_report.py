@@ -596,14 +596,14 @@ def test_user_clusters_are_shown_with_choice_items_and_example_users(tmp_path: P
     assert page.open == [] and "script" not in [tag for tag, _ in page.seen]
     for words in (
         "User clusters (strata)",
-        "8 strata",
+        "8 clusters",
         "−5.300",
         "Portishead · " + HOSTILE,
         "trip, hop",
         "25.0 %",
     ):
         assert words in page.text, words
-    assert "In stratum 2 (70 %), stratum 5 (20 %)" in page.text
+    assert "In cluster 2 (70 %), cluster 5 (20 %)" in page.text
 
 
 def test_twenty_members_have_twenty_fills(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -16,10 +15,6 @@ from recsys.sources.validate import Layout, check_rows, extra, ids, numbers, raw
 EVENTS = Layout(schema.EVENTS)
 SOCIAL = Layout(schema.SOCIAL)
 MOMENT = datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)  # 1,000,000,000 s
-
-
-def test_doctests_pass() -> None:
-    assert doctest.testmod(validate).failed == 0
 
 
 @pytest.mark.parametrize(

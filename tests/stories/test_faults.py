@@ -321,8 +321,8 @@ def test_run_resumes_after_storage_answers_503_for_a_minute(
     monkeypatch: pytest.MonkeyPatch,
     whole: dict[str, Any],
 ) -> None:
-    """In prepare, in reading for the training, in a checkpoint: the run continues, or ends and
-    continues with `--resume`."""
+    """Storage fails during prepare, while the training reads, and in a checkpoint. Each time the
+    run continues, or it ends and continues with `--resume`."""
     database, place = tmp_path / "mlflow.db", f"{bucket}/runs/one"
     with Gate(s3_server) as gate, ExitStack() as commands:
         monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
@@ -397,8 +397,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_prepare_continues_after_its_tasks_are_killed(tmp_path: Path, many: dict[str, Any]) -> None:
-    """SIGKILL for a worker that exchanges events, for one that codes them and for one that writes
-    histories."""
+    """SIGKILL ends a worker that exchanges events, later a worker that turns ids into codes, and at
+    last a worker that writes histories."""
     with Command(
         "prepare", world(tmp_path, data={"source": many["source"], "num_shards": 4})
     ) as command:

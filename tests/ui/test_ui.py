@@ -1,5 +1,5 @@
-"""The dashboard shows runs, comparisons, answers and the gate; it changes nothing and refuses what
-must not ask it.
+"""The dashboard shows runs, comparisons, answers and the gate. It changes nothing, and refuses
+requests from other sites and other host names.
 """
 
 from __future__ import annotations
@@ -529,8 +529,8 @@ def address(runs: Path) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_dashboard_works_in_a_browser(address: str) -> None:
-    """Search while typing, basket, list, comparison that comes by itself; no error in the console,
-    nothing too wide.
+    """The search runs while the user types; basket, list and comparison appear without a reload.
+    The console has no error, and no page is too wide.
     """
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started, tempfile.TemporaryDirectory() as profile:

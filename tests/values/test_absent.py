@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from recsys.preparation.buckets import project
 from recsys.preparation.events import EventRules
 from recsys.preparation.graphs import TripleRules, item_triples
 from recsys.sources.validate import Layout, check_rows
-from recsys.values import cells
 from recsys.values.absent import CellRules, is_absent
 from recsys.values.cells import extra, ids, numbers
 from recsys.values.times import timestamps
@@ -50,10 +48,6 @@ LISTS = pa.list_(TEXTS)
 def test_integers_in_the_list_are_missing_values() -> None:
     assert ids(pa.array([7, -1])).to_pylist() == ["7", "-1"]
     assert ids(pa.array([7, -1]), CellRules(absent=("-1",))).to_pylist() == ["7", None]
-
-
-def test_doctests_pass() -> None:
-    assert doctest.testmod(cells).failed == 0
 
 
 @pytest.mark.parametrize("text", COMMON)

@@ -4,7 +4,6 @@ user.
 
 from __future__ import annotations
 
-import doctest
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from recsys.errors import DataError
 from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.quarantine import QUARANTINE_SCHEMA, Quarantine
 from recsys.sources.validate import HINTS, Layout, check_rows, raw_text
-from recsys.values import moment as moment_module
-from recsys.values import times as times_module
 from recsys.values.absent import CellRules
 from recsys.values.moment import moment
 from recsys.values.times import polars_form, timestamps
@@ -95,10 +92,6 @@ def _read(cells: Any, rules: CellRules | None = None) -> tuple[list[int | None],
     times, wrong = timestamps(column, rules or CellRules())
     assert times.type == schema.TIMESTAMP_TYPE
     return times.cast(pa.int64()).to_pylist(), wrong.to_pylist()
-
-
-def test_doctests_pass() -> None:
-    assert doctest.testmod(times_module).failed == 0 and doctest.testmod(moment_module).failed == 0
 
 
 @pytest.mark.parametrize("text", FORMS)

@@ -42,7 +42,7 @@ from recsys.granularities.place.columns import Places, found_columns, read_place
 from recsys.granularities.place.section import PlaceConfig
 from recsys.granularities.shares import LogShares
 
-# of distances between consecutive events; they are the bandwidths
+# quantiles of distances between consecutive events; they are the bandwidths
 _QUANTILES: Final = (0.05, 0.2, 0.4, 0.6, 0.85)
 _STEPS: Final = (0.05, 0.25)  # bandwidths in rank
 # events to learn from, sampled items per event, earlier events of each

@@ -37,7 +37,7 @@ from recsys.granularities.repeat.moments import sample_times
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.granularities.sparse import SparseScores
 
-# on standardised features: keeps the fit finite if a feature separates the classes
+# ridge on standardised features: keeps the fit finite if a feature separates the classes
 _RIDGE: Final = 1.0
 _STEPS: Final = 50
 

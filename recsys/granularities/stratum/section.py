@@ -19,18 +19,20 @@ class StratumConfig(GranularityConfig):
     reads: ClassVar[str] = STRATUM
 
     method: Literal["kmeans", "hierarchical"] = Field(
-        "kmeans", description="algorithm that finds user clusters"
+        "kmeans", description="algorithm that finds the user clusters"
     )
     num_strata: Annotated[list[Annotated[int, Field(ge=1)]], Several] = Field(
         [4, 8, 16, 32],
         min_length=1,
-        description="one number, or several: validation chooses before training",
+        description="number of user clusters; if several, validation chooses one before training",
     )
     input: Literal["text", "item"] = Field(
         "text", description="compare users by text or by item vectors"
     )
     temperature: float = Field(
-        0.2, gt=0, description="softness of the membership, relative to the mean gap between strata"
+        0.2,
+        gt=0,
+        description="softness of the membership, relative to the mean gap between user clusters",
     )
     refit_every: int = Field(
         1,
