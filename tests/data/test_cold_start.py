@@ -205,8 +205,8 @@ def test_split_without_cold_users_keeps_its_hash(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_report_compares_models_on_cold_users(tmp_path: Path) -> None:
-    newcomers = ColdUsers(0.4, 3, 5)
-    cold_U = newcomers.among(pa.array([f"u{user}" for user in range(20)]))
+    cold_users = ColdUsers(0.4, 3, 5)
+    cold_U = cold_users.among(pa.array([f"u{user}" for user in range(20)]))
     walks = [leave_last(*((start + step) % 30 for step in range(6))) for start in range(20)]
     cut = [
         walk[2:3]
@@ -219,7 +219,7 @@ def test_report_compares_models_on_cold_users(tmp_path: Path) -> None:
         [few if cold else walk for few, walk, cold in zip(cut, walks, cold_U, strict=True)],
         30,
     )
-    dataset.manifest.split = {"kind": "leave-last", **newcomers.describe()}
+    dataset.manifest.split = {"kind": "leave-last", **cold_users.describe()}
     settings = {"ks": [3], "bootstrap": 200, "baselines": ["popularity", "item_knn"]}
     model = {"granularities": {"behaviour": {"enabled": True}}}
     built = build_config({"model": model, "train": {"metric": "ndcg@3"}, "evaluate": settings})

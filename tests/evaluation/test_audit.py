@@ -232,12 +232,12 @@ def test_friends_outside_the_vocabulary_are_refused(dataset: PreparedDataset) ->
 
 
 def test_cold_users_with_too_many_events_are_refused(tmp_path: Path) -> None:
-    newcomers = ColdUsers(0.5, 2, 1)
-    cold = newcomers.among(pa.array([f"u{user}" for user in range(4)]))
+    cold_users = ColdUsers(0.5, 2, 1)
+    cold = cold_users.among(pa.array([f"u{user}" for user in range(4)]))
     assert 0 < cold.sum() < 4
     walks = [train_events(0, 1) if is_cold else leave_last(0, 1, 2, 3, 4) for is_cold in cold]
     dataset = write_dataset(tmp_path, walks, 6, num_shards=1)
-    dataset.manifest.split |= newcomers.describe()
+    dataset.manifest.split |= cold_users.describe()
     assert "cold_users" in audit(dataset).checks
     dataset.manifest.split["cold_keep"] = 1
     refused(

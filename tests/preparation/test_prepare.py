@@ -186,8 +186,8 @@ def test_manifest_is_written_last_without_rename(tmp_path: Path) -> None:
     root = tmp_path / "store"
     (root / "vocab").mkdir(parents=True)
     (root / "vocab" / "old").write_text("left by an interrupted run")
-    destination = DatasetWriter(str(root), aside=False)
-    with destination.writing() as folder:
+    writer = DatasetWriter(str(root), aside=False)
+    with writer.writing() as folder:
         assert folder.path == str(root) and not (root / "vocab").exists()
         folder.write_table("vocab/users.parquet", pa.table({"user_id": ["a"]}))
         assert not (root / "manifest.json").exists()

@@ -295,10 +295,10 @@ def manifest(content_hash: str) -> Manifest:
 
 
 def write_set(place: str, content_hash: str) -> None:
-    destination = DatasetWriter(place)
-    with destination.writing() as folder:
+    writer = DatasetWriter(place)
+    with writer.writing() as folder:
         folder.write_table("vocab/users.parquet", pa.table({"user_id": [content_hash]}))
-        destination.commit(manifest(content_hash))
+        writer.commit(manifest(content_hash))
 
 
 def test_dataset_is_replaced_with_its_manifest_removed_first_and_written_last(bucket: str) -> None:
@@ -307,8 +307,8 @@ def test_dataset_is_replaced_with_its_manifest_removed_first_and_written_last(bu
     # no lock is left
     assert names(f"{bucket}/deep") == ["set/manifest.json", "set/vocab/users.parquet"]
     assert PreparedDataset(place).user_ids.to_pylist() == ["one"]
-    destination = DatasetWriter(place)
-    with destination.writing() as folder:
+    writer = DatasetWriter(place)
+    with writer.writing() as folder:
         assert names(place) == []
         folder.write_text("vocab/context.json", "[]")
         with pytest.raises(ArtifactError, match="no manifest.json"):
@@ -321,7 +321,7 @@ def test_dataset_is_replaced_with_its_manifest_removed_first_and_written_last(bu
             DatasetWriter(place).writing(),
         ):
             pass
-        destination.commit(manifest("two"))
+        writer.commit(manifest("two"))
     assert PreparedDataset(place).manifest.content_hash == "two" and names(place) == [
         "manifest.json",
         "vocab/context.json",

@@ -310,9 +310,9 @@ def test_too_many_bad_times_name_value_formats_and_key(tmp_path: Path) -> None:
     checked = check_rows(raw, Layout(schema.EVENTS))
     columns = {"file": ["e.csv"] * 2, "row": [1, 2], "reason": checked.column(schema.REASON)}
     columns["raw"] = raw_text(raw, checked.column(schema.REASON), ",")
-    destination = DatasetWriter(str(tmp_path / "dataset"))
-    with pytest.raises(DataError) as caught, destination.writing():
-        quarantine = Quarantine(destination, DataConfig())
+    writer = DatasetWriter(str(tmp_path / "dataset"))
+    with pytest.raises(DataError) as caught, writer.writing():
+        quarantine = Quarantine(writer, DataConfig())
         quarantine.start("events", 2)
         quarantine.add("events", pa.table(columns).cast(QUARANTINE_SCHEMA))
         quarantine.check("events")
