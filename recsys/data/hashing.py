@@ -7,28 +7,33 @@ the bytes of Arrow strings.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.histories import Array
+if TYPE_CHECKING:  # histories import the constants below
+    from recsys.data.histories import Array
 
-_PRIME = np.uint64(0x100000001B3)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_PRIME: Final = np.uint64(0x100000001B3)
+GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
+MULTIPLIER: Final = np.uint64(0xBF58476D1CE4E5B9)  # the first one of splitmix64's finaliser
+_SECOND: Final = np.uint64(0x94D049BB133111EB)
 
 
 def spread(values: Array) -> Array:
     """Spread the bits of 64-bit integers: the finaliser of splitmix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         mixed = values.astype(np.uint64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * MULTIPLIER
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
         return np.asarray(mixed ^ (mixed >> np.uint64(31)))
 
 
 def mix(values: Array) -> Array:
     """One step of splitmix64 for every integer: :func:`spread` after the golden ratio was added."""
     with np.errstate(over="ignore"):
-        return spread(values.astype(np.uint64) + _GOLDEN)
+        return spread(values.astype(np.uint64) + GOLDEN)
 
 
 def seed_of(*numbers: int) -> int:

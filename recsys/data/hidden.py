@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.data.hashing import spread
+from recsys.data.hashing import GOLDEN, spread
 from recsys.data.histories import Array
 
 
@@ -41,6 +41,6 @@ def _hash_unit(users_E: Array, items_E: Array, seed: int) -> Array:
     """A number in [0, 1) for every (user, item, seed): splitmix64's finaliser."""
     x: Array
     with np.errstate(over="ignore"):
-        x = users_E.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + items_E.astype(np.uint64)
+        x = users_E.astype(np.uint64) * GOLDEN + items_E.astype(np.uint64)
         x += np.uint64(seed % 2**63) * np.uint64(0xD1B54A32D192ED03)
     return np.asarray((spread(x) >> np.uint64(11)).astype(np.float64) / 2.0**53)

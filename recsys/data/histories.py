@@ -15,6 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from recsys.data.hashing import GOLDEN, MULTIPLIER
+
 Array = npt.NDArray[Any]
 ALL_TYPES: Final[Array] = np.zeros(0, dtype=bool)
 NO_TYPES: Final[Array] = np.zeros(0, dtype=np.uint8)  # targets without types
@@ -291,9 +293,9 @@ def event_keys(histories: Histories) -> Array:
             histories.items_E.astype(np.uint64),
             histories.times_E.astype(np.uint64),
         ):
-            key = (key ^ values) * np.uint64(0x9E3779B97F4A7C15)
+            key = (key ^ values) * GOLDEN
             key ^= key >> np.uint64(29)
-            key *= np.uint64(0xBF58476D1CE4E5B9)
+            key *= MULTIPLIER
             key ^= key >> np.uint64(32)
     return key
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.data.dataset import PreparedDataset
-from recsys.data.hashing import mix
+from recsys.data.hashing import GOLDEN, mix
 from recsys.data.hidden import Hidden
 from recsys.data.histories import Array, Split
 
@@ -164,4 +164,4 @@ def _in_file(length: int) -> Array:
 def _hash(nodes: Array, seed: int) -> Array:
     """A 64-bit hash of seed and node (splitmix64)."""
     with np.errstate(over="ignore"):
-        return mix(nodes.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))
+        return mix(nodes.astype(np.uint64) + np.uint64(seed * int(GOLDEN) % 2**64))
