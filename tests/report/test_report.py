@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from recsys.data.foresight import Foresight
 from recsys.data.manifest import Manifest
 from recsys.report.charts import axis, curves, stacked
 from recsys.report.first_screen import for_whom, verdict
@@ -515,6 +516,23 @@ def test_run_without_baselines_renders(tmp_path) -> None:
     render_report(tmp_path / "r.html", content, bare, [], [], "")
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert page.open == [] and "No baseline was run, so" in page.text and "NaN" not in page.text
+
+
+@pytest.mark.parametrize("lacking", ["", "validation with less than 1 % of the targets"])
+def test_note_on_known_future_is_in_the_part_for_engineers(tmp_path: Path, lacking: str) -> None:
+    content = evaluation_json()
+    content["data"]["foresight"] = Foresight(0.45, "2019-02-01", "2020-01-01", lacking).to_json()
+    render_report(tmp_path / "r.html", content, manifest(), [], [], "")
+    text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    managers, engineers = text.split("Details for engineers")
+    assert "temporal" not in managers and "2019-02-01" not in managers
+    for words in (
+        "45 % of the time of the data",
+        "2019-02-01",
+        "data.split.kind: temporal",
+        lacking,
+    ):
+        assert words in engineers, words
 
 
 def test_constants_may_be_numbers_words_or_missing(tmp_path) -> None:
