@@ -50,6 +50,42 @@ def _products() -> pd.DataFrame:
     )
 
 
+def _code() -> list[list[str]]:
+    """The code blocks of docs/python.md, before the section "Parts alone" and in it."""
+    text = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
+    parts = text.split("## Parts alone\n")
+    return [re.findall(r"^```python\n(.*?)^```", part, re.MULTILINE | re.DOTALL) for part in parts]
+
+
+# what the page says about the values of its three examples
+PARTS = """
+import torch
+import numpy as np
+assert granularity["z_BD"].shape == (3, 16) and granularity["scores_BN"].shape == (3, 5)
+assert granularity["present_B"].tolist() == [True, True, False]
+assert granularity["z_BD"][:2].any(1).all() and not granularity["z_BD"][2].any()
+logits_PN = (loss["users_BD"] @ loss["items_ND"].T)[loss["pairs_P"]]
+naive = torch.nn.functional.cross_entropy(logits_PN, loss["targets_P"], reduction="sum")
+torch.testing.assert_close(loss["loss"], naive)
+assert loss["users_BD"].grad.any(1).all() and loss["items_ND"].grad.any(1).all()
+rank_2, rank_3 = 1 / np.log2(3), 1 / 2
+np.testing.assert_allclose(metric["ndcg_B"], [rank_2, rank_3 / (1 + rank_2)])
+np.testing.assert_allclose(metric["recall_B"], [1, 1 / 2])
+"""
+
+
+def test_parts_on_the_page_run_alone_without_ray_and_mlflow() -> None:
+    _, blocks = _code()
+    names = ("granularity", "loss", "metric")
+    lines = ["import sys", "sys.modules['ray'] = sys.modules['mlflow'] = None  # imports fail"]
+    for name, block in zip(names, blocks, strict=True):
+        lines.append(f"{name} = {{}}\nexec({block!r}, {name})")
+    script = "\n".join([*lines, PARTS])
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def page(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The code of docs/python.md, run block by block on two files, with a small model instead of a
@@ -58,8 +94,7 @@ def page(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("shop")
     _orders().to_csv(folder / "orders.csv", index=False)
     _products().to_csv(folder / "products.csv", index=False)
-    text = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks, _ = _code()
     assert len(blocks) == 2 and blocks[0].count('budget="10m"') == 1
     names: dict[str, Any] = {"SMALL": SMALL, "NO_TEXT": {"data.text.enabled": False}}
     with pytest.MonkeyPatch.context() as patch, training_here() as trained:
