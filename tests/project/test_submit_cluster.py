@@ -229,7 +229,7 @@ def test_job_from_another_folder_runs_on_one_node(cluster: Cluster, tmp_path: Pa
     many = cluster.submit(
         "train", "--config", config.name, "--train.num_workers", "9", cwd=config.parent
     )
-    assert many.returncode == 2 and "the cluster has 2 CPUs, and 9 are needed" in many.stderr, (
+    assert many.returncode == 2 and "the cluster has 2 CPUs, but 9 are needed" in many.stderr, (
         many.stderr
     )
     items = ("--data.source.num_items", "2000000000", "--run.dir", "runs/large")
