@@ -56,6 +56,45 @@ def _graded(value: Any) -> Any:
     return found
 
 
+def _date_columns(value: Any) -> Any:
+    """The names of the columns of a date.
+
+    Raises
+    ------
+    ValueError
+        There are not two or three different names.
+    """
+    expected = "[year, month, day] or [year, month], the names of two or three columns"
+    if not isinstance(value, list) or not _are_names(value) or len(value) not in (0, 2, 3):
+        raise ValueError(
+            f"expected {expected}; if one column has the whole date, rename it to timestamp"
+        )
+    return value
+
+
+def _clock(value: Any) -> Any:
+    """The name of a column with the time of day, or of columns with its parts.
+
+    Raises
+    ------
+    ValueError
+        The value is neither a name nor a list of one to three different names.
+    """
+    is_list = isinstance(value, list) and _are_names(value) and len(value) <= 3
+    if not isinstance(value, str) and not is_list:
+        raise ValueError(
+            "expected the name of a column with texts such as 10:30, or [hour, minute, second] (or"
+            " fewer), the names of columns with whole numbers"
+        )
+    return value
+
+
+def _are_names(value: list[Any]) -> bool:
+    """Whether all members are different names."""
+    is_text = all(isinstance(name, str) and name.strip() for name in value)
+    return is_text and len({*value}) == len(value)
+
+
 class CanonicalSource(CellSource):
     """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps
     others).
@@ -140,11 +179,19 @@ class CanonicalSource(CellSource):
             " Good: 4}; upper and lower case are equal; cells with other texts are read as numbers"
         ),
     )
-    clock: str = Field(
+    date_columns: Annotated[list[str], BeforeValidator(_date_columns)] = Field(
+        [],
+        description=(
+            "columns of the events with year, month and day, if no column has the whole date;"
+            " months are numbers or English names; without a day it is the first of the month"
+        ),
+    )
+    clock: Annotated[str | list[str], BeforeValidator(_clock)] = Field(
         "",
         description=(
             "column of the events with the time of day, if the timestamp has only the day;"
-            " time_format is then that of both with a blank between"
+            " time_format is then that of both with a blank between. [hour, minute, second], or"
+            " fewer: columns with whole numbers; time_format is then that of the day alone"
         ),
     )
     lookup: dict[str, list[str]] = Field(
@@ -196,6 +243,20 @@ class CanonicalSource(CellSource):
         check_tables("columns", set(columns))
         check_tables("constants", set(self.constants))
         check_tables("numbers", set(self.numbers))
+        clock = [self.clock] if isinstance(self.clock, str) else self.clock
+        if twice := sorted({*self.date_columns} & {*clock}):
+            raise ValueError(
+                f"{twice[0]!r} is in date_columns and in clock; name it in one of them"
+            )
+        if (
+            self.date_columns
+            and self.time_format
+            and not (self.clock and isinstance(self.clock, str))
+        ):
+            raise ValueError(
+                "time_format is for texts, and date_columns are numbers and names of months; remove"
+                " time_format"
+            )
         for table, columns_of, given_files in (
             ("items", self.item_columns, self.items),
             ("users", self.user_columns, self.users),

@@ -26,7 +26,6 @@ from recsys.inspect.events import (
     EventColumns,
     columns_of_events,
     unordered_ratings,
-    with_clock,
 )
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.ratings import smallest_value
@@ -42,6 +41,7 @@ from recsys.inspect.settings import (
 )
 from recsys.inspect.siblings import event_files
 from recsys.inspect.tables import Pair, Table, find_events, find_events_in_lists, with_orders
+from recsys.inspect.time_columns import HOURS_FORM, with_time_columns
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
@@ -60,7 +60,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     tables = [Table.of(sample) for sample in looked.tables]
     stated = stated or {}
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
-    pair = with_clock(with_orders(_events(tables, may_be or tables), tables))
+    pair = with_time_columns(with_orders(_events(tables, may_be or tables), tables))
     pair = without_canceled(pair)
     tables = [
         pair.table if table.sample.files == pair.table.sample.files else table for table in tables
@@ -137,7 +137,7 @@ class _Canonical:
         time = self.columns.time.time if self.columns.time else None
         found.is_sampled = not self.sample.is_whole
         found.day_only = bool(time and time.by_day)
-        found.other_time_format = time.other if time else ""
+        found.other_time_format = self._form_of_files(time.other) if time else ""
         if words := unordered_ratings(self.pair.table, self.columns):
             found.unordered = words.name, bare_tokens(words)
         found.source = (
@@ -200,10 +200,12 @@ class _Canonical:
     def _order(self, found: Understood) -> None:
         statistics, time = found.statistics, self.columns.time
         if statistics.has_times and time is not None:
-            found.order, found.order_why = "time", f"every event has a time, in {time.name}"
+            found.order, found.order_why = "time", f"every event has a time, in {self._time_name()}"
         elif statistics.timed > 0.5 and time is not None:
             found.order = "auto"
-            found.order_why = f"{statistics.timed:.0%} of the events have a time in {time.name}"
+            found.order_why = (
+                f"{statistics.timed:.0%} of the events have a time in {self._time_name()}"
+            )
         else:
             found.order = "none"
             found.order_why = "no column has times, and the order of rows is unknown"
@@ -396,7 +398,7 @@ class _Canonical:
             found.append(
                 Setting(
                     "time_format",
-                    rules.time_format,
+                    self._form_of_files(rules.time_format),
                     f"format of {self.columns.time.name}, e.g. {example}",
                 )
             )
@@ -408,9 +410,7 @@ class _Canonical:
             found.append(
                 Setting("split_files", self.splits_of_files, "split of each file, from its name")
             )
-        if self.pair.table.clock and self.columns.time is not None:
-            why = f"the time of day; {self.columns.time.name} has only the day"
-            found.append(Setting("clock", self.pair.table.clock, why))
+        found += self._time_settings()
         for column, table in self.pair.table.lookups.items():
             added = [name for name in self.columns.names if name in table.sample.rows.column_names]
             files = self.looked.patterns(table.sample)
@@ -427,6 +427,34 @@ class _Canonical:
                 Setting("type_files", self.types_of_files, "event type of each file, from its name")
             )
         return found
+
+    def _time_settings(self) -> list[Setting]:
+        """The columns that have the times together."""
+        found, table, time = [], self.pair.table, self.columns.time
+        if time is None:
+            return []
+        if table.date_columns:
+            why = "together the date of the event; no column has the whole date"
+            if len(table.date_columns) == 2:
+                why += ", nor the day: it is the first day of the month"
+            found.append(Setting("date_columns", table.date_columns, why))
+        if table.clock:
+            days = ", ".join(table.date_columns) or time.name
+            have = "have" if table.date_columns else "has"
+            found.append(
+                Setting("clock", table.clock, f"the time of day; {days} {have} only the day")
+            )
+        return found
+
+    def _form_of_files(self, form: str) -> str:
+        """The time format of the files; columns of hours are not part of it."""
+        is_numbers = isinstance(self.pair.table.clock, list)
+        return form.removesuffix(HOURS_FORM) if is_numbers else form
+
+    def _time_name(self) -> str:
+        """The columns with the times, in words."""
+        assert self.columns.time is not None
+        return ", ".join(self.pair.table.date_columns) or self.columns.time.name
 
     def _derived_settings(
         self,
@@ -496,6 +524,8 @@ class _Canonical:
         for name, to in plan.names.items():
             if to in schema.TABLES[plan.role].columns:
                 reason = plan.reasons.get(name, "")
+                if to == schema.TIMESTAMP and plan.role == schema.EVENTS.name:
+                    name = self._time_name()
                 words = f"{name}: {reason}" if plan.sample.has_names else reason or name
                 summary.columns.setdefault(to, words)  # the main file comes first
         return summary

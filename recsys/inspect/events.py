@@ -30,8 +30,6 @@ from recsys.values.times import timestamps
 _MOST_TYPES: Final = 30
 _RATING_VALUES: Final = 21
 _SAYS: Final = 0.8
-_CLOCK: Final = r"^\s*\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?\s*$"
-_ALL: Final = 0.98
 _COMPARED: Final = 5000  # times that are compared
 _LATE: Final = 0.02  # most rows in which the time of the event is after another time
 
@@ -78,30 +76,6 @@ def columns_of_events(pair: Pair) -> EventColumns:
         column for column in left if found.value is None or column.name != found.value.name
     ]
     return found
-
-
-def with_clock(pair: Pair) -> Pair:
-    """The pair with the time of day of another column in its days; else the pair itself."""
-    table = pair.table
-    day = columns_of_events(pair).time
-    if day is None or day.time is None or not day.time.by_day or not table.sample.has_names:
-        return pair
-    rows = table.sample.rows
-    clock = next((column for column in table.columns if _is_clock(column)), None)
-    if clock is None or clock.name in (pair.user.name, pair.item.name):
-        return pair
-    both = pc.binary_join_element_wise(day.values, clock.values, " ")
-    both = pc.coalesce(both, day.values)
-    kept = rows.drop_columns([clock.name])
-    kept = kept.set_column(kept.column_names.index(day.name), day.name, both)
-    found = pair.with_rows(kept, clock=clock.name)
-    return found if found.table.column(day.name).kind == "time" else pair
-
-
-def _is_clock(column: Column) -> bool:
-    known = column.values.drop_null().slice(0, _COMPARED)
-    fits = pc.match_substring_regex(known, _CLOCK).cast(pa.int8())
-    return column.filled > 0.5 and column.num_distinct > 1 and pc.mean(fits).as_py() >= _ALL
 
 
 def _is_split(table: Table, column: Column) -> bool:

@@ -91,7 +91,11 @@ class Table:
     shares: str = ""  # the ids in common with the events, in words
     # columns whose lists were made rows, with the separator of those that are text
     lists: dict[str, str] = field(default_factory=dict)
-    clock: str = ""  # column with the time of day, which was added to the days
+    # columns of year, month and day, which were made one column of times
+    date_columns: list[str] = field(default_factory=list)
+    # column with the time of day, or columns of hours, minutes and seconds, which were added to the
+    # days
+    clock: str | list[str] = ""
     # column → values, in lower case, of the rows that were left out
     drop: dict[str, list[str]] = field(default_factory=dict)
     dropped: float = 0.0  # share of the rows that were left out

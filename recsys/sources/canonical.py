@@ -33,6 +33,7 @@ from recsys.sources.table_heads import (
     read_head,
 )
 from recsys.sources.table_pieces import layout_of, lookup_of, pieces_of_heads
+from recsys.sources.time_columns import TimeColumns
 from recsys.sources.validate import CellRules, Layout
 
 
@@ -261,7 +262,7 @@ class CanonicalAdapter(SourceAdapter):
                     rules=CellRules.of(config),
                     numbers=tuple(config.numbers.get(name, ())),
                     lists=config.lists if table is schema.EVENTS else {},
-                    clock=config.clock if table is schema.EVENTS else "",
+                    times=_times(config) if table is schema.EVENTS else TimeColumns(),
                     drop=config.drop if table is schema.EVENTS else {},
                 )
         return tables
@@ -295,6 +296,13 @@ def _form(config: CanonicalSource, table: str) -> Form:
         of_table(config.encoding, "utf-8"),
         table,
     )
+
+
+def _times(config: CanonicalSource) -> TimeColumns:
+    """The columns that have the times of the events together."""
+    is_text = isinstance(config.clock, str)
+    clock = [config.clock] if isinstance(config.clock, str) else config.clock
+    return TimeColumns(tuple(config.date_columns), tuple(name for name in clock if name), is_text)
 
 
 def _notes(heads: list[FileHead]) -> list[str]:

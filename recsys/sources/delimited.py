@@ -43,7 +43,6 @@ from recsys.sources.validate import (
     check_rows,
     finish,
     raw_text,
-    with_clock,
 )
 
 _MAX_UNDECODABLE: Final = (
@@ -153,8 +152,6 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
     order_of_rows = cells.rows + base
     for lookup in layout.lookups:
         raw = lookup.added_to(raw)
-    if layout.clock:
-        raw = with_clock(raw, layout.clock)
     if layout.lists:
         raw, cells, order = _members(raw, cells, layout)
         order_of_rows = order + base

@@ -18,6 +18,7 @@ from recsys.sources.jsonl import read_keys
 from recsys.sources.lookup import Lookup
 from recsys.sources.names import Renames, canonical_names, require_columns
 from recsys.sources.parquet import read_footer
+from recsys.sources.time_columns import TimeColumns
 from recsys.sources.validate import CellRules
 
 _FORMATS: Final = {
@@ -52,7 +53,7 @@ class TableFiles:
     numbers: tuple[str, ...] = ()  # further columns that are read as numbers
     lists: Mapping[str, str] = field(default_factory=dict)  # column of lists → separator
     lookups: tuple[Lookup, ...] = ()
-    clock: str = ""  # column with the time of day
+    times: TimeColumns = TimeColumns()  # the columns that have the times together
     drop: Mapping[str, list[str]] = field(default_factory=dict)  # column → values of unread rows
 
 

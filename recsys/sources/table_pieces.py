@@ -26,6 +26,7 @@ from recsys.sources.table_heads import (
     read_head,
     read_heads,
 )
+from recsys.sources.time_columns import TimeColumns
 from recsys.sources.validate import Layout
 from recsys.values.arrow_types import is_plain_number
 
@@ -54,18 +55,13 @@ def layout_of(source: TableFiles, heads: list[NamedHead]) -> Layout:
                 )
                 where = f"{head.head.file.path}: column {name!r}"
                 extras[name] = _common_type(extras.get(name, kind), kind, where)
-    if source.clock and source.clock not in extras:
-        raise SourceError(
-            f"data.source.clock: the events have no further column {source.clock!r}; they have:"
-            f" {choices(extras) or 'none'}"
-        )
     return Layout(
         source.table,
         tuple(extras.items()),
         source.rules,
         tuple(_lists_of(source, heads).items()),
         source.lookups,
-        source.clock,
+        _times_of(source, heads, extras),
         tuple(_drop_of(source, heads, extras).items()),
     )
 
@@ -78,6 +74,63 @@ def _names_of(key: str, heads: list[NamedHead]) -> set[str]:
         for (given, _), name in zip(head.head.columns, head.names, strict=True)
         if name and key in (given, name)
     }
+
+
+def _times_of(
+    source: TableFiles, heads: list[NamedHead], extras: Mapping[str, pa.DataType]
+) -> TimeColumns:
+    """The columns of ``data.source.date_columns`` and ``clock`` by their names in the layout.
+
+    Raises
+    ------
+    SourceError
+        The events lack one of the columns, or a file has also a timestamp.
+    """
+    wanted = source.times
+    if not wanted.names:
+        return wanted
+    found: dict[str, str] = {}
+    for key in wanted.names:
+        setting = "date_columns" if key in wanted.date else "clock"
+        names = _names_of(key, heads) or {key}
+        if strangers := names - extras.keys():
+            which = "further column" if strangers & source.table.columns.keys() else "column"
+            raise SourceError(
+                f"data.source.{setting}: the events have no {which} {key!r}; they have:"
+                f" {choices(extras) or 'none'}"
+            )
+        if len(names) > 1:
+            raise SourceError(
+                f"data.source.{setting}: {key!r} has several names after data.source.rename:"
+                f" {choices(names)}; give it one name in all files"
+            )
+        found[key] = names.pop()
+    times = TimeColumns(
+        tuple(found[key] for key in wanted.date),
+        tuple(found[key] for key in wanted.clock),
+        wanted.clock_is_text,
+    )
+    for head in heads:
+        _check_times(head, times, source)
+    return times
+
+
+def _check_times(named: NamedHead, times: TimeColumns, source: TableFiles) -> None:
+    """Check that a file has all columns of the date or none, and its time once."""
+    file, names = named.head.file.path, {*named.types}
+    names |= {*looked_up_types(named.head, named.names, source)}
+    lacking = [name for name in times.date if name not in names]
+    if lacking and len(lacking) < len(times.date):
+        raise SourceError(
+            f"{file} has no column {lacking[0]!r} of data.source.date_columns; it has:"
+            f" {choices(names)}"
+        )
+    if times.date and not lacking and schema.TIMESTAMP in names:
+        raise SourceError(
+            f"{file} has a column timestamp, and data.source.date_columns makes the time from"
+            f" {', '.join(times.date)}; remove date_columns, or give the other column another name"
+            " with data.source.rename: {timestamp: other_time}"
+        )
 
 
 def _drop_of(
@@ -154,7 +207,7 @@ def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Loo
         constants={},
         numbers=(),
         lists={},
-        clock="",
+        times=TimeColumns(),
         drop={},
     )
     names: set[str] = set()

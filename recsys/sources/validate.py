@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.sources.lookup import Lookup
+from recsys.sources.time_columns import BAD_CLOCK, BAD_DATE, BAD_TIMESTAMP, TimeColumns
 from recsys.values.absent import DEFAULT_RULES, CellRules
 from recsys.values.cells import as_text, extra, graded, ids, numbers
 from recsys.values.time_forms import ACCEPTED
@@ -30,7 +31,6 @@ from recsys.values.times import timestamps
 __all__ = ["CellRules", "Layout", "check_rows", "extra", "ids", "numbers", "timestamps"]
 
 UNREADABLE: Final = "unreadable row"
-BAD_TIMESTAMP: Final = "bad timestamp"
 BAD_VALUE: Final = "value is not a finite number"
 BAD_WEIGHT: Final = "bad weight"
 NEGATIVE_WEIGHT: Final = "negative weight (distrust)"
@@ -50,6 +50,14 @@ HINTS: Final = {
         f"{ACCEPTED}; for any other format set data.source.time_format (strptime, e.g. '%d/%m/%Y"
         " %H:%M'), and to 'serial' for the serial dates of spreadsheets (44162.91); years alone are"
         " not accepted: write such times as text"
+    ),
+    BAD_DATE: (
+        "data.source.date_columns expects a year of four digits, a month as a number from 1 to 12"
+        " or as an English name, and a day of that month"
+    ),
+    BAD_CLOCK: (
+        "data.source.clock as a list expects whole numbers: hours from 0 to 23, minutes and seconds"
+        " from 0 to 59; name one column with a text such as 10:30 without a list"
     ),
     BAD_VALUE: (
         "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5,"
@@ -82,7 +90,7 @@ class Layout:
     # canonical columns with a list of values in each row, and the separator of lists in text
     lists: tuple[tuple[str, str], ...] = ()
     lookups: tuple[Lookup, ...] = ()
-    clock: str = ""  # column with the time of day of the timestamps
+    times: TimeColumns = TimeColumns()  # the columns that have the times together
     drop: tuple[tuple[str, tuple[str, ...]], ...] = ()  # column → values, in lower case, to drop
 
     @property
@@ -91,21 +99,6 @@ class Layout:
         value.
         """
         return pa.schema([*self.table.columns.items(), *self.extras, *_PROVENANCE.items()])
-
-
-def with_clock(raw: pa.Table, clock: str) -> pa.Table:
-    """The rows with the time of day from another column in their timestamps.
-
-    >>> rows = pa.table({"timestamp": ["2024-05-01", "2024-05-02"], "hour": ["10:30", None]})
-    >>> with_clock(rows, "hour").column("timestamp").to_pylist()
-    ['2024-05-01 10:30', '2024-05-02']
-    """
-    if not {schema.TIMESTAMP, clock} <= {*raw.column_names}:
-        return raw
-    days, hours = (as_text(_flat(raw.column(name))) for name in (schema.TIMESTAMP, clock))
-    hours = pc.if_else(pc.equal(pc.utf8_trim_whitespace(hours), ""), None, hours)
-    both = pc.coalesce(pc.binary_join_element_wise(days, hours, " "), days)
-    return raw.set_column(raw.column_names.index(schema.TIMESTAMP), schema.TIMESTAMP, both)
 
 
 def missing(column: str) -> str:
@@ -141,7 +134,12 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
             ids(given[name], layout.rules) if name in given else pa.nulls(count, pa.string())
         )
         verdicts.append((missing(name), pc.is_null(columns[name])))
+    together = layout.times.read(given, layout.rules)
     for name, kind in layout.table.optional.items():
+        if name == schema.TIMESTAMP and together is not None:
+            columns[name], found = together
+            verdicts += found
+            continue
         if name not in given:
             columns[name] = _default(name, kind, count)
             continue

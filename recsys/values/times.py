@@ -209,7 +209,7 @@ def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Serie
     rows = np.flatnonzero((numbers >= first) & (numbers < end))
     if not len(rows):
         return micros
-    times, is_valid = _calendar_micros(numbers[rows], digits)
+    times, is_valid = micros_of_calendar_numbers(numbers[rows], digits)
     if CALENDAR[digits]:
         of_that_size = (numbers >= 10 ** (digits - 1)) & (numbers < 10**digits)
         if 2 * int(is_valid.sum()) < int(of_that_size.sum()):
@@ -218,8 +218,10 @@ def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Serie
     return micros.scatter(rows, found)
 
 
-def _calendar_micros(numbers: Array, digits: int) -> tuple[Array, Array]:
-    """Microseconds UTC of numbers such as 20201127215113, and a mask of the valid ones."""
+def micros_of_calendar_numbers(numbers: Array, digits: int) -> tuple[Array, Array]:
+    """Microseconds UTC of numbers such as 20201127215113 with so many digits, and a mask of the
+    valid ones.
+    """
     rest, divisor = numbers, 10 ** (digits - 4)
     years, rest = np.divmod(rest, divisor)
     parts: list[Array] = []

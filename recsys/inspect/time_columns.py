@@ -1,0 +1,234 @@
+"""Find times that several columns of the events have together: a day and its time of day, or year,
+month, day and hour.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.inspect.columns import Column, bare_tokens
+from recsys.inspect.events import columns_of_events
+from recsys.inspect.tables import Pair, determines
+from recsys.inspect.vocabulary import words_of
+from recsys.sources.names import fold
+from recsys.sources.time_columns import MONTHS, TimeColumns, dates_of, with_clock
+from recsys.sources.validate import CellRules, numbers
+from recsys.values.times import timestamps
+
+_CLOCK: Final = r"^\s*\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?\s*$"
+_ALL: Final = 0.98
+_COMPARED: Final = 5000  # cells that are compared
+_OF_OWNER: Final = 0.9  # a user or item that determines the year so far has it as an attribute
+_WORDS: Final = {
+    "year": "year yr yyyy jahr año ano année annee anno jaar rok год 年 연도",
+    "month": "month mon monat mes mês mois mese maand miesiąc месяц 月 월",
+    "day": "day dd dom tag dia día jour giorno dag dzień день 日 일",
+    "hour": "hour hr hh stunde hora heure ora uur godzina час 时 時 시",
+    "minute": "minute min minuto minuut минута 分 분",
+    "second": "second sec sekunde segundo seconde secondo секунда 秒 초",
+}
+_PARTS: Final = {word: part for part, words in _WORDS.items() for word in words.split()}
+_RANGES: Final = {
+    "year": (1980, 2035),
+    "month": (1, 12),
+    "day": (1, 31),
+    "hour": (0, 23),
+    "minute": (0, 59),
+    "second": (0, 59),
+}
+HOURS_FORM: Final = " %H:%M:%S"
+"""The end of the time format of days with hours, which the readers do not need."""
+
+
+def with_time_columns(pair: Pair) -> Pair:
+    """The pair with the whole times of several columns in one column; else the pair itself.
+    ``table.date_columns`` and ``table.clock`` say which.
+    """
+    if not pair.table.sample.has_names:
+        return pair
+    day = columns_of_events(pair).time
+    if day is None:
+        return _with_dates(pair)
+    if day.time is None or not day.time.by_day:
+        return pair
+    clock = _clock_of(pair)
+    if clock is not None:
+        both = with_clock(day.values, clock.values)
+        return _changed(pair, [clock.name], day.name, both, clock=clock.name)
+    hours = _hours_of(pair, ())
+    if not hours:
+        return pair
+    days = day.values
+    if not day.time.format:
+        micros = timestamps(days, CellRules())[0]
+        days = pc.coalesce(pc.strftime(micros, format="%Y-%m-%d"), days)
+    both = with_clock(days, _texts_of_hours(hours))
+    names = [column.name for column in hours]
+    return _changed(pair, names, day.name, both, clock=names)
+
+
+def _with_dates(pair: Pair) -> Pair:
+    """The pair with a column of times that are made from year, month and day."""
+    found = _date_of(pair)
+    if not found or any(fold(column.name) == schema.TIMESTAMP for column in pair.table.columns):
+        return pair
+    date, stem = found
+    times, wrong = dates_of([column.values for column in date], CellRules())
+    days = pc.if_else(wrong, "no date", pc.strftime(times, format="%Y-%m-%d"))
+    names = [column.name for column in date]
+    clock = _clock_of(pair)
+    if clock is not None:
+        both = with_clock(days, clock.values)
+        used = [*names, clock.name]
+        changed = _changed(pair, used, "", both, clock=clock.name, date_columns=names)
+        if changed is not pair:
+            return changed
+    hours = _hours_of(pair, stem) if len(date) > 2 else []
+    if hours:
+        days = with_clock(days, _texts_of_hours(hours))
+    clocks = [column.name for column in hours]
+    more = {"clock": clocks} if clocks else {}
+    return _changed(pair, [*names, *clocks], "", days, date_columns=names, **more)
+
+
+def _changed(pair: Pair, used: list[str], name: str, times: pa.Array, **found: object) -> Pair:
+    """The pair with times in place of the used columns, in the column ``name`` or a new one; the
+    pair itself if these are no times.
+    """
+    rows = pair.table.sample.rows
+    place = rows.column_names.index(name or used[0])
+    if name:
+        rows = rows.set_column(place, name, times).drop_columns(used)
+    else:
+        rows = rows.add_column(place, schema.TIMESTAMP, times).drop_columns(used)
+    changed = pair.with_rows(rows, **found)
+    return changed if changed.table.column(name or schema.TIMESTAMP).kind == "time" else pair
+
+
+def part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """The part of a time that a column's name says, and the other words of the name.
+
+    >>> part_of("OrderYear"), part_of("hour_of_day"), part_of("day_of_week"), part_of("hours")
+    (('year', ('order',)), ('hour', ()), None, None)
+    """
+    words = words_of(name)
+    if any("week" in word for word in words) or words[-2:] == ["of", "year"] and "day" in words:
+        return None
+    if "of" in words:
+        words = words[: words.index("of")]
+    found = [word for word in words if word in _PARTS]
+    if len(found) != 1:
+        return None
+    return _PARTS[found[0]], tuple(word for word in words if word != found[0])
+
+
+def _parts(pair: Pair) -> dict[tuple[str, ...], dict[str, Column]]:
+    """The columns of parts of times, by the other words of their names."""
+    groups: dict[tuple[str, ...], dict[str, Column]] = {}
+    for column in pair.table.columns:
+        found = part_of(column.name)
+        if found and column.name not in (pair.user.name, pair.item.name):
+            part, stem = found
+            groups.setdefault(stem, {}).setdefault(part, column)
+    return groups
+
+
+def _date_of(pair: Pair) -> tuple[list[Column], tuple[str, ...]] | None:
+    """The columns of year, month and, if there is one, day, and the other words of their names. A
+    date that the user or the item determines is an attribute, such as the year of a film.
+    """
+    for stem, group in _parts(pair).items():
+        year, month, day = (group.get(part) for part in ("year", "month", "day"))
+        if year is None or month is None or not _fits(year, "year") or not _is_month(month):
+            continue
+        if max(determines(key, year) for key in (pair.user, pair.item)) > _OF_OWNER:
+            continue
+        if day is None or not _are_numbers(day) or _may_be_weekday(day, year, month):
+            return [year, month], stem
+        if _fits(day, "day"):
+            return [year, month, day], stem
+    return None
+
+
+def _hours_of(pair: Pair, stem: tuple[str, ...]) -> list[Column]:
+    """The columns of hour, minute and second, as far as there are any from the hour on."""
+    groups = _parts(pair)
+    timed = [group for group in groups.values() if "hour" in group]
+    group = groups.get(stem, {})
+    if "hour" not in group:
+        group = timed[0] if len(timed) == 1 else {}
+    found = []
+    for part in ("hour", "minute", "second"):
+        column = group.get(part)
+        if column is None or not _fits(column, part):
+            break
+        found.append(column)
+    if not found or found[0].num_distinct < 2 or any(map(_is_half_of_day, pair.table.columns)):
+        return []
+    return found
+
+
+def _is_half_of_day(column: Column) -> bool:
+    """Whether the values are AM and PM, so that the hours are from 1 to 12."""
+    if column.num_distinct != 2:
+        return False
+    return {text.lower().replace(".", "") for text in bare_tokens(column)} == {"am", "pm"}
+
+
+def _clock_of(pair: Pair) -> Column | None:
+    """The column of texts such as 10:30."""
+    clock = next((column for column in pair.table.columns if _is_clock(column)), None)
+    if clock is None or clock.name in (pair.user.name, pair.item.name):
+        return None
+    return clock
+
+
+def _is_clock(column: Column) -> bool:
+    known = column.values.drop_null().slice(0, _COMPARED)
+    fits = pc.match_substring_regex(known, _CLOCK).cast(pa.int8())
+    return column.filled > 0.5 and column.num_distinct > 1 and pc.mean(fits).as_py() >= _ALL
+
+
+def _fits(column: Column, part: str) -> bool:
+    """Whether all values are whole numbers that the part of a time may have."""
+    if column.kind == "time" or column.filled <= 0.5:
+        return False
+    first, last = _RANGES[part]
+    values, wrong = numbers(column.values.drop_null(), CellRules())
+    found = values.to_numpy(zero_copy_only=False)
+    fine = (found >= first) & (found <= last) & (found == np.floor(found))
+    return bool(fine.all()) and not pc.any(wrong).as_py()
+
+
+def _is_month(column: Column) -> bool:
+    if _fits(column, "month"):
+        return True
+    names = {text.strip().lower().rstrip(".") for text in bare_tokens(column)}
+    return bool(names) and names <= MONTHS.keys()
+
+
+def _are_numbers(column: Column) -> bool:
+    values, _ = numbers(column.values.drop_null(), CellRules())
+    return len(values) > 0 and values.null_count < 0.5 * len(values)
+
+
+def _may_be_weekday(day: Column, year: Column, month: Column) -> bool:
+    """Whether days over several months are all at most 7."""
+    values, _ = numbers(day.values.drop_null(), CellRules())
+    return (pc.max(values).as_py() or 0) <= 7 and year.num_distinct * month.num_distinct > 1
+
+
+def _texts_of_hours(columns: list[Column]) -> pa.Array:
+    """Hours, minutes and seconds as texts such as 09:30:00; null without an hour."""
+    days = pa.array(["1970-01-01"] * len(columns[0].values), pa.string())
+    names = tuple(column.name for column in columns)
+    given = {schema.TIMESTAMP: days, **{column.name: column.values for column in columns}}
+    read = TimeColumns(clock=names).read(given, CellRules())
+    assert read is not None
+    known = columns[0].values.is_valid()
+    return pc.if_else(known, pc.strftime(read[0], format="%H:%M:%S"), None)
