@@ -30,6 +30,7 @@ from recsys.inspect.vocabulary import (
 from recsys.sources.validate import CellRules, ids, numbers
 from recsys.values import cells as cell_values
 from recsys.values.arrow_types import is_list, is_plain_number, is_string
+from recsys.values.digits import ascii_digits
 from recsys.values.rated import RATED
 
 Kind = Literal[
@@ -173,11 +174,12 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
     if not len(present):
         return Column(name, position, "empty", **base)
     is_named = likeness(name, TIME) >= 0.8
-    raw = cells.drop_null() if not pa.types.is_string(kind) else present
+    # ids keep their digits; numbers and times are read from a copy
+    raw = cells.drop_null() if not pa.types.is_string(kind) else ascii_digits(present)
     form = time_form(raw, rules, is_named, has_id(name))
     if form is not None:
         return Column(name, position, "time", time=form, **base)
-    sample = present.slice(0, _SAMPLED)
+    sample = ascii_digits(present.slice(0, _SAMPLED))
     if not pa.types.is_string(kind) and not pa.types.is_boolean(kind):
         measured = _measured(
             pc.cast(raw, pa.float64(), safe=False)

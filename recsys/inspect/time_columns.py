@@ -18,6 +18,7 @@ from recsys.inspect.vocabulary import words_of
 from recsys.sources.names import fold
 from recsys.sources.time_columns import MONTHS, TimeColumns, dates_of, with_clock
 from recsys.sources.validate import CellRules, numbers
+from recsys.values.digits import ascii_digits
 from recsys.values.times import timestamps
 
 _CLOCK: Final = r"^\s*\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?\s*$"
@@ -189,7 +190,7 @@ def _clock_of(pair: Pair) -> Column | None:
 
 
 def _is_clock(column: Column) -> bool:
-    known = column.values.drop_null().slice(0, _COMPARED)
+    known = ascii_digits(column.values.drop_null().slice(0, _COMPARED))
     fits = pc.match_substring_regex(known, _CLOCK).cast(pa.int8())
     return column.filled > 0.5 and column.num_distinct > 1 and pc.mean(fits).as_py() >= _ALL
 

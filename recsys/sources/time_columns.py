@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.values.absent import CellRules
 from recsys.values.cells import as_text, is_bytes, is_text, numbers
+from recsys.values.digits import ascii_digits
 from recsys.values.time_forms import YEARS
 from recsys.values.times import micros_of_calendar_numbers, timestamps
 
@@ -90,7 +91,7 @@ def with_clock(days: pa.Array, clock: pa.Array, time_format: str = "") -> pa.Arr
     ['2024-05-01 10:30', '2024-05-02 9:00']
     """
     days = as_text(days.cast(pa.date32()) if pa.types.is_timestamp(days.type) else days)
-    texts = as_text(clock)
+    days, texts = ascii_digits(days), ascii_digits(as_text(clock))
     if not time_format:
         days = pc.replace_substring_regex(days, _MIDNIGHT, "")
         texts = pc.replace_substring_regex(texts, _HOUR, r"\1:00")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.values.absent import DEFAULT_RULES, CellRules, absent_set, present_only
+from recsys.values.digits import ascii_digits
 from recsys.values.rated import NUMBER, RATED, stars_of
 
 _GROUPED: Final = r"^([+-]?\d{1,3})((?:[.\x{a0}\x{202f} ']\d{3})+)(,\d*)?$"  # 1.234.567,8
@@ -56,16 +57,19 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
     finite numbers.
 
     With a decimal comma "3,5" is 3.5 and "1.234,5" is 1234.5; a point that does not separate
-    thousands is wrong.
+    thousands is wrong. Digits of other scripts are digits.
 
     >>> values, wrong = numbers(pa.array(["2.5", "", "nan", "inf", "x"]))
     >>> values.to_pylist(), wrong.to_pylist()
     ([2.5, None, None, None, None], [False, False, False, True, True])
     >>> numbers(pa.array(["3,5", "1.234,5", "3.5"]), CellRules(decimal=","))[0].to_pylist()
     [3.5, 1234.5, None]
+    >>> numbers(pa.array(["٤٫٥", "۱٬۲۰۰", "１２"]))[0].to_pylist()
+    [4.5, 1200.0, 12.0]
     """
     if is_text(column.type) or is_bytes(column.type):
-        series = pl.Series(pl.from_arrow(as_text(column))).str.strip_chars()
+        texts = ascii_digits(as_text(column), rules.decimal)
+        series = pl.Series(pl.from_arrow(texts)).str.strip_chars()
         plain = _with_points(series) if rules.decimal == "," else series
         values = plain.cast(pl.Float64, strict=False)
         fine = values.is_finite().fill_null(False)
@@ -121,6 +125,8 @@ def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
     >>> measured(pa.array(["4.5 out of 5 stars", "★★★☆☆", "Rated 2 of 5"])).to_pylist()
     [4.5, 3.0, 2.0]
     """
+    if is_text(column.type):
+        column = ascii_digits(as_text(column), rules.decimal)
     values, wrong = numbers(column, rules)
     if not is_text(column.type) or not pc.any(wrong).as_py():
         return values

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from recsys.values.absent import is_absent
+from recsys.values.digits import ascii_digits_of
 from recsys.values.time_forms import (
     ACCEPTED,
     CALENDAR,
@@ -56,7 +57,7 @@ def moment(value: Any) -> datetime | None:
     if isinstance(value, datetime):
         found = value
     elif isinstance(value, str) and len(value) <= _LONGEST:
-        text = value.strip()
+        text = ascii_digits_of(value).strip()
         if text == "-1" or re.fullmatch(ZERO_DATE, text.upper()):
             return None
         found = _of_number_text(text) if _NUMBER.fullmatch(text) else _of_text(text)

@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.values.absent import DEFAULT_RULES, CellRules
 from recsys.values.cells import as_text, is_bytes, is_text
+from recsys.values.digits import ascii_digits
 from recsys.values.time_forms import (
     CALENDAR,
     EARLIEST,
@@ -73,8 +74,8 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
     """Times as microseconds UTC (null if missing or wrong), and a mask of wrong cells: no time in
     [1800, 2100).
 
-    Texts without a time zone are UTC. With ``rules.time_format``, texts and integers are read only
-    in that format.
+    Texts without a time zone are UTC. Digits of other scripts are digits. With
+    ``rules.time_format``, texts and integers are read only in that format.
 
     >>> cells = ["1000000000", "2001-09-09T01:46:40Z", "20010909014640", "yesterday", "0000-00-00"]
     >>> times, wrong = timestamps(pa.array(cells))
@@ -83,6 +84,8 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
     >>> wrong.to_pylist()
     [False, False, False, True, False]
     """
+    if is_text(column.type) or is_bytes(column.type):
+        column = ascii_digits(as_text(column))
     is_moment = pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)
     if rules.time_format == SERIAL and not is_moment and not pa.types.is_nested(column.type):
         micros, present = _of_serials(pl.Series(pl.from_arrow(as_text(column))))
@@ -93,8 +96,8 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
         naive = column.cast(pa.timestamp("us"), safe=False)
         micros = pl.Series(pl.from_arrow(naive.cast(pa.int64())))
         present = micros.is_not_null()
-    elif is_text(column.type) or is_bytes(column.type):
-        micros, present = _of_texts(pl.Series(pl.from_arrow(as_text(column))), rules)
+    elif is_text(column.type):
+        micros, present = _of_texts(pl.Series(pl.from_arrow(column)), rules)
     elif pa.types.is_integer(column.type):
         given = pl.Series(pl.from_arrow(column))
         whole = given.cast(pl.Int64, strict=False)
