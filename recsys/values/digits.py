@@ -24,6 +24,7 @@ _SIGNS: Final = {
     **{chr(0xFEE0 + ord(sign)): sign for sign in "+-./:,%"},  # of full width
     "\u3000": " ",
 }
+_TABLE: Final = {ord(character): to for character, to in {**_DIGITS, **_SIGNS}.items()}
 _PATTERN: Final = f"[{''.join(_DIGITS)}{_DECIMAL}\u066c]"
 
 
@@ -58,4 +59,4 @@ def ascii_digits_of(text: str, decimal: str = ".") -> str:
     """
     if text.isascii() or not any(c in _DIGITS or c in (_DECIMAL, "\u066c") for c in text):
         return text
-    return text.translate(str.maketrans({**_DIGITS, **_SIGNS, _DECIMAL: decimal}))
+    return text.translate({**_TABLE, ord(_DECIMAL): decimal})
