@@ -260,7 +260,7 @@ def test_job_from_another_folder_runs_on_one_node(cluster: Cluster, tmp_path: Pa
     }
     cluster.environment = environment
     other = cluster.submit("list", cwd=tmp_path)
-    assert other.returncode == 2 and "asks for its token" in other.stderr
+    assert other.returncode == 2 and "requires its token" in other.stderr
 
 
 @pytest.mark.slow
