@@ -33,7 +33,13 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
     :func:`recsys.preparation.prepare.prepare`.
     """
     with folder.progress.stage("prepare"):
-        dataset = None if how else _existing(config, folder)
+        dataset = None
+        if not how and _is_there(config.dataset_dir):
+            from recsys.preparation.identity import Identity
+            from recsys.sources import open_source
+
+            how["source"] = source = open_source(config.data.source)  # it hashes its files once
+            dataset = Identity.of(config, source).existing(config, source, folder.progress)
         if dataset is None:
             with ray_session(config, partial(_import_work, config.data)):
                 from recsys.preparation.prepare import prepare as prepare_dataset
@@ -43,19 +49,15 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
     return open_dataset(config)
 
 
-def _existing(config: Config, folder: RunFolder) -> PreparedDataset | None:
-    """The dataset, if it is up to date."""
+def _is_there(dataset_dir: str) -> bool:
+    """Whether there is a dataset. Why: a new one is prepared while Ray starts."""
     from recsys.data.dataset import PreparedDataset
 
     try:
-        PreparedDataset(config.dataset_dir)  # a new dataset needs no hash of its files twice
+        PreparedDataset(dataset_dir)
     except ArtifactError:
-        return None
-    from recsys.preparation.identity import Identity
-    from recsys.sources import open_source
-
-    source = open_source(config.data.source)
-    return Identity.of(config, source).existing(config, source, folder.progress)
+        return False
+    return True
 
 
 def open_dataset(config: Config) -> PreparedDataset:

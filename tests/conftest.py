@@ -162,12 +162,13 @@ def migrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Migration]:
     that is replaced.
     """
     from recsys.registry import store
+    from recsys.registry.store_state import mlflow_database
 
     migrate, tables = store._migrate, tmp_path_factory.mktemp("store") / "tables.db"
 
     def from_a_copy(file: Path, folder: Path) -> None:
         if not tables.exists():
-            database = store.mlflow_database()
+            database = mlflow_database()
             engine = database.create_sqlalchemy_engine(f"sqlite:///{tables}")
             database._initialize_tables(engine)
             engine.dispose()

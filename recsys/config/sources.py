@@ -243,8 +243,7 @@ class CanonicalSource(CellSource):
         check_tables("columns", set(columns))
         check_tables("constants", set(self.constants))
         check_tables("numbers", set(self.numbers))
-        clock = [self.clock] if isinstance(self.clock, str) else self.clock
-        if twice := sorted({*self.date_columns} & {*clock}):
+        if twice := sorted({*self.date_columns} & {*as_list(self.clock)}):
             raise ValueError(
                 f"{twice[0]!r} is in date_columns and in clock; name it in one of them"
             )

@@ -188,10 +188,7 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         ]
         return max(
             named,
-            key=lambda column: (
-                max(table.like(column, words) for words in (VALUE, RATING)),
-                -column.position,
-            ),
+            key=lambda column: (_rating_likeness(table, column), -column.position),
             default=None,
         )
     rated = [
@@ -207,8 +204,12 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
 
 def _is_rating_name(table: Table, column: Column) -> bool:
     """Whether a column's name is that of ratings, and not that of event types."""
-    named = max(table.like(column, words) for words in (VALUE, RATING))
-    return named >= _SAYS and table.like(column, EVENT_TYPE) < _SAYS
+    return _rating_likeness(table, column) >= _SAYS and table.like(column, EVENT_TYPE) < _SAYS
+
+
+def _rating_likeness(table: Table, column: Column) -> float:
+    """How much a column's name is that of ratings or other values."""
+    return max(table.like(column, words) for words in (VALUE, RATING))
 
 
 def _scales(pair: Pair, left: list[Column]) -> list[Column]:
@@ -236,7 +237,7 @@ def unordered_ratings(table: Table, columns: EventColumns) -> Column | None:
             column
             for column in columns.left
             if column.kind in ("token", "text", "flag")
-            and max(table.like(column, words) for words in (VALUE, RATING)) >= _SAYS
+            and _rating_likeness(table, column) >= _SAYS
             and is_short(bare_tokens(column))
             and determines(columns.item, column) < 0.9
         ),

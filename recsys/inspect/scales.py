@@ -256,16 +256,18 @@ def _of_words(rated: Mapping[str, str]) -> dict[str, float | None]:
         return {}
     words = {*rated.values()}
     for scale, has_ties in ((_YES_NO, False), (_REACTIONS, False), (_GRADES, True)):
-        grades = {word: grade for grade, given in scale.items() for word in given.split("|")}
+        grades = _by_word(scale)
         found = {grades[word] for word in words if word in grades}
         if words <= {*grades} and (has_ties or len(found) == len(words)):
             return {text: grades[word] for text, word in rated.items()}
-    both = {
-        word: grade for grade, words in _GRADES.items() for word in words.split("|")
-    }  # also with reactions in between: love, like, ok, dislike, hate
+    both = _by_word(_GRADES)  # also with reactions in between: love, like, ok, dislike, hate
     both |= {"hate": 1, "dislike": 2, "disliked": 2, "negative": 2, "like": 4, "positive": 4}
     both |= {"love": 5, "loved": 5, "hated": 1}
     return {text: both.get(word) for text, word in rated.items()}
+
+
+def _by_word(scale: Mapping[float, str]) -> dict[str, float]:
+    return {word: grade for grade, words in scale.items() for word in words.split("|")}
 
 
 def is_short(texts: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.config import CanonicalSource
+from recsys.config.section import as_list
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.delimited import check_codec
@@ -300,9 +301,8 @@ def _form(config: CanonicalSource, table: str) -> Form:
 
 def _times(config: CanonicalSource) -> TimeColumns:
     """The columns that have the times of the events together."""
-    is_text = isinstance(config.clock, str)
-    clock = [config.clock] if isinstance(config.clock, str) else config.clock
-    return TimeColumns(tuple(config.date_columns), tuple(name for name in clock if name), is_text)
+    clock = tuple(name for name in as_list(config.clock) if name)
+    return TimeColumns(tuple(config.date_columns), clock, isinstance(config.clock, str))
 
 
 def _notes(heads: list[FileHead]) -> list[str]:

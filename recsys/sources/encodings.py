@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -163,16 +163,19 @@ def _share_above_ascii(data: bytes) -> float:
 
 def _of_other_script(data: bytes) -> str:
     """The encoding of letters that are not Latin; empty if none fits."""
-    for name, letters, usual, least in _EAST_FIRST:
-        if _fits(data, name, letters, usual, least):
-            return name
-    fitting = [name for name, *rule in _OTHER_SCRIPTS if _fits(data, name, *rule)]  # type: ignore[arg-type]
-    if fitting:
-        return max(fitting, key=lambda name: _likelihood(data, name, _by_rank(name)))
-    for name, letters, usual, least in _EAST_LAST:
-        if _fits(data, name, letters, usual, least):
-            return name
-    return ""
+    return (
+        next(_fitting(data, _EAST_FIRST), "")
+        or max(
+            _fitting(data, _OTHER_SCRIPTS),
+            key=lambda name: _likelihood(data, name, _by_rank(name)),
+            default="",
+        )
+        or next(_fitting(data, _EAST_LAST), "")
+    )
+
+
+def _fitting(data: bytes, rules: Sequence[tuple[str, str, str, float]]) -> Iterator[str]:
+    return (rule[0] for rule in rules if _fits(data, *rule))
 
 
 def _fits(data: bytes, encoding: str, letters: str, usual: str, least: float) -> bool:
@@ -186,10 +189,7 @@ def _fits(data: bytes, encoding: str, letters: str, usual: str, least: float) ->
 
 
 def _by_rank(encoding: str) -> dict[str, float]:
-    letters = _FREQUENT[encoding]
-    weights = {letter: 1 / (rank + 3) for rank, letter in enumerate(letters)}
-    total = sum(weights.values())
-    return {letter: weight / total for letter, weight in weights.items()}
+    return _shares({letter: 1 / (rank + 3) for rank, letter in enumerate(_FREQUENT[encoding])})
 
 
 def _of_latin_letters(data: bytes) -> FoundEncoding:
@@ -231,8 +231,7 @@ def _shares(weights: Mapping[str, float]) -> dict[str, float]:
 
 def _likelihood(data: bytes, encoding: str, shares: Mapping[str, float]) -> float:
     """The mean log-probability of the characters above ASCII in a language."""
-    text = data[:_LOOKED_AT].decode(encoding, errors="replace")
-    logs = [math.log(share) for share in _probabilities(text, shares)]
+    logs = [math.log(share) for share in _probabilities(_decoded(data, encoding), shares)]
     return sum(logs) / max(len(logs), 1)
 
 

@@ -22,13 +22,11 @@ STARS: Final = (
     r"|csillag|yıldız|つ星|星|★|⭐)"
 )
 UNIT: Final = rf"(?:[-\s]?(?:{STARS}|points?|pts?|punkte?|puntos?|punti|点))"
-OF: Final = (
-    rf"(?:{BEFORE}\s*)?({NUMBER}){UNIT}?\s*"
-    rf"(?:/|of|out of|von|sur|de|su|di|van|z|ze|из|av|ud af)\s*(\d{{1,3}}){UNIT}?"
-)
+_LIMITED: Final = r"\s*(?:/|of|out of|von|sur|de|su|di|van|z|ze|из|av|ud af)\s*"
+OF: Final = rf"(?:{BEFORE}\s*)?({NUMBER}){UNIT}?{_LIMITED}(\d{{1,3}}){UNIT}?"
 RATED: Final = (
-    rf"^(?:(?:{BEFORE}\s*)?(?:{NUMBER})(?:\s*(?:/|of|out of|von|sur|de|su|di|van|z|ze|из|av|ud af)"
-    rf"\s*(?:{'|'.join(map(str, LIMITS))})(?:[-\s]?{STARS})?|[-\s]?{STARS})"
+    rf"^(?:(?:{BEFORE}\s*)?(?:{NUMBER})(?:{_LIMITED}"
+    rf"(?:{'|'.join(map(str, LIMITS))})(?:[-\s]?{STARS})?|[-\s]?{STARS})"
     rf"|[{FULL_STARS}]{{1,10}}[{NO_STARS}]{{0,10}}½?)$"
 )
 """A whole text that is a rating; its first number, or its number of full stars, is the grade."""
