@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import Watch, cpu_seconds
-from benchmarks.paired import in_turns, medians, say
+from benchmarks.in_turns import in_turns, medians, say
+from benchmarks.peak_memory import Watch, cpu_seconds
 
 _DAYS = 100
 _EVENTS_A_VISIT = 4

@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.memory import own_peak_mib
-from benchmarks.paired import in_turns, medians, ratios, say
+from benchmarks.in_turns import in_turns, medians, ratios, say
+from benchmarks.peak_memory import own_peak_mib
 from recsys.config import Config, build_config
 
 USERS, EVENTS_A_USER = 10_000, 20

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.paired import say
+from benchmarks.in_turns import say
 from benchmarks.serving import quantiles, synthetic
 from recsys.bundle.description import FORMAT_VERSION, BundleInfo
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import build_config
 from recsys.data.histories import Histories
 from recsys.granularities.base import ItemView, ModelSizes

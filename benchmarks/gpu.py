@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.paired import say
+from benchmarks.in_turns import say
 from recsys.config import ModelConfig
 from recsys.data.batches import Batch, every_position
 from recsys.data.histories import Histories

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import Watch, own_peak_mib
-from benchmarks.paired import in_turns, medians, ratios, say
+from benchmarks.in_turns import in_turns, medians, ratios, say
+from benchmarks.peak_memory import Watch, own_peak_mib
 
 
 def main() -> None:

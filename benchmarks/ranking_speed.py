@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.paired import ROOT, in_turns, medians, peer_python, ratios, say
+from benchmarks.in_turns import ROOT, in_turns, medians, peer_python, ratios, say
 from benchmarks.training_speed import prepare_ours, settings, write_events
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
@@ -35,7 +35,7 @@ from recsys.evaluation.ranking import rank, top_by_vectors
 from recsys.serving.answer_rows import user_table
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.paired import ROOT, in_turns, peer_python, say
+from benchmarks.in_turns import ROOT, in_turns, peer_python, say
 from pipelines.cli import main as recsys
 from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import mark_hits

@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import Watch
-from benchmarks.paired import in_turns, say
+from benchmarks.in_turns import in_turns, say
+from benchmarks.peak_memory import Watch
 from recsys.config import Config, dump_config, load_config
 
 EVENTS_A_USER = 25

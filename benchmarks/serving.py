@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.paired import say
+from benchmarks.in_turns import say
 from recsys.registry.resolve import resolve
 from recsys.retrieval.exact import exact_top
 from recsys.retrieval.index import LIST, ItemIndex, calibrate

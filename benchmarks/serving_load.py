@@ -27,7 +27,7 @@ import urllib.request
 from collections import Counter
 from typing import Any
 
-from benchmarks.paired import say
+from benchmarks.in_turns import say
 from benchmarks.serving import quantiles
 
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.paired import say
+from benchmarks.in_turns import say
 from benchmarks.shop_files import BRANDS, CATEGORIES, COMMON, THEMES
 from benchmarks.shop_world import DAY, Plan, World, world_of
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.paired import ROOT, say
+from benchmarks.in_turns import ROOT, say
 from benchmarks.shop_ceiling import ceiling
 from benchmarks.shop_files import Shop, write_shop
 from benchmarks.shop_truth import misread

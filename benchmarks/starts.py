@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import psutil  # type: ignore[import-untyped]
 
-from benchmarks.paired import say
+from benchmarks.in_turns import say
 
 _SAMPLE_S: Final = 0.04
 _LONGEST_S: Final = 300.0

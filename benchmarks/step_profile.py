@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paired import say
+from benchmarks.in_turns import say
 from pipelines.cli import config_file
 from recsys.config import Config, load_config
 from recsys.data.dataset import PreparedDataset

@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any, Final, NamedTuple
 
-from benchmarks.paired import ROOT
+from benchmarks.in_turns import ROOT
 
 KEPT: Final = ROOT / "runs/bench"
 PAGE: Final = ROOT / "docs/benchmarks.md"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.paired import in_turns, medians, ratios, say
+from benchmarks.in_turns import in_turns, medians, ratios, say
 
 MODEL = "all-MiniLM-L6-v2"
 WORDS = [

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.paired import ROOT, in_turns, medians, peer_python, ratios, say
+from benchmarks.in_turns import ROOT, in_turns, medians, peer_python, ratios, say
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split

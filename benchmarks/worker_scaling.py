@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from benchmarks.paired import in_turns, medians, say
+from benchmarks.in_turns import in_turns, medians, say
 from benchmarks.training_speed import prepare_ours, settings, write_events
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.validation import Validator

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final, get_args
 
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import ray_session
 from recsys.config import Config, FusionConfig, build_config
 from recsys.data.dataset import PreparedDataset
@@ -64,7 +64,7 @@ def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
     enabled = list(sections)
     if len(enabled) < 2:
         return
-    trained = {name for name in enabled if not granularity_class(name, sections[name]).fitted}
+    trained = {name for name in enabled if not granularity_class(name, sections[name]).closed_form}
     for group, kept in (
         ("off", lambda name: set(enabled) - {name}),
         ("alone", lambda name: {name}),

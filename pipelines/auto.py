@@ -2,8 +2,8 @@
 ``model``.
 
 Without a budget, rules choose one setting (:mod:`recsys.auto`). With ``run.budget``,
-:mod:`tune.auto` searches for settings. RUN/auto.json holds the choice; RUN/config.yaml holds the
-whole configuration, which trains the same model again without a search.
+:mod:`tune.auto_search` searches for settings. RUN/auto.json holds the choice; RUN/config.yaml
+holds the whole configuration, which trains the same model again without a search.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.prepare import open_dataset
 from recsys.auto.portfolio import UNTRAINED, configured, left_out, members, settings
 from recsys.auto.traits import Traits

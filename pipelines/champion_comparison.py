@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.prepare import open_dataset
 from recsys.bundle.evaluated_model import has_measured, measured
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import Config
 from recsys.data.bounded import evaluated_queries, fitted_histories
 from recsys.data.dataset import PreparedDataset

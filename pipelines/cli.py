@@ -212,7 +212,7 @@ def _config(verb: str, arguments: Arguments) -> Config:
 
 def _run(verb: str, config: Config) -> None:
     """Open the run folder and run the verb in it."""
-    from pipelines.plumbing.folder import open_run
+    from pipelines.plumbing.run_folder import open_run
 
     with open_run(config, verb, locks=VERBS[verb].locks) as folder:
         if VERBS[verb].reads_model and verb != "run":  # `run` prepares the data first

@@ -23,8 +23,8 @@ from pipelines.cli import config_of, main
 from pipelines.dry_run import plan
 from pipelines.finished_runs import FinishedRun, check_same, difference_error, opened_run
 from pipelines.plumbing.arguments import UsageError, parse
-from pipelines.plumbing.folder import write_atomically
 from pipelines.plumbing.progress import table
+from pipelines.plumbing.run_folder import write_atomically
 from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
 from pipelines.stages import VERBS
@@ -36,7 +36,7 @@ from recsys.data.histories import Split
 from recsys.errors import ConfigError
 from recsys.evaluation.bootstrap import LEVEL
 from recsys.evaluation.metrics import outside_kinds
-from recsys.evaluation.paired import accuracy_of, paired_metrics
+from recsys.evaluation.paired_test import accuracy_of, paired_metrics
 from recsys.registry.logged_values import flatten
 from recsys.training.threads import settle_threads
 

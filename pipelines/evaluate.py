@@ -14,10 +14,10 @@ from pipelines.ablation import retrained_variants
 from pipelines.cli import main
 from pipelines.examples import example_users
 from pipelines.final import planned
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_tracking import log_evaluation, tracked
 from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import member_table, signal_table, verdict
-from pipelines.plumbing.tracking import log_evaluation, tracked
 from pipelines.prepare import open_dataset
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, EvaluateConfig, TrainConfig, dump_config, redact
@@ -28,11 +28,11 @@ from recsys.data.repeats import repeats_line
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
+from recsys.evaluation.cluster_descriptions import describe_strata
 from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.granularity_panels import granularity_panels
 from recsys.evaluation.rating_errors import rating_report
-from recsys.evaluation.user_clusters import describe_strata
 from recsys.gate.drift import drift_panel, with_calibration
 from recsys.model import FrozenModel
 from recsys.report.report import render_report

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.titles import item_titles
+from recsys.evaluation.cluster_descriptions import strata_of_users
 from recsys.evaluation.interest_drift import interest_drift_of
 from recsys.evaluation.ranking import Ranking
-from recsys.evaluation.user_clusters import strata_of_users
 from recsys.model import FrozenModel
 
 _NUM_RECOMMENDATIONS: Final = 6

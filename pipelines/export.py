@@ -21,7 +21,7 @@ from pipelines.stages import VERBS
 from recsys.config import Config
 from recsys.config.export import ExportConfig, Format
 from recsys.errors import ConfigError
-from recsys.registry.copies import Copy, remember
+from recsys.registry.copy_records import Copy, remember
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.resolve import resolve
 
@@ -83,8 +83,8 @@ def check(export: ExportConfig) -> None:
 
 def export(config: Config) -> dict[str, Any]:
     """Export ``export.model`` to ``export.out``, print a summary and return the manifest."""
-    from recsys.export.folder import check_installed, check_target
-    from recsys.export.folder import export as write
+    from recsys.export.export_folder import check_installed, check_target
+    from recsys.export.export_folder import export as write
 
     quiet()
     settings = config.export

@@ -15,20 +15,20 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.plumbing.budget import Budget
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_tracking import EpochLog, tracked
 from pipelines.plumbing.session import ray_session
-from pipelines.plumbing.tracking import EpochLog, tracked
 from pipelines.train import LR_SHARE_OF_MORE, ORIGIN, reporter
 from pipelines.trained import trained as trained_on
 from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
-from recsys.training.apart import named, own_config, sections, without_apart
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.final import Final, assemble_final, is_whole
 from recsys.training.members import trained_part
 from recsys.training.resume import FREE, training_digest
+from recsys.training.separate_models import named, own_config, sections, without_apart
 from recsys.training.threads import settle_threads
 from recsys.training.time_limit import seconds_an_epoch
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.train import model_sha256
 from recsys.config import Config, load_config
 from recsys.errors import ArtifactError, ConfigError

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.cli import user_message
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
-from recsys.registry.copies import Copy, remember
+from recsys.registry.copy_records import Copy, remember
 from recsys.registry.followed_model import FollowedModel
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.serving.answer_log import check_folder

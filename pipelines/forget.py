@@ -24,22 +24,22 @@ import pyarrow.compute as pc
 
 from pipelines.cli import main
 from pipelines.forgetting.copies import Copies, CopiesForgotten, find_copies
+from pipelines.forgetting.deletion_search import FOLDER as PROOFS
+from pipelines.forgetting.deletion_search import Evidence, conclude, searchable
 from pipelines.forgetting.models import (
     forget_lines,
     forget_recommendations,
     make_models_again,
     remove_derived,
 )
-from pipelines.forgetting.proof import FOLDER as PROOFS
-from pipelines.forgetting.proof import Evidence, conclude, searchable
 from pipelines.forgetting.training import train_again
-from pipelines.forgetting.versions import forget_artefacts, forget_versions
-from pipelines.plumbing.folder import RunFolder
+from pipelines.forgetting.version_replacement import forget_artefacts, forget_versions
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from pipelines.prepare import open_dataset
 from pipelines.train import ORIGIN
 from recsys.bundle.description import USERS
-from recsys.bundle.files import read_files
+from recsys.bundle.layout import read_files
 from recsys.config import Config, DataConfig
 from recsys.config.privacy import ForgetConfig
 from recsys.data.dataset import PreparedDataset

@@ -39,7 +39,7 @@ def command(words: Sequence[str]) -> int:
     _check_free(out, wanted.force)
     quiet()
     from recsys.inspect.look import look
-    from recsys.inspect.terminal import summary_of
+    from recsys.inspect.terminal_summary import summary_of
 
     name = "" if wanted.out == DEFAULT else plain_name(out.stem)
     found = look(wanted.files, name)

@@ -6,7 +6,7 @@ prepare all events again, and must not lose the old ones.
 
 from __future__ import annotations
 
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.prepare import prepare
 from recsys.config import CanonicalSource, Config, UpdateConfig
 from recsys.data.dataset import PreparedDataset

@@ -16,8 +16,8 @@ from typing import Any
 
 from pipelines.champion_comparison import compare, side_of
 from pipelines.cli import main
-from pipelines.plumbing.folder import RunFolder, write_atomically
 from pipelines.plumbing.promotion_record import candidate_table, to_markdown, version_tags
+from pipelines.plumbing.run_folder import RunFolder, write_atomically
 from pipelines.plumbing.session import quiet
 from recsys.config import Config, PromoteConfig, redact
 from recsys.errors import ArtifactError, ConfigError, Refusal

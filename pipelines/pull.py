@@ -22,7 +22,7 @@ from pipelines.stages import VERBS
 from recsys.bundle.description import CARD
 from recsys.config import Config, redact
 from recsys.errors import ConfigError
-from recsys.registry.copies import Copy, remember
+from recsys.registry.copy_records import Copy, remember
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.pull import Pulled, pull_model
 

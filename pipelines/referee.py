@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pipelines.cli import config_of, main
 from pipelines.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
-from pipelines.plumbing.folder import write_atomically
 from pipelines.plumbing.progress import table
+from pipelines.plumbing.run_folder import write_atomically
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config
@@ -128,7 +128,7 @@ def prepare(config: Config, command: str) -> Protocol:
     ArtifactError
         Something that is not a protocol exists at ``--out``.
     """
-    from pipelines.plumbing.folder import open_run
+    from pipelines.plumbing.run_folder import open_run
     from pipelines.prepare import prepare as prepare_dataset
     from recsys.referee.export import protocol_of
     from recsys.referee.protocol import write_protocol
@@ -236,8 +236,8 @@ def score(config: Config, command: str) -> dict[str, Any]:
     from recsys.evaluation.bootstrap import LEVEL
     from recsys.referee.entries import methods_of
     from recsys.referee.judge import judge
+    from recsys.referee.leaderboard import board, findings, head, html, markdown
     from recsys.referee.protocol import read_protocol
-    from recsys.referee.report import board, findings, head, html, markdown
 
     settings = config.referee
     if not settings.lists:
@@ -282,7 +282,7 @@ def write_page(config: Config, files: Sequence[str]) -> None:
     ArtifactError
         A file is not such a result.
     """
-    from recsys.referee.report import page
+    from recsys.referee.leaderboard import page
 
     if not files:
         raise UsageError(f"no referee.json is given; usage: {VERBS['referee'].usage}")

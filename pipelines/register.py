@@ -14,10 +14,10 @@ from typing import Any
 
 from pipelines.cli import main
 from pipelines.final import FinalModel, final_model
-from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.inherited import CONFIG, handed_on
+from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import quiet
-from pipelines.plumbing.tracking import tracked
 from pipelines.prepare import open_dataset
 from pipelines.train import ORIGIN, model_sha256, open_trained
 from recsys.bundle.writing import Measured

@@ -9,13 +9,13 @@ from pipelines.auto import with_model
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.plumbing.budget import Budget
-from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.nodes import reachable_nodes
 from pipelines.plumbing.preflight import preflight
 from pipelines.plumbing.progress import table
+from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import ray_session, ray_through
 from pipelines.plumbing.summary import verdict
-from pipelines.plumbing.tracking import tracked
 from pipelines.prepare import prepare
 from pipelines.register import register
 from pipelines.train import train

@@ -27,7 +27,7 @@ from typing import Any
 from pipelines.cli import main
 from pipelines.followed_side import FollowedSide, check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.extras import require_extra
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError

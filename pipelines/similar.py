@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from pipelines.cli import main
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet
 from recsys.config import Config
 from recsys.errors import ConfigError

@@ -21,7 +21,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.data.repeats import no_targets
 from recsys.errors import DataError
-from recsys.evaluation.candidates import gather
+from recsys.evaluation.candidate_scores import gather
 from recsys.evaluation.stacking import Stacked, choose_stack
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel

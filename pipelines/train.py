@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli import main
-from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.nodes import reachable_nodes
 from pipelines.plumbing.preflight import preflight
+from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_tracking import EpochLog, tracked
 from pipelines.plumbing.session import ray_session
-from pipelines.plumbing.tracking import EpochLog, tracked
 from pipelines.prepare import open_dataset
 from pipelines.stacking import stacked
 from pipelines.trained import trained
@@ -32,13 +32,13 @@ from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.pace import Count
 from recsys.registry.logged_values import flatten
-from recsys.training.apart import joined, own_config, sections
-from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.constants import LEFT_OUT, narrowed
+from recsys.training.fresh_model import Start
 from recsys.training.members import trained_part
 from recsys.training.private import PRIVACY
 from recsys.training.resume import FREE, training_digest
+from recsys.training.separate_models import joined, own_config, sections
 from recsys.training.shared_validation import Validate
 from recsys.training.threads import settle_threads
 

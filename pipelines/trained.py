@@ -18,11 +18,11 @@ from recsys.config import Config, RayConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.validation import Validator
 from recsys.pace import Deadline
-from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult
 from recsys.training.context import TrainContext
 from recsys.training.final import Final as FinalTraining
 from recsys.training.final import fit_final
+from recsys.training.fresh_model import Start
 from recsys.training.phases import fit
 from recsys.training.shared_validation import Validate
 from recsys.training.threads import settle_threads

@@ -26,9 +26,9 @@ from torch import Tensor
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.newer_events import prepare_newer
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import quiet, ray_session, ray_through
-from pipelines.plumbing.tracking import tracked
 from pipelines.prepare import open_dataset
 from pipelines.register import register
 from pipelines.run import closing_words
@@ -48,10 +48,10 @@ from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
 from recsys.serving.feedback import gather, read_feedback
 from recsys.serving.recommender import Recommender
-from recsys.training.apart import own_config, own_weights, sections
-from recsys.training.build import Start
+from recsys.training.fresh_model import Start
 from recsys.training.members import refuse_stacked, trained_part
 from recsys.training.refit_fusion import Refit, refit_fusion
+from recsys.training.separate_models import own_config, own_weights, sections
 from recsys.training.user_clusters import refit_strata, stratum_of
 from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.export.encoder import Graph, QueryEncoder
 from recsys.export.onnx_file import INPUTS
 from recsys.export.questions import Examiner

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import torch
 
 from recsys.config import build_config
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.history_table import history_schema
 from recsys.data.manifest import Manifest
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 
 DAY = 86_400
 Event = tuple[int, int, int, Split]  # item, event type, time in seconds, split

@@ -31,7 +31,7 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
-from recsys.preparation.friends import SocialRules, merge_part, number_rows
+from recsys.preparation.friend_edges import SocialRules, merge_part, number_rows
 from recsys.preparation.graphs import encode_triples
 from recsys.preparation.items import align, compose_text, feature_table
 from recsys.preparation.media import media_table
@@ -95,7 +95,7 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
     }
     manifest["counts"] |= {
         "social_edges": edges.num_rows,
-        "facts": files["graphs/knowledge.parquet"].num_rows,
+        "triples": files["graphs/knowledge.parquet"].num_rows,
         "entities": files["vocab/entities.parquet"].num_rows,
         "relations": files["vocab/relations.parquet"].num_rows,
         "items_with_text": len(item_ids),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.serving.bundles import read_bundle, write_bundle
 from tests.handmade import leave_last, small_model, write_dataset
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.report.charts import Axis, axis
+from recsys.report.chart_geometry import Axis, axis
 from recsys.report.pages import environment, packaged
 from recsys.report.wording import metric_name
 

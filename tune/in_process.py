@@ -16,7 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 from tune.ledger import Trial
 from tune.plan import Plan
 from tune.ray_tune import scheduler_of
-from tune.search import TrialPaths, Watch, forget_unneeded, task_of, training_seconds
+from tune.searcher import TrialPaths, Watch, forget_unneeded, task_of, training_seconds
 from tune.slots import Slots
 from tune.trial import run_trial
 

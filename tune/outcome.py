@@ -18,7 +18,7 @@ from recsys.evaluation.bootstrap import Comparison, compare
 from recsys.registry.logged_values import flatten
 from recsys.registry.mlflow_client import tracking_uri
 from tune.plan import Plan, Standing
-from tune.search import VALUES
+from tune.searcher import VALUES
 from tune.trial_lines import cell, short
 
 _RESAMPLES: Final = 2000

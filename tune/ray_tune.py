@@ -20,7 +20,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from tune.heartbeats import forget_beats
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
-from tune.search import PlannedSearch, TrialPaths, Watch, forget_unneeded, training_seconds
+from tune.searcher import PlannedSearch, TrialPaths, Watch, forget_unneeded, training_seconds
 from tune.slots import Slots
 from tune.trial import WorkersTrial, train_in_process
 

@@ -368,7 +368,9 @@ def _check_rungs(space: Space, model: ModelConfig, tune: TuneConfig) -> None:
     kinds = [
         option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options
     ]
-    fitted = [name for name, section in model.granularities.enabled().items() if section.is_fitted]
+    fitted = [
+        name for name, section in model.granularities.enabled().items() if section.is_closed_form
+    ]
     if tune.scheduler == "asha" and fitted and "weighted" in kinds:
         raise ConfigError(
             f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot"

@@ -18,9 +18,9 @@ from typing import Any
 
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
-from pipelines.plumbing.folder import RunFolder, open_run, write_atomically
+from pipelines.plumbing.run_folder import RunFolder, open_run, write_atomically
+from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import quiet, ray_session
-from pipelines.plumbing.tracking import tracked
 from pipelines.prepare import prepare
 from pipelines.register import register
 from pipelines.run import closing_words
@@ -37,10 +37,10 @@ from tune.ledger import Ledger, Trial
 from tune.outcome import best_config, best_yaml, comparison_words, trial_table
 from tune.plan import Plan
 from tune.ray_tune import run_trials
-from tune.report import render_sweep
-from tune.search import TrialPaths
+from tune.searcher import TrialPaths
 from tune.slots import slots_of_cluster
 from tune.space import load_space
+from tune.sweep_report import render_sweep
 from tune.trial_lines import Children, TrialLines
 
 

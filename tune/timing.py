@@ -15,7 +15,7 @@ from recsys.auto.portfolio import Setting, with_separate_model
 from recsys.config import Config, TrainConfig
 from recsys.training.time_limit import seconds_an_epoch
 from tune.ledger import Trial
-from tune.portfolio import MOST_APART, Portfolio, is_ended
+from tune.portfolio_plan import MOST_APART, Portfolio, is_ended
 
 STARTS_S: Final = 8.0  # seconds that the workers of one training need to start
 _TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is trained

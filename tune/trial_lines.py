@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.plumbing.progress import Progress
-from pipelines.plumbing.tracking import log_epoch
+from pipelines.plumbing.run_tracking import log_epoch
 from recsys.config import Config
 from recsys.pace import Count
 from recsys.registry.tracking import Tracker

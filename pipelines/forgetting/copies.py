@@ -2,7 +2,8 @@
 
 These are logs of answers, exports, saved and pulled models, and the tables that the Python API
 wrote. Copies in the run folder are found by search. Copies in other locations were noted when they
-were made (:mod:`recsys.registry.copies`), or are named in the configuration or in ``forget.also``.
+were made (:mod:`recsys.registry.copy_records`), or are named in the configuration or in
+``forget.also``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.python.frames import FRAMES
 from recsys import schema
 from recsys.bundle.checksums import writing_aside
@@ -29,7 +30,7 @@ from recsys.config import CanonicalSource, Config, DataConfig, RegistryConfig
 from recsys.errors import ArtifactError, ConfigError, Refusal
 from recsys.export.forget import Exported
 from recsys.privacy.rows import RowFinder
-from recsys.registry import copies as notes
+from recsys.registry import copy_records as notes
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.pull import pull_model
 from recsys.registry.versions import Store, known_users

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.train import ORIGIN, train
 from pipelines.update import check_settings, descent_of, held_weights, shortened
 from recsys.config import Config

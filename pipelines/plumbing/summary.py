@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pipelines.plumbing.progress import table
-from recsys.evaluation.members import single_line
+from recsys.evaluation.member_scores import single_line
 from recsys.report.first_screen import best_baseline
 
 _MOST_SIGNALS: Final = 8  # combinations on the console; the report lists all

@@ -42,7 +42,7 @@ def _of_manifest(manifest: Manifest) -> DataSizes:
         counts.get("train", 0) + counts.get("valid", 0),
         int(manifest.text.get("dimension", 0)),
         counts.get("entities", 0),
-        counts.get("facts", 0),
+        counts.get("triples", 0),
         counts.get("social_edges", 0),
         manifest.ordered,
     )

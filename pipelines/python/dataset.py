@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.python.dotted_changes import Settings, with_settings
 from pipelines.python.frames import FRAMES, check_roles, table_of
-from pipelines.python.settings import Settings, with_settings
 from recsys.config import Config, dump_config, load_config
 from recsys.errors import DataError
 from recsys.inspect.look import Look, look
-from recsys.inspect.terminal import summary_of
+from recsys.inspect.terminal_summary import summary_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -326,7 +326,7 @@ class Dataset:
             The source cannot be read, or has nothing to train on.
         """
         if self._prepared is None:
-            from pipelines.plumbing.folder import open_run
+            from pipelines.plumbing.run_folder import open_run
             from pipelines.prepare import prepare
 
             config = with_settings(self.config, {"run.dir": str(self.folder / "preparing")})

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from pipelines.python.dataset import Dataset
+from pipelines.python.dotted_changes import Settings, with_settings
 from pipelines.python.model import Model
-from pipelines.python.settings import Settings, with_settings
 from recsys.errors import ConfigError
 
 
@@ -58,7 +58,7 @@ def fit(
     ```
     """
     from pipelines.configuration_checks import check
-    from pipelines.plumbing.folder import open_run
+    from pipelines.plumbing.run_folder import open_run
     from pipelines.run import run
     from pipelines.stages import VERBS
 

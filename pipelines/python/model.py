@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pipelines.python.settings import Settings, with_settings
+from pipelines.python.dotted_changes import Settings, with_settings
 from recsys.bundle.description import BundleInfo, read_info
 from recsys.config import Config, load_config
 from recsys.errors import ArtifactError, ConfigError, RequestError
-from recsys.registry.copies import Copy, owner_of, remember, write_origin
+from recsys.registry.copy_records import Copy, owner_of, remember, write_origin
 from recsys.serving.answer_rows import BatchRecommender, Defaults, named_users, output_schema
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
@@ -119,7 +119,7 @@ class Model:
         metrics = self.metrics
         if settings:
             from pipelines.evaluate import evaluate
-            from pipelines.plumbing.folder import open_run
+            from pipelines.plumbing.run_folder import open_run
 
             if other := [key for key in settings if not key.startswith("evaluate.")]:
                 raise ConfigError(
@@ -336,7 +336,7 @@ class Model:
         ArtifactError
             The model was loaded, and has no run folder.
         """
-        from pipelines.plumbing.folder import open_run
+        from pipelines.plumbing.run_folder import open_run
         from pipelines.register import register
 
         run = self._run("register")

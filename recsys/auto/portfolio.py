@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from recsys.auto.candidates import CANDIDATES, Tree
+from recsys.auto.candidate_members import CANDIDATES, Tree
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config
 from recsys.config.values import merged

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from recsys.auto.candidates import CANDIDATES, Tree, fed
+from recsys.auto.candidate_members import CANDIDATES, Tree, fed
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -16,7 +16,7 @@ _SIGNALS: Final = {  # candidate → its signal in words
     "repeat": "repeats",
     "content": "item text",
     "social": "friends",
-    "knowledge": "facts",
+    "knowledge": "triples",
     "profile": "user attributes",
     "place": "coordinates or quantities of items",
 }

@@ -10,9 +10,9 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from recsys import __version__
-from recsys.bundle.checks import Inconsistent, check_names, check_outside
 from recsys.bundle.checksums import DESCRIPTION as DESCRIPTION
 from recsys.bundle.checksums import FileEntry, damaged, describe_error, entry_of
+from recsys.bundle.consistency import Inconsistent, check_names, check_outside
 from recsys.config import ModelConfig
 from recsys.config.outside import reading_artifact
 from recsys.errors import ArtifactError, UserError

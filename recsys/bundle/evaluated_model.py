@@ -13,10 +13,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from recsys.bundle.checks import check_counts, check_finite, check_parts
 from recsys.bundle.checksums import check_file, damaged, describe_error
+from recsys.bundle.consistency import check_counts, check_finite, check_parts
 from recsys.bundle.description import MEASURED, MEASURED_KEY, BundleInfo
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, load_sizes
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from recsys import __version__
-from recsys.bundle.checks import check_finite
+from recsys.bundle.consistency import check_finite
 from recsys.bundle.description import (
     CARD,
     FORMAT_VERSION,

@@ -132,7 +132,7 @@ class _Granularities(Section):
         """Whether any enabled granularity is trained; if not, all of them are fitted in closed
         form.
         """
-        return any(not section.is_fitted for section in self.enabled().values())
+        return any(not section.is_closed_form for section in self.enabled().values())
 
 
 def section_class(name: str) -> type[GranularityConfig]:

@@ -18,6 +18,7 @@ from pydantic import (
     model_serializer,
 )
 
+from recsys.config.renamed import take_old_name
 from recsys.config.section import Section, as_list
 from recsys.config.workload import FLOAT, Estimate, Workload
 
@@ -46,7 +47,7 @@ class GranularityConfig(Section):
     module: ClassVar[str] = (
         ""  # ``package.module:Class`` of its Granularity, imported when a model is built
     )
-    always_fitted: ClassVar[bool] = False  # fitted in closed form with all keys
+    always_closed_form: ClassVar[bool] = False  # fitted in closed form with all keys
     reads: ClassVar[str] = (
         ""  # side signal that it reads, "": none; granularities of one signal share its input
     )
@@ -67,6 +68,11 @@ class GranularityConfig(Section):
     # the kind as the configuration gives it, for one of another package; see ``outside``
     _kind: str = PrivateAttr("")
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **words: Any) -> None:
+        super().__pydantic_init_subclass__(**words)
+        take_old_name(cls, "always_fitted", "always_closed_form")
+
     @property
     def target(self) -> str:
         """``package.module:Class`` of the granularity with these keys."""
@@ -85,9 +91,9 @@ class GranularityConfig(Section):
         return getattr(self, "fit", "training") == "counts"
 
     @property
-    def is_fitted(self) -> bool:
+    def is_closed_form(self) -> bool:
         """Whether it is fitted in closed form and not trained."""
-        return self.always_fitted or self.by_counts
+        return self.always_closed_form or self.by_counts
 
     @property
     def open_keys(self) -> list[str]:
@@ -140,7 +146,7 @@ class GranularityConfig(Section):
         """The memory and time that it adds; by default a dense layer in each step, or the events if
         it is fitted.
         """
-        if self.is_fitted:
+        if self.is_closed_form:
             return Estimate(layers=0.0, holds_events=True)
         return Estimate(step=work.queries * work.width * FLOAT * 8)
 

@@ -21,8 +21,8 @@ def privacy_violations(config: Config) -> Iterator[str]:
     """All settings that contradict ``train.privacy``."""
     where = "train.privacy"
     for name, section in config.model.granularities.enabled().items():
-        if section.is_fitted or not section.per_user or section.signal == "user_text":
-            why = _FITTED if section.is_fitted else _OTHERS
+        if section.is_closed_form or not section.per_user or section.signal == "user_text":
+            why = _FITTED if section.is_closed_form else _OTHERS
             yield (
                 f"{where}: model.granularities.{name} {why}; disable it (evolution, behaviour,"
                 " media can be private)"

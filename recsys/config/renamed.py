@@ -1,4 +1,5 @@
-"""Renamed keys: the old name is accepted for one release, with one deprecation line on the console.
+"""Renamed keys and class attributes: the old name is accepted for one release, with one deprecation
+line on the console.
 
 Why in one table: YAML files, options of the command line, search spaces and the configurations
 inside run folders and bundles all use the same keys, and each of them may be older than the release
@@ -74,5 +75,25 @@ def announce(section: str, old: str) -> None:
     new = f"{section}.{RENAMED[section][old]}"
     print(
         f"deprecated: {dotted} is now called {new}; the next release refuses the old name",
+        file=sys.stderr,
+    )
+
+
+def take_old_name(cls: type, old: str, new: str) -> None:
+    """Give a class attribute of another package its present name, with a deprecation line.
+
+    Parameters
+    ----------
+    cls : type
+        A granularity or its section, as its author wrote it.
+    old, new : str
+        The former and the present name of the attribute.
+    """
+    if old not in vars(cls) or new in vars(cls):
+        return
+    setattr(cls, new, vars(cls)[old])
+    print(
+        f"deprecated: {cls.__module__}.{cls.__qualname__}.{old} is now called {new}; the next"
+        " release ignores the old name",
         file=sys.stderr,
     )

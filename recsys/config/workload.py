@@ -21,7 +21,7 @@ class DataSizes:
     events: int  # of training and validation
     text_width: int = 0
     entities: int = 0
-    facts: int = 0
+    triples: int = 0
     friends: int = 0
     ordered: bool = True
     exact: bool = True  # of a prepared dataset

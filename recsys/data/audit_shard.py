@@ -1,4 +1,4 @@
-"""The checks of the leak audit that need one shard only; see :mod:`recsys.data.audit`.
+"""The checks of the leak audit that need one shard only; see :mod:`recsys.data.leak_audit`.
 
 Legend: U users, E events of a shard, N items, X cells of a sparse table of counts.
 """
@@ -40,12 +40,12 @@ class ShardFindings:
 
 
 def audit_shard(dataset: PreparedDataset, name: str) -> ShardFindings:
-    """Run the checks of :func:`recsys.data.audit.audit` that need one shard only.
+    """Run the checks of :func:`recsys.data.leak_audit.audit` that need one shard only.
 
     Raises
     ------
     DataError
-        See :func:`recsys.data.audit.audit`.
+        See :func:`recsys.data.leak_audit.audit`.
     """
     return ShardAuditor(dataset).run(name)
 

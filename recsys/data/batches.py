@@ -3,7 +3,7 @@
 Why: training at every position and answering one request are the same forward pass; only the choice
 of queries differs. Legend: U history rows, L padded length, B queries (a row up to a position), P
 (query, target) pairs, S items of the step, N items of the catalogue, F friends of a request, C
-context columns (see ``recsys.data.context`` for their codes).
+context columns (see ``recsys.data.context_columns`` for their codes).
 """
 
 from __future__ import annotations

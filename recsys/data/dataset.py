@@ -55,7 +55,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from recsys.data.cold_start import ColdUsers
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.history_table import histories_from_table, newest_rows
@@ -136,7 +136,7 @@ class PreparedDataset:
         """All ids, for a dataset that continues this one."""
         known = (self.user_ids, self.item_ids, tuple(self.manifest.event_types))
         forgotten = Forgotten.of_json(self.manifest.forgotten.get("users", {}))
-        if not self.manifest.counts.get("facts"):
+        if not self.manifest.counts.get("triples"):
             return Vocabulary(*known, context=self.context, forgotten=forgotten)
         named = (("entities", "entity"), ("relations", "relation"))
         entities, relations = (
@@ -292,7 +292,7 @@ class PreparedDataset:
         """Triples of the knowledge graph with dense ids: head, relation, tail, each [E] int32;
         empty without a knowledge table.
         """
-        if not self.manifest.counts.get("facts"):
+        if not self.manifest.counts.get("triples"):
             empty = np.zeros(0, dtype=np.int32)
             return empty, empty, empty
         table = self._table("graphs/knowledge.parquet")
@@ -303,7 +303,7 @@ class PreparedDataset:
 
     def item_entities(self) -> Array:
         """The dense entity of each item, -1 where no triple has the item: [N] int64."""
-        if not self.manifest.counts.get("facts"):
+        if not self.manifest.counts.get("triples"):
             return np.full(self.num_items, -1, dtype=np.int64)
         found = self._table("items/entities.parquet").column("entity").combine_chunks()
         return np.asarray(found.fill_null(-1)).astype(np.int64)

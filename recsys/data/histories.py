@@ -51,7 +51,9 @@ class Histories:
     times_E: Array  # int64 seconds since the epoch, 0 where unknown
     values_E: Array  # float32
     splits_E: Array  # uint8, see Split and COLD_VALID
-    context_EC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16, see recsys.data.context
+    context_EC: Array = field(
+        default_factory=lambda: NO_CONTEXT
+    )  # int16, see recsys.data.context_columns
     # bool: predicted event types; empty: all
     targets_T: Array = field(default_factory=lambda: ALL_TYPES)
     # int32: number of events by which the training query is earlier than usual; empty: 0

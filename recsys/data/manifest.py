@@ -59,4 +59,7 @@ class Manifest:
     @staticmethod
     def parse(text: str) -> Manifest:
         """Read the result of :meth:`dump`."""
-        return Manifest(**json.loads(text))
+        manifest = Manifest(**json.loads(text))
+        if "facts" in manifest.counts:  # their name in datasets of earlier releases
+            manifest.counts["triples"] = manifest.counts.pop("facts")
+        return manifest

@@ -17,18 +17,18 @@ import torch
 
 from recsys.config import Config, EvaluateConfig
 from recsys.contributions import Contributions
-from recsys.data.audit import Audit, audit
 from recsys.data.bounded import bounds, evaluated_queries, evaluated_users_V, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.foresight import foresight
 from recsys.data.histories import Array, Queries, Split
+from recsys.data.leak_audit import Audit, audit
 from recsys.errors import DataError
 from recsys.evaluation.ablation import ablation_report
-from recsys.evaluation.audit import check_fits
 from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import fit_baselines, left_out
 from recsys.evaluation.comparison import accuracy_values, certainty, main_values
-from recsys.evaluation.members import Shares, member_report, shares
+from recsys.evaluation.fit_audit import check_fits
+from recsys.evaluation.member_scores import Shares, member_report, shares
 from recsys.evaluation.metrics import (
     QUERY_METRICS,
     list_metrics,

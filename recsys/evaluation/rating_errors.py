@@ -16,7 +16,7 @@ from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.bootstrap import LEVEL, bootstrap_means, compare
-from recsys.ratings import Constants, RatingHead, biases, rated_queries, why_no_ratings
+from recsys.rating_prediction import Constants, RatingHead, biases, rated_queries, why_no_ratings
 
 _DAMPINGS: Final = (0.1, 1.0, 3.0, 10.0)
 ERRORS: Final = ("rmse", "mae")

@@ -5,7 +5,7 @@ members.
 
 This equals :meth:`recsys.model.FrozenModel.contributions`, with operations that ONNX has. Trained
 granularities are the model's own modules; closed-form members have a form for padded tensors in
-:mod:`recsys.export.members`.
+:mod:`recsys.export.closed_form_graphs`.
 
 Legend: B queries, L length, D width of a member, N items, C context columns, F friends.
 """
@@ -18,13 +18,13 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from recsys.apart import Apart
 from recsys.data.attributes import AttributeRows
 from recsys.errors import ArtifactError, choices
-from recsys.export.members import ADDITIONS, OF_NEWEST, VECTORS, has_additions, prepared
+from recsys.export.closed_form_graphs import ADDITIONS, OF_NEWEST, VECTORS, has_additions, prepared
 from recsys.export.seen import Seen
 from recsys.granularities.base import Granularity
 from recsys.model import Encoders, FrozenModel
+from recsys.separate_model import Apart
 from recsys.stack import TRAINED, inverse, spread
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.bundle.checksums import entry_of, writing_aside
-from recsys.export.folder import MANIFEST, export, read_manifest
+from recsys.export.export_folder import MANIFEST, export, read_manifest
 from recsys.export.vector_files import USER_TABLE
 
 
@@ -57,7 +57,7 @@ class Exported:
         Raises
         ------
         ArtifactError, ConfigError, Refusal
-            As :func:`~recsys.export.folder.export`; the export then stays unchanged.
+            As :func:`~recsys.export.export_folder.export`; the export then stays unchanged.
         """
         onnx, formats = self.manifest.get("onnx") or {}, self.manifest["formats"]
         users = "users" in (self.manifest.get("parquet") or {})

@@ -1,4 +1,4 @@
-"""``repeat`` over padded histories: the features of :mod:`recsys.granularities.repeat.features`.
+"""``repeat`` over padded histories; its features: :mod:`recsys.granularities.repeat.pair_features`.
 
 A pair of a query and an item is stored at the position of the item's last event. Its features are
 sums over the events of the same item. Numbers are float64, as in the original.
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from recsys.export.seen import Seen
 from recsys.granularities.base import State
-from recsys.granularities.repeat.features import NAMES, PRIOR_GAPS, PRODUCTS
 from recsys.granularities.repeat.model import Repeat
+from recsys.granularities.repeat.pair_features import NAMES, PRIOR_GAPS, PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _raw_numbers(module: Repeat, state: State, seen: Seen, pairs: PaddedPairs) -
 
 
 def _features(state: State, raw_BLX: Tensor) -> Tensor:
-    """As :meth:`recsys.granularities.repeat.features.Basis.features`: [B, L, F + 1]."""
+    """As :meth:`recsys.granularities.repeat.pair_features.Basis.features`: [B, L, F + 1]."""
     low_X, high_X, mean_X, knots_XQ, centre_F, scale_F = (
         state[name].double()
         for name in ("low_X", "high_X", "mean_X", "knots_XQ", "centre_F", "scale_F")

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
-from recsys.granularities.profile.encoding import encoding_of
+from recsys.granularities.profile.attribute_encoding import encoding_of
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.request_views import friends_of

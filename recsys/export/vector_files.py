@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from recsys.bundle.description import INDEX
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError, Refusal
 from recsys.evaluation.ranking import tie_order

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from recsys.bundle.files import Bundle
-from recsys.data.context import MISSING, UNKNOWN, ContextColumn, number_codes
-from recsys.data.context import STEPS as CONTEXT_STEPS
+from recsys.bundle.layout import Bundle
+from recsys.data.context_columns import MISSING, UNKNOWN, ContextColumn, number_codes
+from recsys.data.context_columns import STEPS as CONTEXT_STEPS
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split, event_keys
 

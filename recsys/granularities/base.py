@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.config import Config
+from recsys.config.renamed import take_old_name
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hidden import Hidden
@@ -253,6 +254,10 @@ class Granularity(nn.Module):
     * the order of rows in a batch does not change the result.
     """
 
+    def __init_subclass__(cls, **words: Any) -> None:
+        super().__init_subclass__(**words)
+        take_old_name(cls, "fitted", "closed_form")
+
     @classmethod
     def size(cls, section: Any, dataset: PreparedDataset, through: Split) -> Any:
         """Return what the dataset fixes of the module's shape, as plain JSON; None for nothing.
@@ -462,7 +467,7 @@ class Granularity(nn.Module):
 
     reads_text = False  # True: ``forward`` reads the items' text vectors
     personal = True  # False: the result depends on the time of the request alone, not on the user
-    fitted = False  # True: closed form; joins the fusion after training, with its own item vectors
+    closed_form = False  # True: joins the fusion after training, with its own item vectors
 
     sparse = False  # closed form only: :meth:`boost` gives the scores; item vectors have width 0
     corrects = False  # closed form with vectors: :meth:`boost` adds to the scores of a few items

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.inspect.columns import Column, bare_tokens, has_known
-from recsys.inspect.events import columns_of_events
-from recsys.inspect.tables import Pair, determines
-from recsys.inspect.vocabulary import CANCELED, CANCELED_STATES, STATUS, words_of
+from recsys.inspect.common_names import CANCELED, CANCELED_STATES, STATUS, words_of
+from recsys.inspect.event_columns import columns_of_events
+from recsys.inspect.sampled_tables import Pair, determines
 from recsys.sources.dropped import has_values
 
 _YES: Final = ("1", "true", "t", "yes", "y")

@@ -11,39 +11,45 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.errors import SourceError
-from recsys.inspect.arguments import ArgumentContent, data_name, shown_path
-from recsys.inspect.attributes import (
+from recsys.inspect.canceled import without_canceled
+from recsys.inspect.column_uses import (
     Attributes,
     attributes_of,
     attributes_of_events,
     reserved,
     why_unused,
 )
-from recsys.inspect.canceled import without_canceled
 from recsys.inspect.columns import Column, bare_tokens
-from recsys.inspect.event_statistics import Types, events_of, roles_of_types, statistics_of
-from recsys.inspect.events import (
+from recsys.inspect.common_names import SESSION, likeness
+from recsys.inspect.common_values import IdSet
+from recsys.inspect.event_columns import (
     EventColumns,
     columns_of_events,
     unordered_ratings,
 )
-from recsys.inspect.overlap import IdSet
+from recsys.inspect.event_statistics import Types, events_of, roles_of_types, statistics_of
+from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
 from recsys.inspect.ratings import smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
+from recsys.inspect.sampled_tables import (
+    Pair,
+    Table,
+    find_events,
+    find_events_in_lists,
+    with_orders,
+)
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.sequences import understand_sequences
-from recsys.inspect.settings import (
+from recsys.inspect.siblings import event_files
+from recsys.inspect.source_keys import (
     TablePlan,
     form_words,
     plan_of_attributes,
     relation_of,
     source_settings,
 )
-from recsys.inspect.siblings import event_files
-from recsys.inspect.tables import Pair, Table, find_events, find_events_in_lists, with_orders
 from recsys.inspect.time_columns import HOURS_FORM, with_time_columns
 from recsys.inspect.understood import Setting, TableSummary, Understood
-from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
 
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
@@ -502,7 +508,7 @@ class _Canonical:
             if plan.role == "social":
                 found.friends = f"{plan.sample.num_rows:,} links; {shares}"
             if plan.role == "knowledge":
-                found.triples = f"{plan.sample.num_rows:,} facts; {shares}"
+                found.triples = f"{plan.sample.num_rows:,} triples; {shares}"
 
     def _left_out(self) -> dict[str, str]:
         return {

@@ -2,7 +2,7 @@
 coordinates.
 
 Why it matters: a web address, a price or a latitude is no text for a language model, a list of
-genres is several facts, and numbers in text files must be read as numbers.
+genres is several triples, and numbers in text files must be read as numbers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.inspect.scales import MOST_GRADES, Scale, scale_of
-from recsys.inspect.times import TimeForm, time_form
-from recsys.inspect.vocabulary import (
+from recsys.inspect.common_names import (
     LATITUDE,
     LONGITUDE,
     RATING,
@@ -27,6 +25,8 @@ from recsys.inspect.vocabulary import (
     has_id,
     likeness,
 )
+from recsys.inspect.scales import MOST_GRADES, Scale, scale_of
+from recsys.inspect.time_formats import TimeForm, time_form
 from recsys.sources.validate import CellRules, ids, numbers
 from recsys.values import cells as cell_values
 from recsys.values.arrow_types import is_list, is_plain_number, is_string

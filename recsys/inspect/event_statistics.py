@@ -19,7 +19,7 @@ from recsys import schema
 from recsys.data.foresight import Foresight, spread_of
 from recsys.data.time_cut import Cuts, Temporal, temporal_cuts
 from recsys.inspect.columns import has_known
-from recsys.inspect.vocabulary import NEGATIVE, SHOWN, STRONG, WEAK
+from recsys.inspect.common_names import NEGATIVE, SHOWN, STRONG, WEAK
 from recsys.sources.validate import CellRules, Layout, check_rows
 
 _MANY_REPEATS: Final = 0.1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from recsys.errors import SourceError
-from recsys.inspect.vocabulary import is_known_name
+from recsys.inspect.common_names import is_known_name
 from recsys.sources.encodings import FoundEncoding, found_encoding
 from recsys.sources.first_rows import Form, dialect_of
 from recsys.sources.guesses import COMMENTS, data_in_header, is_rule, is_value, looks_like_names

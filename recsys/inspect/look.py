@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from recsys.config import Config, build_config
 from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import SourceError
-from recsys.inspect.arguments import ArgumentContent, look_at
 from recsys.inspect.canonical import understand
 from recsys.inspect.draft import Draft
+from recsys.inspect.input_files import ArgumentContent, look_at
 from recsys.inspect.proposal import draft_of
 from recsys.inspect.releases import understand_hetrec, understand_recbole
 from recsys.inspect.understood import Setting, Understood

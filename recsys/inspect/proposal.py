@@ -290,7 +290,7 @@ def _period(statistics: EventStatistics) -> str:
     )
 
 
-# -------------------------------------------------------------------------------------- text, facts
+# ----------------------------------------------------------------------------------- text, triples
 
 
 def _text(draft: Draft, found: Understood) -> None:
@@ -323,7 +323,7 @@ def _triples(draft: Draft, found: Understood) -> None:
         draft.put(
             ["data", "knowledge", "item_columns"],
             items.triples,
-            "values that items share, used as facts",
+            "values that items share, used as triples",
         )
         for name, mark in items.separators.items():
             draft.put(["data", "knowledge", "separators", name], mark, "separates several values")

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.data.histories import Array
 from recsys.inspect.columns import Column
+from recsys.inspect.common_names import likeness
 from recsys.inspect.event_statistics import EventStatistics
-from recsys.inspect.vocabulary import likeness
 
 _RATINGS: Final = (
     "rating",

@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import HetRecLastFmSource, RecBoleSource
-from recsys.inspect.arguments import ArgumentContent, data_name, shown_path
-from recsys.inspect.attributes import attributes_of
+from recsys.inspect.column_uses import attributes_of
 from recsys.inspect.columns import Column, column_of
+from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_statistics import statistics_of
-from recsys.inspect.overlap import IdSet
+from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
+from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample
-from recsys.inspect.tables import Table
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.sources import open_source
 from recsys.sources.base import Piece, read_all
@@ -73,12 +73,12 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
         found.friends = "links of the .net file"
         found.tables.append(TableSummary("social", f"{folder}/{name}.net", "links"))
     if "knowledge" in pieces:
-        found.triples = "facts of the .kg file"
+        found.triples = "triples of the .kg file"
         found.tables.append(
             TableSummary(
                 "knowledge",
                 f"{folder}/{name}.kg",
-                "facts, linked to items by the .link file if there is one",
+                "triples, linked to items by the .link file if there is one",
             )
         )
     found.bad["events"], found.bad_why["events"] = statistics.bad_share, "; ".join(statistics.bad)
@@ -147,7 +147,7 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
     found.event_text = ("tag", "tag")
     found.value_name = "weight"
     found.friends = "links of user_friends.dat"
-    found.triples = "facts of knowledge/kg.txt" if "knowledge" in pieces else ""
+    found.triples = "triples of knowledge/kg.txt" if "knowledge" in pieces else ""
     found.tables = [
         TableSummary("events", f"{folder}/user_artists.dat", f"{statistics.num_rows:,} listens")
     ]
@@ -161,7 +161,7 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
     found.tables.append(TableSummary("social", f"{folder}/user_friends.dat", "friends"))
     if found.triples:
         found.tables.append(
-            TableSummary("knowledge", f"{folder}/knowledge/kg.txt", "facts about artists")
+            TableSummary("knowledge", f"{folder}/knowledge/kg.txt", "triples about artists")
         )
     left = {sample.files[0].path: _NOT_READ for sample in looked.tables if sample is not pairs}
     found.ignored = {**looked.ignored, **left}

@@ -9,9 +9,9 @@ from typing import Final
 
 from recsys.errors import DataError
 from recsys.inspect.columns import Column
-from recsys.inspect.overlap import IdSet
-from recsys.inspect.tables import Pair, Table
-from recsys.inspect.vocabulary import FRIEND, HEAD, ITEM, RELATION, TAIL, USER
+from recsys.inspect.common_names import FRIEND, HEAD, ITEM, RELATION, TAIL, USER
+from recsys.inspect.common_values import IdSet
+from recsys.inspect.sampled_tables import Pair, Table
 from recsys.values.overlap import SideIds, compare
 
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
@@ -237,7 +237,7 @@ def _as_triples(table: Table, items: IdSet) -> None:
         found = list(columns[:3])
     shared = max(IdSet(found[0]).common(items), IdSet(found[2]).common(items))
     if len({column.name for column in found}) < 3 or not shared:
-        table.why = "facts whose ids match no item of the events"
+        table.why = "triples whose ids match no item of the events"
         return
     table.role = "knowledge"
     table.names = dict(zip((c.name for c in found), ("head", "relation", "tail"), strict=True))

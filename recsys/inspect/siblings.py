@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.inspect.arguments import ArgumentContent, shown_path
-from recsys.inspect.events import EventColumns, columns_of_events
+from recsys.inspect.common_names import STRONG, WEAK, words_of
+from recsys.inspect.event_columns import EventColumns, columns_of_events
 from recsys.inspect.forms import TextForm
+from recsys.inspect.input_files import ArgumentContent, shown_path
+from recsys.inspect.sampled_tables import Pair, Table
 from recsys.inspect.samples import Sample, together
-from recsys.inspect.tables import Pair, Table
-from recsys.inspect.vocabulary import STRONG, WEAK, words_of
 from recsys.sources.validate import SPLIT_WORDS
 
 _COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from recsys.inspect.attributes import Attributes
+from recsys.inspect.column_uses import Attributes
 from recsys.inspect.columns import Column
 from recsys.inspect.event_statistics import EventStatistics, Types
 

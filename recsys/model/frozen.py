@@ -24,7 +24,7 @@ from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.granularities.sparse import SparseScores
 from recsys.model.frozen_members import FrozenMembers
 from recsys.model.user_encoders import Encoders, States
-from recsys.ratings import RatingHead, standardised
+from recsys.rating_prediction import RatingHead, standardised
 
 
 class FrozenModel:
@@ -289,7 +289,7 @@ class FrozenModel:
     @torch.inference_mode()
     def ratings(self, queries: Queries, items_BM: Array) -> Tensor:
         """The value that the user of each query would give to items (dense ids): [B, M]; see
-        :mod:`recsys.ratings`.
+        :mod:`recsys.rating_prediction`.
 
         NaN in the values of a history means unknown. Rankings never use these values.
 

@@ -18,7 +18,7 @@ from recsys.config import ModelConfig
 from recsys.data.batches import Batch
 from recsys.data.whitening import Whitening
 from recsys.granularities.base import Graphs, ItemView, ModelSizes, StepKey
-from recsys.items import ItemTower
+from recsys.item_tower import ItemTower
 from recsys.model.frozen import FrozenModel
 from recsys.model.user_encoders import Encoders, States
 from recsys.pace import with_progress
@@ -153,11 +153,11 @@ class MultigrainModel(nn.Module):
         was_training = self.training
         self.eval()
         items, states = self.view(graphs)
-        states |= self._fitted(items, graphs)
+        states |= self._closed_form(items, graphs)
         self.train(was_training)
         return FrozenModel(self.config, self.sizes, self.encoders, items, states, graphs.degree_N)
 
-    def _fitted(self, items: ItemView, graphs: Graphs) -> States:
+    def _closed_form(self, items: ItemView, graphs: Graphs) -> States:
         """States of the closed-form granularities, which training does not change: computed once
         for the same graphs.
         """

@@ -63,7 +63,7 @@ class Encoders(nn.Module):
             for name, module in self.granularities.items()
             if isinstance(module, Granularity)
         ]
-        return [(name, module) for name, module in found if module.fitted == closed_form]
+        return [(name, module) for name, module in found if module.closed_form == closed_form]
 
     @property
     def pruned_members(self) -> set[str]:

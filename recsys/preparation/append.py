@@ -32,10 +32,10 @@ from recsys.data.vocabulary import dense
 from recsys.pace import with_progress
 from recsys.preparation.blocks import fetch, task
 from recsys.preparation.buckets import BucketSummary
-from recsys.preparation.build import Preparation
 from recsys.preparation.cut_offs import Counted, OutOfReach
 from recsys.preparation.dataset_writer import folder_of
-from recsys.preparation.encoding import Coding
+from recsys.preparation.event_encoding import Coding
+from recsys.preparation.event_roles import NO_TIME, SPLITS
 from recsys.preparation.event_store import (
     Kept,
     described,
@@ -44,13 +44,13 @@ from recsys.preparation.event_store import (
     times_name,
     write_rows,
 )
-from recsys.preparation.events import NO_TIME, SPLITS
 from recsys.preparation.shards import (
     ShardRules,
     shard_name,
     with_context,
 )
 from recsys.preparation.split_plan import split_seed
+from recsys.preparation.steps import Preparation
 from recsys.preparation.touched_users import (
     encode_touched,
     fresh_times,
@@ -68,7 +68,7 @@ class NeedsAll(Exception):
 
 
 class Appending(Preparation):
-    """The steps of :class:`~recsys.preparation.build.Preparation` for touched users only."""
+    """The steps of :class:`~recsys.preparation.steps.Preparation` for touched users only."""
 
     whole = False
 

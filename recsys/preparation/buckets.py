@@ -26,8 +26,7 @@ from recsys.errors import ConfigError
 from recsys.pace import Pace
 from recsys.preparation.blocks import task
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.event_store import Keeper, Kept
-from recsys.preparation.events import (
+from recsys.preparation.event_roles import (
     CODED_COLUMNS,
     CONTEXT,
     TERM,
@@ -35,6 +34,7 @@ from recsys.preparation.events import (
     EventRules,
     written_out,
 )
+from recsys.preparation.event_store import Keeper, Kept
 from recsys.preparation.keys import (
     coded,
     codes_in,

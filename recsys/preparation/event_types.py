@@ -9,8 +9,8 @@ from typing import Final
 from recsys.config import DataConfig
 from recsys.errors import ConfigError, DataError, choices
 from recsys.preparation.buckets import BucketSummary
-from recsys.preparation.encoding import Coding
-from recsys.preparation.events import EventRules
+from recsys.preparation.event_encoding import Coding
+from recsys.preparation.event_roles import EventRules
 from recsys.preparation.record import Record
 
 _MAX_EVENT_TYPES: Final = 255

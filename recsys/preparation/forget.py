@@ -30,17 +30,17 @@ import pyarrow.parquet as pq
 
 from recsys import schema
 from recsys.config import DataConfig
-from recsys.data.audit import audit
-from recsys.data.context import UNKNOWN, ContextColumn
+from recsys.data.context_columns import UNKNOWN, ContextColumn
 from recsys.data.dataset import PreparedDataset, types_mask
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.history_table import histories_from_table, last_rows
+from recsys.data.leak_audit import audit
 from recsys.data.manifest import Manifest
 from recsys.data.renumber import Renumbering
 from recsys.preparation.dataset_writer import DatasetWriter, Folder
+from recsys.preparation.event_roles import SPLITS
 from recsys.preparation.event_store import write_rows
-from recsys.preparation.events import SPLITS
 from recsys.preparation.forget_texts import rewrite_item_texts, rewrite_user_texts
 from recsys.preparation.rewrite import Rewrite, with_used_texts
 from recsys.storage.mirror import download

@@ -298,7 +298,7 @@ def write_triples(
     Returns
     -------
     dict[str, int]
-        Numbers of ``facts``, ``entities`` and ``relations``.
+        Numbers of ``triples``, ``entities`` and ``relations``.
     pa.Table
         Bad rows, for the quarantine.
     int
@@ -310,7 +310,7 @@ def write_triples(
     for name, table in files.items():
         folder.write_table(name, table)
     sources = {
-        "facts": "graphs/knowledge",
+        "triples": "graphs/knowledge",
         "entities": "vocab/entities",
         "relations": "vocab/relations",
     }
@@ -362,5 +362,5 @@ def write_knowledge(
         record.add_bad_rows("knowledge", read, [bad])
     record.counts.update(sizes)
     record.progress(
-        f"knowledge graph: {sizes['facts']:,} triples about {sizes['entities']:,} entities"
+        f"knowledge graph: {sizes['triples']:,} triples about {sizes['entities']:,} entities"
     )

@@ -8,7 +8,7 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.vocabulary import Vocabulary
 from recsys.preparation.dataset_writer import DatasetWriter, Folder
-from recsys.preparation.events import EventRules
+from recsys.preparation.event_roles import EventRules
 from recsys.preparation.guarded_pieces import Guard
 from recsys.preparation.record import Progress
 from recsys.sources.base import SourceAdapter

@@ -13,7 +13,7 @@ from recsys import schema
 from recsys.config import TextConfig
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, choices
-from recsys.preparation.events import SPLITS
+from recsys.preparation.event_roles import SPLITS
 from recsys.preparation.quarantine import DUPLICATE, join_present, mark
 from recsys.values.arrow_types import is_string, is_variable_list
 

@@ -23,8 +23,8 @@ from recsys.data.histories import Array
 from recsys.data.vocabulary import Vocabulary, union
 from recsys.preparation.blocks import fetch, task
 from recsys.preparation.buckets import BucketSummary, summarise
-from recsys.preparation.encoding import Coding, encode_bucket
-from recsys.preparation.events import EventRules
+from recsys.preparation.event_encoding import Coding, encode_bucket
+from recsys.preparation.event_roles import EventRules
 from recsys.preparation.keys import codes_in, where
 
 OUTSIDE_CORE: Final = "outside the k-core of data.min_user_events and data.min_item_events"

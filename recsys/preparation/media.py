@@ -27,7 +27,7 @@ from recsys.data.histories import Array
 from recsys.errors import ConfigError, choices
 from recsys.preparation.blocks import read_table
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.images import MISSING, UNREADABLE, encode_images
+from recsys.preparation.image_vectors import MISSING, UNREADABLE, encode_images
 from recsys.preparation.quarantine import QUARANTINE_SCHEMA
 from recsys.preparation.record import Record
 from recsys.sources.base import SourceAdapter

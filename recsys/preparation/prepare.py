@@ -15,9 +15,9 @@ No data that grows with the number of events passes through this process.
 from __future__ import annotations
 
 from recsys.config import Config
-from recsys.data.audit import Audit, audit, audit_newer
 from recsys.data.audit_shard import ShardFindings, audit_shard
 from recsys.data.dataset import PreparedDataset
+from recsys.data.leak_audit import Audit, audit, audit_newer
 from recsys.data.manifest import Manifest
 from recsys.data.vocabulary import Vocabulary
 from recsys.preparation.append import Appending, NeedsAll
@@ -29,13 +29,13 @@ from recsys.preparation.appendable import (
     refuse_forgetting,
 )
 from recsys.preparation.blocks import fetch, task
-from recsys.preparation.build import Preparation
 from recsys.preparation.dataset_writer import DatasetWriter, Folder
+from recsys.preparation.event_roles import EventRules
 from recsys.preparation.event_store import files_read
-from recsys.preparation.events import EventRules
 from recsys.preparation.identity import Identity
 from recsys.preparation.inputs import Inputs
 from recsys.preparation.record import Progress
+from recsys.preparation.steps import Preparation
 from recsys.sources.base import SourceAdapter
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from recsys.data.cold_start import CUT
-from recsys.data.context import ColumnStatistics, ContextColumn, tally
+from recsys.data.context_columns import ColumnStatistics, ContextColumn, tally
 from recsys.data.hashing import string_hashes, uniform
 from recsys.data.histories import COLD_VALID, Array, Split
 from recsys.data.history_table import history_schema
@@ -22,7 +22,7 @@ from recsys.data.split import SplitPlan, assign, bin_counts
 from recsys.data.vocabulary import Vocabulary
 from recsys.preparation.blocks import fetch, task
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.events import CONTEXT, EVENT_SCHEMA, NO_TIME, SPLITS, EventRules
+from recsys.preparation.event_roles import CONTEXT, EVENT_SCHEMA, NO_TIME, SPLITS, EventRules
 from recsys.preparation.terms import terms_by_task
 
 _EVENT_KINDS: Final = {column.name: column.type.to_pandas_dtype() for column in EVENT_SCHEMA}
@@ -109,9 +109,10 @@ def write_shard(
     Parameters
     ----------
     events : pa.Table
-        Events of :data:`~recsys.preparation.events.EVENT_SCHEMA`, sorted by user.
+        Events of :data:`~recsys.preparation.event_roles.EVENT_SCHEMA`, sorted by user.
     text : pa.Table
-        Text rows about items by the same users, of :data:`~recsys.preparation.events.TEXT_SCHEMA`.
+        Text rows about items by the same users, of
+        :data:`~recsys.preparation.event_roles.TEXT_SCHEMA`.
     folder : Folder
         Folder of the dataset.
     index : int

@@ -10,8 +10,8 @@ from recsys.data.cold_start import ColdUsers
 from recsys.data.split import NEVER, SplitPlan, check_split, resolved
 from recsys.errors import DataError
 from recsys.preparation.buckets import BucketSummary
-from recsys.preparation.encoding import Coding
-from recsys.preparation.events import SPLITS
+from recsys.preparation.event_encoding import Coding
+from recsys.preparation.event_roles import SPLITS
 from recsys.preparation.record import Record
 
 

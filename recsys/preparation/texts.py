@@ -10,7 +10,7 @@ from recsys.data.text_rows import TextRules
 from recsys.data.titles import item_titles
 from recsys.encoders.adapter import Adapter
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.encoding import Coding
+from recsys.preparation.event_encoding import Coding
 from recsys.preparation.finetune import finetune
 from recsys.preparation.item_text import ItemText, write_vectors
 from recsys.preparation.record import Progress

@@ -16,13 +16,13 @@ from recsys.data.histories import Array
 from recsys.data.split import SplitPlan
 from recsys.data.vocabulary import dense
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.encoding import Coding, encode_bucket
+from recsys.preparation.event_encoding import Coding, encode_bucket
+from recsys.preparation.event_roles import EVENT_SCHEMA, NO_TIME, TEXT_SCHEMA
 from recsys.preparation.event_store import (
     TIMES,
     Kept,
     of_users,
 )
-from recsys.preparation.events import EVENT_SCHEMA, NO_TIME, TEXT_SCHEMA
 from recsys.preparation.keys import joined, used_texts
 from recsys.preparation.shards import (
     ShardReport,

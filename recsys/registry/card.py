@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from recsys.config import Config, DataConfig, RegistryConfig
 from recsys.data.manifest import Manifest
-from recsys.evaluation.members import single_line
+from recsys.evaluation.member_scores import single_line
 from recsys.registry.card_results import (
     baseline_lines,
     final_lines,

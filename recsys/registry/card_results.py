@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recsys.evaluation.members import single_line
+from recsys.evaluation.member_scores import single_line
 from recsys.registry.markdown import plain_line, table
 from recsys.report.wording import segment_name, sentence
 

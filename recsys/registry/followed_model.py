@@ -15,7 +15,7 @@ from recsys.registry.resolve import description_at, pinned, resolve
 from recsys.storage.uris import is_remote
 
 if TYPE_CHECKING:
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FollowedModel:
         ArtifactError
             Its files are missing or damaged.
         """
-        from recsys.bundle.files import read_card
+        from recsys.bundle.layout import read_card
         from recsys.serving.bundles import read_bundle
 
         registered = self.uri.startswith("models:")

@@ -21,7 +21,7 @@ from recsys.registry.tracking import Tracker
 from recsys.serving.requests import SimilarRequest
 
 if TYPE_CHECKING:
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 MODEL_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS: Final = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "pydantic", "pyyaml")
@@ -115,7 +115,7 @@ def input_example(bundle: Bundle) -> Any:
         {"user_id": user, "friends": [friend]},
     ]
     nothing: dict[str, Any] = {"history": [], "friends": []}
-    from recsys.granularities.profile.encoding import encoding_of
+    from recsys.granularities.profile.attribute_encoding import encoding_of
 
     profile = encoding_of(bundle.model.sizes)
     if profile is not None and profile.users:

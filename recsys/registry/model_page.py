@@ -12,7 +12,7 @@ from recsys.registry.logged_values import numbers
 from recsys.registry.markdown import plain_line, shown_as_text, table
 
 if TYPE_CHECKING:
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 PAGE_END: Final = "*Written by `recsys register`; a text without this line is left as it is.*"
 _LONGEST: Final = 5_000  # characters, MLflow's limit

@@ -1,7 +1,7 @@
 """From an earlier bundle to the next model: the input of a warm start, and bundles with refitted
 parameters.
 
-Why separate from :mod:`~recsys.bundle.files`: serving a bundle needs none of this.
+Why separate from :mod:`~recsys.bundle.layout`: serving a bundle needs none of this.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recsys import __version__
-from recsys.bundle.checks import check_finite
 from recsys.bundle.checksums import check_file, damaged, describe_error, writing_aside
+from recsys.bundle.consistency import check_finite
 from recsys.bundle.description import (
     CARD,
     DESCRIPTION,
@@ -34,7 +34,7 @@ from recsys.bundle.description import (
     WEIGHTS,
 )
 from recsys.bundle.evaluated_model import has_measured, measured
-from recsys.bundle.files import Bundle, read_card
+from recsys.bundle.layout import Bundle, read_card
 from recsys.data.forgotten import Forgotten
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError

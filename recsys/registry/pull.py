@@ -14,7 +14,7 @@ from recsys.bundle.checksums import check_file, writing_aside
 from recsys.bundle.description import DESCRIPTION, BundleInfo
 from recsys.config import redact
 from recsys.errors import ArtifactError
-from recsys.registry.copies import PULLED
+from recsys.registry.copy_records import PULLED
 from recsys.registry.digest import check_version, unreadable
 from recsys.registry.mlflow_client import active_uris, client
 from recsys.registry.resolve import bundle_in, pinned

@@ -23,7 +23,7 @@ from recsys.registry.tracking import Tracker
 from recsys.registry.version_tags import final_tags, version_tags
 
 if TYPE_CHECKING:
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 
 @dataclass(frozen=True)

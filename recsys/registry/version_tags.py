@@ -12,7 +12,7 @@ from recsys.registry.minimum import EVENTS_TAG, num_events
 from recsys.registry.tracking import Tracker
 
 if TYPE_CHECKING:
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 _LONGEST_TAG: Final = 4_000  # characters; MLflow's limit is 5,000
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.evaluation.interest_drift import OTHER
-from recsys.report.charts import areas
+from recsys.report.chart_geometry import areas
 
 _NUM_COLOURS: Final = 8
 

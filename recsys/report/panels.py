@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.evaluation.members import single_line
+from recsys.evaluation.member_scores import single_line
 from recsys.evaluation.rating_errors import ERRORS
 from recsys.evaluation.segments import COLD
-from recsys.report.charts import Axis, Curves, Line, axis
+from recsys.report.chart_geometry import Axis, Curves, Line, axis
 from recsys.report.first_screen import best_baseline
 
 _TITLES: Final = {

@@ -17,7 +17,7 @@ from typing import Any, Final
 import jinja2
 
 from recsys.data.manifest import Manifest
-from recsys.report.charts import curves, stacked
+from recsys.report.chart_geometry import curves, stacked
 from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples, verdict
 from recsys.report.interest_drift import interest_drift_panel
 from recsys.report.pages import environment, packaged

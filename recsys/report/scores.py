@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from recsys.evaluation.metrics import parse_metric
-from recsys.report.charts import axis
+from recsys.report.chart_geometry import axis
 from recsys.report.first_screen import best_baseline
 
 _SEGMENT_GROUPS: Final = {

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.errors import RequestError
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests

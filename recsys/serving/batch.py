@@ -24,7 +24,7 @@ import ray
 import ray.data
 
 from recsys.bundle.description import USERS
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.errors import RequestError
 from recsys.pace import Pace
 from recsys.retrieval.rules import Rules

@@ -13,7 +13,7 @@ import torch
 
 from recsys.bundle.checksums import check_file, writing_aside
 from recsys.bundle.description import DESCRIPTION, SELF_TEST, BundleInfo
-from recsys.bundle.files import Bundle, read_card, read_files
+from recsys.bundle.layout import Bundle, read_card, read_files
 from recsys.bundle.writing import Measured, close, write_files
 from recsys.data.dataset import PreparedDataset
 from recsys.model import FrozenModel

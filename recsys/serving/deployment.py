@@ -37,7 +37,7 @@ from recsys.serving.service import Incoming
 from recsys.serving.stock import Stock
 
 if TYPE_CHECKING:  # imports torch, which only replicas need
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 APP: Final = "recsys"
 _UNHEARD_S: Final = 15.0  # without a reply of any replica, after which the front answers 503

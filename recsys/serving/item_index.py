@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.bundle.description import INDEX, write_description
-from recsys.bundle.files import Bundle, read_files
+from recsys.bundle.layout import Bundle, read_files
 from recsys.pace import tell
 from recsys.retrieval.index import LIST, RECALL, ItemIndex, calibrate, can_index
 from recsys.serving.bundles import read_bundle

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from recsys.granularities.profile.encoding import encoding_of
+from recsys.granularities.profile.attribute_encoding import encoding_of
 from recsys.retrieval.item_attributes import Column, Numbers
 
 if TYPE_CHECKING:  # imports torch
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 Kind = Literal["number", "time", "category", "list", "mixed"]
 _NUM_EXAMPLES: Final = 3

@@ -15,7 +15,7 @@ from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock, StockChange, write_stock
 
 if TYPE_CHECKING:
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 # A replica that has not polled for this time counts as gone. Loading a model takes less.
 _SILENT_S: Final = 120.0

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.pseudonyms import pseudonym_lookup
 from recsys.retrieval.selection import Catalogue, Plan

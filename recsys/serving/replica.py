@@ -32,7 +32,7 @@ from recsys.serving.service import Incoming, Outcome, service_of
 from recsys.serving.stock import Stock, StockChange
 
 if TYPE_CHECKING:  # imports torch, which only replicas need
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
 
 # name of the model holder where Serve starts it with the deployment
 MODEL_HOLDER: Final = "model_holder"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.contributions import Contributions
 from recsys.data.histories import Array
 from recsys.evaluation.ranking import tie_order, top_items

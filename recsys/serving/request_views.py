@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.data.attributes import AttributeRows
-from recsys.data.context import encode_request
+from recsys.data.context_columns import encode_request
 from recsys.data.histories import NO_TIMES, Array, Histories, Queries
 from recsys.errors import RequestError, choices
 from recsys.serving.requests import Request

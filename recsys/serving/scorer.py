@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.contributions import Contributions
 from recsys.data.histories import Array, Histories, Queries
 from recsys.data.request_attributes import RequestEncoder
-from recsys.granularities.profile.encoding import encoding_of
+from recsys.granularities.profile.attribute_encoding import encoding_of
 from recsys.retrieval.selection import Plan
 from recsys.serving.history_text import HistoryTextEncoder
 from recsys.serving.request_scores import RankedCatalogue, RequestScores

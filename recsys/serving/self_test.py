@@ -27,10 +27,10 @@ import torch
 from recsys import __version__
 from recsys.bundle.checksums import damaged, describe_error
 from recsys.bundle.description import SELF_TEST, write_description
-from recsys.bundle.files import Bundle, read_files
-from recsys.data.context import ContextColumn
+from recsys.bundle.layout import Bundle, read_files
+from recsys.data.context_columns import ContextColumn
 from recsys.errors import ArtifactError, UserError
-from recsys.granularities.profile.encoding import encoding_of
+from recsys.granularities.profile.attribute_encoding import encoding_of
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.requests import Answer

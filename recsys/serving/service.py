@@ -50,7 +50,7 @@ from recsys.serving.size import slices
 from recsys.serving.stock import Stock, StockChange, parse_change
 
 if TYPE_CHECKING:  # import torch, which only processes that answer need
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
     from recsys.serving.recommender import Recommender
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.data.histories import Array
 from recsys.errors import RequestError
 from recsys.evaluation.ranking import tie_order

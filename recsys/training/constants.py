@@ -35,9 +35,9 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.pace import Deadline, duration
-from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.closed_form import sample_queries
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import Start, build_graphs, build_model
 
 CONSTANTS: Final = "constants"
 LEFT_OUT: Final = (
@@ -149,7 +149,7 @@ def choose_in_time(
     bench = _Bench(config, model.sizes, items, graphs, queries, validate, context)
     costs, found, left_out = _Costs(context), dict[str, dict[str, Any]](), dict[str, str]()
     for name, section in sorted(enabled.items(), key=lambda each: each[1].effort):  # stable
-        if not section.is_fitted or not section.effort:
+        if not section.is_closed_form or not section.effort:
             continue
         if why := costs.too_much(section):
             left_out[name] = why

@@ -23,15 +23,15 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.errors import TrainingError
 from recsys.model import FrozenModel
 from recsys.stack import TRAINED
-from recsys.training.apart import APART, own_config, own_weights, without_apart
-from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, TrainResult, load_progress
 from recsys.training.constants import with_constants
 from recsys.training.context import Report, TrainContext
+from recsys.training.fresh_model import Start
 from recsys.training.loop import Pass
 from recsys.training.pruned import pruned_names, transplant, without
 from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
+from recsys.training.separate_models import APART, own_config, own_weights, without_apart
 
 _FITTED = "model.encoders.fitted_weights"
 

@@ -22,13 +22,13 @@ from recsys.data.histories import Split
 from recsys.data.renumber import Renumbering
 from recsys.granularities.stratum.section import STRATUM
 from recsys.model import FrozenModel
-from recsys.training.apart import sections
 from recsys.training.checkpoint import TrainResult
 from recsys.training.constants import CONSTANTS
 from recsys.training.private import PRIVACY
 from recsys.training.pruned import KEPT
 from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
+from recsys.training.separate_models import sections
 from recsys.training.user_clusters import refit_strata, stratum_of
 
 # tensor names end in their axes; users are the first axis here

@@ -33,10 +33,10 @@ from recsys.data.histories import Array, Split
 from recsys.data.loader import Step, TrainingLoader
 from recsys.errors import TrainingError
 from recsys.pace import with_progress
-from recsys.training.build import Start, build_graphs, build_loader, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import Report, TrainContext
+from recsys.training.fresh_model import Start, build_graphs, build_loader, build_model
 from recsys.training.optimizer import build_optimizer, clip_gradients, schedule
 from recsys.training.private import PRIVACY, PrivateSteps, private_steps
 from recsys.training.pruned import KEPT, choose_pruned, pruned_names, scale, scaled, transplant

@@ -13,9 +13,11 @@ from recsys.model import Encoders
 from recsys.training.pruned import without
 
 
-def fitted_names(model: ModelConfig) -> list[str]:
+def closed_form_names(model: ModelConfig) -> list[str]:
     """The enabled granularities that are fitted in closed form, not trained."""
-    return [name for name, section in model.granularities.enabled().items() if section.is_fitted]
+    return [
+        name for name, section in model.granularities.enabled().items() if section.is_closed_form
+    ]
 
 
 def trained_only(config: Config) -> Config:
@@ -23,7 +25,7 @@ def trained_only(config: Config) -> Config:
 
     A model of closed-form members only keeps the first of them, as a model must have one.
     """
-    names = fitted_names(config.model)
+    names = closed_form_names(config.model)
     found = without(config, names if config.model.granularities.are_trained else names[1:])
     fusion = found.model.fusion.model_copy(update={"stack": False})
     return found.model_copy(update={"model": found.model.model_copy(update={"fusion": fusion})})

@@ -27,10 +27,10 @@ from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.stratum.section import STRATUM
-from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, TrainResult, load_progress
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import Start
 from recsys.training.loop import Pass
 from recsys.training.private import private_progress
 from recsys.training.pruned import pruned_names, without

@@ -39,9 +39,9 @@ from recsys.config.privacy_rules import privacy_violations
 from recsys.data.histories import Array, Histories
 from recsys.data.loader import TrainingLoader
 from recsys.errors import ConfigError
-from recsys.training.build import Start
 from recsys.training.checkpoint import Progress
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import Start
 
 PRIVACY: Final = "privacy"  # key of the training's choices
 COUNTED_ITEMS: Final = 20  # most items per user in the noised counts

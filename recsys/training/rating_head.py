@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.model import FrozenModel
-from recsys.ratings import (
+from recsys.rating_prediction import (
     Constants,
     RatedEvents,
     RatingHead,

@@ -21,9 +21,9 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 from recsys.storage.filesystems import filesystem_of
 from recsys.storage.uris import within
-from recsys.training.build import Start
 from recsys.training.checkpoint import check_checkpoint
 from recsys.training.final import Final
+from recsys.training.fresh_model import Start
 
 # keys of train that a resumption may change
 FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}

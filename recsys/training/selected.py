@@ -19,12 +19,12 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes
-from recsys.training.apart import APART, own_config, own_weights, sections
-from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
 from recsys.training.constants import LEFT_OUT, with_constants
 from recsys.training.context import Report
+from recsys.training.fresh_model import Start, build_graphs, build_model
 from recsys.training.pruned import KEPT, names_of, pruned_names, scale, transplant
+from recsys.training.separate_models import APART, own_config, own_weights, sections
 from recsys.training.user_clusters import STRATA
 
 STACK: Final = "stack"  # key of the members' weights in the training's choices

@@ -34,8 +34,8 @@ from recsys.granularities.stratum.clustering import Strata, UserVectors, choices
 from recsys.granularities.stratum.model import Stratum
 from recsys.losses import full_softmax, sampled_softmax
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import build_graphs
 
 STRATA: Final = "strata"
 _STEPS, _LR = 100, 0.05  # of the re-estimation of the prototypes

@@ -26,7 +26,7 @@ from recsys.errors import ArtifactError, DataError
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, ModelSizes
 from recsys.model import FrozenModel, dump_sizes
-from recsys.training.build import Start, build_model, model_sizes
+from recsys.training.fresh_model import Start, build_model, model_sizes
 from recsys.training.loop import seed_everything
 from recsys.training.shared_validation import Validate
 

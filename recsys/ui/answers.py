@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from recsys.errors import RequestError
-from recsys.report.charts import Piece, stacked
+from recsys.report.chart_geometry import Piece, stacked
 from recsys.serving.request_parsing import parse_requests, parse_similar
 from recsys.serving.requests import Answer, SimilarAnswer
 from recsys.ui.loaded_models import LoadedModel

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recsys.report.charts import axis
+from recsys.report.chart_geometry import axis
 from recsys.report.wording import figure, metric_name, number, recommender_name, signed
 
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from pipelines.auto import with_model
-from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
-from recsys.auto.candidates import CANDIDATES
+from pipelines.plumbing.run_folder import RunFolder
+from recsys.auto.candidate_members import CANDIDATES
 from recsys.auto.portfolio import configured, left_out, members, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config, load_config
@@ -24,11 +24,11 @@ from recsys.config.values import seconds_of
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
-from recsys.training.build import model_sizes
+from recsys.training.fresh_model import model_sizes
 from tests.handmade import DAY, leave_last, write_dataset
-from tune.auto import search
+from tune.auto_search import search
 from tune.ledger import Ledger, Trial
-from tune.portfolio import Portfolio
+from tune.portfolio_plan import Portfolio
 from tune.timing import epochs_of, in_time, with_apart
 
 # besides events and their times
@@ -225,7 +225,7 @@ def test_search_without_time_for_a_training_uses_closed_form_members_and_leaves_
     plan.ledger.trials[(0, 0)] = trial
     left_over = folder.root / "trials" / trial.name / "checkpoint-1"
     left_over.mkdir(parents=True)
-    monkeypatch.setattr("tune.auto._try_all", lambda *_: plan)
+    monkeypatch.setattr("tune.auto_search._try_all", lambda *_: plan)
     chosen, lines = search(config, dataset, folder, PLAIN, time.monotonic() + 25.0)
     assert not chosen.model.granularities.are_trained and "too short for a training" in lines[-1]
     assert not left_over.exists() and not folder.head_starts

@@ -24,7 +24,7 @@ from recsys.config import (
 )
 from recsys.config.outside import reading_artifact
 from recsys.errors import ConfigError
-from recsys.training.apart import own_config
+from recsys.training.separate_models import own_config
 from tune.space import load_space
 
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.yaml"))

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from pipelines import cli
-from pipelines.plumbing.folder import open_run, write_atomically
 from pipelines.plumbing.job_package import job_config
+from pipelines.plumbing.run_folder import open_run, write_atomically
 from pipelines.plumbing.session import keep_token_private
 from recsys.config import Config, build_config, dump_config, redact, redacted
 from recsys.config.redaction import is_secret_name, redacted_tree

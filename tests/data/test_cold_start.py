@@ -22,7 +22,7 @@ from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.segments import paired_report
 from recsys.preparation.prepare import prepare
 from recsys.report.panels import cold_panel
-from recsys.training.build import build_graphs
+from recsys.training.fresh_model import build_graphs
 from tests.evaluation.test_evaluate import Oracle
 from tests.handmade import leave_last, write_dataset
 

@@ -20,7 +20,7 @@ from recsys.data.neighbours import Neighbours
 from recsys.granularities.collaborative.model import Collaborative
 from recsys.granularities.collaborative.sampling import convolve, sample_hops
 from recsys.model import MultigrainModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.step import StepLoss
 from tests.handmade import DAY, Event, write_dataset
 

@@ -14,12 +14,12 @@ import torch
 
 from recsys.config import EvaluateConfig, build_config
 from recsys.config.contradictions import check_settings
-from recsys.data.audit import audit
 from recsys.data.batches import every_position, whole_history
 from recsys.data.cold_start import CUT
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hidden import Hidden
 from recsys.data.histories import Histories, Queries, Split
+from recsys.data.leak_audit import audit
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.split import SplitPlan, assign
 from recsys.errors import ConfigError, DataError

@@ -21,14 +21,14 @@ import yaml
 from pipelines.cli import main
 from recsys.bundle.checksums import entry_of
 from recsys.config import build_config
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError, Refusal
-from recsys.export import folder as exports
-from recsys.export import members
+from recsys.export import closed_form_graphs
+from recsys.export import export_folder as exports
 from recsys.export.encoder import QueryEncoder
-from recsys.export.folder import export
+from recsys.export.export_folder import export
 from recsys.export.questions import Examiner
 from recsys.granularities.als.model import Als
 from recsys.model import FrozenModel
@@ -39,7 +39,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.item_index import index_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.encoded import encoded_and_expected
 from tests.handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset
 
@@ -245,7 +245,7 @@ def test_member_without_a_graph_form_is_refused_unless_it_is_left_out(
 ) -> None:
     """Example: a fitted granularity of another package."""
     bundle = bundle_of(tmp_path, {"collaborative": ON, "als": {**ON, "factors": 4}})
-    monkeypatch.delitem(members.VECTORS, Als)
+    monkeypatch.delitem(closed_form_graphs.VECTORS, Als)
     with pytest.raises(
         ArtifactError, match="the member als cannot be expressed in ONNX.* --export.without"
     ):

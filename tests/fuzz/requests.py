@@ -13,14 +13,14 @@ import pyarrow as pa
 import torch
 
 from recsys.config import build_config
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.histories import Split
 from recsys.serving.admission import Limits
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import INVOCATIONS, RECOMMEND, Reply
 from recsys.serving.requests import Job
 from recsys.serving.service import Incoming, Outcome, Service
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.fuzz.reading import place
 from tests.handmade import HISTORIES, ITEMS, write_dataset
 

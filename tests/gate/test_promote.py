@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from pipelines.cli import main
 from recsys.bundle.description import WEIGHTS
 from recsys.config import Config, PromoteConfig, build_config, load_config
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator

@@ -28,8 +28,8 @@ from recsys.granularities.base import ItemView, ModelSizes
 from recsys.granularities.evolution.model import NUM_TIME_BUCKETS, CausalAttention, Evolution
 from recsys.granularities.evolution.section import EvolutionConfig
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.phases import fit
 from recsys.training.step import StepLoss
 from tests.handmade import DAY, Event, leave_last, small_model, small_world, write_dataset

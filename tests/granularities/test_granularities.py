@@ -20,8 +20,8 @@ from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes,
 from recsys.granularities.behaviour.text_vectors import UserTextVectors
 from recsys.granularities.knowledge.triples import Triples
 from recsys.granularities.media.model import MediaVectors
-from recsys.granularities.place.columns import Places
-from recsys.granularities.social.friends import Friends
+from recsys.granularities.place.coordinates import Places
+from recsys.granularities.social.friend_graph import Friends
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
 DAY = 86_400
@@ -187,9 +187,10 @@ class TestContract:
         module = make(name, **options)
         items, state = view(module, graphs)
         z, present = answers(module, batch_of([0, 1, 2, 3, 4]), items, state)
-        width = (
-            ITEMS if module.sparse else module.own_items(state).shape[1] if module.fitted else WIDTH
+        own = (
+            module.own_items(state).shape[1] if module.closed_form and not module.sparse else WIDTH
         )
+        width = ITEMS if module.sparse else own
         assert z.shape == (5, width) and present.shape == (5,) and present.dtype == torch.bool
         has_nothing = name not in ALWAYS_THERE
         assert present.any() and present[2] != has_nothing, (
@@ -460,5 +461,5 @@ def test_unknown_granularity_lists_the_choices() -> None:
 def test_section_and_module_agree() -> None:
     for name, options in CASES:
         section = section_class(name)(enabled=True, **options)
-        assert granularity_class(name, section).fitted == section.is_fitted, name
+        assert granularity_class(name, section).closed_form == section.is_closed_form, name
     assert {name for name, _ in CASES} == set(SECTIONS)

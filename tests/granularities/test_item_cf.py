@@ -24,8 +24,8 @@ from recsys.model import Encoders, FrozenModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
-from recsys.training.build import build_graphs, build_model
 from recsys.training.closed_form import choose_weights, sample_queries
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.refit_fusion import Evidence, refit_fusion
 from recsys.training.user_clusters import refit_strata
 from tests.handmade import small_world

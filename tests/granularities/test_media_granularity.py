@@ -25,8 +25,8 @@ from recsys.granularities.media.section import MediaConfig
 from recsys.model import dump_sizes, load_sizes
 from recsys.preparation.media import media_table
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.training.build import build_graphs, build_model, model_sizes
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import build_graphs, build_model, model_sizes
 from recsys.training.phases import fit
 from recsys.training.warm_start import Earlier, warm_start
 from tests.handmade import ITEMS, small_world

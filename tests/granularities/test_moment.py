@@ -18,7 +18,7 @@ from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.moment.model import Moment
 from recsys.granularities.moment.section import MomentConfig
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import DAY, write_dataset
 
 HOUR = 3600

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ import yaml
 from pipelines.cli import main
 from pipelines.plumbing.reference import reference
 from recsys.config import Config, build_config, dump_config, outside
+from recsys.config.granularity import GranularityConfig
 from recsys.data.attributes import Field
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -29,7 +30,8 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.validation import Validator
-from recsys.granularities.profile.encoding import encoding_of
+from recsys.granularities.base import Granularity
+from recsys.granularities.profile.attribute_encoding import encoding_of
 from recsys.model import dump_sizes, load_sizes
 from recsys.registry.logged_model import requirements
 from recsys.serving.bundles import read_bundle, write_bundle
@@ -479,3 +481,23 @@ def test_examples_of_the_documentation_are_valid_configurations(
     assert len(trees) == 5
     for tree in trees:
         build_config(tree)
+
+
+def test_old_names_of_class_attributes_are_taken_with_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Old(Granularity):
+        fitted = True
+
+    class OldConfig(GranularityConfig):
+        always_fitted: ClassVar[bool] = True
+
+    assert Old.closed_form and OldConfig().is_closed_form
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r".*<locals>\.", "", line) for line in lines] == [
+        f"{old} is now called {new}; the next release ignores the old name"
+        for old, new in (
+            ("Old.fitted", "closed_form"),
+            ("OldConfig.always_fitted", "always_closed_form"),
+        )
+    ]

@@ -19,7 +19,7 @@ from recsys.data.quantities import quantities
 from recsys.errors import ConfigError
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
-from recsys.granularities.place.columns import Places, found_columns, read_places
+from recsys.granularities.place.coordinates import Places, found_columns, read_places
 from recsys.granularities.place.model import Kernel, Place, bandwidths
 from recsys.granularities.place.section import PlaceConfig
 from recsys.granularities.shares import LogShares

@@ -20,9 +20,9 @@ from recsys.granularities.popularity.model import Popularity
 from recsys.granularities.popularity.section import PopularityConfig
 from recsys.granularities.shares import moments
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
 from recsys.training.constants import CONSTANTS, choose_values, narrowed, with_constants
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.phases import fit
 from recsys.training.selected import assemble
 from tests.handmade import DAY, write_dataset

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import Config, build_config
 from recsys.data.attributes import AttributeRows, Field
 from recsys.data.dataset import PreparedDataset
@@ -28,7 +28,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.requests import Answer, Request
-from recsys.training.build import build_graphs, build_model, model_sizes
+from recsys.training.fresh_model import build_graphs, build_model, model_sizes
 from tests.handmade import HISTORIES, ITEMS, write_dataset
 
 USER_COLUMNS = {

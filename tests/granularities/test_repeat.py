@@ -19,16 +19,16 @@ from recsys.data.batches import last_position
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ItemView, State
-from recsys.granularities.repeat.features import NAMES, raw_numbers
 from recsys.granularities.repeat.habits import ItemHabits, baskets, pairs_of
 from recsys.granularities.repeat.model import Repeat
 from recsys.granularities.repeat.moments import sample_times
+from recsys.granularities.repeat.pair_features import NAMES, raw_numbers
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.request_views import as_queries
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import DAY, Event, train_events, write_dataset
 
 ALL = np.zeros(0, dtype=bool)

@@ -17,10 +17,10 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.social.counts import SocialCounts
-from recsys.granularities.social.friends import Friends
+from recsys.granularities.social.friend_graph import Friends
 from recsys.granularities.social.section import SocialConfig
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import DAY
 from tests.planted import margin, ndcg, planted_dataset
 

@@ -26,7 +26,7 @@ from recsys.retrieval.index import ItemIndex, can_index
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import small_world
 from tune.score_cache import build_cache
 

@@ -15,7 +15,7 @@ from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.user_cf.model import UserCF
 from recsys.granularities.user_cf.section import UserCFConfig
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import small_world
 from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train
 

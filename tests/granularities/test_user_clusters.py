@@ -18,7 +18,7 @@ from recsys.data.batches import every_position, last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.errors import ConfigError
-from recsys.evaluation.user_clusters import describe_strata, strata_of_users
+from recsys.evaluation.cluster_descriptions import describe_strata, strata_of_users
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.stratum import clustering as strata_module
@@ -32,8 +32,8 @@ from recsys.granularities.stratum.clustering import (
 from recsys.granularities.stratum.model import Stratum
 from recsys.granularities.stratum.section import StratumConfig
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.phases import fit
 from recsys.training.user_clusters import choose_strata, refit_strata, stratum_of
 from tests.handmade import leave_last, train_events, write_dataset

@@ -25,7 +25,7 @@ from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import UserError
 from recsys.inspect import samples
 from recsys.inspect.look import Look, look
-from recsys.inspect.terminal import summary_of
+from recsys.inspect.terminal_summary import summary_of
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.files import input_file

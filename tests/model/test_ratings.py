@@ -20,7 +20,7 @@ from recsys.errors import RequestError
 from recsys.evaluation.rating_errors import RIDGE, errors, rating_report
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
-from recsys.ratings import (
+from recsys.rating_prediction import (
     Constants,
     RatedEvents,
     RatingHead,

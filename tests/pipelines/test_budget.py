@@ -18,8 +18,8 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.plumbing.budget import Budget
-from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.stacking import stacked
 from recsys.auto.portfolio import configured, with_separate_model
 from recsys.auto.portfolio import settings as portfolio_of
@@ -40,9 +40,9 @@ from tests.auto.test_auto import CONFIG, PLAIN, THREE_SECONDS_AN_EPOCH
 from tests.handmade import write_dataset
 from tests.training.test_training import cycles, settings
 from tests.training_here import training_here
-from tune.auto import _expect
+from tune.auto_search import _expect
 from tune.ledger import Ledger, Trial
-from tune.portfolio import Portfolio, is_cut
+from tune.portfolio_plan import Portfolio, is_cut
 from tune.timing import Costs, continued, pace_of
 from tune.trial import last_checkpoint
 

@@ -15,11 +15,11 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
-from pipelines.plumbing.folder import open_run
+from pipelines.plumbing.run_folder import open_run
 from pipelines.train import ORIGIN
 from recsys.config import Config, load_config
 from recsys.evaluation.bootstrap import compare
-from recsys.evaluation.paired import paired_metrics
+from recsys.evaluation.paired_test import paired_metrics
 from recsys.evaluation.validation import Validator
 from recsys.training.checkpoint import save_trained
 from recsys.training.context import TrainContext

@@ -240,7 +240,7 @@ def test_external_lists_of_the_model_have_the_figures_of_the_model(
     """Lists of the evaluated model, passed in as external lists, give all digits of
     metrics.json.
     """
-    from pipelines.plumbing.folder import open_run
+    from pipelines.plumbing.run_folder import open_run
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
     from recsys.config import load_config

@@ -18,8 +18,8 @@ import pytest
 from pipelines import followed_side, serve
 from pipelines.cli import main
 from pipelines.dry_run import plan
-from pipelines.plumbing.folder import open_run
 from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import open_run
 from recsys.config import Config, ServeConfig, build_config
 from recsys.errors import ArtifactError, ConfigError
 from recsys.serving.access import read_token

@@ -19,7 +19,7 @@ import yaml
 from pipelines.cli import main
 from pipelines.update import Held, check_text, chosen_weights
 from recsys.config import Config, build_config, load_config
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.vocabulary import Vocabulary, extend
@@ -32,8 +32,8 @@ from recsys.preparation.prepare import prepare
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.training.build import model_sizes
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import model_sizes
 from recsys.training.phases import fit
 from recsys.training.warm_start import Earlier, NewerOnly, grow, newer_users, warm_start
 from tests.handmade import DAY, Event, leave_last, small_world, train_events, write_dataset

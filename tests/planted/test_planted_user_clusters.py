@@ -19,7 +19,7 @@ from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.granularities.stratum.clustering import UserVectors
 from recsys.model import FrozenModel
 from recsys.sources.world import USER_CLUSTERS, tastes, world_of
-from recsys.training.build import build_graphs
+from recsys.training.fresh_model import build_graphs
 from recsys.training.user_clusters import stratum_of
 from tests.planted import (
     is_no_loss,

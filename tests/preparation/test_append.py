@@ -17,10 +17,10 @@ import pytest
 from benchmarks.shop_month import days_of, plan, write_export, write_items
 from benchmarks.shop_world import world_of
 from recsys.config import Config, build_config
-from recsys.data.audit import audit
 from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import Array, Split
+from recsys.data.leak_audit import audit
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation.baselines import Popularity
 from recsys.evaluation.bootstrap import intervals

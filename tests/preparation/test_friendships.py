@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from recsys import schema
-from recsys.preparation.friends import EDGE_SCHEMA, SocialRules, merge_part, number_rows
+from recsys.preparation.friend_edges import EDGE_SCHEMA, SocialRules, merge_part, number_rows
 
 USERS = pa.array([f"u{number:02}" for number in range(12)])
 BEFORE = 900

@@ -18,7 +18,7 @@ from recsys.config import ImagesConfig, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.encoders.images import ImageEncoder, ImageSettings, open_image
 from recsys.errors import ConfigError, DataError
-from recsys.preparation.images import encode_images
+from recsys.preparation.image_vectors import encode_images
 from recsys.preparation.media import NOT_FINITE, TOO_LARGE, WRONG_WIDTH, vector_medium
 from recsys.preparation.prepare import prepare
 

@@ -638,8 +638,8 @@ def test_item_columns_become_triples(tmp_path: Path) -> None:
     }  # fmt: skip
     alone = prepare(config(tmp_path / "alone", knowledge=columns), silent, attributed())
     assert named_triples(alone) == expected
-    sizes = {name: alone.manifest.counts[name] for name in ("facts", "entities", "relations")}
-    assert sizes == {"facts": 7, "entities": 8, "relations": 3}
+    sizes = {name: alone.manifest.counts[name] for name in ("triples", "entities", "relations")}
+    assert sizes == {"triples": 7, "entities": 8, "relations": 3}
     names = alone._table("vocab/entities.parquet").column("entity").to_pylist()
     assert [names[entity] for entity in alone.item_entities()] == ["e1", "item_id=b", "item_id=c"]
 
@@ -767,4 +767,4 @@ def test_lastfm_item_text_has_no_held_out_tags(
     assert counts["text_rows_held_out"] > 15_002 and not manifest.ordered
     assert abs(counts["valid"] / (92834 - 18567) - 0.1) < 0.01
     assert counts["social_edges"] == 25_434
-    assert (counts["facts"], int((dataset.item_entities() >= 0).sum())) == (15_518, 3846)
+    assert (counts["triples"], int((dataset.item_entities() >= 0).sum())) == (15_518, 3846)

@@ -19,10 +19,10 @@ from recsys.errors import ConfigError, DataError
 from recsys.preparation import k_core as core_module
 from recsys.preparation.buckets import gather_bucket, project
 from recsys.preparation.content_hash import settings_hash
-from recsys.preparation.encoding import Coding, encode_bucket
-from recsys.preparation.events import EventRules
+from recsys.preparation.event_encoding import Coding, encode_bucket
+from recsys.preparation.event_roles import EventRules
 from recsys.preparation.filters import EventFilters
-from recsys.preparation.friends import SocialRules, number_rows
+from recsys.preparation.friend_edges import SocialRules, number_rows
 from recsys.preparation.graphs import TripleRules, encode_triples, write_triples
 from recsys.preparation.k_core import core_pairs, cut_bucket, find_core
 from recsys.preparation.prepare import prepare

@@ -29,8 +29,8 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.history_text import HistoryTextEncoder
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
-from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.phases import fit
 from tests.encoded import encoded_and_expected
 from tests.handmade import leave_last, write_dataset

@@ -27,10 +27,10 @@ from test_user_text import world as user_text_world
 from pipelines.cli import main
 from recsys import schema
 from recsys.config import build_config, load_config
-from recsys.data.audit import audit
 from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import Histories, Split
+from recsys.data.leak_audit import audit
 from recsys.data.renumber import Renumbering
 from recsys.errors import ArtifactError
 from recsys.preparation.forget import forget_users
@@ -42,7 +42,7 @@ from recsys.privacy.proof import is_signed, search_file
 from recsys.registry.followed_model import FollowedModel
 from recsys.registry.parent import open_parent
 from recsys.serving.bundles import read_bundle
-from recsys.training.build import build_graphs
+from recsys.training.fresh_model import build_graphs
 from tests.handmade import small_world
 from tests.training_here import training_here
 

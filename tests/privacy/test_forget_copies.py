@@ -27,7 +27,7 @@ from recsys.config import ServeConfig
 from recsys.export.forget import Exported
 from recsys.privacy.footprints import Traces
 from recsys.privacy.rows import RowFinder
-from recsys.registry.copies import FOLDER, Copy, of_models, of_run, owner_of, remember
+from recsys.registry.copy_records import FOLDER, Copy, of_models, of_run, owner_of, remember
 from recsys.serving.admission import Limits
 from recsys.serving.answer_log import AnswerLog, read_logs, remove_rows
 from recsys.serving.bundles import read_bundle

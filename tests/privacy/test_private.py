@@ -23,8 +23,8 @@ from recsys.data.histories import Histories, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.errors import ConfigError
 from recsys.evaluation.validation import Validator
-from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import Start, build_graphs, build_model
 from recsys.training.phases import fit
 from recsys.training.private import (
     COUNTED_ITEMS,

@@ -26,14 +26,14 @@ LEVELS = [
     {"recsys.granularities"},
     {
         "recsys.fusion",
-        "recsys.items",
+        "recsys.item_tower",
         "recsys.losses",
         "recsys.contributions",
-        "recsys.ratings",
+        "recsys.rating_prediction",
         "recsys.stack",
     },
     {"recsys.model"},
-    {"recsys.apart"},
+    {"recsys.separate_model"},
     {"recsys.training", "recsys.evaluation"},
     {"recsys.retrieval", "recsys.report"},
     {"recsys.bundle"},
@@ -165,7 +165,7 @@ def test_module_loads_neither_ray_nor_mlflow() -> None:
         "recsys.training.loop",
         "recsys.model",
         "recsys.serving.recommender",
-        "recsys.bundle.files",
+        "recsys.bundle.layout",
     )
     heavy = ("ray", "mlflow", "transformers")
     assert _loaded_after((module, heavy) for module in modules) == {name: [] for name in modules}

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipelines.plumbing.tracking import log_evaluation
+from pipelines.plumbing.run_tracking import log_evaluation
 from recsys.config import Config, build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError

@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from pipelines.cli import user_message
 from pipelines.plumbing.progress import Progress
-from pipelines.plumbing.tracking import EpochLog
+from pipelines.plumbing.run_tracking import EpochLog
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError, StorageError
 from recsys.registry.mlflow_client import outage

@@ -12,7 +12,7 @@ import pytest
 
 from recsys.data.foresight import Foresight
 from recsys.data.manifest import Manifest
-from recsys.report.charts import axis, curves, stacked
+from recsys.report.chart_geometry import axis, curves, stacked
 from recsys.report.first_screen import for_whom, verdict
 from recsys.report.report import render_report
 

@@ -153,7 +153,7 @@ def test_bundle_answers_with_its_index(indexed: Path, caplog: pytest.LogCaptureF
 def test_without_faiss_answers_are_exact(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("recsys.bundle.files.can_index", lambda: False)
+    monkeypatch.setattr("recsys.bundle.layout.can_index", lambda: False)
     monkeypatch.setattr("recsys.serving.item_index.can_index", lambda: False)
     with caplog.at_level(logging.WARNING):
         assert read_bundle(indexed).index is None
@@ -182,7 +182,7 @@ def test_refit_measures_the_index_again(
     }
     too_little = ("recsys.serving.item_index.RECALL", 1.1)
     no_library = (
-        "recsys.bundle.files.can_index",
+        "recsys.bundle.layout.can_index",
         lambda: False,
     )
     for name, value in (too_little, no_library):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recsys.bundle.description import DESCRIPTION, read_info
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.bundle.rule_files import ATTRIBUTES, FRIENDS
 from recsys.bundle.writing import write_description
 from recsys.errors import RequestError

@@ -18,7 +18,7 @@ import pytest
 from test_serving_ways import Served, free_port, get, post, ray_server
 
 from pipelines import followed_side
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.registry.mlflow_client import client

@@ -23,7 +23,7 @@ from recsys.model import FrozenModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import DAY, leave_last, small_model, small_world, write_dataset
 
 

@@ -24,7 +24,7 @@ from recsys.serving.request_files import read_requests
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.request_views import as_queries
 from recsys.serving.requests import Answer
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import DAY, ITEMS, small_model, small_world, train_events, write_dataset
 
 FRIENDS = ((0, 1), (0, 2), (0, 3), (1, 2), (2, 4))

@@ -24,9 +24,9 @@ from jsonschema import Draft202012Validator
 from test_front import call as call_bytes
 from test_front import read_reply
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import build_config
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.histories import Split as Part
 from recsys.errors import RequestError
 from recsys.registry.followed_model import FollowedModel
@@ -49,7 +49,7 @@ from recsys.serving.requests import Job, Request, SimilarRequest
 from recsys.serving.schemas import READ, WRITTEN
 from recsys.serving.service import Incoming, Outcome, Service
 from recsys.serving.stock import parse_change
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, write_dataset
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -24,7 +24,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.requests import Answer
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, small_model, small_world
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recsys.bundle.description import SELF_TEST, WEIGHTS, read_info
-from recsys.bundle.files import read_files
+from recsys.bundle.layout import read_files
 from recsys.bundle.writing import write_description
 from recsys.errors import ArtifactError
 from recsys.serving.bundles import read_bundle, write_bundle

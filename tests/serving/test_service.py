@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.errors import ConfigError, RequestError
 from recsys.registry.followed_model import FollowedModel
 from recsys.serving.access import token_sha256

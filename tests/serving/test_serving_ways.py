@@ -31,7 +31,7 @@ import pytest
 import torch
 
 from recsys.config import Config, build_config
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.histories import Split
 from recsys.errors import RequestError
 from recsys.registry.mlflow_client import active_uris, client, tracking_uri
@@ -45,7 +45,7 @@ from recsys.serving.model_holder import ModelHolder
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.service import Answered, Service
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, write_dataset
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipelines.cli import main
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.errors import RequestError
@@ -22,7 +22,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.requests import Answer, SimilarAnswer
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import small_model
 from tests.ruled import World, holds
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import main, user_message
-from pipelines.plumbing.folder import open_run
+from pipelines.plumbing.run_folder import open_run
 from recsys import schema
 from recsys.config import (
     CanonicalSource,
@@ -41,7 +41,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.manifest import Manifest
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError, StorageError
 from recsys.preparation.dataset_writer import DatasetWriter
-from recsys.preparation.images import digest_block
+from recsys.preparation.image_vectors import digest_block
 from recsys.preparation.vector_cache import VectorCache
 from recsys.registry.mlflow_client import client
 from recsys.registry.parent import open_parent

@@ -24,7 +24,7 @@ import pytest
 
 from pipelines.plumbing.arguments import parse
 from pipelines.stages import VERBS
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import build_config, parse_value, parse_yaml, set_path
 from recsys.data.dataset import PreparedDataset
 from recsys.privacy.proof import is_signed

@@ -16,8 +16,8 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.examples import example_users
-from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.prepare import open_dataset
 from pipelines.run import headline_table, verdict
 from pipelines.train import open_trained

@@ -17,8 +17,8 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.evaluation.validation import Validator
 from recsys.training import loop, phases
-from recsys.training.build import Start
 from recsys.training.context import Report, TrainContext
+from recsys.training.fresh_model import Start
 from recsys.training.pruned import KEPT, choose_pruned, pruned_names, transplant, without
 from recsys.training.selected import selected_model
 from tests.training.test_training import Interrupted, cycles, settings

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recsys.config import Config
-from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, save_checkpoint
+from recsys.training.fresh_model import Start
 from recsys.training.ray_train import _finished
 from recsys.training.resume import (
     find_checkpoints,

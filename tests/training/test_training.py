@@ -24,9 +24,9 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.errors import ArtifactError, ConfigError, DataError, TrainingError
 from recsys.evaluation.validation import Validator
-from recsys.training.build import build_graphs
 from recsys.training.checkpoint import load_trained, save_trained
 from recsys.training.context import Report, TrainContext
+from recsys.training.fresh_model import build_graphs
 from recsys.training.phases import fit
 from recsys.training.selected import selected_model
 from tests.handmade import leave_last, write_dataset

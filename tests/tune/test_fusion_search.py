@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from pipelines.cli import main
-from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.train import ORIGIN
 from recsys.config import Config, FusionSearchConfig, build_config
 from recsys.contributions import Contributions
@@ -34,15 +34,15 @@ from recsys.registry.resolve import resolve
 from recsys.serving.bundles import read_bundle
 from recsys.storage.filesystems import read_bytes
 from recsys.storage.mirror import upload
-from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import TrainResult, save_trained
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.phases import fit
 from tests.handmade import leave_last, write_dataset
-from tune.fusion import check
 from tune.fusion_search import LISTS, Trials, cross_fit, known_points, search
 from tune.pareto import choose, front
 from tune.score_cache import ListMeter, ScoreCache, build_cache
+from tune.weight_search import check
 from tune.weights import WeightSpace, refitted
 
 pytestmark = pytest.mark.usefixtures("one_thread")

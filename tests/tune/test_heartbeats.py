@@ -24,7 +24,7 @@ from tune.heartbeats import Pulse, beating
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
 from tune.ray_tune import run_trials
-from tune.search import PlannedSearch, TrialPaths
+from tune.searcher import PlannedSearch, TrialPaths
 from tune.slots import Slots
 from tune.space import load_space
 from tune.sweep import _all_failed, _reasons
@@ -258,7 +258,7 @@ def test_pause_of_the_driver_does_not_make_its_trials_silent(
     clock = Clock()
     clock.now = 1.0
     search.pulse = clock.pulse(100, beats=True)
-    monkeypatch.setattr("tune.search.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("tune.searcher.time", SimpleNamespace(monotonic=lambda: clock.now))
     killed: list[str] = []
     monkeypatch.setattr("ray.kill", killed.append)
     search.suggest("a")

@@ -17,8 +17,8 @@ from tests.tune.test_tune import _run_trials
 from tune.fusion_report import render_report
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
-from tune.report import render_sweep
 from tune.space import load_space
+from tune.sweep_report import render_sweep
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -28,10 +28,10 @@ from tune.outcome import comparison_words, trial_table
 from tune.plan import Plan
 from tune.proposals import importance, propose
 from tune.ray_tune import Halving
-from tune.report import render_sweep
 from tune.slots import share_out
 from tune.space import SHIPPED, Dimension, Space, load_space, preview
 from tune.sweep import sweep
+from tune.sweep_report import render_sweep
 from tune.trial import Task, run_trial
 
 

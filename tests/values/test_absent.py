@@ -14,10 +14,10 @@ from recsys import schema
 from recsys.config import CanonicalSource, DataConfig, ItemTriplesConfig, SyntheticSource
 from recsys.config.text_files import ABSENT_TEXTS
 from recsys.data.attributes import Field
-from recsys.data.context import MISSING, UNKNOWN, ContextColumn
+from recsys.data.context_columns import MISSING, UNKNOWN, ContextColumn
 from recsys.data.request_attributes import RequestEncoder
 from recsys.preparation.buckets import project
-from recsys.preparation.events import EventRules
+from recsys.preparation.event_roles import EventRules
 from recsys.preparation.graphs import TripleRules, item_triples
 from recsys.sources.validate import Layout, check_rows
 from recsys.values.absent import CellRules, is_absent

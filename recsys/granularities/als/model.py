@@ -33,7 +33,7 @@ _NUMBERS: Final = 2**24
 class Als(Granularity):
     """A closed-form member with its own item vectors; absent where a history is empty."""
 
-    fitted = True
+    closed_form = True
 
     def __init__(self, config: AlsConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ class AlsConfig(GranularityConfig):
     """Keys of ``model.granularities.als``."""
 
     module: ClassVar[str] = "recsys.granularities.als.model:Als"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     effort: ClassVar[float] = 5.0
     candidates: ClassVar[tuple[str, ...]] = ("alpha", "regularisation", "types")
     smaller: ClassVar[str] = "factors"

@@ -1,1 +1,1 @@
-"""A separately trained model as one member; :mod:`recsys.apart` computes its scores."""
+"""A separately trained model as one member; :mod:`recsys.separate_model` computes its scores."""

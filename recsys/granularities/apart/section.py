@@ -26,8 +26,8 @@ class ApartConfig(GranularityConfig):
     name.
     """
 
-    module: ClassVar[str] = "recsys.apart:Apart"
-    always_fitted: ClassVar[bool] = True  # takes no part in the training of the others
+    module: ClassVar[str] = "recsys.separate_model:Apart"
+    always_closed_form: ClassVar[bool] = True  # takes no part in the training of the others
     effort: ClassVar[float] = 0.0  # trained, not fitted in closed form
 
     model: dict[str, Any] = Field(
@@ -56,7 +56,7 @@ class ApartConfig(GranularityConfig):
             fitted = [
                 name
                 for name, section in self.own_model().granularities.enabled().items()
-                if section.is_fitted
+                if section.is_closed_form
             ]
             if fitted:
                 raise ValueError(

@@ -30,7 +30,7 @@ class Content(Granularity):
     has a text.
     """
 
-    fitted = True
+    closed_form = True
     reads_events = False
 
     @classmethod

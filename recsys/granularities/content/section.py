@@ -18,7 +18,7 @@ class ContentConfig(GranularityConfig):
     """Keys of ``model.granularities.content``."""
 
     module: ClassVar[str] = "recsys.granularities.content.model:Content"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = ("recency", "half_life")
 
     recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(

@@ -31,7 +31,7 @@ from recsys.granularities.base import (
     heads_error,
 )
 from recsys.granularities.dropout import Dropout
-from recsys.granularities.evolution.context import AskedContext, ContextVectors, hide
+from recsys.granularities.evolution.context_vectors import AskedContext, ContextVectors, hide
 from recsys.granularities.evolution.hstu import HstuBlock
 from recsys.granularities.evolution.interest import Fuse, InterestStates
 from recsys.granularities.evolution.section import EvolutionConfig

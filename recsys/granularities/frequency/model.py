@@ -28,7 +28,7 @@ from recsys.granularities.sparse import SparseScores
 class Frequency(Granularity):
     """A closed-form sparse member; absent where a history is empty."""
 
-    fitted = True
+    closed_form = True
     sparse = True
     reads_events = False
 

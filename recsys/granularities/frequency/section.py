@@ -23,7 +23,7 @@ class FrequencyConfig(GranularityConfig):
     """Keys of ``model.granularities.frequency``."""
 
     module: ClassVar[str] = "recsys.granularities.frequency.model:Frequency"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     effort: ClassVar[float] = 0.3
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "types")
 

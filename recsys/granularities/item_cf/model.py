@@ -69,7 +69,7 @@ class ItemCF(Granularity):
     once.
     """
 
-    fitted = True
+    closed_form = True
 
     def __init__(self, config: ItemCFConfig, sizes: ModelSizes) -> None:
         super().__init__()

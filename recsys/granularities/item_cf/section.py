@@ -16,7 +16,7 @@ class ItemCFConfig(GranularityConfig):
     """Keys of ``model.granularities.item_cf``."""
 
     module: ClassVar[str] = "recsys.granularities.item_cf.model:ItemCF"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     effort: ClassVar[float] = 5.0
     candidates: ClassVar[tuple[str, ...]] = ("regularisation", "types", "itself", "recency")
     smaller: ClassVar[str] = "rank or neighbours"

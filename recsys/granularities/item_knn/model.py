@@ -37,7 +37,7 @@ from recsys.granularities.sparse import SparseScores
 class ItemKnn(Granularity):
     """A closed-form sparse member; absent where no item of the history has a neighbour."""
 
-    fitted = True
+    closed_form = True
     sparse = True
 
     def __init__(self, config: ItemKnnConfig, sizes: ModelSizes) -> None:

@@ -16,7 +16,7 @@ class ItemKnnConfig(GranularityConfig):
     """Keys of ``model.granularities.item_knn``."""
 
     module: ClassVar[str] = "recsys.granularities.item_knn.model:ItemKnn"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = (
         "shrinkage",
         "neighbours",

@@ -1,1 +1,1 @@
-"""Facts about items from a knowledge graph, by training or by counting."""
+"""Triples about items from a knowledge graph, by training or by counting."""

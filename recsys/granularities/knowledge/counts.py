@@ -1,15 +1,15 @@
-"""Knowledge by counting: facts that the items of a user's history share more often than items in
+"""Knowledge by counting: triples that the items of a user's history share more often than items in
 general (g_uk of S5), ``knowledge.fit: counts``.
 
-An item's facts of one kind k (a relation in one direction) name the entities E_ik; each has the
+An item's triples of one kind k (a relation in one direction) name the entities E_ik; each has the
 share a_ie = 1 / |E_ik|. Over the history H_u and over all training events
 
     c_ue = Σ_{j ∈ H_u} a_je,     n_uk = Σ_{e of k} c_ue,
     p_e  = Σ_j d_j a_je / Σ_{e' of k} Σ_j d_j a_je',
     z_ue = log((c_ue + α p_e) / ((n_uk + α) p_e)),     r_ui = Σ_e z_ue a_ie
 
-with d_j the number of users of an item. The score says how much more likely an item's facts are
-given the user's history than given all events. Items without events are scored by their facts in
+with d_j the number of users of an item. The score says how much more likely an item's triples are
+given the user's history than given all events. Items without events are scored by their triples in
 the same way.
 
 It has a closed form and is not trained. Entities with fewer than ``min_degree`` items carry no
@@ -17,7 +17,7 @@ information about other items and are left out, as are all but the ``max_entitie
 most events.
 
 Legend: B queries, L length, N items, E entities (once for each kind of edge to them), K kinds, F
-facts.
+triples.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from recsys.granularities.log_odds import log_odds
 
 class KnowledgeCounts(Granularity):
     """A closed-form member with its own item vectors; absent where no item of the history has
-    facts.
+    triples.
     """
 
-    fitted = True
+    closed_form = True
     is_side_information = True
 
     @classmethod
@@ -55,14 +55,14 @@ class KnowledgeCounts(Granularity):
         section : KnowledgeConfig
             Not read.
         dataset : PreparedDataset
-            The dataset with the facts.
+            The dataset with the triples.
         through : Split
-            Not read, because no split cuts facts.
+            Not read, because no split cuts triples.
 
         Returns
         -------
         dict of str to int
-            ``entities`` and ``relations``; 0 without facts.
+            ``entities`` and ``relations``; 0 without triples.
         """
         return graph_size(dataset)
 
@@ -70,7 +70,7 @@ class KnowledgeCounts(Granularity):
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Triples | None:
-        """The facts of the dataset.
+        """The triples of the dataset.
 
         Parameters
         ----------
@@ -79,44 +79,44 @@ class KnowledgeCounts(Granularity):
         sizes : ModelSizes
             Not read.
         dataset : PreparedDataset
-            The dataset with the facts.
+            The dataset with the triples.
         through : Split
-            Not read, because no split cuts facts.
+            Not read, because no split cuts triples.
 
         Returns
         -------
         Triples or None
-            None without facts.
+            None without triples.
         """
         return Triples.of(dataset)
 
     @classmethod
     def idle(cls, section: KnowledgeConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Items with events must share facts.
+        """Items with events must share triples.
 
         Parameters
         ----------
         section : KnowledgeConfig
-            Has ``min_degree``, the least number of items that share a fact.
+            Has ``min_degree``, the least number of items that share a triple.
         dataset : PreparedDataset
-            The dataset with the facts and the training events.
+            The dataset with the triples and the training events.
         config : Config
             Not read.
 
         Returns
         -------
         str
-            Why facts do not help; "" if they may.
+            Why triples do not help; "" if they may.
         """
         triples = Triples.of(dataset)
         if triples is None:
-            return "no facts about items"
+            return "no triples about items"
         shares_NE, _ = shares_of_items(triples, section.min_degree)
         is_had_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN) > 0)
         return (
             ""
             if shares_NE[is_had_N].any()
-            else f"no fact is shared by {section.min_degree} items with events"
+            else f"no triple is shared by {section.min_degree} items with events"
         )
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
@@ -144,7 +144,7 @@ class KnowledgeCounts(Granularity):
         return state["shares_NE"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Log-odds of the entities in the history, and where it has facts.
+        """Log-odds of the entities in the history, and where it has triples.
 
         Parameters
         ----------
@@ -158,7 +158,7 @@ class KnowledgeCounts(Granularity):
         Returns
         -------
         z_BE : Tensor, [B, E] float
-            z_ue; zero for kinds of which the history has no fact.
+            z_ue; zero for kinds of which the history has no triple.
         present_B : Tensor, [B] bool
             Whether any of these numbers is not zero.
         """
@@ -177,7 +177,7 @@ class KnowledgeCounts(Granularity):
 
 
 def shares_of_items(triples: Triples, min_degree: int) -> tuple[Tensor, Tensor]:
-    """a_ie as a matrix [N, E], and the kind of every column. A fact between two items counts for
+    """a_ie as a matrix [N, E], and the kind of every column. A triple between two items counts for
     both.
     """
     entity_N = triples.entity_N

@@ -1,7 +1,7 @@
-"""Knowledge: the facts about the items of a user's history, by a relational graph network (g_uk of
-S5).
+"""Knowledge: the triples about the items of a user's history, by a relational graph network
+(g_uk of S5).
 
-Facts (head, relation, tail) are edges in both directions, so R relations make 2R kinds of edge.
+Triples (head, relation, tail) are edges in both directions, so R relations make 2R kinds of edge.
 Items enter at their entity with their vector; every other entity has its own vector,
 
     h_x^(0) = e_x + mean_{i at x} P a_i
@@ -12,11 +12,11 @@ where R_x are the kinds of edge that end in x. W_r is a diagonal (``light``: a r
 dimension) or a sum of ``bases`` shared matrices (``rgcn``, Schlichtkrull et al. 2018, after a
 ReLU). The user vector is an attention over the g_i of the history, with queries as in
 ``behaviour``; ``refine`` also adds g_i to the item vector (as KGCN, Wang et al. 2019, and KGAT do),
-so that an item without events is found through its facts. Items have no free vector in the graph,
+so that an item without events is found through its triples. Items have no free vector in the graph,
 because for items without events it would be noise.
 
-Facts are not events: they have no time, are valid for the whole catalogue, and no split cuts them.
-If a source adds facts later (awards, sequels), the user must filter them.
+Triples are not events: they have no time, are valid for the whole catalogue, and no split cuts
+them. If a source adds triples later (awards, sequels), the user must filter them.
 
 Legend: N items, X entities in use, F triples, E edges, R kinds of edge,
 P pairs (kind of edge, end), D width.
@@ -51,7 +51,7 @@ from recsys.granularities.knowledge.triples import Triples, graph_size
 
 
 class Knowledge(Granularity):
-    """Attention over the facts of the history's items; items without facts are left out."""
+    """Attention over the triples of the history's items; items without triples are left out."""
 
     reads_events = False
 
@@ -66,14 +66,14 @@ class Knowledge(Granularity):
         section : KnowledgeConfig
             Not read.
         dataset : PreparedDataset
-            The dataset with the facts.
+            The dataset with the triples.
         through : Split
-            Not read, because no split cuts facts.
+            Not read, because no split cuts triples.
 
         Returns
         -------
         dict of str to int
-            ``entities`` and ``relations``; 0 without facts.
+            ``entities`` and ``relations``; 0 without triples.
         """
         return graph_size(dataset)
 
@@ -81,7 +81,7 @@ class Knowledge(Granularity):
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Triples | None:
-        """The facts of the dataset.
+        """The triples of the dataset.
 
         Parameters
         ----------
@@ -90,14 +90,14 @@ class Knowledge(Granularity):
         sizes : ModelSizes
             Not read.
         dataset : PreparedDataset
-            The dataset with the facts.
+            The dataset with the triples.
         through : Split
-            Not read, because no split cuts facts.
+            Not read, because no split cuts triples.
 
         Returns
         -------
         Triples or None
-            None without facts.
+            None without triples.
         """
         return Triples.of(dataset)
 
@@ -126,20 +126,20 @@ class Knowledge(Granularity):
         return True
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
-        """Add the vectors of the facts to the items, if ``refine`` is set."""
+        """Add the vectors of the triples to the items, if ``refine`` is set."""
         assert self.graph is not None, "a module for serving reads the result from its state"
         self._enriched_ND = self.graph(base_ND, graphs["knowledge"])
         return base_ND + self._enriched_ND if self.config.refine else base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        """Vectors of the items' facts."""
+        """Vectors of the items' triples."""
         assert self._enriched_ND is not None, "refine_items must run first"
         found = {"enriched_ND": self._enriched_ND * self.scale}
         self._enriched_ND = None
         return found
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """Attention over the facts of the history, and where it has facts.
+        """Attention over the triples of the history, and where it has triples.
 
         Parameters
         ----------
@@ -148,21 +148,21 @@ class Knowledge(Granularity):
         items : ItemView
             Passed on; only the vectors in ``state`` are pooled.
         state : dict of str to Tensor
-            ``enriched_ND`` [N, D]; zero rows for items without facts.
+            ``enriched_ND`` [N, D]; zero rows for items without triples.
 
         Returns
         -------
         z_BD : Tensor, [B, D] float
             User vector of each query.
         present_B : Tensor, [B] bool
-            Whether the query sees an event on an item with facts.
+            Whether the query sees an event on an item with triples.
         """
         z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["enriched_ND"]), {})
         return z_BD, present_B
 
 
 class FactGraph(nn.Module):
-    """Item vectors → vectors of their facts, zero rows for items without facts: [N, D] → [N, D]."""
+    """Item vectors → vectors of their triples, zero for items without: [N, D] → [N, D]."""
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class FactGraph(nn.Module):
         self._walk: tuple[Triples, Walk] | None = None
 
     def forward(self, items_ND: Tensor, triples: Triples) -> Tensor:
-        """Vectors of the items' facts."""
+        """Vectors of the items' triples."""
         walk = self.walk(triples)
         hidden_XD = self.entities(walk.entities_X) * walk.own_X[:, None] + spread(
             walk.enter, self.enter(items_ND)
@@ -201,7 +201,7 @@ class FactGraph(nn.Module):
         return spread(walk.leave, total_XD)
 
     def walk(self, triples: Triples) -> Walk:
-        """The facts as sparse matrices, built once."""
+        """The triples as sparse matrices, built once."""
         if self._walk is None or self._walk[0] is not triples:
             self._walk = (triples, Walk(triples, self.min_degree))
         return self._walk[1]
@@ -280,7 +280,7 @@ class Hops:
 
 
 class Walk:
-    """Facts as sparse matrices between the entities in use.
+    """Triples as sparse matrices between the entities in use.
 
     An entity that is not an item is in use if it has at least ``min_degree`` neighbours: an entity
     with one item carries no information between items.

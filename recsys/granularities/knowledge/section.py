@@ -1,4 +1,4 @@
-"""Settings of ``knowledge``: facts about items, by training or by counting."""
+"""Settings of ``knowledge``: triples about items, by training or by counting."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class KnowledgeConfig(GranularityConfig):
         2, ge=1, description="number of hops; 2 reach the items that share an entity"
     )
     bases: int = Field(4, ge=1, description="number of shared matrices of rgcn")
-    refine: bool = Field(True, description="add the facts to the item vectors too")
+    refine: bool = Field(True, description="add the triples to the item vectors too")
     min_degree: int = Field(
         2, ge=1, description="leave out entities (not items) with fewer neighbours"
     )
     fit: Literal["training", "counts"] = Field(
         "training",
         description=(
-            "counts: facts of the history compared with those of all events; keys conv to init_std "
-            "have no effect"
+            "counts: triples of the history compared with those of all events; keys conv to "
+            "init_std have no effect"
         ),
     )
     smoothing: float = Field(
@@ -64,17 +64,17 @@ class KnowledgeConfig(GranularityConfig):
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have facts."""
+        """The dataset must have triples."""
         if not sizes.inputs.get(self.signal, {}).get("relations"):
             raise ConfigError(
-                "model.granularities.knowledge needs facts about items, but this dataset has none;"
-                " disable it, give the source a table of knowledge with items.entity_id, or name"
-                " columns in data.knowledge.item_columns"
+                "model.granularities.knowledge needs triples about items, but this dataset has"
+                " none; disable it, give the source a table of knowledge with items.entity_id,"
+                " or name columns in data.knowledge.item_columns"
             )
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the graph, or of the counts."""
-        graph = work.data.facts * 64
+        graph = work.data.triples * 64
         if self.by_counts:
             return Estimate(layers=0.0, holds_events=True, graph=graph)
         nodes = work.data.items + work.data.entities

@@ -42,7 +42,7 @@ class Moment(Granularity):
     """
 
     personal = False
-    fitted = True
+    closed_form = True
     reads_events = False
     reads_histories = True
 

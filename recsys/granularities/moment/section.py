@@ -20,7 +20,7 @@ class MomentConfig(GranularityConfig):
     """Keys of ``model.granularities.moment``."""
 
     module: ClassVar[str] = "recsys.granularities.moment.model:Moment"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     effort: ClassVar[float] = 0.3
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "smoothing")
 

@@ -38,7 +38,7 @@ from recsys.data.histories import Array, Histories, Split
 from recsys.data.quantities import quantities
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.history import event_weights, seen_events
-from recsys.granularities.place.columns import Places, found_columns, read_places
+from recsys.granularities.place.coordinates import Places, found_columns, read_places
 from recsys.granularities.place.section import PlaceConfig
 from recsys.granularities.shares import LogShares
 
@@ -57,7 +57,7 @@ class Place(Granularity):
     history's items.
     """
 
-    fitted = True
+    closed_form = True
     reads_histories = True
 
     @classmethod

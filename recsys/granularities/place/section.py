@@ -22,7 +22,7 @@ class PlaceConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.place.model:Place"
     reads: ClassVar[str] = "place"
     effort: ClassVar[float] = 2.0
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "recency")
     smaller: ClassVar[str] = "landmarks"
 

@@ -50,7 +50,7 @@ class Popularity(Granularity):
     """
 
     personal = False
-    fitted = True
+    closed_form = True
     reads_events = False
 
     def __init__(self, config: PopularityConfig, sizes: ModelSizes) -> None:

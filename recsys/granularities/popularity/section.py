@@ -16,7 +16,7 @@ class PopularityConfig(GranularityConfig):
     """Keys of ``model.granularities.popularity``."""
 
     module: ClassVar[str] = "recsys.granularities.popularity.model:Popularity"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     effort: ClassVar[float] = 0.5
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "types", "counts", "rest", "as_of")
     smaller: ClassVar[str] = "moments"

@@ -39,7 +39,11 @@ from recsys.data.histories import Array, Split
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.log_odds import log_odds
-from recsys.granularities.profile.encoding import encoded_attributes, encoding_of, profile_encoding
+from recsys.granularities.profile.attribute_encoding import (
+    encoded_attributes,
+    encoding_of,
+    profile_encoding,
+)
 from recsys.granularities.profile.model import known_rows, spans_of
 from recsys.granularities.profile.section import ProfileConfig
 
@@ -56,7 +60,7 @@ class ProfileCounts(Granularity):
         The users have no attributes, a cross names unknown fields, or there are too many cells.
     """
 
-    fitted = True
+    closed_form = True
     is_side_information = True
     keeps_size = True
 

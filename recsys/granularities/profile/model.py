@@ -38,7 +38,11 @@ from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.profile.encoding import encoded_attributes, encoding_of, profile_encoding
+from recsys.granularities.profile.attribute_encoding import (
+    encoded_attributes,
+    encoding_of,
+    profile_encoding,
+)
 from recsys.granularities.profile.section import ProfileConfig
 
 

@@ -31,9 +31,9 @@ from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.repeat.features import Basis, raw_numbers
 from recsys.granularities.repeat.habits import ItemHabits, pairs_of, why_nothing_repeats
 from recsys.granularities.repeat.moments import sample_times
+from recsys.granularities.repeat.pair_features import Basis, raw_numbers
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.granularities.sparse import SparseScores
 
@@ -45,7 +45,7 @@ _STEPS: Final = 50
 class Repeat(Granularity):
     """A closed-form sparse member; absent where a history is empty."""
 
-    fitted = True
+    closed_form = True
     sparse = True
     reads_events = False
     reads_histories = True

@@ -20,7 +20,7 @@ class RepeatConfig(GranularityConfig):
     """Keys of ``model.granularities.repeat``."""
 
     module: ClassVar[str] = "recsys.granularities.repeat.model:Repeat"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     effort: ClassVar[float] = 6.0
     smaller: ClassVar[str] = "max_pairs"
 

@@ -27,7 +27,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.history import DAY
-from recsys.granularities.social.friends import Friends
+from recsys.granularities.social.friend_graph import Friends
 from recsys.granularities.social.section import SocialConfig
 from recsys.granularities.sparse import SparseScores
 
@@ -35,7 +35,7 @@ from recsys.granularities.sparse import SparseScores
 class SocialCounts(Granularity):
     """A closed-form sparse member; absent where no friend has an event before the request."""
 
-    fitted = True
+    closed_form = True
     sparse = True
     is_side_information = True
     reads_histories = True

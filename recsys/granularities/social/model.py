@@ -33,7 +33,7 @@ from recsys.granularities.base import (
     spread,
 )
 from recsys.granularities.dropout import Dropout
-from recsys.granularities.social.friends import Friends
+from recsys.granularities.social.friend_graph import Friends
 from recsys.granularities.social.section import SocialConfig
 
 

@@ -46,7 +46,7 @@ class UserCF(Granularity):
     neighbour.
     """
 
-    fitted = True
+    closed_form = True
 
     def __init__(self, config: UserCFConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ class UserCFConfig(GranularityConfig):
     """Keys of ``model.granularities.user_cf``."""
 
     module: ClassVar[str] = "recsys.granularities.user_cf.model:UserCF"
-    always_fitted: ClassVar[bool] = True
+    always_closed_form: ClassVar[bool] = True
     effort: ClassVar[float] = 4.0
     smaller: ClassVar[str] = "rank or max_users"
 

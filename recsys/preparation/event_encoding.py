@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.data.hashing import pair_hashes, string_hashes
 from recsys.data.histories import Array
-from recsys.preparation.events import (
+from recsys.preparation.event_roles import (
     CONTEXT,
     EVENT_SCHEMA,
     NO_TIME,

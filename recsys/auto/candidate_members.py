@@ -16,7 +16,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
 from recsys.granularities import granularity_class
-from recsys.training.build import model_sizes
+from recsys.training.fresh_model import model_sizes
 
 _CLOSED_FORM: Final = (
     *(

@@ -82,7 +82,7 @@ def _signals(found: Understood) -> Iterator[str]:
     if found.friends:
         members.append(f"social ({found.friends})")
     if found.triples or (items and items.triples):
-        members.append("knowledge (facts)")
+        members.append("knowledge (triples)")
     if users and users.are_informative:
         members.append("profile (user attributes)")
     if items and items.place:

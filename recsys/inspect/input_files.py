@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from recsys.errors import EmptyFile, SourceError, StorageError, first_line
+from recsys.inspect.common_names import words_of
 from recsys.inspect.samples import Sample, sample_of, together
-from recsys.inspect.vocabulary import words_of
 from recsys.sources.files import InputFile, find
 from recsys.storage.uris import expanded, is_remote
 

@@ -10,9 +10,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.columns import Column, bare_tokens, has_known
-from recsys.inspect.scales import is_short
-from recsys.inspect.tables import Pair, Table, determines
-from recsys.inspect.vocabulary import (
+from recsys.inspect.common_names import (
     EVENT_TYPE,
     NEGATIVE,
     RATING,
@@ -24,6 +22,8 @@ from recsys.inspect.vocabulary import (
     likeness,
     words_of,
 )
+from recsys.inspect.sampled_tables import Pair, Table, determines
+from recsys.inspect.scales import is_short
 from recsys.sources.validate import SPLIT_WORDS, CellRules
 from recsys.values.times import timestamps
 

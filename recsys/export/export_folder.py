@@ -14,7 +14,7 @@ from typing import Any, Final
 from recsys import __version__
 from recsys.bundle.checksums import entry_of, writing_aside
 from recsys.bundle.description import DESCRIPTION
-from recsys.bundle.files import Bundle
+from recsys.bundle.layout import Bundle
 from recsys.config import redact
 from recsys.config.export import Format
 from recsys.errors import ArtifactError, ConfigError
@@ -28,7 +28,7 @@ from recsys.export.vector_files import (
     write_tables,
     write_vectors,
 )
-from recsys.granularities.profile.encoding import encoding_of
+from recsys.granularities.profile.attribute_encoding import encoding_of
 from recsys.serving.bundles import read_bundle
 
 MANIFEST: Final = "manifest.json"

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.forgetting.copies import Copies
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from recsys import __version__
 from recsys.config import Config, DataConfig, redact
 from recsys.config.privacy import ForgetConfig

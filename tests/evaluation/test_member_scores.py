@@ -18,11 +18,11 @@ from recsys.data.histories import Split
 from recsys.errors import ConfigError
 from recsys.evaluation.ablation import Restricted, ranked_values
 from recsys.evaluation.evaluate import evaluate
-from recsys.evaluation.members import Shares, member_report, shares, single_line
+from recsys.evaluation.member_scores import Shares, member_report, shares, single_line
 from recsys.model import FrozenModel
 from recsys.report.first_screen import best_baseline
 from recsys.report.panels import members_panel, signals_panel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.members import refuse_stacked
 from tests.handmade import small_model, small_world, write_dataset
 

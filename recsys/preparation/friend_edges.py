@@ -21,7 +21,7 @@ from recsys.data.histories import Array
 from recsys.data.split import NEVER
 from recsys.preparation.blocks import fetch, task
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.events import NO_TIME
+from recsys.preparation.event_roles import NO_TIME
 from recsys.preparation.keys import coded, lex_order, own_codes, parts_of
 from recsys.preparation.quarantine import DUPLICATE, UNKNOWN_USER, bad_rows, mark
 from recsys.preparation.record import Record

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from recsys.config import Config
 from recsys.privacy.footprints import Traces
 from recsys.privacy.proof import files_in, search_file

@@ -28,7 +28,7 @@ _VECTORS = "items.vectors"
 class Apart(Granularity):
     """A closed-form member; present where any granularity of the separate model is."""
 
-    fitted = True
+    closed_form = True
     reads_events = False
     keeps_size = True
 

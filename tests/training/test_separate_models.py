@@ -24,9 +24,9 @@ from recsys.model import FrozenModel
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
-from recsys.training.apart import own_config, own_weights
 from recsys.training.checkpoint import load_trained
 from recsys.training.selected import assemble
+from recsys.training.separate_models import own_config, own_weights
 from tests.encoded import encoded_and_expected
 from tests.training_here import training_here
 

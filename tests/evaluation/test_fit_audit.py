@@ -13,18 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 from test_prepare import TAGS, TEXT, TIMED, MemorySource, config, rows_of, silent
 
-from recsys.data.audit import audit
 from recsys.data.cold_start import ColdUsers
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import string_hashes
 from recsys.data.histories import COLD_VALID, Histories, Queries, Split
 from recsys.data.history_table import HISTORY_SCHEMA
+from recsys.data.leak_audit import audit
 from recsys.data.text_rows import WHOLE, TextRules
 from recsys.data.titles import item_titles
 from recsys.errors import DataError
-from recsys.evaluation.audit import check_fits, users_of_items
 from recsys.evaluation.baselines import fit_baselines
 from recsys.evaluation.evaluate import evaluate
+from recsys.evaluation.fit_audit import check_fits, users_of_items
 from recsys.preparation.prepare import prepare
 from recsys.preparation.user_text import texts_of
 from tests.evaluation.test_evaluate import config as evaluation_config

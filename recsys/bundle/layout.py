@@ -47,11 +47,11 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from recsys.bundle.checks import check_counts, check_finite, check_parts
 from recsys.bundle.checksums import check_file, damaged, describe_error
+from recsys.bundle.consistency import check_counts, check_finite, check_parts
 from recsys.bundle.description import CARD, INDEX, ITEMS, USERS, WEIGHTS, BundleInfo, read_info
 from recsys.bundle.rule_files import ATTRIBUTES, FRIENDS, TEXT, read_friends, read_text
-from recsys.data.context import ContextColumn
+from recsys.data.context_columns import ContextColumn
 from recsys.data.dataset import types_mask
 from recsys.data.histories import Array, Histories
 from recsys.data.history_table import histories_from_table

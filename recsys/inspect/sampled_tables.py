@@ -16,9 +16,7 @@ import pyarrow.compute as pc
 
 from recsys.errors import SourceError
 from recsys.inspect.columns import Column, column_of
-from recsys.inspect.overlap import IdSet
-from recsys.inspect.samples import Sample
-from recsys.inspect.vocabulary import (
+from recsys.inspect.common_names import (
     EVENT_FILES,
     EVENT_TYPE,
     FRIEND,
@@ -39,6 +37,8 @@ from recsys.inspect.vocabulary import (
     likeness,
     named_like,
 )
+from recsys.inspect.common_values import IdSet
+from recsys.inspect.samples import Sample
 from recsys.sources.list_cells import as_lists, members_as_rows
 from recsys.sources.validate import CellRules
 from recsys.values.arrow_types import is_list

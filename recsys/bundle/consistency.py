@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from recsys.bundle.description import BundleInfo
-    from recsys.bundle.files import Bundle
+    from recsys.bundle.layout import Bundle
     from recsys.granularities.base import ModelSizes
 
 _LOG = logging.getLogger(__name__)

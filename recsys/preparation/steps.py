@@ -27,7 +27,8 @@ from recsys.preparation.content_hash import settings_hash, settings_of
 from recsys.preparation.cut_offs import Counted, cut_offs
 from recsys.preparation.dataset_writer import folder_of
 from recsys.preparation.earlier_rows import carry_events, with_earlier
-from recsys.preparation.encoding import Coding, encode_bucket
+from recsys.preparation.event_encoding import Coding, encode_bucket
+from recsys.preparation.event_roles import SPLITS
 from recsys.preparation.event_store import (
     TIMES,
     described,
@@ -38,8 +39,7 @@ from recsys.preparation.event_store import (
     write_rows,
 )
 from recsys.preparation.event_types import coding_of
-from recsys.preparation.events import SPLITS
-from recsys.preparation.friends import SocialRules, write_friendships
+from recsys.preparation.friend_edges import SocialRules, write_friendships
 from recsys.preparation.graphs import TripleRules, write_knowledge
 from recsys.preparation.html_text import without_html
 from recsys.preparation.inputs import Inputs

@@ -19,23 +19,23 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE, Budget, span
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import ray_session
-from pipelines.plumbing.tracking import tracked
 from pipelines.trained import trains_here
 from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.training.apart import own_config, sections
 from recsys.training.checkpoint import load_progress
 from recsys.training.members import trained_only, trained_part
 from recsys.training.resume import training_digest
+from recsys.training.separate_models import own_config, sections
 from tune.in_process import run_in_process
 from tune.ledger import Ledger, Trial
-from tune.portfolio import Portfolio, PortfolioLines
+from tune.portfolio_plan import Portfolio, PortfolioLines
 from tune.ray_tune import run_trials
-from tune.search import TrialPaths, training_seconds
+from tune.searcher import TrialPaths, training_seconds
 from tune.slots import slots_of_cluster
 from tune.timing import STARTS_S, Costs, continued, cost_of, with_apart
 from tune.trial import forget_checkpoints, last_checkpoint

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
 from pipelines.train import ORIGIN, open_trained

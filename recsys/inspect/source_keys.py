@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from recsys.inspect.arguments import ArgumentContent, shown_path
-from recsys.inspect.attributes import Attributes
+from recsys.inspect.column_uses import Attributes
+from recsys.inspect.common_names import ITEM, words_of
 from recsys.inspect.forms import TextForm
+from recsys.inspect.input_files import ArgumentContent, shown_path
 from recsys.inspect.samples import Sample
 from recsys.inspect.understood import Setting
-from recsys.inspect.vocabulary import ITEM, words_of
 from recsys.sources.guesses import DROP, NAMES
 from recsys.sources.separators import BLANKS
 
@@ -155,7 +155,7 @@ def _rename_settings(
 
 
 def relation_of(sample: Sample, column: str) -> str:
-    """The relation of facts with two columns: the name of the column, or a word of the file's
+    """The relation of triples with two columns: the name of the column, or a word of the file's
     name.
     """
     if sample.has_names:

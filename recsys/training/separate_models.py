@@ -1,8 +1,8 @@
 """Models that are trained separately and become members of another model: their configurations and
 weights.
 
-Each is trained like a model of its own, after the main model (see :mod:`recsys.apart` for the
-reason). Its weights and choices are stored with those of the main model, under its name. So a warm
+Each is trained like a model of its own, after the main model (:mod:`recsys.separate_model` says
+why). Its weights and choices are stored with those of the main model, under its name. So a warm
 start, the training on all events and the evaluated model find them.
 """
 

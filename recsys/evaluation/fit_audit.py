@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from recsys.data.audit import Audit
 from recsys.data.audit_shard import refuse
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.data.leak_audit import Audit
 from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import TargetEventsOnly
 

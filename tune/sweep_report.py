@@ -17,7 +17,7 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup, escape
 
-from recsys.report.charts import Axis, axis, curves
+from recsys.report.chart_geometry import Axis, axis, curves
 from recsys.report.pages import environment, packaged
 from recsys.report.wording import duration, figure, metric_name, number, signed
 from tune.ledger import Trial

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.audit_shard import Checks, ShardAuditor, ShardFindings, user_text_entries
-from recsys.data.context import UNKNOWN
+from recsys.data.context_columns import UNKNOWN
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.data.split import parse_time
@@ -116,7 +116,7 @@ class _Auditor(Checks):
         self._counts()
         checks += ["popularity", "cold_users"] if self.cold_start else ["popularity"]
         checks += self._context() + self._user_texts()
-        self.found.checks = checks + self._text() + self._social() + self._facts()
+        self.found.checks = checks + self._text() + self._social() + self._triples()
         return self.found
 
     def run_newer(self, findings: Sequence[ShardFindings]) -> Audit:
@@ -136,7 +136,7 @@ class _Auditor(Checks):
                 )
                 self.refuse("popularity", text)
         self.found.checks = ["vocabulary", "ids", "order_of_parts", "queries", "popularity"]
-        self.found.checks += self._social() + self._facts()
+        self.found.checks += self._social() + self._triples()
         return self.found
 
     def _users(self, name: str, number: int, users_U: Array) -> None:
@@ -348,18 +348,18 @@ class _Auditor(Checks):
             )
         return ["friendships"]
 
-    def _facts(self) -> list[str]:
+    def _triples(self) -> list[str]:
         """Triples and items refer to entities of the vocabulary. Triples have no time."""
-        if not self.dataset.manifest.counts.get("facts"):
+        if not self.dataset.manifest.counts.get("triples"):
             return []
         number = self.dataset.table("vocab/entities.parquet").num_rows
         table = self.dataset.table("graphs/knowledge.parquet")
         for end in ("head", "tail"):
-            self._refuse_outside("facts", _outside(table, end, number), end, "knowledge")
+            self._refuse_outside("triples", _outside(table, end, number), end, "knowledge")
         entities = self.dataset.item_entities()
         linked = pa.table({"entity": entities[entities >= 0]})
-        self._refuse_outside("facts", _outside(linked, "entity", number), "entity", "knowledge")
-        return ["facts"]
+        self._refuse_outside("triples", _outside(linked, "entity", number), "entity", "knowledge")
+        return ["triples"]
 
     def _refuse_outside(self, check: str, wrong: int, column: str, graph: str) -> None:
         if wrong:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from recsys.data.context import MISSING, STEPS, UNKNOWN
+from recsys.data.context_columns import MISSING, STEPS, UNKNOWN
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import ModelSizes
 

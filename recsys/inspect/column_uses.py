@@ -1,5 +1,5 @@
-"""What the columns of items and users can be used for: text, HTML, numbers, facts, places, vectors,
-or nothing.
+"""What the columns of items and users can be used for: text, HTML, numbers, triples, places,
+vectors, or nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.columns import Column
-from recsys.inspect.overlap import IdSet
-from recsys.inspect.tables import Table, determines
-from recsys.inspect.vocabulary import ADDRESS, ITEM, SESSION, TEXT, has_id, likeness
+from recsys.inspect.common_names import ADDRESS, ITEM, SESSION, TEXT, has_id, likeness
+from recsys.inspect.common_values import IdSet
+from recsys.inspect.sampled_tables import Table, determines
 from recsys.sources.names import fold
 from recsys.sources.validate import CellRules
 
@@ -116,7 +116,7 @@ def attributes_of(
         groups = 1 < column.num_distinct <= _CATEGORY * num_owners
         _sort(found, column, name, items, _is_text(table, column), groups)
     for name in found.triples[_MOST_TRIPLE_COLUMNS:]:
-        found.idle[name] = f"there are already {_MOST_TRIPLE_COLUMNS} columns of facts"
+        found.idle[name] = f"there are already {_MOST_TRIPLE_COLUMNS} columns of triples"
     found.triples = found.triples[:_MOST_TRIPLE_COLUMNS]
     found.separators = {
         name: mark for name, mark in found.separators.items() if name in found.triples
@@ -132,11 +132,11 @@ def _by_rules_of_the_run(
     used = [c for c in given if found.rename.get(c.name, c.name) in found.used]
     rules = CellRules(decimal="," if any(column.decimal_comma for column in given) else ".")
     if are_items and any(column.is_numeric for column in used):
-        from recsys.inspect.features import measure  # imports torch
+        from recsys.inspect.attribute_values import measure  # imports torch
 
         found.measures = measure(used, rules, of)
     elif not are_items and given:
-        from recsys.inspect.features import distinguish_users
+        from recsys.inspect.attribute_values import distinguish_users
 
         read = [c for c in given if c.kind not in ("empty", "constant", "object")]
         found.are_informative = distinguish_users(used if of is not None else read, rules, of)

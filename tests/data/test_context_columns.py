@@ -13,7 +13,13 @@ from test_evolution import ndcg, settings, trained
 
 from recsys.config import Config, build_config
 from recsys.data.batches import every_position, last_position
-from recsys.data.context import MAX_VALUES, ColumnStatistics, ContextColumn, number_codes, tally
+from recsys.data.context_columns import (
+    MAX_VALUES,
+    ColumnStatistics,
+    ContextColumn,
+    number_codes,
+    tally,
+)
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError, DataError, RequestError
