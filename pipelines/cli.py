@@ -19,8 +19,8 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipelines.dry_run import plan
-from pipelines.help import help_of, overview, verb_help
+from pipelines.command_line.dry_run import plan
+from pipelines.command_line.help import help_of, overview, verb_help
 from pipelines.plumbing.arguments import USAGE, Arguments, UsageError, parse
 from pipelines.plumbing.signals import ending_in_order
 from pipelines.plumbing.terminal import (
@@ -175,8 +175,8 @@ def _command(words: list[str]) -> int:
             "--config FILE is missing; give your file or the name of a shipped configuration in "
             f"pipelines/configs/, such as demo. Usage: {USAGE}"
         )
-    from pipelines.configuration_checks import check, check_input
-    from pipelines.file_checks import check_present
+    from pipelines.command_line.configuration_checks import check, check_input
+    from pipelines.command_line.file_checks import check_present
 
     config = _config(verb, arguments)
     stages = chosen_verb(verb, config).stages

@@ -1,6 +1,7 @@
 """``recsys compare RUN RUN``: a paired bootstrap of every accuracy metric over the same test users.
 
-With ``--logs`` it compares the model versions in a server's logs (:mod:`pipelines.compare_logs`).
+With ``--logs`` it compares the model versions in a server's logs, see
+:mod:`pipelines.comparison.logs`.
 
 Reads config.yaml, metrics.json and model/ of both run folders, and the prepared dataset; ranks the
 test split with both models and writes RUN/compare.json. It compares the evaluated models. With
@@ -20,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.cli import config_of, main
-from pipelines.dry_run import plan
-from pipelines.finished_runs import FinishedRun, check_same, difference_error, opened_run
+from pipelines.command_line.dry_run import plan
+from pipelines.comparison.finished_runs import FinishedRun, check_same, difference_error, opened_run
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.progress import table
 from pipelines.plumbing.run_folder import write_atomically
@@ -88,7 +89,7 @@ def command(words: Sequence[str]) -> int:
                 f" {VERBS['compare'].usage}"
             )
         quiet()
-        from pipelines.compare_logs import compare_logs
+        from pipelines.comparison.logs import compare_logs
 
         compare_logs(config, arguments.dry_run)
         return 0

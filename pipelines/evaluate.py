@@ -12,7 +12,6 @@ from typing import Any
 
 from pipelines.ablation import retrained_variants
 from pipelines.cli import main
-from pipelines.examples import example_users
 from pipelines.final import planned
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import log_evaluation, tracked
@@ -31,6 +30,7 @@ from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.cluster_descriptions import describe_strata
 from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.evaluate import evaluate as evaluate_model
+from recsys.evaluation.example_users import example_users
 from recsys.evaluation.granularity_panels import granularity_panels
 from recsys.evaluation.rating_errors import rating_report
 from recsys.gate.drift import drift_panel, with_calibration

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from pipelines.cli import config_of, main
-from pipelines.dry_run import plan
+from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS

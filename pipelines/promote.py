@@ -14,8 +14,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.champion_comparison import compare, side_of
 from pipelines.cli import main
+from pipelines.comparison.champion import compare, side_of
 from pipelines.plumbing.promotion_record import candidate_table, to_markdown, version_tags
 from pipelines.plumbing.run_folder import RunFolder, write_atomically
 from pipelines.plumbing.session import quiet

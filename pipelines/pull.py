@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.cli import config_of, main
-from pipelines.dry_run import plan
+from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS

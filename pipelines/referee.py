@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pipelines.cli import config_of, main
-from pipelines.dry_run import plan
+from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.progress import table
 from pipelines.plumbing.run_folder import write_atomically
@@ -191,7 +191,7 @@ def _named(word: str) -> tuple[str, str]:
 
 def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, command: str) -> Path:
     """Write the test lists of a run's model, computed on the dataset that it was trained on."""
-    from pipelines.finished_runs import opened_run
+    from pipelines.comparison.finished_runs import opened_run
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
     from recsys.data.bounded import evaluated_queries

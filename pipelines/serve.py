@@ -25,7 +25,7 @@ from importlib import import_module
 from typing import Any
 
 from pipelines.cli import main
-from pipelines.followed_side import FollowedSide, check_log, note_log, sides_of, stock_of
+from pipelines.following.sides import FollowedSide, check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pipelines.following_holder import FollowingHolder
+from pipelines.following.holder import FollowingHolder
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError
 

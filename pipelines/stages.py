@@ -309,7 +309,7 @@ VERBS: Final[dict[str, Verb]] = {
 }
 
 COMPARE_LOGS: Final = Verb(
-    "pipelines.compare_logs:compare_logs",
+    "pipelines.comparison.logs:compare_logs",
     "compare the model versions in the logs of a server by their outcomes",
     ("logs",),
 )

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.cli import config_file
-from pipelines.configuration_checks import check
-from pipelines.dry_run import plan
+from pipelines.command_line.configuration_checks import check
+from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.job_package import CONFIG, contents, job_config, pack
 from pipelines.plumbing.jobs import (

@@ -22,9 +22,9 @@ from pipelines.plumbing.preflight import preflight
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import EpochLog, tracked
 from pipelines.plumbing.session import ray_session
+from pipelines.plumbing.trained import trained
 from pipelines.prepare import open_dataset
 from pipelines.stacking import stacked
-from pipelines.trained import trained
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array

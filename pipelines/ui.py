@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.cli import config_of, main
-from pipelines.dry_run import plan
+from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.session import quiet
@@ -152,7 +152,7 @@ def _check_folders(settings: UiConfig) -> None:
 def _compared(first: str, second: str) -> Mapping[str, Any]:
     """The comparison that ``recsys compare FIRST SECOND`` would write."""
     from pipelines.compare import compared
-    from pipelines.finished_runs import check_same, opened_run
+    from pipelines.comparison.finished_runs import check_same, opened_run
 
     with ExitStack() as stack:
         sides = [stack.enter_context(opened_run(run, io.StringIO())) for run in (first, second)]

@@ -22,7 +22,7 @@ from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE, Budget, span
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import ray_session
-from pipelines.trained import trains_here
+from pipelines.plumbing.trained import trains_here
 from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config

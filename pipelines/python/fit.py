@@ -57,7 +57,7 @@ def fit(
     model = recsys.fit(dataset, budget="10m")
     ```
     """
-    from pipelines.configuration_checks import check
+    from pipelines.command_line.configuration_checks import check
     from pipelines.plumbing.run_folder import open_run
     from pipelines.run import run
     from pipelines.stages import VERBS

@@ -2,7 +2,7 @@
 
 Why here: a wrong metric that only a late stage parses wastes the time of the stages before it, and
 a dry run would not find it. :mod:`recsys.values.times` reads times, see
-:mod:`pipelines.configuration_checks`.
+:mod:`pipelines.command_line.configuration_checks`.
 """
 
 from __future__ import annotations

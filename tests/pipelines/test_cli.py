@@ -17,7 +17,7 @@ import yaml
 
 from pipelines import cli
 from pipelines.cli import main, user_message
-from pipelines.dry_run import plan
+from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import Arguments, UsageError, parse
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder, open_run, write_atomically

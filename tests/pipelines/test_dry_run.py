@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.configuration_checks import check
+from pipelines.command_line.configuration_checks import check
 from recsys.config import build_config
 from recsys.config.values import ACCURACY, metric_name
 from recsys.errors import ConfigError

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.configuration_checks import check
-from pipelines.file_checks import check_present
+from pipelines.command_line.configuration_checks import check
+from pipelines.command_line.file_checks import check_present
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.options import is_key, likely_meant
 from pipelines.stages import VERBS

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import followed_side, serve
+from pipelines import serve
 from pipelines.cli import main
-from pipelines.dry_run import plan
+from pipelines.command_line.dry_run import plan
+from pipelines.following import sides as followed
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import open_run
 from recsys.config import Config, ServeConfig, build_config
@@ -95,12 +96,12 @@ def test_stock_file_needs_a_token_and_a_local_path(config: Config, tmp_path: Pat
     with pytest.raises(
         ConfigError, match=r"serve\.stock_file is set, but serve\.stock_token_env is empty"
     ):
-        followed_side.stock_of(config.serve)
+        followed.stock_of(config.serve)
     config.serve.stock_token_env = "STOCK"
-    assert followed_side.stock_of(config.serve).out == frozenset()
+    assert followed.stock_of(config.serve).out == frozenset()
     config.serve.stock_file = "s3://shop/stock.json"
     with pytest.raises(ConfigError, match="must be a local file"):
-        followed_side.stock_of(config.serve)
+        followed.stock_of(config.serve)
 
 
 def test_missing_model_is_reported_before_ray_starts(
@@ -139,7 +140,7 @@ def test_sigterm_ends_serve_without_an_error(
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("the signal ends the command")
 
-    monkeypatch.setattr(followed_side, "FollowedModel", Waiting)
+    monkeypatch.setattr(followed, "FollowedModel", Waiting)
     config.serve.host, config.serve.port = "0.0.0.0", 0
     with open_run(config, "serve", locks=False) as folder:
         serve.serve(config, folder)
@@ -198,7 +199,7 @@ def follow(
     server: Any, registry: Any, settings: ServeConfig, say: Any, stopped: threading.Event
 ) -> None:
     serve._follow(
-        server, [followed_side.FollowedSide("a", registry, "1", settings)], settings, say, stopped
+        server, [followed.FollowedSide("a", registry, "1", settings)], settings, say, stopped
     )
 
 
@@ -208,9 +209,7 @@ def test_server_follows_the_version_of_the_name(monkeypatch: pytest.MonkeyPatch)
     looks = ("1", "2", away, away, "2", "broken", "broken", "2", "3", "3")
     registry = Registry(stopped, *looks)
     settings = ServeConfig(poll_seconds=0.001, max_retry_s=1000)
-    monkeypatch.setattr(
-        followed_side.Refused, "may_try", lambda self, version: version != self._version
-    )
+    monkeypatch.setattr(followed.Refused, "may_try", lambda self, version: version != self._version)
     follow(server, registry, settings, Progress(output), stopped)
     assert server.offered == ["2", "3"] and registry.loaded == [
         "2",
@@ -238,8 +237,8 @@ def test_each_side_follows_its_own_name() -> None:
     second = Registry(stopped, "7", "8", "broken", "8", "8")
     settings = ServeConfig(poll_seconds=0.001)
     sides = [
-        followed_side.FollowedSide("a", first, "1", settings),
-        followed_side.FollowedSide("b", second, "7", settings),
+        followed.FollowedSide("a", first, "1", settings),
+        followed.FollowedSide("b", second, "7", settings),
     ]  # type: ignore[arg-type]
     serve._follow(Both(), sides, settings, Progress(output), stopped)
     assert offered == [("8", "b"), ("2", "a")]
@@ -250,8 +249,8 @@ def test_broken_version_is_retried_after_growing_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(followed_side.time, "monotonic", lambda: clock[0])
-    refused, tries, news = followed_side.Refused(first_s=10, longest_s=60), [], 0
+    monkeypatch.setattr(followed.time, "monotonic", lambda: clock[0])
+    refused, tries, news = followed.Refused(first_s=10, longest_s=60), [], 0
     for second in range(0, 400, 5):  # a look-up every five seconds
         clock[0] = float(second)
         if refused.may_try("broken"):

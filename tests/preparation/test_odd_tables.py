@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.configuration_checks import check_input
+from pipelines.command_line.configuration_checks import check_input
 from recsys import schema
 from recsys.config import build_config
 from recsys.config.sources import source_class

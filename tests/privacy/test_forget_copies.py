@@ -20,7 +20,7 @@ from test_forget import _holding, _proofs, _write_world
 
 import recsys
 from pipelines.cli import main
-from pipelines.followed_side import note_log
+from pipelines.following.sides import note_log
 from pipelines.forgetting.copies import _without_rows
 from recsys.bundle.checksums import entry_of
 from recsys.config import ServeConfig

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_serving_ways import Served, free_port, get, post, ray_server
 
-from pipelines import followed_side
+from pipelines.following import sides as followed
 from recsys.bundle.layout import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
@@ -341,8 +341,8 @@ def test_log_requires_local_folder_and_exploration_requires_log(tmp_path: Path) 
         ({"explore": {"share": 0.1}}, r"serve\.explore\.share is set, but serve\.log is empty"),
     ):
         with pytest.raises(ConfigError, match=message):
-            followed_side.check_log(ServeConfig.model_validate(settings))
-    followed_side.check_log(ServeConfig(log=str(tmp_path / "new/folder")))
+            followed.check_log(ServeConfig.model_validate(settings))
+    followed.check_log(ServeConfig(log=str(tmp_path / "new/folder")))
     assert (tmp_path / "new/folder").is_dir() and not list((tmp_path / "new/folder").iterdir())
     assert AnswerLog(str(tmp_path / "new/folder")).write([{"a": 1}])
 

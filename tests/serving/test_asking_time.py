@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.configuration_checks import check
+from pipelines.command_line.configuration_checks import check
 from recsys.config import build_config
 from recsys.data.batches import every_position, last_position
 from recsys.data.dataset import PreparedDataset

@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.examples import example_users
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.prepare import open_dataset
@@ -24,6 +23,7 @@ from pipelines.train import open_trained
 from recsys.config import Config, load_config
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
+from recsys.evaluation.example_users import example_users
 from recsys.evaluation.ranking import rank
 from recsys.registry.resolve import resolve
 from recsys.training.context import TrainContext

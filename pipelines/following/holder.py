@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from pipelines.followed_side import check_log, note_log, sides_of, stock_of
+from pipelines.following.sides import check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.session import quiet
 from recsys.config import ServeConfig, build_config
 from recsys.registry.mlflow_client import tracking_uri

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipelines.command_line.dry_run import plan
 from pipelines.compare import write_record
-from pipelines.dry_run import plan
 from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
 from recsys.config.compare import CompareConfig

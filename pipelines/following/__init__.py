@@ -1,0 +1,1 @@
+"""Servers that follow the registry: new versions replace the models that they answer with."""
