@@ -101,7 +101,7 @@ def prepare_polars(folder: Path) -> dict[str, float]:
     parts = pl.when((left > 2) | (number < 3)).then(0).otherwise(3 - left).cast(pl.UInt8)
     events = events.filter(~again).with_columns(split=parts)
     counts = events.group_by("item_id").agg(
-        *((pl.col("split") == part).sum().alias(f"part-{part}") for part in range(3))
+        *((pl.col("split") == split).sum().alias(f"split-{split}") for split in range(3))
     )
     counts.sort("item_id").write_parquet(folder / "polars-counts.parquet")
     histories = events.group_by("user_id", maintain_order=True).agg("item_id", "timestamp", "split")

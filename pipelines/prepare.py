@@ -89,10 +89,10 @@ def open_dataset(config: Config) -> PreparedDataset:
             f" this configuration{named}; run `recsys prepare` again, or use the settings that it"
             " was prepared with"
         )
-    for part in ("users", "items", "train"):
-        if not dataset.manifest.counts.get(part, 0):
+    for what in ("users", "items", "train"):
+        if not dataset.manifest.counts.get(what, 0):
             raise DataError(
-                f"{dataset.root} has no {part}, so there is nothing to train on; check data.source"
+                f"{dataset.root} has no {what}, so there is nothing to train on; check data.source"
                 " and data.split"
             )
     return dataset

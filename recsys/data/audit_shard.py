@@ -140,7 +140,7 @@ class ShardAuditor(Checks):
         if back:
             text = f"{back:,} users in histories/{name} are out of order"
             self.refuse(
-                "order_of_parts",
+                "order_of_splits",
                 f"{text}: training follows a held-out event, or a split has several targets",
             )
 
@@ -156,13 +156,13 @@ class ShardAuditor(Checks):
         late = int((starts_E >= below_E).sum())
         if late:
             self.refuse(
-                "order_of_parts",
+                "order_of_splits",
                 f"{late:,} events in histories/{name} are later than the end of their split",
             )
         early = int((starts_E + _SECOND <= from_E).sum())
         if early:
             self.refuse(
-                "order_of_parts",
+                "order_of_splits",
                 f"{early:,} events in histories/{name} are earlier than the start of their split",
             )
 

@@ -102,7 +102,7 @@ class _Auditor(Checks):
 
     def run(self, findings: Sequence[ShardFindings]) -> Audit:
         """Check a whole dataset."""
-        checks = ["vocabulary", "ids", "order_of_parts", "queries"]
+        checks = ["vocabulary", "ids", "order_of_splits", "queries"]
         self._vocabulary()
         for number, (name, shard) in enumerate(
             zip(self.dataset.manifest.shards, findings, strict=True)
@@ -135,7 +135,7 @@ class _Auditor(Checks):
                     f" {number:,}"
                 )
                 self.refuse("popularity", text)
-        self.found.checks = ["vocabulary", "ids", "order_of_parts", "queries", "popularity"]
+        self.found.checks = ["vocabulary", "ids", "order_of_splits", "queries", "popularity"]
         self.found.checks += self._social() + self._triples()
         return self.found
 

@@ -322,7 +322,7 @@ def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[s
         )
     if config.kind == "given" and not given.get("test"):
         found = (
-            ", ".join(f"{part}: {count:,}" for part, count in sorted(given.items()))
+            ", ".join(f"{split}: {count:,}" for split, count in sorted(given.items()))
             or "no split column"
         )
         raise DataError(

@@ -110,10 +110,10 @@ def _compare(
     wrong = np.flatnonzero(found_N != expected_N)
     if len(wrong):
         first = int(wrong[0])
-        part = "training" if through == Split.TRAIN else "training and validation"
+        split = "training" if through == Split.TRAIN else "training and validation"
         refuse(
             dataset.root,
             "model_fit" if name == "model" else "baseline_fits",
-            f"{name} counts other users for {len(wrong):,} items than the {part} events have, such"
+            f"{name} counts other users for {len(wrong):,} items than the {split} events have, such"
             f" as {dataset.item_ids[first].as_py()}: {found_N[first]:g} for {expected_N[first]}",
         )

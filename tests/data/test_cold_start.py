@@ -106,7 +106,9 @@ def test_prepare_cuts_only_the_cold_users(tmp_path: Path, split: dict[str, Any])
                 assert after[user] == events
                 continue
             held = [
-                (item, COLD_VALID if part == Split.VALID else part) for item, part in events if part
+                (item, COLD_VALID if split == Split.VALID else split)
+                for item, split in events
+                if split
             ]
             assert [pair for pair in after[user] if pair[1]] == held
             kept = [pair for pair in after[user] if not pair[1]]
@@ -124,7 +126,7 @@ def histories_of(dataset: PreparedDataset) -> dict[str, list[tuple[str, int]]]:
     items = dataset.item_ids.to_pylist()
     found = dataset.histories()
     pairs = [
-        (items[item], int(part)) for item, part in zip(found.items_E, found.splits_E, strict=True)
+        (items[item], int(split)) for item, split in zip(found.items_E, found.splits_E, strict=True)
     ]
     spans = zip(found.users_U, found.offsets_U1[:-1], found.offsets_U1[1:], strict=True)
     return {users[user]: pairs[start:end] for user, start, end in spans}
@@ -135,12 +137,12 @@ def check_counts(
 ) -> None:
     """Counts, graphs and baselines agree with the remaining events."""
     counts, items = dataset.manifest.counts, dataset.item_ids.to_pylist()
-    left = [(user, item, part) for user, events in after.items() for item, part in events]
+    left = [(user, item, split) for user, events in after.items() for item, split in events]
     assert counts["cold_users"] == len(cold)
     assert counts["cold_cut"] == len(EVENTS) - len(left) > 0
-    assert counts["cold_valid"] == sum(part == COLD_VALID for *_, part in left) > 0
+    assert counts["cold_valid"] == sum(split == COLD_VALID for *_, split in left) > 0
     assert counts["events"] == len(left) - counts["cold_valid"]
-    fitted = [(user, item) for user, item, part in left if part <= Split.VALID]
+    fitted = [(user, item) for user, item, split in left if split <= Split.VALID]
     assert dataset.item_counts_N(Split.VALID).tolist() == [
         sum(name == i for _, name in fitted) for i in items
     ]
@@ -182,8 +184,8 @@ def test_text_of_cold_users_is_removed_with_their_events(tmp_path: Path) -> None
     training = {
         (user, item)
         for user, found in histories_of(dataset).items()
-        for item, part in found
-        if not part
+        for item, split in found
+        if not split
     }
     for item, terms in zip(
         dataset.item_ids.to_pylist(), dataset.features.column("text").to_pylist(), strict=True

@@ -73,7 +73,7 @@ def test_clean_data_passes(dataset: PreparedDataset) -> None:
     assert found.checks == [
         "vocabulary",
         "ids",
-        "order_of_parts",
+        "order_of_splits",
         "queries",
         "popularity",
         "friendships",
@@ -102,14 +102,14 @@ def test_training_event_after_a_held_out_event_is_refused(dataset: PreparedDatas
     # the second to last event of the first user is not validation now
     parts = [[0, 0, 1, 0, 2], [0, 0]]
     change(dataset, "histories/part-00000.parquet", with_column("splits", parts))
-    refused(dataset, "order of parts", "1 users in histories/part-00000.parquet are out of order")
+    refused(dataset, "order of splits", "1 users in histories/part-00000.parquet are out of order")
 
 
 def test_two_test_events_of_a_user_in_leave_last_are_refused(dataset: PreparedDataset) -> None:
     change(
         dataset, "histories/part-00000.parquet", with_column("splits", [[0, 0, 1, 2, 2], [0, 0]])
     )
-    refused(dataset, "order of parts", "1 users")
+    refused(dataset, "order of splits", "1 users")
 
 
 def test_user_in_two_rows_is_refused(dataset: PreparedDataset) -> None:
@@ -156,8 +156,8 @@ def temporal(folder: Path) -> PreparedDataset:
     """Validation from day 3, test from day 4; friends of day 1 and 2."""
     events: list[list[Event]] = [
         [
-            (item, 0, (item + 1) * DAY, part)
-            for item, part in enumerate((Split.TRAIN, Split.TRAIN, Split.VALID, Split.TEST))
+            (item, 0, (item + 1) * DAY, split)
+            for item, split in enumerate((Split.TRAIN, Split.TRAIN, Split.VALID, Split.TEST))
         ]
         for _ in range(2)
     ]
@@ -182,7 +182,9 @@ def test_times_and_friendships_after_the_cut_offs_are_refused(tmp_path: Path) ->
     times = [[DAY, 3 * DAY, 3 * DAY, 4 * DAY]]
     change(dataset, "histories/part-00000.parquet", with_column("times", times))
     refused(
-        dataset, "order of parts", "1 events in histories/part-00000.parquet are later than the end"
+        dataset,
+        "order of splits",
+        "1 events in histories/part-00000.parquet are later than the end",
     )
     change(
         dataset,
@@ -191,7 +193,7 @@ def test_times_and_friendships_after_the_cut_offs_are_refused(tmp_path: Path) ->
     )
     refused(
         dataset,
-        "order of parts",
+        "order of splits",
         "1 events in histories/part-00000.parquet are earlier than the start of their split",
     )
 

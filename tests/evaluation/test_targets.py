@@ -107,7 +107,7 @@ def test_audit_knows_the_predicted_types(tmp_path: Path) -> None:
     """
     dataset = shop(tmp_path)
     dataset.manifest.targets = []
-    with pytest.raises(DataError, match="check order of parts"):
+    with pytest.raises(DataError, match="check order of splits"):
         audit(dataset)
 
 

@@ -64,13 +64,13 @@ def history(parts: str, users: list[int] | None = None) -> Histories:
 
 def test_texts_end_at_every_doubling_and_contain_no_later_event() -> None:
     found = {
-        (part, place): text
-        for _, part, place, text in texts_of(history("tttttttvx"), TITLES, rules())
+        (split, place): text
+        for _, split, place, text in texts_of(history("tttttttvx"), TITLES, rules())
     }
     first = {2: "buy: t1, t0", 4: "buy: t3, t2, t1, t0"}
     train, valid = (f"buy: {', '.join(f't{item}' for item in reversed(range(n)))}" for n in (7, 8))
     assert found == {
-        **{(part, place): text for part in (0, 1) for place, text in first.items()},
+        **{(split, place): text for split in (0, 1) for place, text in first.items()},
         (0, WHOLE): train,
         (1, WHOLE): valid,
     }
@@ -86,17 +86,17 @@ def test_planted_leak_is_in_no_text() -> None:
     ]
     for ordered in (True, False):
         made = rules(ordered, folds=1 if ordered else 3)
-        texts = [(part, text) for _, part, _, text in texts_of(history("txvtxttt"), titles, made)]
+        texts = [(split, text) for _, split, _, text in texts_of(history("txvtxttt"), titles, made)]
         assert len(texts) == (6 if ordered else 8)
         assert not any("TEST" in text for _, text in texts)
-        assert not any("VALID" in text for part, text in texts if part == Split.TRAIN)
-        assert any("VALID" in text for part, text in texts if part == Split.VALID)
+        assert not any("VALID" in text for split, text in texts if split == Split.TRAIN)
+        assert any("VALID" in text for split, text in texts if split == Split.VALID)
 
 
 def test_text_without_a_fold_names_no_item_of_it() -> None:
     seen = history("t" * 30)
-    texts = {place: text.removeprefix("buy: ").split(", ") for _, part, place, text in texts_of(
-        seen, TITLES, rules(False, folds=3)) if part == Split.TRAIN}  # fmt: skip
+    texts = {place: text.removeprefix("buy: ").split(", ") for _, split, place, text in texts_of(
+        seen, TITLES, rules(False, folds=3)) if split == Split.TRAIN}  # fmt: skip
     assert set(texts) == {0, 1, 2, WHOLE} and len(texts[WHOLE]) == 30
     users = np.full(30, 7)
     for fold in range(3):
