@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -194,16 +195,14 @@ def test_prepare_continues_after_text_encoder_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ray_that_does_not_start_gives_one_message(tmp_path: Path) -> None:
-    """Ray cannot create its sockets: one message, exit code 1."""
-    place = tmp_path / ("long" * 25)
-    place.mkdir()
-    with Command("prepare", world(tmp_path), RAY_TMPDIR=str(place)) as command:
-        last = command.ends(1).splitlines()[-1]
-        assert (
-            last.startswith("recsys: a local Ray does not start (")
-            and f"{place}: free some" in last
-        ), last
-        assert "Traceback" not in command.output
+    """Ray cannot create its folder: one message, exit code 1."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as place:  # a path short enough for sockets
+        (Path(place) / "ray").write_text("a file where Ray makes its folder", encoding="utf-8")
+        with Command("prepare", world(tmp_path), RAY_TMPDIR=place) as command:
+            last = command.ends(1).splitlines()[-1]
+    assert last.startswith("recsys: a local Ray does not start ("), last
+    assert f"{place}: free some" in last, last
+    assert "Traceback" not in command.output
     assert not (tmp_path / "run/dataset").exists()
 
 
