@@ -21,7 +21,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 
 CHOICE: Final = "auto.json"
-SEARCH: Final = "tune.auto:search"  # by name: tune imports pipelines, not the reverse
+SEARCH: Final = "tune.auto_search:search"  # by name: tune imports pipelines, not the reverse
 _SECTIONS: Final = ("model", "train")
 
 

@@ -323,7 +323,9 @@ SEARCHES: Final[dict[str, Verb]] = {
         "tune.space:preview",
     ),
     "fusion": Verb(
-        "tune.fusion:search_fusion", "the weights of a trained model's granularities", ("fusion",)
+        "tune.weight_search:search_fusion",
+        "the weights of a trained model's granularities",
+        ("fusion",),
     ),
 }
 

@@ -134,7 +134,7 @@ UNFED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "friends": ({"friends": [(0, 1), (2, 3)]}, "social", ""),
     "no friends": ({}, "social", "no friendships"),
-    "no facts": ({}, "knowledge", "no facts"),
+    "no triples": ({}, "knowledge", "no triples"),
     "one time": ({"histories": _histories(step=0)}, "moment", "one hour of the week"),
     "one time and unknown times": (
         {
@@ -353,7 +353,7 @@ def _written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_uninformative_facts_and_friends_are_left_out(
+def test_uninformative_triples_and_friends_are_left_out(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _events(tmp_path)
@@ -367,7 +367,7 @@ def test_uninformative_facts_and_friends_are_left_out(
         ],
         "knowledge": [
             _table(
-                tmp_path / "facts.csv",
+                tmp_path / "triples.csv",
                 ["head", "relation", "tail"],
                 [[f"i{i}", "is", f"q{i}"] for i in range(12)],
             )
@@ -384,7 +384,7 @@ def test_uninformative_facts_and_friends_are_left_out(
         _written(tmp_path, source=source, quarantine={"max_share": 1.0}), capsys
     )
     assert code == 0, printed
-    assert "social (no friend" in printed and "knowledge (no fact is shared by" in printed
+    assert "social (no friend" in printed and "knowledge (no triple is shared by" in printed
 
 
 def test_init_names_the_constant_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

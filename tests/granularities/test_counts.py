@@ -139,11 +139,11 @@ def test_knowledge_equals_the_sums_by_hand() -> None:
     assert present.tolist() == [True, False, False] and not z[1:].any()
     scores = z @ module.own_items(state).T
     assert math.isclose(scores[0, 4], scores[0, 2], rel_tol=1e-6), (
-        "an item without events is ranked by its facts"
+        "an item without events is ranked by its triples"
     )
 
 
-def test_knowledge_counts_facts_both_ways_and_keeps_the_largest() -> None:
+def test_knowledge_counts_triples_both_ways_and_keeps_the_largest() -> None:
     """Items 0 and 1 share the sequel 2, which is the other end of both: kind 0 (tails) and kind 1
     (heads).
     """
@@ -173,7 +173,7 @@ def test_counts_report_impossible_settings() -> None:
     many = Field("zip", "category", 1, tuple(map(str, range(2000))))
     with pytest.raises(ConfigError, match="makes 6,000 cells, at most 4,096"):
         Cells((AGE, many), [["age", "zip"]])
-    with pytest.raises(ConfigError, match="needs facts about items"):
+    with pytest.raises(ConfigError, match="needs triples about items"):
         KnowledgeCounts(KnowledgeConfig(fit="counts"), _sizes())
     with pytest.raises(ConfigError, match="crosses works with fit counts only"):
         build_config({"model": {"granularities": {"profile": {"crosses": [["age"]]}}}})
@@ -230,8 +230,8 @@ def test_new_user_is_ranked_by_attributes_alone(
     assert margin(known, popular) > 0.3
 
 
-def test_knowledge_finds_planted_facts(tmp_path: Path) -> None:
-    """An item's facts name its owner directly, whom a user likes; few events per item. Measured:
+def test_knowledge_finds_planted_triples(tmp_path: Path) -> None:
+    """An item's triples name its owner directly, whom a user likes; few events per item. Measured:
     .108, without .059.
     """
     sparse = planted_dataset(tmp_path, {"knowledge": 1.0}, num_items=1000, events_per_user=6.0)
@@ -244,7 +244,7 @@ def test_knowledge_finds_planted_facts(tmp_path: Path) -> None:
 
 
 def shorten(dataset: PreparedDataset) -> None:
-    """Replace the facts by direct ones: ITEM —made by→ X —owned by→ Y gives ITEM —owned by→ Y."""
+    """Replace the triples by direct ones: ITEM —made by→ X —owned by→ Y gives ITEM —owned by→ Y."""
     head, relation, tail = dataset.triples()
     items = set(dataset.item_entities().tolist())
     beyond = {

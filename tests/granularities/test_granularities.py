@@ -230,7 +230,7 @@ class TestContract:
         whole = histories([3, 0])
         trained = every_position(whole, 6, np.array([0, 1]))
         z, present = answers(module, trained, items, state)
-        # needs shared facts, which not all items have
+        # needs shared triples, which not all items have
         is_counted = options.get("fit") == "counts" and name == "knowledge"
         assert len(z) == 5 + 3 and (present.any() if is_counted else present.all())
         prefixes = [[2], [2, 7], [2, 7, 7], [2, 7, 7, 9], [2, 7, 7, 9, 1]]
@@ -339,7 +339,7 @@ def test_light_knowledge_equals_the_result_by_hand(graphs: Graphs) -> None:
     torch.testing.assert_close(added[2], (own[7] * weights[2] + own[8] * weights[3]) / 2)
     torch.testing.assert_close(added[3], (own[8] * weights[1] + base[0] * weights[3]) / 2)
     torch.testing.assert_close(added[4], added[3], msg="two items at one entity")
-    assert not added[5:].any(), "item 5 shares no facts, the others have no entity"
+    assert not added[5:].any(), "item 5 shares no triples, the others have no entity"
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -364,7 +364,7 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     base = torch.randn(ITEMS, WIDTH)
     hidden = module.graph.entities.weight.clone()  # type: ignore[union-attr, operator]
     hidden[:5] = torch.stack([base[0], base[1], base[2], (base[3] + base[4]) / 2, base[5]])
-    hidden[5:7] = 0  # entities without facts
+    hidden[5:7] = 0  # entities without triples
     start = hidden
     for relations in module.graph.relations:  # type: ignore[union-attr]
         conv = RGCNConv(WIDTH, WIDTH, 4, num_bases=3, root_weight=False, bias=False)
@@ -378,7 +378,7 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     assert not added[6:].any()
 
 
-def test_user_without_facts_is_absent_and_changes_nothing(graphs: Graphs) -> None:
+def test_user_without_triples_is_absent_and_changes_nothing(graphs: Graphs) -> None:
     module = make("knowledge")
     items, state = view(module, graphs)
     z, present = module(batch_of([1, 4, 3]), items, state)
@@ -402,9 +402,9 @@ def test_knowledge_serves_without_the_graph(graphs: Graphs) -> None:
     )
 
 
-def test_knowledge_refuses_data_without_facts() -> None:
+def test_knowledge_refuses_data_without_triples() -> None:
     with pytest.raises(
-        ConfigError, match=r"needs facts about items.*data\.knowledge\.item_columns"
+        ConfigError, match=r"needs triples about items.*data\.knowledge\.item_columns"
     ):
         granularity_class("knowledge")(
             GranularitiesConfig().knowledge,

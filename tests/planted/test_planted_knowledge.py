@@ -24,7 +24,7 @@ SPARSE = {"num_items": 1000, "events_per_user": 6.0}
 BASE: dict[str, Any] = {"evolution": {}}
 
 
-def test_facts_improve_over_ids(tmp_path: Path) -> None:
+def test_triples_improve_over_ids(tmp_path: Path) -> None:
     """Items of one owner are two hops from each other's studio. Measured: +50 % (rgcn +46 %, one
     hop +36 %).
     """
@@ -33,7 +33,7 @@ def test_facts_improve_over_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_false_facts_cost_little(tmp_path: Path) -> None:
+def test_false_triples_cost_little(tmp_path: Path) -> None:
     """The knob at 0 makes every fact random. Measured: -2.5 % over four seeds (ndcg@10 .4456
     without it, .4344 with it), which the check on validation removes (``model.fusion.check``); the
     bound is over two seeds.
@@ -43,9 +43,9 @@ def test_false_facts_cost_little(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_users_with_items_without_facts_lose_nothing(tmp_path: Path) -> None:
+def test_users_with_items_without_triples_lose_nothing(tmp_path: Path) -> None:
     """Half of the items lose their entity; users with such items only have no vector. Measured: 81
-    users, ndcg@10 .125 with and .089 without, because the items they might like have facts.
+    users, ndcg@10 .125 with and .089 without, because the items they might like have triples.
     """
     dataset = planted_dataset(tmp_path, {"knowledge": 1.0}, **SPARSE, short_history=0.6)
     unknown_N = forget(dataset, 0.5)
@@ -64,7 +64,7 @@ def test_users_with_items_without_facts_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_item_without_events_is_found_through_its_facts(tmp_path: Path) -> None:
+def test_item_without_events_is_found_through_its_triples(tmp_path: Path) -> None:
     """Targets without a training event have no id part. Measured: ndcg@10 .041, by chance .016,
     without refine 0.
     """
