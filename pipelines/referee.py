@@ -130,7 +130,7 @@ def prepare(config: Config, command: str) -> Protocol:
     """
     from pipelines.plumbing.run_folder import open_run
     from pipelines.prepare import prepare as prepare_dataset
-    from recsys.referee.export import protocol_of
+    from recsys.referee.exported_protocol import protocol_of
     from recsys.referee.protocol import write_protocol
 
     target = Path(config.referee.out)

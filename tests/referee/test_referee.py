@@ -23,7 +23,7 @@ from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.baselines import build_baseline
 from recsys.evaluation.metrics import ndcg_at
 from recsys.evaluation.ranking import rank
-from recsys.referee.export import protocol_of
+from recsys.referee.exported_protocol import protocol_of
 from recsys.referee.judge import holm
 from recsys.referee.protocol import Protocol, read_protocol, write_protocol
 from tests.handmade import DAY, leave_last, write_dataset
