@@ -123,7 +123,7 @@ def train(folder: Path, side: str, steps: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     config, dataset = settings(folder, side), PreparedDataset(str(folder / "run/dataset"))
-    validate = Validator.of(config)
+    validate = Validator.of(config.train, config.evaluate)
     phase = Pass(config, dataset, Split.TRAIN, validate, TrainContext(), Progress())
     phase.model.train()
     seconds = []

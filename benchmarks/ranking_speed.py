@@ -142,7 +142,9 @@ def make_bundle(folder: str) -> None:
     config = settings(folder, 1)
     dataset = PreparedDataset(config.dataset_dir)
     torch.manual_seed(0)
-    model = build_model(config, dataset, Split.TRAIN).freeze(build_graphs(dataset, Split.TRAIN))
+    model = build_model(config.model, config.train, dataset, Split.TRAIN).freeze(
+        build_graphs(dataset, Split.TRAIN)
+    )
     write_bundle(Path(folder) / "bundle", model, dataset, {})
 
 

@@ -78,7 +78,7 @@ def train(side: str, folder: str, epochs: int) -> dict[str, float]:
     config = settings(folder, epochs)
     config.train.evaluate_every = 1  # one checkpoint per epoch
     dataset = PreparedDataset(config.dataset_dir)
-    validate = Validator.of(config)
+    validate = Validator.of(config.train, config.evaluate)
     started = time.perf_counter()
     if side == "bare":
         from recsys.training.phases import fit

@@ -107,7 +107,14 @@ def profile(config: Config, dataset: PreparedDataset, steps: int) -> tuple[Clock
     """Train ``steps`` steps with a timer on every part; return the timer and the seconds of all
     steps."""
     clock, started = Clock(), 0.0
-    phase = Pass(config, dataset, Split.TRAIN, Validator.of(config), TrainContext(), Progress())
+    phase = Pass(
+        config,
+        dataset,
+        Split.TRAIN,
+        Validator.of(config.train, config.evaluate),
+        TrainContext(),
+        Progress(),
+    )
     model = phase.model
     model.tower.forward = clock.timed("item tower", model.tower.forward)
     for name, module in model.encoders.each():

@@ -186,7 +186,7 @@ def train_ours(folder: str, epochs: int) -> dict[str, Any]:
 
     config = settings(folder, epochs)
     dataset = PreparedDataset(config.dataset_dir)
-    validate = Validator.of(config)
+    validate = Validator.of(config.train, config.evaluate)
     result = fit(config, dataset, validate, TrainContext(report=report))
     queries = dataset.histories().queries(Split.VALID)
     started = time.perf_counter()

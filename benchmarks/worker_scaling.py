@@ -87,7 +87,12 @@ def _worker(rank: int, workers: int, port: int, folder: str, epochs: int) -> Non
 
     config = settings(folder, epochs)
     dataset = PreparedDataset(config.dataset_dir)
-    fit(config, dataset, Validator.of(config), TrainContext(rank, workers, report=report))
+    fit(
+        config,
+        dataset,
+        Validator.of(config.train, config.evaluate),
+        TrainContext(rank, workers, report=report),
+    )
     if rank == 0:
         print(json.dumps({"seconds": median(seconds[1:-1])}), flush=True)
     torch.distributed.destroy_process_group()

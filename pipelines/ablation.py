@@ -109,7 +109,9 @@ def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> Tra
         from recsys.training.ray_train import train_on_ray
 
         changed = config.model_copy(update={"run": run})
-        result = train_on_ray(changed, dataset, Validator.of(config), lambda values: None)
+        result = train_on_ray(
+            changed, dataset, Validator.of(config.train, config.evaluate), lambda values: None
+        )
     folder.forget(variant / "checkpoints")
     save_trained(variant, result)
     folder.publish(variant)

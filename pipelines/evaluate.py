@@ -98,18 +98,24 @@ def _all_metrics(
         metrics["granularities"][name][KEPT] = share
     if config.evaluate.ablation == "retrain":
         variants = retrained_variants(config, folder, dataset)
-        metrics["ablation"]["retrained"] = compare_variants(evaluation.ranking, variants, config)
+        metrics["ablation"]["retrained"] = compare_variants(
+            evaluation.ranking, variants, config.train, config.evaluate, config.seed
+        )
     through = Split.VALID if trained.refit else Split.TRAIN
     clusters = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
     if clusters is not None:
         metrics["strata"] = clusters
     _add_panels(metrics, config, folder, dataset, trained.frozen)
     if folder.budget is None or folder.budget.left > 0:
-        metrics["trade_off"] = trade_off(trained.frozen, evaluation.ranking.queries, config)
+        metrics["trade_off"] = trade_off(
+            trained.frozen, evaluation.ranking.queries, config.train, config.evaluate, config.seed
+        )
     else:
         folder.progress("the budget is used up: the report has no panel on diversity")
     if config.train.ratings:
-        metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
+        metrics["ratings"] = rating_report(
+            trained.frozen, dataset, config.evaluate, config.seed, through
+        )
         if "skipped" in metrics["ratings"]:
             folder.progress(f"no ratings predicted: {metrics['ratings']['skipped']}")
     return metrics

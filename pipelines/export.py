@@ -91,12 +91,16 @@ def export(config: Config) -> dict[str, Any]:
     check_installed(settings.to)
     check_target(Path(settings.out))
     model_uri = settings.model or config.run.dir
-    bundle = resolve(model_uri, tracking_uri(config))
+    bundle = resolve(model_uri, tracking_uri(config.tracking, config.run.dir))
     manifest = write(
         bundle, Path(settings.out), settings.to, settings.users, settings.without, model_uri
     )
     print(_words(manifest, settings.out))
-    if not remember([Copy.here("export", settings.out)], model_uri, tracking_uri(config)):
+    if not remember(
+        [Copy.here("export", settings.out)],
+        model_uri,
+        tracking_uri(config.tracking, config.run.dir),
+    ):
         print(
             "note        `recsys forget` does not know this folder: call it with --also"
             f" {settings.out}"

@@ -99,7 +99,9 @@ def forget(config: Config, folder: RunFolder) -> None:
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
     users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
     dataset = _dataset(config)
-    store = Store(tracking_uri(config)) if config.tracking.enabled else None
+    store = (
+        Store(tracking_uri(config.tracking, config.run.dir)) if config.tracking.enabled else None
+    )
     with folder.progress.stage("forget"):
         folder.fetch_all()
         copies = find_copies(config, folder, store, temporary_folder())

@@ -39,7 +39,9 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
             from recsys.sources import open_source
 
             how["source"] = source = open_source(config.data.source)  # it hashes its files once
-            dataset = Identity.of(config, source).existing(config, source, folder.progress)
+            dataset = Identity.of(config.data, config.dataset_dir, config.seed, source).existing(
+                config.dataset_dir, config.data.keep_events, source, folder.progress
+            )
         if dataset is None:
             with ray_session(config, partial(_import_work, config.data)):
                 from recsys.preparation.prepare import prepare as prepare_dataset

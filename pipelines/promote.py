@@ -46,7 +46,7 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
         There is no challenger, or no data to compare on.
     """
     quiet()
-    Validator.of(config)
+    Validator.of(config.train, config.evaluate)
     if not config.tracking.enabled:
         raise ConfigError(
             "promote needs the MLflow registry, but tracking.enabled is false; set it true"
@@ -89,11 +89,17 @@ def _name_and_version(config: Config, folder: RunFolder, uri: str) -> tuple[str,
     first.
     """
     try:
-        name, version = pinned(uri, tracking_uri(config)).removeprefix("models:/").rsplit("/", 1)
+        name, version = (
+            pinned(uri, tracking_uri(config.tracking, config.run.dir))
+            .removeprefix("models:/")
+            .rsplit("/", 1)
+        )
     except ArtifactError:
         with suppress(Exception):  # no store or no such name: the first error says so
             name = uri.removeprefix("models:/").partition("@")[0]
-            found = candidates(client(tracking_uri(config)), name, config.train.metric)
+            found = candidates(
+                client(tracking_uri(config.tracking, config.run.dir)), name, config.train.metric
+            )
             folder.progress(candidate_table(found, config.train.metric))
         raise
     return name, version
@@ -142,7 +148,7 @@ def _recorded_apart(config: Config) -> Config:
 
 def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -> dict[str, Any]:
     """Compare and decide; return the record. The alias is not moved yet."""
-    name, store = aliases.name, tracking_uri(config)
+    name, store = aliases.name, tracking_uri(config.tracking, config.run.dir)
     champion = aliases.version_of(CHAMPION)
     record = _begin(config.promote, aliases, version, champion)
     if champion == version:

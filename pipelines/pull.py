@@ -71,9 +71,11 @@ def pull(config: Config) -> Pulled:
     if "://" in settings.dir:
         raise ConfigError(f"pull.dir: {settings.dir} must be a local folder")
     model_uri = settings.model or f"models:/{config.registry.name}@champion"
-    found = pull_model(model_uri, settings.dir, tracking_uri(config))
-    print(_words(found, redact(tracking_uri(config))))
-    if not remember([Copy.here("model", settings.dir)], model_uri, tracking_uri(config)):
+    found = pull_model(model_uri, settings.dir, tracking_uri(config.tracking, config.run.dir))
+    print(_words(found, redact(tracking_uri(config.tracking, config.run.dir))))
+    if not remember(
+        [Copy.here("model", settings.dir)], model_uri, tracking_uri(config.tracking, config.run.dir)
+    ):
         print(
             "note        `recsys forget` does not know this folder: call it with --also"
             f" {settings.dir}"

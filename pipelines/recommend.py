@@ -39,7 +39,11 @@ def recommend(config: Config, folder: RunFolder) -> str:
     parse_rules(settings.rules, "recommend.rules")
     stock = read_stock(settings.stock_file, "recommend.stock_file")
     with folder.progress.stage("recommend"):
-        bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
+        bundle = (
+            resolve(settings.model, tracking_uri(config.tracking, config.run.dir))
+            if settings.model
+            else folder.bundle
+        )
         info = read_info(bundle)
         folder.progress(
             f"{settings.model or folder.shown(bundle)}: trained on {info.dataset.get('name', '')}, "

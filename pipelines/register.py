@@ -100,7 +100,14 @@ def register(
             )
             folder.forget(folder.registered)
             return {}
-        found = register_bundle(tracker, folder.bundle, config, metrics)
+        found = register_bundle(
+            tracker,
+            folder.bundle,
+            config.registry,
+            metrics,
+            resumes=config.run.resume,
+            replaces=config.update.replace,
+        )
         where = {"tracking": redact(tracker.uri), "run_id": tracker.run_id}
         registered = {**asdict(found), **where, **is_final, "metrics_sha256": digest}
         folder.write_json(folder.registered, registered)

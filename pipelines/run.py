@@ -29,7 +29,7 @@ _HEADLINES = ("recall", "hit", "mrr", "coverage")
 
 def run(config: Config, folder: RunFolder) -> None:
     """Run every stage, and print the headline metrics and the paths of the results."""
-    Validator.of(config)  # a wrong metric fails now, not after the training
+    Validator.of(config.train, config.evaluate)  # a wrong metric fails now, not after the training
     if config.run.budget:
         folder.budget = Budget(
             config.run.budget, seconds_of(config.run.budget), folder.progress.started

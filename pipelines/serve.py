@@ -75,7 +75,10 @@ def serve(config: Config, folder: RunFolder) -> None:
             signal.signal(signal.SIGTERM, _interrupt)  # Ray replaced our handler
             if settings.log:
                 note_log(
-                    settings.log, [one.followed.uri for one in sides], tracking_uri(config), say
+                    settings.log,
+                    [one.followed.uri for one in sides],
+                    tracking_uri(config.tracking, config.run.dir),
+                    say,
                 )
             _run(config.serve, folder, sides, first, port, (tokens, stock), stopped)
     say("stopped")

@@ -43,7 +43,11 @@ def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
     [request] = parse_similar(
         [{"k": settings.k, **rules, "item_id": settings.item, "by": settings.by}]
     )
-    bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
+    bundle = (
+        resolve(settings.model, tracking_uri(config.tracking, config.run.dir))
+        if settings.model
+        else folder.bundle
+    )
     recommender = Recommender(read_bundle(bundle))
     [answer] = recommender.similar.answer([request])
     title = recommender.bundle.titles[recommender.item_row(answer.item_id)]

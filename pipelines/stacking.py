@@ -68,7 +68,9 @@ def stacked(
     """
     deadline = Deadline() if budget is None else budget.deadline(budget.members_s())
     context = TrainContext(note=progress, deadline=deadline)
-    constants, left_out = choose_in_time(config, dataset, Validator.of(config), context)
+    constants, left_out = choose_in_time(
+        config, dataset, Validator.of(config.train, config.evaluate), context
+    )
     if constants:
         progress(chosen_constants(constants))
     left_out = {**trained.choices.get(LEFT_OUT, {}), **left_out}

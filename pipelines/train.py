@@ -85,7 +85,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     DataError
         The dataset has no users, items or training events.
     """
-    validate = Validator.of(config) if descent is None else descent.validate
+    validate = Validator.of(config.train, config.evaluate) if descent is None else descent.validate
     dataset = open_dataset(config)
     identity = {
         "hash": dataset.manifest.content_hash,

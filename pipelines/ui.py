@@ -50,7 +50,7 @@ def command(words: Sequence[str]) -> int:
             f"got folders and --ui.runs, expected one of them; usage: {VERBS['ui'].usage}"
         )
     config.ui.runs = folders or _runs_of(config.run, config.ui, arguments.config is not None)
-    config.tracking.uri = _tracking_uri(config)
+    config.tracking.uri = _tracking_uri(config.tracking, config.run.dir, config.ui.runs)
     if arguments.dry_run:
         print(plan("ui", config))
         return 0
@@ -69,18 +69,14 @@ def _runs_of(run: RunConfig, ui: UiConfig, is_of_file: bool) -> list[str]:
     return [str(Path(run.dir).parent)]
 
 
-def _tracking_uri(config: Config) -> str:
+def _tracking_uri(tracking: TrackingConfig, run_dir: str, runs: Sequence[str]) -> str:
     """MLflow's store: ``tracking.uri``, the environment, or the SQLite file in the first folder of
     runs.
     """
-    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    named = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if named:
-        return tracking_uri(
-            config.model_copy(
-                update={"tracking": config.tracking.model_copy(update={"uri": named})}
-            )
-        )
-    first = Path(next((run for run in config.ui.runs if not is_remote(run)), "runs"))
+        return tracking_uri(tracking.model_copy(update={"uri": named}), run_dir)
+    first = Path(next((run for run in runs if not is_remote(run)), "runs"))
     beside = first.absolute().parent if (first / "config.yaml").is_file() else first.absolute()
     return f"sqlite:///{beside / 'mlflow.db'}"
 

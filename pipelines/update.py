@@ -73,11 +73,14 @@ def parent_uri(update: UpdateConfig, registry: RegistryConfig) -> str:
 
 def update_all(config: Config, folder: RunFolder) -> None:
     """Train a few epochs from the parent's weights on old and new events, evaluate and register."""
-    Validator.of(config)
+    Validator.of(config.train, config.evaluate)
     check_text(config.data)
     given, config = config, shortened(config)
     with folder.progress.stage("parent"):
-        parent = open_parent(parent_uri(config.update, config.registry), tracking_uri(config))
+        parent = open_parent(
+            parent_uri(config.update, config.registry),
+            tracking_uri(config.tracking, config.run.dir),
+        )
         check_settings(parent, config.model)
         held = held_weights(parent)  # before writing: this may be the parent's run folder
         folder.progress(f"updating {parent.uri}, created {parent.bundle.info.created}")
@@ -256,7 +259,8 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
             "the parent's final weights were trained on events that this split validates or tests"
             " on: starting from its evaluated weights"
         )
-    grown, anew = warm_start(trained_part(config), dataset, earlier)
+    settings = trained_part(config)
+    grown, anew = warm_start(settings.model, settings.train, settings.seed, dataset, earlier)
     new = [
         f"{dataset.num_users - earlier.sizes.num_users:,} users",
         f"{dataset.num_items - earlier.sizes.num_items:,} items",
@@ -278,7 +282,11 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         )
     apart = {name: _grown_apart(config, dataset, earlier, name) for name in known}
     return Descent(
-        grown, NewerOnly(Validator.of(config), newer_V), parent.describe(), apart, newer_V
+        grown,
+        NewerOnly(Validator.of(config.train, config.evaluate), newer_V),
+        parent.describe(),
+        apart,
+        newer_V,
     )
 
 
@@ -286,7 +294,8 @@ def _grown_apart(config: Config, dataset: PreparedDataset, earlier: Earlier, nam
     """The start weights of a separately trained model."""
     sizes = load_sizes(earlier.sizes.inputs[sections(config.model)[name].signal])
     own = Earlier(own_weights(earlier.weights, name), sizes, earlier.text_identity)
-    return warm_start(own_config(config, name), dataset, own)[0]
+    settings = own_config(config, name)
+    return warm_start(settings.model, settings.train, settings.seed, dataset, own)[0]
 
 
 def update_fusion(config: Config, folder: RunFolder) -> None:
@@ -296,7 +305,10 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
         feedback = read_feedback(
             settings.feedback, settings.rewards, config.data.quarantine.limit("events")
         )
-        parent = open_parent(parent_uri(config.update, config.registry), tracking_uri(config))
+        parent = open_parent(
+            parent_uri(config.update, config.registry),
+            tracking_uri(config.tracking, config.run.dir),
+        )
         refuse_stacked(parent.bundle.model.encoders, "update.only fusion", parent.uri)
         recommender = Recommender(parent.bundle)
         found = gather(recommender, feedback)
@@ -346,7 +358,10 @@ def update_strata(config: Config, folder: RunFolder) -> None:
     the same.
     """
     with folder.progress.stage("parent"):
-        parent = open_parent(parent_uri(config.update, config.registry), tracking_uri(config))
+        parent = open_parent(
+            parent_uri(config.update, config.registry),
+            tracking_uri(config.tracking, config.run.dir),
+        )
         check_settings(parent, config.model)
         model = parent.bundle.model
     module = stratum_of(model)
@@ -364,13 +379,17 @@ def update_strata(config: Config, folder: RunFolder) -> None:
                 " with data.interactions"
             )
         before = model.encoders.state_dict()
-        after = refit_strata(config, dataset, model).encoders.state_dict()
+        after = refit_strata(
+            config.model.max_history, config.train, config.seed, dataset, model
+        ).encoders.state_dict()
         changed = {
             name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])
         }
         of_measured = None
         if parent.seen_all:  # the evaluated model has other user vectors, so other prototypes
-            other = refit_strata(config, dataset, parent.measured()).encoders.state_dict()
+            other = refit_strata(
+                config.model.max_history, config.train, config.seed, dataset, parent.measured()
+            ).encoders.state_dict()
             of_measured = {name: other[name] for name in changed}
         number, events = module.num_strata, dataset.manifest.counts["train"]
         folder.progress(f"fitted {number} user clusters (strata) again on {events:,} events")
@@ -425,7 +444,14 @@ def register_changed(
                 " registered"
             )
             return
-        model = register_bundle(tracker, folder.bundle, config, {"model": metrics})
+        model = register_bundle(
+            tracker,
+            folder.bundle,
+            config.registry,
+            {"model": metrics},
+            resumes=config.run.resume,
+            replaces=config.update.replace,
+        )
         registered = {**asdict(model), "tracking": redact(tracker.uri), "run_id": tracker.run_id}
         folder.write_json(folder.registered, registered)
         folder.progress(model.summary)

@@ -215,7 +215,7 @@ def small_model(
             },
         }
     )
-    model = build_model(config, dataset, through)
+    model = build_model(config.model, config.train, dataset, through)
     with torch.no_grad():  # some tables start at zero, which would hide their effect
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -142,7 +142,10 @@ def train(
         {"epochs": epochs, **(training or {})},
     )
     return fit(
-        config.model_copy(update={"seed": seed}), dataset, Validator.of(config), TrainContext()
+        config.model_copy(update={"seed": seed}),
+        dataset,
+        Validator.of(config.train, config.evaluate),
+        TrainContext(),
     ).frozen
 
 

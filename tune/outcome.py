@@ -61,7 +61,9 @@ def best_config(plan: Plan, dataset: str) -> Config:
     data = config.data.model_copy(update={"dir": dataset})
     tracking = config.tracking
     if tracking.enabled and not tracking.uri:
-        tracking = tracking.model_copy(update={"uri": tracking_uri(plan.config)})
+        tracking = tracking.model_copy(
+            update={"uri": tracking_uri(plan.config.tracking, plan.config.run.dir)}
+        )
     plain = type(config.tune)()
     return config.model_copy(update={"run": run, "data": data, "tracking": tracking, "tune": plain})
 

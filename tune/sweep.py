@@ -70,7 +70,7 @@ def sweep(config: Config, folder: RunFolder) -> None:
             " give a local --run.dir (data.dir and tracking.uri may be remote)"
         )
     space = load_space(config.tune.space, config)
-    Validator.of(config)
+    Validator.of(config.train, config.evaluate)
     ledger = Ledger(folder.root / "trials" / "ledger.jsonl")
     plan = Plan(config, space, ledger)
     with tracked(config, folder, fresh=not ledger.trials) as tracker:

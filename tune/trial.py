@@ -85,7 +85,7 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     try:
         config = Config.model_validate(task.config)
         torch.set_num_threads(task.threads)
-        dataset, validate = _dataset(task.dataset), Validator.of(config)
+        dataset, validate = _dataset(task.dataset), Validator.of(config.train, config.evaluate)
         folder = Path(task.folder) if task.folder and Path(task.folder).is_dir() else None
         epochs = Epochs(config.train.metric, report, task.best)
 
@@ -245,7 +245,10 @@ class WorkersTrial(ray.tune.Trainable):
         try:
             config = Config.model_validate(task.config)
             config.run.resume = True  # continues if the sweep was killed
-            dataset, validate = PreparedDataset(task.dataset), Validator.of(config)
+            dataset, validate = (
+                PreparedDataset(task.dataset),
+                Validator.of(config.train, config.evaluate),
+            )
             epochs = Epochs(config.train.metric, self.reports.put, task.best)
             result = train_on_ray(config, dataset, validate, epochs, stop=self.stopping)
             self.reports.put(

@@ -89,7 +89,9 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
     ours = folder.part(FOLDER)
     ours.forget_model()  # of an earlier search
     with Tracker(
-        config, f"{config.run.name or FOLDER} weights", parent_id=run_of_folder(config, folder.root)
+        config,
+        f"{config.run.name or FOLDER} weights",
+        parent_id=run_of_folder(config.tracking, config.run.dir, folder.root),
     ) as tracker:
         ours.tracker = tracker
         with folder.progress.stage("cache"):
@@ -486,7 +488,7 @@ def parent_of(
         asked = {"exclude_seen": config.evaluate.exclude_seen}
         extra = {"refit": trained.refit, "comparison": asked}
         write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights)
-    parent = open_parent(uri, tracking_uri(config))
+    parent = open_parent(uri, tracking_uri(config.tracking, config.run.dir))
     if folder.remote is not None and parent.folder == folder.bundle:
         parent = replace(parent, uri=folder.shown(folder.bundle))
     ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.measured()))

@@ -158,7 +158,9 @@ def compare(
             ours_B,
             fitted_histories(dataset, config.evaluate, config.seed),
             dataset.num_items,
-            config,
+            config.train,
+            config.evaluate,
+            config.seed,
             refit,
         )
     against_baselines(stored, config.promote, findings)

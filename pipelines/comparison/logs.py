@@ -208,7 +208,9 @@ def _off_policy(
         The target's newest event is later than all answers.
     """
     target = config.compare.target
-    recommender = Recommender(read_bundle(resolve(target, tracking_uri(config))))
+    recommender = Recommender(
+        read_bundle(resolve(target, tracking_uri(config.tracking, config.run.dir)))
+    )
     drawn = _with_propensities(logged, config.compare.logs)
     if len(drawn) < len(logged):
         notes.append(

@@ -34,7 +34,7 @@ class FollowingHolder(ModelHolder):
             note_log(
                 config.serve.log,
                 [side.followed.uri for side in self._sides],
-                tracking_uri(config),
+                tracking_uri(config.tracking, config.run.dir),
                 _say,
             )
         for side in self._sides:

@@ -53,7 +53,9 @@ class FollowedSide:
         ArtifactError
             There is no such model.
         """
-        followed = FollowedModel(uri, tracking_uri(config) if uri.startswith("models:") else "")
+        followed = FollowedModel(
+            uri, tracking_uri(config.tracking, config.run.dir) if uri.startswith("models:") else ""
+        )
         return cls(side, followed, followed.version(), config.serve)
 
     def load(self, say: Any) -> tuple[Any, dict[str, Any]]:

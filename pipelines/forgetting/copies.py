@@ -293,7 +293,11 @@ class CopiesForgotten:
                     location.shown(whole), whole, "no registered version can be pulled instead"
                 )
                 return
-            pull_model(f"models:/{registered}/{number}", whole, tracking_uri(self.config))
+            pull_model(
+                f"models:/{registered}/{number}",
+                whole,
+                tracking_uri(self.config.tracking, self.config.run.dir),
+            )
         self.actions["made_again"].append(location.shown(whole or bundle))
 
     def _delete_or_leave(self, name: str, folder: Path, why: str) -> None:

@@ -81,7 +81,9 @@ def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent
     )
     while parent_info:
         try:
-            parent = open_parent(str(parent_info["uri"]), tracking_uri(config))
+            parent = open_parent(
+                str(parent_info["uri"]), tracking_uri(config.tracking, config.run.dir)
+            )
             check_settings(parent, config.model)
         except UserError as error:
             folder.progress(f"no training from {parent_info['uri']}: {error}")

@@ -57,7 +57,9 @@ def forget_versions(
         if not held or (version.folder is not None and not holds_users(version.folder, users)):
             continue
         origin = store.folder_of_run(version.run_id)
-        mine = version.run_id == run_of_folder(config, folder.root) or _same(origin, config.run.dir)
+        mine = version.run_id == run_of_folder(
+            config.tracking, config.run.dir, folder.root
+        ) or _same(origin, config.run.dir)
         replaced = (
             mine and new is not None and new[0] == version.name and str(new[1]) != version.number
         )

@@ -84,14 +84,17 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
 
     alone = load_config(None, overrides)
     uri = _model(verb, alone)
-    info = read_info(resolve(uri, tracking_uri(alone)))
+    info = read_info(resolve(uri, tracking_uri(alone.tracking, alone.run.dir)))
     tree = info.extra.get(CONFIG)
     if not tree:
         raise ConfigError(
             f"{uri} stores no configuration, because an earlier release made it; give the"
             " configuration that it was trained with: --config FILE"
         )
-    tree = {**tree, "tracking": {**tree["tracking"], "uri": tracking_uri(alone)}}
+    tree = {
+        **tree,
+        "tracking": {**tree["tracking"], "uri": tracking_uri(alone.tracking, alone.run.dir)},
+    }
     tree[verb] = {**tree.get(verb, {}), "model": uri}
     if verb == "promote":
         tree["data"] = {**tree["data"], "dir": info.dataset.get("root", "")}

@@ -51,7 +51,11 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
         yield folder.tracker
         return
     quiet()
-    run_id = "" if fresh and not config.run.resume else run_of_folder(config, folder.root)
+    run_id = (
+        ""
+        if fresh and not config.run.resume
+        else run_of_folder(config.tracking, config.run.dir, folder.root)
+    )
     with Tracker(config, run_id=run_id, folder=folder.root) as tracker:
         folder.publish(folder.root / RUN_FILE)
         folder.tracker = tracker

@@ -73,7 +73,7 @@ def trained(
     seconds : float
         Limit for the training; infinite without a budget.
     """
-    validate = validate or Validator.of(config)
+    validate = validate or Validator.of(config.train, config.evaluate)
     deadline = Deadline() if budget is None else budget.deadline(seconds)
     with progress.own_bars():
         if not trains_here(config.train, config.ray, budget):

@@ -23,6 +23,7 @@ from recsys.config.section import Section, as_list
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 if TYPE_CHECKING:
+    from recsys.config.evaluate import EvaluateConfig
     from recsys.config.root import Config
 
 
@@ -156,9 +157,9 @@ class GranularityConfig(Section):
         return {"kind": self._kind, **tree} if self._kind else tree
 
 
-def exclude_seen_contradiction(config: Config, where: str) -> Iterator[str]:
+def exclude_seen_contradiction(evaluate: EvaluateConfig, where: str) -> Iterator[str]:
     """Contradictions of a granularity that raises only items of the history."""
-    if config.evaluate.exclude_seen:
+    if evaluate.exclude_seen:
         yield (
             f"{where} raises items of the user's history, and evaluate.exclude_seen true removes"
             " these from all lists: set evaluate.exclude_seen false if repeats count, or"

@@ -129,7 +129,11 @@ def weight_variants(
 
 
 def compare_variants(
-    ranking: Ranking, variants: Iterator[Variant], config: Config
+    ranking: Ranking,
+    variants: Iterator[Variant],
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of
     full − variant.
@@ -140,16 +144,20 @@ def compare_variants(
         Ranking of the full model; the variants rank the same queries.
     variants : Iterator[Variant]
         Variants, scored one after the other.
-    config : Config
-        Main metric, bootstrap and chunk size.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        Bootstrap and chunk size.
+    seed : int
+        Seed of the bootstrap.
     """
-    ours_B = main_values(ranking, config.train)
+    ours_B = main_values(ranking, train)
     report: dict[str, dict[str, Any]] = {}
     for variant in variants:
-        values_B = ranked_values(variant.scorer, ranking.queries, config.train, config.evaluate)
-        report.setdefault(variant.group, {})[variant.name] = _entry(
-            values_B, config.evaluate, config.seed
-        ) | (compare(ours_B, values_B, config.evaluate.bootstrap, config.seed).to_json())
+        values_B = ranked_values(variant.scorer, ranking.queries, train, evaluate)
+        report.setdefault(variant.group, {})[variant.name] = _entry(values_B, evaluate, seed) | (
+            compare(ours_B, values_B, evaluate.bootstrap, seed).to_json()
+        )
     return report
 
 
@@ -176,7 +184,9 @@ def ablation_report(model: AblatedModel, ranking: Ranking, config: Config) -> di
         "metric": config.train.metric,
         "fusion_kind": config.model.fusion.kind,
         "full": _entry(main_values(ranking, config.train), config.evaluate, config.seed),
-        "weights_changed": compare_variants(ranking, variants, config),
+        "weights_changed": compare_variants(
+            ranking, variants, config.train, config.evaluate, config.seed
+        ),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.config import Config, TrainConfig
+from recsys.config import EvaluateConfig, TrainConfig
 from recsys.data.histories import Array
 from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.bootstrap import LEVEL, compare, intervals
@@ -18,7 +18,9 @@ def certainty(
     values: Mapping[str, Mapping[str, Array | float]],
     baselines: Mapping[str, Baseline],
     model: str,
-    config: Config,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Intervals of every recommender, and the paired comparison of the model with every baseline.
 
@@ -32,8 +34,12 @@ def certainty(
         Fitted baselines by name; all are in ``values``.
     model : str
         Name of the model in ``values``.
-    config : Config
-        Main metric, number of resamples and seed.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        Number of resamples.
+    seed : int
+        Seed of the resamples.
 
     Returns
     -------
@@ -42,7 +48,7 @@ def certainty(
     comparison : dict
         Paired differences on the main metric, and the best baseline on test and on validation.
     """
-    main, resamples, seed = config.train.metric, config.evaluate.bootstrap, config.seed
+    main, resamples = train.metric, evaluate.bootstrap
     confidence = {
         "level": LEVEL,
         "resamples": resamples,
@@ -59,7 +65,7 @@ def certainty(
             "best_on_validation": None,
             "against": {},
         }
-    of_main = main_values(values, config.train)
+    of_main = main_values(values, train)
     validation = {name: baseline.validation for name, baseline in baselines.items()}
     best = max(baselines, key=lambda name: float(of_main[name].mean()))
     on_validation = max(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from recsys.config import Config, EvaluateConfig
+from recsys.config import Config, EvaluateConfig, TrainConfig
 from recsys.contributions import Contributions
 from recsys.data.bounded import bounds, evaluated_queries, evaluated_users_V, fitted_histories
 from recsys.data.dataset import PreparedDataset
@@ -163,11 +163,15 @@ def evaluate(
     parse_metric(config.train.metric, tuple(QUERY_METRICS))
     checked = audit(dataset)
     through = Split.VALID if refit else Split.TRAIN
-    baselines, ruled_out = _baselines(model, dataset, config, through, checked)
+    baselines, ruled_out = _baselines(
+        model, dataset, config.train, config.evaluate, config.seed, through, checked
+    )
     test = _ranked(model, baselines, dataset, config, through)
     members = _member_shares(test)
     without = {name: members.without[name] for name in model.names if name in members.without}
-    confidence, comparison = certainty(test.values, baselines, MODEL, config)
+    confidence, comparison = certainty(
+        test.values, baselines, MODEL, config.train, config.evaluate, config.seed
+    )
     granularities = _granularities(test, without)
     extras = _extras(test, _members(test, members, granularities, stack or {}), checked)
     return Evaluation(
@@ -239,7 +243,15 @@ def _extras(test: _Test, members: dict[str, Any], checked: Audit) -> dict[str, A
         "members": members,
         "signals": _signals(test),
         "audit": checked.to_json(),
-        "trust": trust_report(test.rankings, test.values, test.dataset, test.config, test.through),
+        "trust": trust_report(
+            test.rankings,
+            test.values,
+            test.dataset,
+            test.config.train,
+            test.config.evaluate,
+            test.config.seed,
+            test.through,
+        ),
     }
     if test.config.evaluate.ablation != "none":
         extras["ablation"] = ablation_report(test.model, test.ranking, test.config)
@@ -251,28 +263,34 @@ def _means(values: Mapping[str, Array | float]) -> dict[str, float]:
 
 
 def _baselines(
-    model: ScoredModel, dataset: PreparedDataset, config: Config, through: Split, checked: Audit
+    model: ScoredModel,
+    dataset: PreparedDataset,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    seed: int,
+    through: Split,
+    checked: Audit,
 ) -> tuple[dict[str, Baseline], dict[str, str]]:
     """The audited baselines, and those that the data rule out, with the reason; their events are
     released again.
     """
-    histories = fitted_histories(dataset, config.evaluate, config.seed)
-    evaluated_V = evaluated_users_V(dataset, config.evaluate, config.seed)
-    names, refit = config.evaluate.baselines, through == Split.VALID
+    histories = fitted_histories(dataset, evaluate, seed)
+    evaluated_V = evaluated_users_V(dataset, evaluate, seed)
+    names, refit = evaluate.baselines, through == Split.VALID
     fitted = fit_baselines(
         names,
         histories,
         dataset.num_items,
-        config.evaluate,
-        config.train.metric,
+        evaluate,
+        train.metric,
         refit,
         evaluated_V,
     )
-    private = config.train.privacy.epsilon > 0  # its counts have noise, so they cannot be checked
+    private = train.privacy.epsilon > 0  # its counts have noise, so they cannot be checked
     found = check_fits(None if private else model, fitted, histories, dataset, through)
     checked.checks += found.checks
     checked.unaudited += ["model_fit"] if private else []
-    return fitted, left_out(names, histories, config.evaluate)
+    return fitted, left_out(names, histories, evaluate)
 
 
 def _rankings(
@@ -315,7 +333,9 @@ def _segments(test: _Test, without: Mapping[str, Array]) -> dict[str, Any]:
             groups["cold"][COLD], of_main, without, MODEL, resamples, seed
         )
     new_items = new_item_report(test.rankings, dataset.item_counts_N(test.through), MODEL, main)
-    targets = target_report(test.scorers, test.rankings, test.queries, config, MODEL)
+    targets = target_report(
+        test.scorers, test.rankings, test.queries, config.train, config.evaluate, MODEL
+    )
     types = type_report(
         test.rankings, test.queries, dataset.manifest.event_types, config.train, MODEL
     )

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import torch
 
-from recsys.config import Config
+from recsys.config import EvaluateConfig
 from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
@@ -34,7 +34,7 @@ class Rater(Protocol):
 
 
 def rating_report(
-    model: Rater, dataset: PreparedDataset, config: Config, through: Split
+    model: Rater, dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int, through: Split
 ) -> dict[str, Any]:
     """The section ``ratings`` of ``metrics.json``; ``skipped`` says why there are no figures.
 
@@ -48,8 +48,10 @@ def rating_report(
         The model; without a rating head there are no figures.
     dataset : PreparedDataset
         Its dataset; events with a value are ratings.
-    config : Config
-        Bootstrap, chunk size and seed.
+    evaluate : EvaluateConfig
+        Bootstrap, chunk size and the sample of users.
+    seed : int
+        Seed of the sample and of the bootstrap.
     through : Split
         Last split on which the baselines are fitted.
 
@@ -59,20 +61,20 @@ def rating_report(
         Plain JSON: ``events``, ``level``, ``model``, ``comparison``, ``baselines`` and ``ridge``,
         or only ``skipped``.
     """
-    histories = fitted_histories(dataset, config.evaluate, config.seed)
+    histories = fitted_histories(dataset, evaluate, seed)
     fitted_on = histories.through(through)
     queries, values = rated_queries(histories, Split.TEST)
     values_P = values.double().numpy()
     why = why_no_ratings(histories.through(Split.TRAIN))
     if why or not len(values_P) or model.rating_head is None:
         return {"skipped": why or "no held-out event has a value"}
-    chunks = queries.chunks(config.evaluate.chunk_users)
+    chunks = queries.chunks(evaluate.chunk_users)
     found = [model.ratings(chunk, chunk.target_items[:, None]).cpu()[:, 0] for chunk in chunks]
     constants = _chosen(histories, dataset.num_items)
     baselines = _baselines(fitted_on, queries, dataset.num_items)
     baselines[RIDGE] = _by_biases(biases(fitted_on, dataset.num_items, constants), queries)
     users_P = queries.histories.users_U
-    settings = config.evaluate.bootstrap, config.seed
+    settings = evaluate.bootstrap, seed
     ours_P = torch.cat(found).numpy() - values_P
     ours_U, theirs_U = (_by_user(d_P**2, users_P) for d_P in (ours_P, baselines[RIDGE] - values_P))
     return {

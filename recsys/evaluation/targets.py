@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.config import Config, TrainConfig
+from recsys.config import EvaluateConfig, TrainConfig
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking, Scorer, rank
@@ -27,7 +27,8 @@ def target_report(
     scorers: Mapping[str, Scorer],
     rankings: Mapping[str, Ranking],
     queries: Queries,
-    config: Config,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
     model: str,
 ) -> dict[str, Any]:
     """``new_targets`` and ``repeat_targets`` → {queries, targets, share, model: main metric,
@@ -43,27 +44,29 @@ def target_report(
         Their rankings, over all targets.
     queries : Queries
         The queries of the rankings.
-    config : Config
-        Main metric and chunk size.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        Whether seen items are left out, and the chunk size.
     model : str
         The name of the model in ``scorers``.
     """
-    if config.evaluate.exclude_seen:
+    if evaluate.exclude_seen:
         return {}
     had_P = had_before(rankings[model].queries)
     if not had_P.any():
         return {}
     repeated = _keys(rankings[model].queries)[had_P]
-    values = {name: _values(ranking, repeated, config.train) for name, ranking in rankings.items()}
-    found = {REPEATED: _entry(values, had_P, config.train, model)}
-    kind, k = parse_metric(config.train.metric)
-    at, chunk = QUERY_METRICS[kind], config.evaluate.chunk_users
+    values = {name: _values(ranking, repeated, train) for name, ranking in rankings.items()}
+    found = {REPEATED: _entry(values, had_P, train, model)}
+    kind, k = parse_metric(train.metric)
+    at, chunk = QUERY_METRICS[kind], evaluate.chunk_users
     anew = {name: rank(scorer, queries, k, True, chunk) for name, scorer in scorers.items()}
     if len(anew[model]):
         values = {
             name: at(ranking.hits_BK, ranking.num_targets_B, k) for name, ranking in anew.items()
         }
-        found[NEW] = _entry(values, ~had_P, config.train, model)
+        found[NEW] = _entry(values, ~had_P, train, model)
     return found
 
 

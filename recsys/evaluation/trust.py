@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.config import Config
+from recsys.config import EvaluateConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import ConfigError
@@ -39,7 +39,9 @@ def trust_report(
     rankings: Mapping[str, Ranking],
     values: Mapping[str, Mapping[str, Any]],
     dataset: PreparedDataset,
-    config: Config,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    seed: int,
     through: Split,
 ) -> dict[str, Any]:
     """The content of ``metrics.json``'s ``trust``; recommenders by name, all on the same queries.
@@ -52,8 +54,12 @@ def trust_report(
         Recommender → metric → one value per query.
     dataset : PreparedDataset
         Popularity and attributes.
-    config : Config
-        Main metric, ``evaluate.item_group`` and ``evaluate.user_groups``.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        ``item_group``, ``user_groups`` and the number of resamples.
+    seed : int
+        Seed of the resamples.
     through : Split
         The last split on which the recommenders were fitted.
 
@@ -62,7 +68,7 @@ def trust_report(
     ConfigError
         The data does not have a group column.
     """
-    k = parse_metric(config.train.metric).k
+    k = parse_metric(train.metric).k
     counts_N = dataset.item_counts_N(through)
     levels_N = popularity_levels(counts_N)
     queries = next(iter(rankings.values())).queries
@@ -72,22 +78,23 @@ def trust_report(
             one_hot(levels_N, len(ITEM_LEVELS)), ITEM_LEVELS, counts_N, lists
         )
     }
-    if config.evaluate.item_group:
-        column = config.evaluate.item_group
+    if evaluate.item_group:
+        column = evaluate.item_group
         share_NG, labels = item_groups(
             column_of(dataset.features, column, "evaluate.item_group", "items"), counts_N
         )
         items[column] = exposure_report(share_NG, labels, counts_N, lists)
-    main = {name: of[config.train.metric] for name, of in values.items()}
+    main = {name: of[train.metric] for name, of in values.items()}
     users = {
         column: user_group_report(
             user_groups(column_of(dataset.user_features, column, "evaluate.user_groups", "users")),
             queries.histories.users_U,
             main,
             tail_shares(lists, levels_N),
-            config,
+            evaluate.bootstrap,
+            seed,
         )
-        for column in config.evaluate.user_groups
+        for column in evaluate.user_groups
     }
     return {
         "k": k,
@@ -343,7 +350,8 @@ def user_group_report(
     users_B: Array,
     main: Mapping[str, Array],
     beyond_head: Mapping[str, Array],
-    config: Config,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """The main metric by user group with intervals, the largest gap between groups, and the
     exposure of each group.
@@ -363,15 +371,16 @@ def user_group_report(
         Recommender to the main metric.
     beyond_head : Mapping of str to array, [B] float
         Recommender to the share of each list that is no head item.
-    config : Config
-        Number of resamples and seed.
+    resamples : int
+        Number of bootstrap draws.
+    seed : int
+        Seed of the draws.
 
     Returns
     -------
     dict
         Plain JSON: ``groups``, ``gap`` and ``exposure_gap``.
     """
-    resamples, seed = config.evaluate.bootstrap, config.seed
     masks = {label: (users_B >= 0) & mask_U[users_B] for label, mask_U in groups.items()}
     masks = {label: mask_B for label, mask_B in masks.items() if mask_B.any()}
     rows: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recsys.config import Config, EvaluateConfig
+from recsys.config import EvaluateConfig, TrainConfig
 from recsys.data.bounded import evaluated_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
@@ -56,12 +56,10 @@ class Validator:
     chunk_users: int
 
     @staticmethod
-    def of(config: Config) -> Validator:
-        """The validator for ``train.metric`` and the other settings of a configuration."""
-        parse_metric(config.train.metric, tuple(QUERY_METRICS))
-        return Validator(
-            config.train.metric, config.evaluate.exclude_seen, config.evaluate.chunk_users
-        )
+    def of(train: TrainConfig, evaluate: EvaluateConfig) -> Validator:
+        """The validator for ``train.metric`` and the settings of the evaluation."""
+        parse_metric(train.metric, tuple(QUERY_METRICS))
+        return Validator(train.metric, evaluate.exclude_seen, evaluate.chunk_users)
 
     def __call__(self, model: Scorer, queries: Queries) -> Array:
         """The metric of every query that counts: [B] float64."""

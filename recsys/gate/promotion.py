@@ -270,7 +270,9 @@ def measure_baselines(
     ours_B: Array,
     histories: Histories,
     num_items: int,
-    config: Config,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    seed: int,
     refit: bool,
 ) -> dict[str, Any]:
     """The paired comparison with every configured baseline, fitted on the same events as the
@@ -286,8 +288,12 @@ def measure_baselines(
         Histories with all splits.
     num_items : int
         Number of items N.
-    config : Config
-        Names and settings of the baselines, main metric, bootstrap and seed.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        Names and settings of the baselines, and the bootstrap.
+    seed : int
+        Seed of the bootstrap.
     refit : bool
         Whether baselines are fitted on training and validation events.
 
@@ -296,14 +302,14 @@ def measure_baselines(
     dict
         Plain JSON: ``metric``, and ``against`` with a comparison per baseline.
     """
-    names, metric = config.evaluate.baselines, config.train.metric
-    fitted = fit_baselines(names, histories, num_items, config.evaluate, metric, refit)
+    names, metric = evaluate.baselines, train.metric
+    fitted = fit_baselines(names, histories, num_items, evaluate, metric, refit)
     queries = histories.queries(Split.TEST)
     against = {}
     for name, baseline in fitted.items():
-        theirs, theirs_B = ranked(baseline, queries, config.train, config.evaluate)
+        theirs, theirs_B = ranked(baseline, queries, train, evaluate)
         assert len(theirs) == len(ranking), "the same queries count for all"
-        against[name] = compare(ours_B, theirs_B, config.evaluate.bootstrap, config.seed).to_json()
+        against[name] = compare(ours_B, theirs_B, evaluate.bootstrap, seed).to_json()
     return {"metric": metric, "against": against}
 
 

@@ -246,7 +246,7 @@ class Appending(Preparation):
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
     ) -> tuple[list[str], pa.Table | None]:
         """Write newer history files and change the counts by the difference."""
-        rules = ShardRules(plan, split_seed(self.config), 1)
+        rules = ShardRules(plan, split_seed(self.data.split, self.seed), 1)
         rules = with_context([], self.folder, self.rules, rules, user_ids, item_ids, self.base)
         both = (rules, replace(rules, plan=self._old_plan))
         writer = task(write_touched)

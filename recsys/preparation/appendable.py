@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from recsys.config import Config, DataConfig
+from recsys.config import DataConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.manifest import Manifest
 from recsys.errors import ArtifactError, ConfigError, DataError
@@ -53,7 +53,7 @@ class Least:
         )
 
 
-def check_earlier(earlier: PreparedDataset, config: Config) -> None:
+def check_earlier(earlier: PreparedDataset, data: DataConfig, dataset_dir: str, seed: int) -> None:
     """Refuse a dataset to which no events can be appended.
 
     Raises
@@ -68,21 +68,23 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
             " release made it, its source is read as a whole, or data.keep_events was false); list"
             " old and new files in data.source and run the update without --events"
         )
-    different = differences(earlier.manifest.settings, settings_of(config.data, config.seed))
+    different = differences(earlier.manifest.settings, settings_of(data, seed))
     if wrong := [found for found in different if found.startswith(_PARSED)]:
         raise ConfigError(
             f"{earlier.root} keeps its events without the columns that the settings name now:"
             f" {'; '.join(wrong)}; use the settings that it was prepared with, or list old and new"
             " files in data.source and prepare them again"
         )
-    if is_remote(earlier.root) and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
+    if is_remote(earlier.root) and one_spelling(earlier.root) == one_spelling(dataset_dir):
         raise ConfigError(
-            f"data.dir: {config.dataset_dir} is the dataset to append to, and an object store"
+            f"data.dir: {dataset_dir} is the dataset to append to, and an object store"
             " cannot rename; choose another data.dir (or run.dir) for the new dataset"
         )
 
 
-def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) -> PreparedDataset:
+def nothing_new(
+    earlier: PreparedDataset, data: DataConfig, dataset_dir: str, seed: int, progress: Progress
+) -> PreparedDataset:
     """Return the earlier dataset unchanged, if the configuration asks for the same dataset.
 
     Raises
@@ -90,11 +92,9 @@ def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) ->
     NothingNew
         All files were read before, and the configuration asks for another dataset.
     """
-    same = settings_hash(config.data, config.seed) == earlier.manifest.settings_hash
-    if same and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
-        progress(
-            f"dataset {config.dataset_dir} is up to date: all files of events were read before"
-        )
+    same = settings_hash(data, seed) == earlier.manifest.settings_hash
+    if same and one_spelling(earlier.root) == one_spelling(dataset_dir):
+        progress(f"dataset {dataset_dir} is up to date: all files of events were read before")
         return earlier
     raise NothingNew(
         f"no new events: {earlier.root} has read all named files of events before; give newer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recsys.config import Config
+from recsys.config import DataConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten
 from recsys.data.vocabulary import Vocabulary
@@ -25,7 +25,9 @@ class Identity:
 
     @staticmethod
     def of(
-        config: Config,
+        data: DataConfig,
+        dataset_dir: str,
+        seed: int,
         source: SourceAdapter,
         base: Vocabulary | None = None,
         earlier: PreparedDataset | None = None,
@@ -41,29 +43,29 @@ class Identity:
             ``earlier`` has other pseudonyms.
         """
         known = earlier.manifest.content_hash if earlier else base.digest() if base else ""
-        guard = Guard.of(config.data, config.dataset_dir, base.forgotten if base else Forgotten())
+        guard = Guard.of(data, dataset_dir, base.forgotten if base else Forgotten())
         if earlier is not None:
             guard.check_same_key(earlier)
         fingerprint = source.fingerprint()
-        if config.data.media.images.column:
+        if data.media.images.column:
             from recsys.preparation.media import image_fingerprint  # imports Ray
 
-            fingerprint += image_fingerprint(source, config.data.media.images)
-        whole = guard.keyed(content_hash(config.data, config.seed, fingerprint, known))
+            fingerprint += image_fingerprint(source, data.media.images)
+        whole = guard.keyed(content_hash(data, seed, fingerprint, known))
         return Identity(guard, whole, guard.forgotten.bound(whole))
 
     def existing(
-        self, config: Config, source: SourceAdapter, progress: Progress
+        self, dataset_dir: str, keep_events: bool, source: SourceAdapter, progress: Progress
     ) -> PreparedDataset | None:
         """The dataset, if it exists and keeps its events as configured; ``progress`` gets a line
         then.
         """
         try:
-            dataset = PreparedDataset(config.dataset_dir)
+            dataset = PreparedDataset(dataset_dir)
         except ArtifactError:
             return None
-        keeps = bool(dataset.manifest.store) or not (source.appends and config.data.keep_events)
+        keeps = bool(dataset.manifest.store) or not (source.appends and keep_events)
         if dataset.manifest.content_hash != self.digest or not keeps:
             return None
-        progress(f"dataset {config.dataset_dir} is up to date ({self.digest[:12]})")
+        progress(f"dataset {dataset_dir} is up to date ({self.digest[:12]})")
         return dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recsys.config import Config
+from recsys.config import DataConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.vocabulary import Vocabulary
 from recsys.preparation.dataset_writer import DatasetWriter, Folder
@@ -20,8 +20,10 @@ class Inputs:
 
     Attributes
     ----------
-    config : Config
-        The sections ``data`` and ``run`` and the seed are used.
+    data : DataConfig
+        The section ``data``.
+    seed : int
+        Seed of the split and of the text encoder's fine-tuning.
     source : SourceAdapter
         The source of the tables.
     rules : EventRules
@@ -40,7 +42,8 @@ class Inputs:
         Whether the data may lack ids of ``base``; they keep their numbers.
     """
 
-    config: Config
+    data: DataConfig
+    seed: int
     source: SourceAdapter
     rules: EventRules
     dataset_writer: DatasetWriter

@@ -81,12 +81,14 @@ def prepare(
         source = open_source(config.data.source)
     rules = EventRules.of(config.data)
     if earlier is not None:
-        check_earlier(earlier, config)
+        check_earlier(earlier, config.data, config.dataset_dir, config.seed)
         base = earlier.vocabulary()
         if not source.leave_out(files_read(earlier.manifest.store)):
-            return nothing_new(earlier, config, progress)
-    identity = Identity.of(config, source, base, earlier)
-    if (existing := identity.existing(config, source, progress)) is not None:
+            return nothing_new(earlier, config.data, config.dataset_dir, config.seed, progress)
+    identity = Identity.of(config.data, config.dataset_dir, config.seed, source, base, earlier)
+    if (
+        existing := identity.existing(config.dataset_dir, config.data.keep_events, source, progress)
+    ) is not None:
         return existing
     replaces = config.update.replace or (least is not None and least.replace)
     if earlier is None and not replaces:
@@ -95,7 +97,8 @@ def prepare(
     with writer.writing() as folder:
         keeps_lost = earlier is not None or replaces
         inputs = Inputs(
-            config,
+            config.data,
+            config.seed,
             source,
             rules,
             writer,
@@ -120,7 +123,7 @@ def _written(inputs: Inputs, digest: str) -> tuple[Manifest, list[str]]:
     """Write all files except the manifest; returns it and the names of the new history files."""
     kinds = (
         [Appending, Preparation]
-        if can_touch(inputs.config.data, inputs.config.seed, inputs.earlier)
+        if can_touch(inputs.data, inputs.seed, inputs.earlier)
         else [Preparation]
     )
     for kind in kinds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from recsys.config import Config, SplitConfig
+from recsys.config import DataConfig, SplitConfig
 from recsys.data.cold_start import ColdUsers
 from recsys.data.split import NEVER, SplitPlan, check_split, resolved
 from recsys.errors import DataError
@@ -16,7 +16,8 @@ from recsys.preparation.record import Record
 
 
 def plan_split(
-    config: Config,
+    data: DataConfig,
+    seed: int,
     summaries: Sequence[BucketSummary],
     coding: Coding,
     is_timed: bool,
@@ -27,8 +28,10 @@ def plan_split(
 
     Parameters
     ----------
-    config : Config
-        The section ``data`` and the seed.
+    data : DataConfig
+        The section ``data``.
+    seed : int
+        Seed of the split.
     summaries : Sequence[BucketSummary]
         Summaries of the buckets.
     coding : Coding
@@ -45,9 +48,9 @@ def plan_split(
     ConfigError
         The split contradicts the order or the times of the events.
     """
-    has_times = config.data.order != "none" and any(s.interactions > s.untimed for s in summaries)
-    split = resolved(config.data.split, coding.order, has_times)
-    if split.kind != config.data.split.kind and split.kind == "ratio":
+    has_times = data.order != "none" and any(s.interactions > s.untimed for s in summaries)
+    split = resolved(data.split, coding.order, has_times)
+    if split.kind != data.split.kind and split.kind == "ratio":
         record.note(
             f"no event has a time: {split.valid:.0%} of each user's events, drawn at random,"
             f" are validation and {split.test:.0%} test (data.split.kind ratio); set data.order"
@@ -61,7 +64,7 @@ def plan_split(
     valid_from, test_from = find_cut_offs(split) if split.kind == "temporal" else (NEVER, NEVER)
     cold_start = None
     if split.cold_users:
-        cold_start = ColdUsers(split.cold_users, split.cold_keep, config.seed)
+        cold_start = ColdUsers(split.cold_users, split.cold_keep, seed)
     return SplitPlan(
         split.kind,
         split.valid,
@@ -75,10 +78,9 @@ def plan_split(
     )
 
 
-def split_seed(config: Config) -> int:
+def split_seed(split: SplitConfig, seed: int) -> int:
     """The seed of the split; 0 where the content hash ignores the seed."""
-    split = config.data.split
-    return 0 if split.kind == "auto" and not split.cold_users else config.seed
+    return 0 if split.kind == "auto" and not split.cold_users else seed
 
 
 def check_no_split_is_empty(kind: str, counts: Mapping[str, int]) -> None:

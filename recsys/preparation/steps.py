@@ -71,11 +71,12 @@ class Preparation:
         self.base = inputs.base
         self.earlier = inputs.earlier
         self.keeps_lost = inputs.keeps_lost
-        self.config, self.source, self.rules = inputs.config, inputs.source, inputs.rules
+        self.data, self.seed = inputs.data, inputs.seed
+        self.source, self.rules = inputs.source, inputs.rules
         self.folder = inputs.folder
         self.guard = inputs.guard
-        self.keeps_events = self.source.appends and self.config.data.keep_events
-        self.quarantine = Quarantine(inputs.dataset_writer, self.config.data)
+        self.keeps_events = self.source.appends and self.data.keep_events
+        self.quarantine = Quarantine(inputs.dataset_writer, self.data)
         self.record = Record(self.quarantine, inputs.progress)
         self.provenance: list[str] = []  # files with the rows that item text is made from
         self.order = ""  # of :class:`Coding`
@@ -105,7 +106,7 @@ class Preparation:
         with step("encode"):
             coding = self._coding(summaries)
             self.order = coding.order
-            if self.config.data.min_user_events or self.config.data.min_item_events:
+            if self.data.min_user_events or self.data.min_item_events:
                 buckets, summaries, items, users = self._core(
                     buckets, summaries, coding, items, users
                 )
@@ -117,7 +118,7 @@ class Preparation:
             plan = self._plan(encoded, coding, summaries)
         with step("histories"):
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
-        features = without_html(align(items, item_ids, schema.ITEM_ID), self.config.data.text.html)
+        features = without_html(align(items, item_ids, schema.ITEM_ID), self.data.text.html)
         with step("graphs"):
             self._write_graphs(tables, user_ids, features, plan)
         with step("text"):
@@ -127,12 +128,13 @@ class Preparation:
                 texts,
                 shards,
                 coding,
-                self.config,
+                self.data.text,
+                self.seed,
                 self.provenance,
                 self.record.progress,
             )
         with step("media"):
-            found = read_media(items, self.config.data.media, folders_of(self.source))
+            found = read_media(items, self.data.media, folders_of(self.source))
             media = write_media(self.folder, found, items, item_ids, self.record)
         self.quarantine.close()
         self.record.timing["total"] = round(time.perf_counter() - started, 3)
@@ -144,7 +146,7 @@ class Preparation:
         self, digest: str, coding: Coding, plan: SplitPlan, written: dict[str, Any]
     ) -> Manifest:
         """The manifest; ``written`` has what it says about the files of the last steps."""
-        data, seed, unused = self.config.data, self.config.seed, self.quarantine
+        data, seed, unused = self.data, self.seed, self.quarantine
         earlier = self.earlier.manifest if self.earlier is not None else None
         return Manifest(
             content_hash=digest,
@@ -188,7 +190,7 @@ class Preparation:
         self, pieces: list[Piece], items: pa.Table | None, users: pa.Table | None
     ) -> tuple[list[list[Any]], list[BucketSummary]]:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
-        is_bound = self.config.data.unknown_items != "keep"
+        is_bound = self.data.unknown_items != "keep"
         self.reading = self._reading()
         if self.earlier is not None and self.keeps_events:
             link_rows(folder_of(self.earlier), self.folder, self.whole)
@@ -203,7 +205,7 @@ class Preparation:
             self.quarantine.add("events", fetch(bucket[1]))
             self.quarantine.drop("events", summary.dropped)
         side_tables = {"items": items, "users": users}
-        for note in overlap_notes(side_tables, summaries, self.base, self.config.data.min_overlap):
+        for note in overlap_notes(side_tables, summaries, self.base, self.data.min_overlap):
             self.record.note(note)
         self.quarantine.check("events")
         self._check_some_are_left(summaries)
@@ -248,7 +250,7 @@ class Preparation:
         users: pa.Table | None,
     ) -> tuple[list[list[Any]], list[BucketSummary], pa.Table | None, pa.Table | None]:
         """Reduce events, items and users to the k-core."""
-        least = self.config.data.min_user_events, self.config.data.min_item_events
+        least = self.data.min_user_events, self.data.min_item_events
         core, cut, summaries = cut_to_core(buckets, summaries, coding, least, self.base)
         for summary in summaries:
             self.quarantine.drop("events", summary.dropped)
@@ -266,9 +268,7 @@ class Preparation:
         """
         if self.earlier is not None:
             return int(self.earlier.manifest.store["buckets"])
-        return self.config.data.num_shards or max(
-            -(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS
-        )
+        return self.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
 
     # ------------------------------------------------------------------------------------- encoding
 
@@ -276,7 +276,7 @@ class Preparation:
         """Event types and order, checked against the events."""
         base = self.base.event_types if self.base else ()
         earlier = self.earlier.manifest.store["seen"]["types"] if self.earlier is not None else ()
-        return coding_of(summaries, self.rules, self.config.data, base, earlier, self.record)
+        return coding_of(summaries, self.rules, self.data, base, earlier, self.record)
 
     def _write_vocabularies(
         self, summaries: list[BucketSummary], users: pa.Table | None, items: pa.Table | None
@@ -343,7 +343,15 @@ class Preparation:
         def find_cut_offs(split: SplitConfig) -> tuple[int, int]:
             return cut_offs(split, encoded, summaries, coding.target_types, self._counted)
 
-        return plan_split(self.config, summaries, coding, self.timed, find_cut_offs, self.record)
+        return plan_split(
+            self.data,
+            self.seed,
+            summaries,
+            coding,
+            self.timed,
+            find_cut_offs,
+            self.record,
+        )
 
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
@@ -352,7 +360,7 @@ class Preparation:
         num_term_tasks = 1
         if self.rules.text_types:
             num_term_tasks += int(self.quarantine.read["events"]) // _ROWS_A_TERM_TASK
-        rules = ShardRules(plan, split_seed(self.config), num_term_tasks)
+        rules = ShardRules(plan, split_seed(self.data.split, self.seed), num_term_tasks)
         rules = with_context(encoded, self.folder, self.rules, rules, user_ids, item_ids, self.base)
         written = start_shards(encoded, self.folder, rules, user_ids, item_ids)
         if self.keeps_events and plan.kind == "temporal":
@@ -380,7 +388,7 @@ class Preparation:
         if not self.rules.text_types:
             drop_text_counts(self.record)
             return names, None
-        limit = self.config.data.text.max_event_terms
+        limit = self.data.text.max_event_terms
         return names, merge_in_tasks([refs[1:] for refs in written], limit, self.record)
 
     def _write_item_counts(self, counts_N3: Array) -> None:
@@ -404,7 +412,7 @@ class Preparation:
     def _write_graphs(
         self, tables: dict[str, Any], user_ids: pa.Array, features: pa.Table, plan: SplitPlan
     ) -> None:
-        data = self.config.data
+        data = self.data
         self.record.counts["social_edges"] = 0
         if "social" in tables:
             social = SocialRules(data.social_directed, plan.valid_from)
@@ -421,8 +429,8 @@ class Preparation:
         self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None
     ) -> ItemText:
         """Write the features of the items; returns their text."""
-        groups = text_groups(items, self.config.data.text, media_columns(self.config.data.media))
-        text = compose_groups(features, groups, terms, self.config.data.text.event_column)
+        groups = text_groups(items, self.data.text, media_columns(self.data.media))
+        text = compose_groups(features, groups, terms, self.data.text.event_column)
         self.folder.write_table("items/features.parquet", feature_table(features, text.whole))
         self.record.counts["items_with_text"] = text.num_items
         return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from recsys.config import Config, TextConfig
+from recsys.config import TextConfig
 from recsys.data.text_rows import TextRules
 from recsys.data.titles import item_titles
 from recsys.encoders.adapter import Adapter
@@ -22,7 +22,8 @@ def write_texts(
     text: ItemText,
     shards: Sequence[str],
     coding: Coding,
-    config: Config,
+    options: TextConfig,
+    seed: int,
     provenance: Sequence[str],
     progress: Progress,
 ) -> dict[str, Any]:
@@ -38,8 +39,10 @@ def write_texts(
         Names of the history files.
     coding : Coding
         Event types and order.
-    config : Config
-        The section ``data.text`` and the seed of the fine-tuning.
+    options : TextConfig
+        The section ``data.text``.
+    seed : int
+        Seed of the fine-tuning.
     provenance : Sequence[str]
         Files with the rows of events that item text is made from.
     progress : Progress
@@ -50,7 +53,6 @@ def write_texts(
     dict[str, Any]
         Description of the texts for the manifest.
     """
-    options = config.data.text
     described = _fields(text, options, provenance)
     if not options.enabled or not text.num_items:
         progress(f"item text: {'off' if not options.enabled else 'no item has a text'}")
@@ -61,7 +63,7 @@ def write_texts(
     if options.finetune.enabled:
         texts = text.whole.to_pylist()
         adapter, described["finetune"] = finetune(
-            folder, shards, texts, is_ordered, options, config.seed, progress
+            folder, shards, texts, is_ordered, options, seed, progress
         )
     described |= write_vectors(folder, text, options, adapter)
     if options.users.enabled:

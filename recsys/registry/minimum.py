@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from recsys.config import Config
+from recsys.config import RegistryConfig
 from recsys.registry.logged_values import mlflow_name
 from recsys.report.first_screen import best_baseline
 
@@ -46,7 +46,11 @@ def num_events(dataset: Mapping[str, Any]) -> int:
 
 
 def check_minimum(
-    comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config
+    comparison: Mapping[str, Any],
+    events: int,
+    before: Mapping[str, int],
+    settings: RegistryConfig,
+    replaces: bool,
 ) -> Minimum:
     """Whether a version is good enough for the alias.
 
@@ -63,9 +67,10 @@ def check_minimum(
     before : Mapping[str, int]
         Number of events of the version with the alias and of the parent, by their names; 0 where
         it is unknown.
-    config : Config
-        Configuration of the run; ``registry.min_data`` and ``update.replace`` define how much data
-        is enough.
+    settings : RegistryConfig
+        ``min_data``: the least share of the events of an earlier version.
+    replaces : bool
+        Whether the version may have any number of events (``update.replace``).
     """
     best = best_baseline(comparison)
     against = comparison.get("against", {}).get(best)
@@ -84,12 +89,12 @@ def check_minimum(
         if is_below:
             return Minimum(False, why)
     for who, theirs in before.items():
-        if not config.update.replace and events < config.registry.min_data * theirs:
+        if not replaces and events < settings.min_data * theirs:
             return Minimum(
                 False,
                 f"its dataset has {events:,} events, that of {who} has {theirs:,}"
-                f" (registry.min_data {config.registry.min_data:g} requires"
-                f" {config.registry.min_data * theirs:,.0f}; 0 allows any number)",
+                f" (registry.min_data {settings.min_data:g} requires"
+                f" {settings.min_data * theirs:,.0f}; 0 allows any number)",
             )
     return Minimum(True, why)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.config import Config, redact
+from recsys.config import TrackingConfig, redact
 from recsys.config.redaction import MARK
 from recsys.errors import ConfigError, first_line
 from recsys.registry.store import ready
@@ -30,7 +30,7 @@ _LOCKED: Final = re.compile(r"database( table)? is locked")
 _STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
-def tracking_uri(config: Config) -> str:
+def tracking_uri(tracking: TrackingConfig, run_dir: str) -> str:
     """The absolute tracking URI; by default a SQLite file next to the run folder.
 
     Raises
@@ -39,7 +39,7 @@ def tracking_uri(config: Config) -> str:
         The URI is a plain folder, which MLflow no longer supports, or of an unknown kind, or its
         credentials were redacted.
     """
-    uri = config.tracking.uri
+    uri = tracking.uri
     if MARK in uri:
         raise ConfigError(
             f"tracking.uri: {uri} lacks its user and password or another secret, because secrets"
@@ -47,12 +47,12 @@ def tracking_uri(config: Config) -> str:
             " variable $VARIABLE"
         )
     if not uri:
-        if is_remote(config.run.dir):
+        if is_remote(run_dir):
             raise ConfigError(
-                f"run.dir: {config.run.dir} is remote, where MLflow cannot use a SQLite store; set"
+                f"run.dir: {run_dir} is remote, where MLflow cannot use a SQLite store; set"
                 " tracking.uri, or tracking.enabled false"
             )
-        uri = f"sqlite:///{Path(config.run.dir).absolute().parent / 'mlflow.db'}"
+        uri = f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
     scheme = uri.split(":", 1)[0].split("+", 1)[0]
     if scheme not in _STORES or (":" not in uri and scheme != "databricks"):
         raise ConfigError(

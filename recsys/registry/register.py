@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.bundle.description import CARD
-from recsys.config import Config, redact
+from recsys.config import RegistryConfig, redact
 from recsys.errors import ConfigError
 from recsys.registry.aliases import Aliases
 from recsys.registry.digest import FILES_TAG, LISTING, digest, dump
@@ -53,7 +53,13 @@ class RegisteredModel:
 
 
 def register(
-    tracker: Tracker, bundle_folder: str | Path, config: Config, metrics: Mapping[str, Any]
+    tracker: Tracker,
+    bundle_folder: str | Path,
+    settings: RegistryConfig,
+    metrics: Mapping[str, Any],
+    *,
+    resumes: bool,
+    replaces: bool,
 ) -> RegisteredModel:
     """Log a bundle as a pyfunc model of the run, register it and, above the minimum, set the alias.
 
@@ -63,12 +69,17 @@ def register(
         The open MLflow run.
     bundle_folder : str | Path
         Folder of the bundle.
-    config : Config
-        Configuration of the run.
+    settings : RegistryConfig
+        Name, alias and least number of events.
     metrics : Mapping[str, Any]
         The content of ``metrics.json``; the model's metrics become tags of the version, and the
         comparison with the baselines decides about the alias
         (:func:`recsys.registry.minimum.check_minimum`).
+    resumes : bool
+        Whether the command continues an interrupted one (``run.resume``), which may have created
+        the version.
+    replaces : bool
+        Whether the dataset may have fewer events than before (``update.replace``).
 
     Raises
     ------
@@ -81,7 +92,7 @@ def register(
         raise ConfigError(
             "registering a model needs tracking; set tracking.enabled true, or skip the stage"
         )
-    name, alias = config.registry.name, config.registry.alias
+    name, alias = settings.name, settings.alias
     _check_alias(alias)
     from recsys.serving.bundles import read_bundle
 
@@ -89,11 +100,11 @@ def register(
     bundle = read_bundle(folder)
     registry = tracker.client
     tags = version_tags(tracker, bundle, metrics)
-    number = _version_of_interrupted_run(registry, name, tags) if config.run.resume else 0
+    number = _version_of_interrupted_run(registry, name, tags) if resumes else 0
     if not number:
-        number = _create_version(tracker, folder, bundle, config, metrics, tags)
+        number = _create_version(tracker, folder, bundle, settings, metrics, tags)
     pinned_uri = f"models:/{name}/{number}"
-    minimum = _minimum(Aliases(registry, name), number, bundle, config, metrics)
+    minimum = _minimum(Aliases(registry, name), number, bundle, settings, replaces, metrics)
     if minimum.passed:
         registry.set_registered_model_alias(name, alias, str(number))
     tracker.set_tags({"registered_model": pinned_uri, **final_tags(bundle)})
@@ -119,36 +130,41 @@ def _create_version(
     tracker: Tracker,
     folder: Path,
     bundle: Bundle,
-    config: Config,
+    settings: RegistryConfig,
     metrics: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> int:
     """Log the model and create its version in the registry; returns the version number."""
     from recsys.registry.model_page import describe_model, version_description
 
-    name, registry = config.registry.name, tracker.client
+    name, registry = settings.name, tracker.client
     with active_uris(tracker.uri):
         logged = log_model(tracker, folder, bundle)
         files = logged_files(logged.model_uri)
         registry.log_text(tracker.run_id, dump(files), LISTING)
         _ensure_name(registry, name)
-        describe_model(registry, config.registry)
+        describe_model(registry, settings)
         created = registry.create_model_version(
             name,
             source=logged.model_uri,
             run_id=tracker.run_id,
             model_id=logged.model_id,
             tags={**tags, FILES_TAG: digest(files)},
-            description=version_description(bundle, config.registry, metrics),
+            description=version_description(bundle, settings, metrics),
         )
     return int(created.version)
 
 
 def _minimum(
-    aliases: Aliases, number: int, bundle: Bundle, config: Config, metrics: Mapping[str, Any]
+    aliases: Aliases,
+    number: int,
+    bundle: Bundle,
+    settings: RegistryConfig,
+    replaces: bool,
+    metrics: Mapping[str, Any],
 ) -> Minimum:
     """Whether a version may have the alias; the result is stored in its tags."""
-    extra, alias = bundle.info.extra, config.registry.alias
+    extra, alias = bundle.info.extra, settings.alias
     before = {}
     holder = aliases.version_of(alias)
     if holder not in ("", str(number)):
@@ -158,7 +174,7 @@ def _minimum(
     if parent := extra.get("parent"):
         before[f"its parent {parent['uri']}"] = int(parent.get("events", 0))
     comparison = metrics.get("comparison") or extra.get("comparison") or {}
-    minimum = check_minimum(comparison, num_events(bundle.info.dataset), before, config)
+    minimum = check_minimum(comparison, num_events(bundle.info.dataset), before, settings, replaces)
     aliases.tag(str(number), minimum.tags())
     return minimum
 

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from recsys import __version__
-from recsys.config import Config, dump_config, redact
+from recsys.config import Config, TrackingConfig, dump_config, redact
 from recsys.data.manifest import Manifest
 from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
 from recsys.registry.experiments import experiment_id
@@ -77,7 +77,7 @@ class Tracker:
     ) -> None:
         self._apart = apart or bool(parent_id)
         self.config, self.enabled = config, config.tracking.enabled
-        self.uri = tracking_uri(config) if self.enabled else ""
+        self.uri = tracking_uri(config.tracking, config.run.dir) if self.enabled else ""
         self.run_id, self.experiment_id = run_id, ""
         self._name = run_name or config.run.name or config.run.dir.rstrip("/").rpartition("/")[2]
         self._parent_id = parent_id
@@ -316,13 +316,13 @@ class Tracker:
         (self._folder / RUN_FILE).write_text(json.dumps(content, indent=1))
 
 
-def run_of_folder(config: Config, folder: Path | None = None) -> str:
+def run_of_folder(tracking: TrackingConfig, run_dir: str, folder: Path | None = None) -> str:
     """The id of the MLflow run that an earlier stage opened for this run folder; empty where there
     is none.
     """
     try:
-        content = json.loads(((folder or Path(config.run.dir)) / RUN_FILE).read_text())
-        same = content["uri"] == redact(tracking_uri(config))
+        content = json.loads(((folder or Path(run_dir)) / RUN_FILE).read_text())
+        same = content["uri"] == redact(tracking_uri(tracking, run_dir))
         return str(content["run_id"]) if same else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.config import Config
+from recsys.config import EvaluateConfig, TrainConfig
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
@@ -23,7 +23,9 @@ STRENGTHS: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 _MOST_USERS: Final = 1_000
 
 
-def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str, Any]:
+def trade_off(
+    model: FrozenModel, queries: Queries, train: TrainConfig, evaluate: EvaluateConfig, seed: int
+) -> dict[str, Any]:
     """The main metric and the diversity of the lists (1 − the mean cosine of their pairs) at every
     strength.
 
@@ -35,8 +37,12 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
         The model.
     queries : Queries
         Queries of the test split.
-    config : Config
-        The configuration of the run.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        Whether seen items are left out, chunk size and bootstrap.
+    seed : int
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -44,11 +50,11 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
         ``metric``, ``k``, ``pool``, ``users``, and ``points``: ``strength``, ``value``, ``low``,
         ``high`` (95 % interval over users) and ``diversity``, from the weakest to the strongest.
     """
-    kind, k = parse_metric(config.train.metric, tuple(QUERY_METRICS))
+    kind, k = parse_metric(train.metric, tuple(QUERY_METRICS))
     if len(queries) > _MOST_USERS:
         queries = queries.take(np.linspace(0, len(queries) - 1, _MOST_USERS).astype(np.int64))
     pool, likeness = max(DEFAULT_POOL, k), ItemSimilarity(model)
-    ranking = rank(model, queries, pool, config.evaluate.exclude_seen, config.evaluate.chunk_users)
+    ranking = rank(model, queries, pool, evaluate.exclude_seen, evaluate.chunk_users)
     lists, diversity = _diversified(ranking, likeness, k)
     values = {
         str(strength): QUERY_METRICS[kind](
@@ -56,7 +62,7 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
         )
         for strength, items_Bk in lists.items()
     }
-    found = intervals(values, config.evaluate.bootstrap, config.seed)
+    found = intervals(values, evaluate.bootstrap, seed)
     points = [
         {
             "strength": strength,
@@ -68,7 +74,7 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
         for strength in STRENGTHS
     ]
     return {
-        "metric": config.train.metric,
+        "metric": train.metric,
         "k": k,
         "pool": pool,
         "users": len(ranking),

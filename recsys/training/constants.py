@@ -141,8 +141,12 @@ def choose_in_time(
     sections = {name: section for name, section in enabled.items() if section.open_keys}
     if not sections:
         return {}, {}
-    model = build_model(config, dataset, Split.TRAIN, start=start).to(context.device)
-    graphs = build_graphs(dataset, Split.TRAIN, model, config).to(context.device)
+    model = build_model(config.model, config.train, dataset, Split.TRAIN, start=start).to(
+        context.device
+    )
+    graphs = build_graphs(dataset, Split.TRAIN, model, config.evaluate, config.seed).to(
+        context.device
+    )
     text_NT = model.tower.text(None)
     items = ItemView(text_NT.new_zeros(dataset.num_items, 1), text_NT)
     queries = sample_queries(dataset, Split.VALID, _QUERIES)

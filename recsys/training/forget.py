@@ -101,7 +101,9 @@ def _made(
     if stratum_of(frozen) is None:
         return frozen, weights
     before = frozen.encoders.state_dict()
-    renewed = refit_strata(config, dataset, frozen, through)
+    renewed = refit_strata(
+        config.model.max_history, config.train, config.seed, dataset, frozen, through
+    )
     after = renewed.encoders.state_dict()
     changed = {
         f"model.encoders.{name}": after[name]

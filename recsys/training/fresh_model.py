@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import Config, ModelConfig
+from recsys.config import EvaluateConfig, ModelConfig, TrainConfig
 from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
@@ -100,7 +100,8 @@ def model_sizes(
 
 
 def build_model(
-    config: Config,
+    section: ModelConfig,
+    train: TrainConfig,
     dataset: PreparedDataset,
     through: Split,
     num_strata: int = 0,
@@ -113,8 +114,10 @@ def build_model(
 
     Parameters
     ----------
-    config : Config
-        The whole configuration.
+    section : ModelConfig
+        The section ``model``.
+    train : TrainConfig
+        Whether the training is private.
     dataset : PreparedDataset
         The dataset that the model is for.
     through : Split
@@ -137,28 +140,35 @@ def build_model(
     """
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
-    if config.train.privacy.epsilon:
+    if train.privacy.epsilon:
         # which items have no event would reveal something about the events
         trained_N = torch.ones_like(trained_N)
-    sizes = model_sizes(config.model, dataset, through, num_strata, start)
+    sizes = model_sizes(section, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
-    model = MultigrainModel(
-        config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening
-    )
+    model = MultigrainModel(section, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)
     for _, module in model.encoders.each():
         module.adapt(dataset)
     return model
 
 
 def build_loader(
-    config: Config, dataset: PreparedDataset, through: Split, context: TrainContext
+    model: ModelConfig,
+    train: TrainConfig,
+    seed: int,
+    dataset: PreparedDataset,
+    through: Split,
+    context: TrainContext,
 ) -> TrainingLoader:
     """The training batches of one worker.
 
     Parameters
     ----------
-    config : Config
-        The whole configuration.
+    model : ModelConfig
+        Length of a history, and whether user texts are read.
+    train : TrainConfig
+        Batch size and other settings of the batches.
+    seed : int
+        Seed of the batches.
     dataset : PreparedDataset
         The dataset to train on.
     through : Split
@@ -174,15 +184,13 @@ def build_loader(
         A setting has no effect on this data.
     """
     settings = LoaderConfig(
-        config.train.batch_size,
-        config.model.max_history,
-        config.train.history_mask_rate,
-        config.train.loss.event_power,
-        config.train.window_events,
-        config.seed,
-        any(
-            section.signal == USER_TEXT for section in config.model.granularities.enabled().values()
-        ),
+        train.batch_size,
+        model.max_history,
+        train.history_mask_rate,
+        train.loss.event_power,
+        train.window_events,
+        seed,
+        any(section.signal == USER_TEXT for section in model.granularities.enabled().values()),
     )
     return TrainingLoader(dataset, through, settings, context.rank, context.world_size)
 
@@ -191,7 +199,8 @@ def build_graphs(
     dataset: PreparedDataset,
     through: Split,
     model: MultigrainModel | None = None,
-    config: Config | None = None,
+    evaluate: EvaluateConfig | None = None,
+    seed: int = 0,
 ) -> Graphs:
     """The user–item events through a split, and the other inputs of the granularities of ``model``.
 
@@ -200,8 +209,8 @@ def build_graphs(
 
     Ordered histories with repeats and times are loaded only if a granularity of ``model`` reads
     them, as they take 27 bytes per event. They are those that baselines are fitted on: an even
-    sample of users with about ``evaluate.max_fit_events`` events, or all users without a
-    configuration.
+    sample of users with about ``evaluate.max_fit_events`` events, or all users without
+    ``evaluate``.
 
     Parameters
     ----------
@@ -211,8 +220,10 @@ def build_graphs(
         The last split whose events are read.
     model : MultigrainModel or None
         The model that reads the graphs.
-    config : Config or None
+    evaluate : EvaluateConfig or None
         Bounds the histories; None: all users.
+    seed : int
+        Seed of the sample of users.
 
     Returns
     -------
@@ -242,7 +253,7 @@ def build_graphs(
         neighbours=neighbours,
         counted_N=None if counted_N is None else torch.as_tensor(counted_N).float(),
         histories=(
-            _histories(dataset, through, config)
+            _histories(dataset, through, evaluate, seed)
             if model is not None and model.reads_histories
             else None
         ),
@@ -279,12 +290,10 @@ def build_inputs(
     return inputs
 
 
-def _histories(dataset: PreparedDataset, through: Split, config: Config | None) -> Histories:
-    found = (
-        dataset.histories()
-        if config is None
-        else fitted_histories(dataset, config.evaluate, config.seed)
-    )
+def _histories(
+    dataset: PreparedDataset, through: Split, evaluate: EvaluateConfig | None, seed: int
+) -> Histories:
+    found = dataset.histories() if evaluate is None else fitted_histories(dataset, evaluate, seed)
     return found.through(through)
 
 

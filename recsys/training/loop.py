@@ -62,7 +62,7 @@ class Pass:
     ) -> None:
         self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
         self.through = through
-        self.validation = SharedValidation(config, dataset, validate, context)
+        self.validation = SharedValidation(config.evaluate, config.seed, dataset, validate, context)
         self.starts_warm = start is not None
         self.selects = progress.phase == "select"
         self.is_cut = False  # whether the time was over before the end
@@ -70,19 +70,25 @@ class Pass:
         self.limit = TimeLimit(config.train, context, progress)
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
-        self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
+        self.model = build_model(
+            config.model, config.train, dataset, through, num_strata, start
+        ).to(context.device)
         self.names = [name for name, _ in self.model.encoders.each()]
         if progress.phase.endswith("join"):
             self.model.pruned = pruned_names(progress.choices)
             self.model.encoders.fusion.only = [
                 self.names.index(name) for name in sorted(self.model.pruned)
             ]
-        graphs = build_graphs(dataset, through, self.model, config)
+        graphs = build_graphs(dataset, through, self.model, config.evaluate, config.seed)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
         # closed-form granularities read only the graphs
-        self._loader = build_loader(config, dataset, through, context) if self.names else None
+        self._loader = (
+            build_loader(config.model, config.train, config.seed, dataset, through, context)
+            if self.names
+            else None
+        )
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
         if start is not None:
             self.loss.load_state_dict(

@@ -17,7 +17,7 @@ import torch
 from ray.train import Checkpoint
 from ray.util.queue import Queue
 
-from recsys.config import Config
+from recsys.config import Config, ModelConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, StorageError, UserError
 from recsys.pace import Count, reporting_to
@@ -120,7 +120,9 @@ def _train(config: Config, settings: dict[str, Any], driver: _Driver) -> TrainRe
     dataset = PreparedDataset(settings["dataset"])
     with tempfile.TemporaryDirectory() as parent:
         resume_from = _checkpoint_of(settings, Path(parent), driver.note)
-        _settle_threads(settings["threads"], config, dataset, resume_from, driver.note)
+        _settle_threads(
+            settings["threads"], config.model, config.train, dataset, resume_from, driver.note
+        )
         if resume_from is None and settings["head_start"] is not None:
             resume_from = _readable(Path(settings["head_start"]), driver.note)
         context = replace(
@@ -177,7 +179,8 @@ def _report_checkpoint(folder: str, numbers: Report, storage: str) -> None:
 
 def _settle_threads(
     threads: int,
-    config: Config,
+    model: ModelConfig,
+    train: TrainConfig,
     dataset: PreparedDataset,
     resume_from: Path | None,
     note: Callable[[str], None],
@@ -189,7 +192,7 @@ def _settle_threads(
         threads = load_progress(resume_from).threads
     if not threads:
         most = usable_threads(ray.train.get_context().get_local_world_size())
-        threads, why = fastest_threads(config.model, config.train, dataset.num_items, most)
+        threads, why = fastest_threads(model, train, dataset.num_items, most)
         if why:
             note(why)
     torch.set_num_threads(threads)

@@ -67,13 +67,13 @@ def assemble(
         }
     num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
     start = None if inputs is None else Start(weights, inputs)
-    model = build_model(config, dataset, through, num_strata, start)
+    model = build_model(config.model, config.train, dataset, through, num_strata, start)
     model.pruned = pruned_names(choices)
     names = [name for name, _ in model.encoders.each()]
     own = {f"model.{key}": value for key, value in model.state_dict().items()}
     found = transplant(weights, names_of(weights, names, model.pruned), own, names)
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
-    graphs = build_graphs(dataset, through, model, config)
+    graphs = build_graphs(dataset, through, model, config.evaluate, config.seed)
     graphs = replace(graphs, inputs={**graphs.inputs, **apart})
     if model.encoders.stack is not None:
         for name in choices.get(LEFT_OUT, {}):

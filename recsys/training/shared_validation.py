@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recsys.config import Config
+from recsys.config import EvaluateConfig
 from recsys.data.bounded import evaluated_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
@@ -25,10 +25,16 @@ class SharedValidation:
     """Each worker validates its share of the queries, and all get the same mean."""
 
     def __init__(
-        self, config: Config, dataset: PreparedDataset, validate: Validate, context: TrainContext
+        self,
+        evaluate: EvaluateConfig,
+        seed: int,
+        dataset: PreparedDataset,
+        validate: Validate,
+        context: TrainContext,
     ) -> None:
         self.validate = validate
-        self._config, self._dataset, self._context = config, dataset, context
+        self._evaluate, self._seed = evaluate, seed
+        self._dataset, self._context = dataset, context
         # an interrupted training has noted it already
         self._notes_repeats = context.resume_from is None
 
@@ -41,9 +47,7 @@ class SharedValidation:
             No query has a value.
         """
         sums = np.zeros(3)
-        for queries in evaluated_by_shard(
-            self._dataset, Split.VALID, self._config.evaluate, self._config.seed
-        ):
+        for queries in evaluated_by_shard(self._dataset, Split.VALID, self._evaluate, self._seed):
             rank, world_size = self._context.rank, self._context.world_size
             mine = queries.take(np.arange(rank, len(queries), world_size))
             restrict = getattr(self.validate, "evaluated", None)  # a validation on some users only

@@ -21,7 +21,7 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recsys.config import Config, ModelConfig, TrainConfig
+from recsys.config import ModelConfig, TrainConfig
 from recsys.data.batches import Batch, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.first_touch import asks_before_first_touch, with_first_touches
@@ -147,7 +147,12 @@ def _log_likelihood(
 
 
 def refit_strata(
-    config: Config, dataset: PreparedDataset, frozen: FrozenModel, through: Split = Split.VALID
+    max_history: int,
+    train: TrainConfig,
+    seed: int,
+    dataset: PreparedDataset,
+    frozen: FrozenModel,
+    through: Split = Split.VALID,
 ) -> FrozenModel:
     """A copy of a trained model whose strata are fitted on the events of ``dataset`` through
     ``through``.
@@ -157,6 +162,21 @@ def refit_strata(
     penalty for moving. No other weight changes. The first items of ``dataset`` must be those of the
     model, in its order; it may have newer events and more users. Events on newer items are left
     out.
+
+    Parameters
+    ----------
+    max_history : int
+        Most events of a history in a batch (``model.max_history``).
+    train : TrainConfig
+        The loss.
+    seed : int
+        Seed of the fit and of the steps.
+    dataset : PreparedDataset
+        The dataset with the newer events.
+    frozen : FrozenModel
+        The trained model; it is not changed.
+    through : Split
+        The last split whose events are read.
 
     Raises
     ------
@@ -186,8 +206,8 @@ def refit_strata(
         users_E=graphs.users_E[known_E],
         items_E=graphs.items_E[known_E],
     )
-    module.refit(graphs, frozen.items, config.seed)
-    _reestimate(config, dataset, renewed, module, through)
+    module.refit(graphs, frozen.items, seed)
+    _reestimate(max_history, train, seed, dataset, renewed, module, through)
     return renewed
 
 
@@ -199,7 +219,13 @@ def stratum_of(model: FrozenModel) -> Stratum | None:
 
 
 def _reestimate(
-    config: Config, dataset: PreparedDataset, model: FrozenModel, module: Stratum, through: Split
+    max_history: int,
+    train: TrainConfig,
+    seed: int,
+    dataset: PreparedDataset,
+    model: FrozenModel,
+    module: Stratum,
+    through: Split,
 ) -> None:
     """Train only the prototypes and the scale of the scores, with
     some steps of the softmax loss.
@@ -208,17 +234,17 @@ def _reestimate(
     before_KD = module.prototypes_KD.detach().clone()
     size = before_KD.square().mean().sqrt().clamp(min=1e-6)
     moved_KD = torch.zeros_like(before_KD, requires_grad=True)  # in units of the prototypes' size
-    log_scale = torch.tensor(-math.log(config.train.loss.temperature), requires_grad=True)
+    log_scale = torch.tensor(-math.log(train.loss.temperature), requires_grad=True)
     optimizer = torch.optim.Adam([moved_KD, log_scale], lr=_LR)
-    draws = torch.Generator().manual_seed(config.seed)
+    draws = torch.Generator().manual_seed(seed)
     for _, batch in zip(
-        range(_STEPS), _batches(config, dataset, through, model.sizes), strict=False
+        range(_STEPS), _batches(max_history, seed, dataset, through, model.sizes), strict=False
     ):
         rest_BD, own_B1, p_BK = _frozen_scores(model, module, batch)
         z_BD = p_BK @ (before_KD + size * moved_KD)
         z_BD = normalize(z_BD, dim=1) if model.encoders.unit_vectors else z_BD
         loss = _loss(
-            config.train,
+            train,
             (rest_BD + own_B1 * z_BD) * log_scale.exp(),
             model.items.vectors_SD,
             batch,
@@ -262,7 +288,7 @@ def _loss(
 
 
 def _batches(
-    config: Config, dataset: PreparedDataset, through: Split, sizes: ModelSizes
+    max_history: int, seed: int, dataset: PreparedDataset, through: Split, sizes: ModelSizes
 ) -> Iterator[Batch]:
     """Yield batches of users with their newest events, without end; a sample of the users if there
     are many.
@@ -275,11 +301,11 @@ def _batches(
         seen = replace(seen, users_U=np.where(newer_U, -1, seen.users_U).astype(np.int32))
         shards.append(seen.take(np.flatnonzero(seen.lengths_U >= least)[:left]))
         left -= len(shards[-1])
-    sample, random = Histories.concat(shards), np.random.default_rng(config.seed)
+    sample, random = Histories.concat(shards), np.random.default_rng(seed)
     sample = with_first_touches(sample) if asks_before_first_touch(dataset) else sample
     while len(sample):
         rows = random.choice(len(sample), min(_ROWS, len(sample)), replace=False)
         if dataset.manifest.ordered:
-            yield every_position(sample, config.model.max_history, rows)
+            yield every_position(sample, max_history, rows)
         else:
-            yield whole_history(sample, config.model.max_history, rows, Hidden(0.0, 0))
+            yield whole_history(sample, max_history, rows, Hidden(0.0, 0))

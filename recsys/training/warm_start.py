@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import Config
+from recsys.config import ModelConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split, event_keys
 from recsys.errors import ArtifactError, DataError
@@ -49,7 +49,7 @@ class Earlier:
 
 
 def warm_start(
-    config: Config, dataset: PreparedDataset, earlier: Earlier
+    section: ModelConfig, train: TrainConfig, seed: int, dataset: PreparedDataset, earlier: Earlier
 ) -> tuple[Start, list[str]]:
     """The start of a training on ``dataset``, and the names of the parameters that start at random.
 
@@ -62,9 +62,9 @@ def warm_start(
     ArtifactError
         The data, or a setting that decides shapes, is not that of the earlier model.
     """
-    seed_everything(config.seed)
+    seed_everything(seed)
     reads = Start(earlier.weights, earlier.sizes.inputs)
-    sizes = model_sizes(config.model, dataset, Split.VALID, start=reads)
+    sizes = model_sizes(section, dataset, Split.VALID, start=reads)
     before, now = dump_sizes(earlier.sizes), dump_sizes(sizes)
     for name, meaning in _SETTINGS.items():
         if before[name] != now[name]:
@@ -74,12 +74,12 @@ def warm_start(
                 " scratch with `recsys run`"
             )
     ids = [(before[name], now[name]) for name in VOCABULARIES]
-    for name, section in config.model.granularities.enabled().items():
-        sides = [side.inputs.get(section.signal) for side in (earlier.sizes, sizes)]
+    for name, granularity in section.granularities.enabled().items():
+        sides = [side.inputs.get(granularity.signal) for side in (earlier.sizes, sizes)]
         if all(side is not None for side in sides):  # a granularity may be added or removed
-            cls = granularity_class(name, section)
+            cls = granularity_class(name, granularity)
             if not cls.vocabularies(sides[1]):
-                _check_same(section.signal, cls, *sides)
+                _check_same(granularity.signal, cls, *sides)
             ids += zip(cls.vocabularies(sides[0]), cls.vocabularies(sides[1]), strict=True)
     reader = str(dataset.manifest.text.get("identity", ""))
     if (
@@ -90,11 +90,11 @@ def warm_start(
             f" dataset {reader}, whose vectors differ; set data.text.model to that of the model and"
             " prepare the data again, or train from scratch with `recsys run`"
         )
-    model = build_model(config, dataset, Split.VALID, start=reads)
+    model = build_model(section, train, dataset, Split.VALID, start=reads)
     fresh = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    fresh["log_scale"] = torch.tensor(-math.log(config.train.loss.temperature))
+    fresh["log_scale"] = torch.tensor(-math.log(train.loss.temperature))
     weights = dict(earlier.weights)
-    if not config.train.loss.learn_temperature:  # then it is a setting, and the new one applies
+    if not train.loss.learn_temperature:  # then it is a setting, and the new one applies
         weights["log_scale"] = fresh["log_scale"]
     found, anew = grow(weights, fresh, ids)
     names = tuple(name for name, _ in model.encoders.each())

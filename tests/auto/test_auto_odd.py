@@ -189,7 +189,9 @@ def test_candidate_is_a_member_or_has_a_reason(tmp_path: Path, case: str) -> Non
 def test_members_of_an_odd_dataset_are_fitted_and_weighted(tmp_path: Path, case: str) -> None:
     dataset, config = _of(tmp_path, case)
     config = configured(config, Traits.of(dataset, config), None)
-    result = fit(trained_part(config), dataset, Validator.of(config), TrainContext())
+    result = fit(
+        trained_part(config), dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    )
     result = stacked(config, dataset, result, Progress(None))
     scores_BN = result.frozen.scores(dataset.histories().queries(Split.TEST))
     assert bool(scores_BN.isfinite().all())
@@ -223,7 +225,12 @@ def test_nothing_is_trained_if_no_user_has_two_events_in_order(tmp_path: Path) -
     result = stacked(
         config,
         dataset,
-        fit(trained_part(config), dataset, Validator.of(config), TrainContext()),
+        fit(
+            trained_part(config),
+            dataset,
+            Validator.of(config.train, config.evaluate),
+            TrainContext(),
+        ),
         Progress(None),
     )
     assert "popularity" in result.frozen.members

@@ -266,7 +266,7 @@ def validation(dataset: PreparedDataset) -> Array:
             "evaluate": {"ks": [5]},
         }
     )
-    result = fit(config, dataset, Validator.of(config), TrainContext())
+    result = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     return np.array([report["ndcg@5"] for report in result.history])
 
 

@@ -69,7 +69,8 @@ def model_of(dataset: PreparedDataset, max_edges: int, **more: Any) -> Multigrai
     section = {"enabled": True, "max_edges": max_edges, **more}
     model = {"width": WIDTH, "granularities": {"collaborative": section}}
     torch.manual_seed(3)
-    return build_model(build_config({"model": model}), dataset, Split.TRAIN)
+    config = build_config({"model": model})
+    return build_model(config.model, config.train, dataset, Split.TRAIN)
 
 
 def test_streamed_convolution_equals_the_dense_one(
@@ -181,9 +182,8 @@ def test_step_with_a_wide_fanout_equals_the_full_step(dataset: PreparedDataset, 
 
 def test_model_without_event_inputs_only_counts_events(dataset: PreparedDataset) -> None:
     section = {"evolution": {"enabled": True}}
-    model = build_model(
-        build_config({"model": {"width": WIDTH, "granularities": section}}), dataset, Split.TRAIN
-    )
+    config = build_config({"model": {"width": WIDTH, "granularities": section}})
+    model = build_model(config.model, config.train, dataset, Split.TRAIN)
     counted = build_graphs(dataset, Split.TRAIN, model=model)
     table = build_graphs(dataset, Split.TRAIN)
     assert not len(counted.users_E) and len(table.users_E)

@@ -82,7 +82,11 @@ def test_differences_are_paired_and_have_the_right_sign(tmp_path: Path) -> None:
             )
 
     found = compare_variants(
-        ranking, iter([Variant("off", "x", Halves()), Variant("off", "same", Oracle())]), built
+        ranking,
+        iter([Variant("off", "x", Halves()), Variant("off", "same", Oracle())]),
+        built.train,
+        built.evaluate,
+        built.seed,
     )
     same, half = found["off"]["same"], found["off"]["x"]
     assert (same["value"], same["difference"], same["low"], same["high"], same["p"]) == (

@@ -144,7 +144,9 @@ def test_new_and_repeated_targets_by_hand() -> None:
     tree |= {"evaluate": {"exclude_seen": False}, "train": {"metric": "hit@1"}}
     config = build_config(tree)
     rankings = {"model": rank(table, queries, 5, False)}
-    found = target_report({"model": table}, rankings, queries, config, "model")
+    found = target_report(
+        {"model": table}, rankings, queries, config.train, config.evaluate, "model"
+    )
     assert found[REPEATED]["model"] == {"hit@1": 0.0} and found[REPEATED]["queries"] == 1
     assert found[NEW]["model"] == {"hit@1": 1.0} and found[NEW]["targets"] == 2, (
         "4 and 3 are first among new items"
@@ -153,4 +155,7 @@ def test_new_and_repeated_targets_by_hand() -> None:
         "share"
     ] == pytest.approx(2 / 3)
     config = build_config({**tree, "evaluate": {"exclude_seen": True}})
-    assert target_report({"model": table}, rankings, queries, config, "model") == {}
+    assert (
+        target_report({"model": table}, rankings, queries, config.train, config.evaluate, "model")
+        == {}
+    )

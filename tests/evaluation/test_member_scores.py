@@ -46,7 +46,8 @@ def stacked_model(dataset, weights_M: list[float]) -> FrozenModel:
     history.
     """
     torch.manual_seed(0)
-    model = build_model(build_config(settings(stack=True)), dataset, Split.TRAIN)
+    config = build_config(settings(stack=True))
+    model = build_model(config.model, config.train, dataset, Split.TRAIN)
     model.encoders.stack.weights_GM.copy_(
         torch.tensor(weights_M).expand_as(model.encoders.stack.weights_GM)
     )

@@ -99,7 +99,9 @@ def test_quality_and_gap_by_user_group_by_hand() -> None:
             "evaluate": {"bootstrap": 200},
         }
     )
-    found = trust.user_group_report(groups, users, main, beyond, built)
+    found = trust.user_group_report(
+        groups, users, main, beyond, built.evaluate.bootstrap, built.seed
+    )
     assert list(found["groups"]) == ["a", "b"]
     assert found["groups"]["a"]["value"]["model"] == pytest.approx(0.9)
     gap = found["gap"]["model"]

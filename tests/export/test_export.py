@@ -110,7 +110,8 @@ def random_model(
     }
     tree: dict[str, Any] = {"data": {"dir": dataset.root, "context": ["weather"]}, "model": model}
     tree["evaluate"] = {"exclude_seen": False}  # `repeat` requires it
-    made = build_model(build_config(tree), dataset, Split.VALID)
+    config = build_config(tree)
+    made = build_model(config.model, config.train, dataset, Split.VALID)
     with torch.no_grad():
         for parameter in made.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -291,7 +292,8 @@ def test_compressed_index_is_exported_with_the_vectors_it_needs(tmp_path: Path) 
 def random_model_without_context(dataset: PreparedDataset) -> FrozenModel:
     torch.manual_seed(0)
     tree = {"model": {"width": 8, "item": {"init_std": 0.5}, "granularities": {"evolution": ON}}}
-    model = build_model(build_config(tree), dataset, Split.VALID)
+    config = build_config(tree)
+    model = build_model(config.model, config.train, dataset, Split.VALID)
     return model.freeze(build_graphs(dataset, Split.VALID, model))
 
 
@@ -339,8 +341,15 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     dataset = small_world(folder / "dataset", ordered=False)
     write_bundle(folder / "run/bundle", small_model(dataset, fusion="weighted"), dataset, {})
     with Tracker(config) as tracker:
-        register(tracker, folder / "run/bundle", config, {"model": {"ndcg@20": 0.25}})
-    return folder, tracking_uri(config)
+        register(
+            tracker,
+            folder / "run/bundle",
+            config.registry,
+            {"model": {"ndcg@20": 0.25}},
+            resumes=config.run.resume,
+            replaces=config.update.replace,
+        )
+    return folder, tracking_uri(config.tracking, config.run.dir)
 
 
 def test_model_is_named_as_in_other_verbs(

@@ -70,7 +70,8 @@ def service() -> Service:
     on["evolution"] = {"enabled": True, "query_context": ["weather", "warmth"]}
     model = {"width": 8, "max_history": 4, "item": {"init_std": 0.5}, "granularities": on}
     torch.manual_seed(0)
-    built = build_model(build_config({"model": model}), dataset, Split.VALID)
+    config = build_config({"model": model})
+    built = build_model(config.model, config.train, dataset, Split.VALID)
     frozen = built.freeze(build_graphs(dataset, Split.VALID, built))
     write_bundle(folder / "bundle", frozen, dataset, {})
     served = Service(Limits(1 << 20, 16))

@@ -210,7 +210,7 @@ class World:
         }
         (folder / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
         self.config = load_config(folder / "c.yaml")
-        self.uri = tracking_uri(self.config)
+        self.uri = tracking_uri(self.config.tracking, self.config.run.dir)
 
     def register(self, dataset: PreparedDataset, **train: Any) -> str:
         """Train, write and register a model; returns its version."""
@@ -222,7 +222,7 @@ class World:
         config = self.config.model_copy(
             update={"train": self.config.train.model_copy(update=train)}
         )
-        found = fit(config, dataset, Validator.of(config), TrainContext())
+        found = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
         with Tracker(config, apart=True) as tracker:
             extra = {
                 "refit": found.refit,
@@ -230,7 +230,14 @@ class World:
             }
             card = model_card(config, dataset.manifest, {}, extra["lineage"])  # type: ignore[arg-type]
             write_bundle(self.folder / "bundle", found.frozen, dataset, extra, None, card)
-            return register(tracker, self.folder / "bundle", config, metrics)
+            return register(
+                tracker,
+                self.folder / "bundle",
+                config.registry,
+                metrics,
+                resumes=config.run.resume,
+                replaces=config.update.replace,
+            )
 
     def promote(self, *words: str) -> int:
         return main(["promote", "--config", str(self.folder / "c.yaml"), *words])
@@ -531,28 +538,35 @@ def test_champion_changes_and_rolls_back_without_a_challenger(world: World) -> N
 
 def test_minimum_compares_best_baseline_and_events_of_alias_holder() -> None:
     held = {"the present challenger": 100}
+    config = rules()
     even = comparison_of(-0.03, 0.01)
-    assert check_minimum(even, 90, {}, rules()).passed, "chance"
+    assert check_minimum(even, 90, {}, config.registry, config.update.replace).passed, "chance"
     assert (
         "is not distinguishable from the baseline popularity (-0.0100"
-        in check_minimum(even, 90, {}, rules()).why
+        in check_minimum(even, 90, {}, config.registry, config.update.replace).why
     )
-    assert not check_minimum(even, 90, held, rules()).passed, (
+    assert not check_minimum(even, 90, held, config.registry, config.update.replace).passed, (
         "it would take the alias from a version that may be better"
     )
     assert (
         "is above the baseline popularity (+0.0200"
-        in check_minimum(comparison_of(0.01, 0.03), 90, held, rules()).why
+        in check_minimum(
+            comparison_of(0.01, 0.03), 90, held, config.registry, config.update.replace
+        ).why
     )
-    asked = check_minimum({}, 89, held, rules())
+    asked = check_minimum({}, 89, held, config.registry, config.update.replace)
     assert not asked.passed and "has 89 events" in asked.why
-    assert check_minimum({}, 89, {"the present challenger": 0}, rules()).passed, (
-        "an alias holder without a number of events"
+    assert check_minimum(
+        {}, 89, {"the present challenger": 0}, config.registry, config.update.replace
+    ).passed, "an alias holder without a number of events"
+    assert (
+        check_minimum({}, 89, {}, config.registry, config.update.replace).why
+        == "no baseline was measured"
     )
-    assert check_minimum({}, 89, {}, rules()).why == "no baseline was measured"
     for setting in ({"registry": {"min_data": 0}}, {"update": {"replace": True}}):
         tree = {"model": {"granularities": {"evolution": {"enabled": True}}}, **setting}
-        assert check_minimum({}, 1, held, build_config(tree)).passed
+        config = build_config(tree)
+        assert check_minimum({}, 1, held, config.registry, config.update.replace).passed
 
 
 def test_alias_command_is_quoted_for_a_shell() -> None:

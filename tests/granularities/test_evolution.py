@@ -264,7 +264,7 @@ def test_loss_sums_over_every_position(tmp_path: Path, cell: str) -> None:
         }
     )
     torch.manual_seed(0)
-    model = build_model(config, dataset, Split.TEST).eval()
+    model = build_model(config.model, config.train, dataset, Split.TEST).eval()
     loss = StepLoss(model, build_graphs(dataset, Split.TEST), config.train.loss, dataset)
     histories = dataset.histories()
     lengths = histories.lengths_U
@@ -311,7 +311,7 @@ def settings(evolution: dict[str, Any], **train: Any) -> Config:
 
 
 def trained(config: Config, dataset: PreparedDataset) -> FrozenModel:
-    return fit(config, dataset, Validator.of(config), TrainContext()).frozen
+    return fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext()).frozen
 
 
 def ndcg(model: Any, queries: Queries) -> np.ndarray[Any, Any]:
@@ -420,7 +420,9 @@ def test_interest_path_ends_in_the_user_vector(tmp_path: Path, states: str) -> N
     dataset = small_world(tmp_path)
     config = settings({"cell": "gru", "states": states})
     torch.manual_seed(0)
-    model = build_model(config, dataset, Split.VALID).freeze(build_graphs(dataset, Split.VALID))
+    model = build_model(config.model, config.train, dataset, Split.VALID).freeze(
+        build_graphs(dataset, Split.VALID)
+    )
     query = dataset.histories().queries(Split.TEST).take(np.array([0]))
     path = model.interest_path(query)
     assert path.long_BD.shape == (4, 16) and (path.immediate_BD is None) == (states == "cell")

@@ -177,7 +177,9 @@ def test_weight_is_chosen_on_validation_and_may_be_zero(tmp_path: object) -> Non
     config = build_config({"data": {"dir": dataset.root}, **tree})
     graphs = build_graphs(dataset, Split.TRAIN)
     torch.manual_seed(0)
-    frozen: FrozenModel = build_model(config, dataset, Split.TRAIN).freeze(graphs)
+    frozen: FrozenModel = build_model(config.model, config.train, dataset, Split.TRAIN).freeze(
+        graphs
+    )
     assert frozen.names == ["collaborative", "item_cf"] and frozen.item_vectors_ND.shape[1] == 8 + 4
     queries = sample_queries(dataset, Split.VALID)
     weights = frozen.encoders.fitted_weights
@@ -213,7 +215,7 @@ def next_to_item_cf(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenMode
     )
     graphs = build_graphs(dataset, Split.VALID)
     torch.manual_seed(0)
-    model = build_model(config, dataset, Split.VALID)
+    model = build_model(config.model, config.train, dataset, Split.VALID)
     stratum = model.encoders.granularities["stratum"]
     assert isinstance(stratum, Granularity)
     stratum.refit(graphs, model.view(graphs)[0], 0)
@@ -259,7 +261,7 @@ def test_strata_are_refitted_next_to_item_cf(
     next_to_item_cf: tuple[Config, PreparedDataset, FrozenModel],
 ) -> None:
     config, dataset, frozen = next_to_item_cf
-    renewed = refit_strata(config, dataset, frozen)
+    renewed = refit_strata(config.model.max_history, config.train, config.seed, dataset, frozen)
     queries = dataset.histories().queries(Split.TEST)
     assert torch.equal(
         renewed.contributions(queries)[0][:, -1], frozen.contributions(queries)[0][:, -1]

@@ -139,12 +139,17 @@ def test_media_are_read_only_if_the_granularity_is_enabled(dataset: PreparedData
     assert load_sizes(json.loads(json.dumps(dump_sizes(sizes)))) == sizes
     assert (
         "media"
-        in build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs
+        in build_graphs(
+            dataset, Split.TRAIN, build_model(settings.model, settings.train, dataset, Split.TRAIN)
+        ).inputs
     )
     settings.model.granularities.media.enabled = False
     assert model_sizes(settings.model, dataset, Split.TRAIN).inputs == {}
     assert (
-        build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs == {}
+        build_graphs(
+            dataset, Split.TRAIN, build_model(settings.model, settings.train, dataset, Split.TRAIN)
+        ).inputs
+        == {}
     )
 
 
@@ -153,7 +158,8 @@ def test_data_without_media_is_refused(tmp_path: Path) -> None:
         ConfigError,
         match=r"media needs media vectors.*has none; disable it, or name.*data\.media\.columns",
     ):
-        build_model(config(), small_world(tmp_path / "dataset"), Split.TRAIN)
+        settings = config()
+        build_model(settings.model, settings.train, small_world(tmp_path / "dataset"), Split.TRAIN)
     with pytest.raises(ConfigError, match="media.heads 3 does not divide model.width 2"):
         granularity_class("media")(
             GranularitiesConfig().media.model_copy(update={"heads": 3}), SIZES
@@ -163,7 +169,10 @@ def test_data_without_media_is_refused(tmp_path: Path) -> None:
 def test_bundle_works_without_media_files(
     dataset: PreparedDataset, tmp_path: Path, one_thread: None
 ) -> None:
-    frozen = fit(config(), dataset, Validator.of(config()), TrainContext()).frozen
+    settings = config()
+    frozen = fit(
+        settings, dataset, Validator.of(settings.train, settings.evaluate), TrainContext()
+    ).frozen
     write_bundle(tmp_path / "bundle", frozen, dataset, {})
     read = read_bundle(tmp_path / "bundle").model
     assert (
@@ -186,10 +195,17 @@ def test_warm_start_keeps_the_axes(
     """Also if other vectors would rotate them; different media are refused, and media may be added
     later.
     """
-    first = fit(config(), dataset, Validator.of(config()), TrainContext())
+    settings = config()
+    first = fit(settings, dataset, Validator.of(settings.train, settings.evaluate), TrainContext())
     earlier = Earlier(first.weights, first.frozen.sizes)
-    start, added = warm_start(config(), dataset, earlier)
-    again = fit(config(lr=1e-12), dataset, Validator.of(config()), TrainContext(), start=start)
+    start, added = warm_start(settings.model, settings.train, settings.seed, dataset, earlier)
+    again = fit(
+        config(lr=1e-12),
+        dataset,
+        Validator.of(settings.train, settings.evaluate),
+        TrainContext(),
+        start=start,
+    )
     assert added == []
     for name, tensor in first.frozen.tensors().items():
         torch.testing.assert_close(again.frozen.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
@@ -197,8 +213,14 @@ def test_warm_start_keeps_the_axes(
         small_world(tmp_path / "turned"),
         {"image": 2 * vectors(4, seed=5), "audio": vectors(3, seed=6)},
     )
-    start, _ = warm_start(config(), turned, earlier)
-    later = fit(config(), turned, Validator.of(config()), TrainContext(), start=start)
+    start, _ = warm_start(settings.model, settings.train, settings.seed, turned, earlier)
+    later = fit(
+        settings,
+        turned,
+        Validator.of(settings.train, settings.evaluate),
+        TrainContext(),
+        start=start,
+    )
     axes = [name for name in first.weights if "looks.axes" in name or "looks.mean" in name]
     assert len(axes) == 4
     assert all(
@@ -209,12 +231,18 @@ def test_warm_start_keeps_the_axes(
     with pytest.raises(
         ArtifactError, match=r"media audio \(3\), image \(4\), this dataset has image \(4\)"
     ):
-        warm_start(config(), other, earlier)
+        warm_start(settings.model, settings.train, settings.seed, other, earlier)
     blind = Earlier(
         {name: tensor for name, tensor in first.weights.items() if ".media." not in name},
         replace(first.frozen.sizes, inputs={}),
     )
-    start, added = warm_start(config(), dataset, blind)
+    start, added = warm_start(settings.model, settings.train, settings.seed, dataset, blind)
     assert added and all(".media." in name for name in added)
-    seeing = fit(config(), dataset, Validator.of(config()), TrainContext(), start=start)
+    seeing = fit(
+        settings,
+        dataset,
+        Validator.of(settings.train, settings.evaluate),
+        TrainContext(),
+        start=start,
+    )
     assert seeing.best_epoch == 0 or all(seeing.weights[name].any() for name in axes)

@@ -101,11 +101,14 @@ def test_moment_finds_the_hour_that_determines_the_next_item(tmp_path: Path) -> 
     section = {"enabled": True, "smoothing": 10.0}
     tree = {"model": {"granularities": {"moment": section}}, "evaluate": {"exclude_seen": False}}
     config = build_config({"data": {"dir": dataset.root}, **tree, "train": {"metric": "ndcg@10"}})
-    model = build_model(config, dataset, Split.VALID)
-    frozen = model.freeze(build_graphs(dataset, Split.VALID, model, config))
+    model = build_model(config.model, config.train, dataset, Split.VALID)
+    frozen = model.freeze(build_graphs(dataset, Split.VALID, model, config.evaluate, config.seed))
     queries = dataset.histories().queries(Split.TEST)
     unasked = replace(queries, asked_at_B=np.zeros(len(queries), dtype=np.int64))
-    with_, without = (Validator.of(config)(frozen, each).mean() for each in (queries, unasked))
+    with_, without = (
+        Validator.of(config.train, config.evaluate)(frozen, each).mean()
+        for each in (queries, unasked)
+    )
     assert with_ > 1.5 * without, (with_, without)
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))

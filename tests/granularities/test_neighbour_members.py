@@ -156,7 +156,9 @@ def test_newest_event_has_most_weight_if_it_determines_the_next_item(
     section = {"enabled": True, "recency": [0.0, 2.0]}
     tree = {"model": {"granularities": {name: section}}, "train": {"metric": "ndcg@10"}}
     config = build_config({"data": {"dir": steps.root}, **tree})
-    found = choose_values(config, steps, Validator.of(config), TrainContext())[name]
+    found = choose_values(
+        config, steps, Validator.of(config.train, config.evaluate), TrainContext()
+    )[name]
     assert (
         found["chosen"]["recency"] == 2.0
         and "half_life" not in found["chosen"]
@@ -164,7 +166,7 @@ def test_newest_event_has_most_weight_if_it_determines_the_next_item(
     )
     merits = found["candidates"]["recency"]
     assert merits["2.0"] > 1.15 * merits["0.0"], merits
-    frozen = fit(config, steps, Validator.of(config), TrainContext()).frozen
+    frozen = fit(config, steps, Validator.of(config.train, config.evaluate), TrainContext()).frozen
     queries = steps.histories().queries(Split.TEST)
     popular = torch.as_tensor(frozen.popularity_N)
 
@@ -173,8 +175,8 @@ def test_newest_event_has_most_weight_if_it_determines_the_next_item(
             return popular.repeat(len(queries), 1)
 
     assert (
-        Validator.of(config)(frozen, queries).mean()
-        > 2 * Validator.of(config)(Popular(), queries).mean()
+        Validator.of(config.train, config.evaluate)(frozen, queries).mean()
+        > 2 * Validator.of(config.train, config.evaluate)(Popular(), queries).mean()
     )
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))

@@ -141,7 +141,7 @@ def config_of(
 
 
 def trained(config: Config, dataset: PreparedDataset) -> Any:
-    return fit(config, dataset, Validator.of(config), TrainContext())
+    return fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
 
 
 BY_PATH = {
@@ -434,7 +434,10 @@ def test_metric_from_another_package_chooses_epochs_and_is_reported(
     installed(importable, "rbp", "1.0", {"rbp": "rbp:rbp"}, outside.METRICS)
     outside._offers.cache_clear()
     named = build_config({"train": {"metric": "rbp@5"}})
-    assert Validator.of(named).metric == "rbp@5" and parse_metric("rbp@5").kind == "rbp"
+    assert (
+        Validator.of(named.train, named.evaluate).metric == "rbp@5"
+        and parse_metric("rbp@5").kind == "rbp"
+    )
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,11 @@ def test_nearby_items_are_found(tmp_path: Path, by: str) -> None:
     section = {"enabled": True, "recency": 2.0, "numbers": [] if by == "place" else ["price"]}
     tree = {"model": {"granularities": {"place": section}}, "train": {"metric": "ndcg@10"}}
     config = build_config({"data": {"dir": dataset.root}, **tree})
-    frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
+    frozen = fit(
+        config, dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    ).frozen
     queries = dataset.histories().queries(Split.TEST)
-    value = Validator.of(config)(frozen, queries).mean()
+    value = Validator.of(config.train, config.evaluate)(frozen, queries).mean()
     assert value > 0.3, value  # measured: .53; by chance .011
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))
@@ -242,7 +244,9 @@ def test_new_items_are_found_in_a_changing_catalogue(tmp_path: Path) -> None:
         "train": {"metric": "ndcg@10"},
     }
     config = build_config({"data": {"dir": dataset.root}, **tree})
-    found = choose_values(config, dataset, Validator.of(config), TrainContext())["place"]
+    found = choose_values(
+        config, dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    )["place"]
     tried = found["candidates"]["half_life"]
     assert found["chosen"]["half_life"] != "none" and max(tried.values()) > 1.3 * tried["none"], (
         tried

@@ -154,10 +154,12 @@ def test_validation_chooses_a_short_half_life_if_fashions_change(fashions) -> No
     config = build_config(
         {"data": {"dir": fashions.root}, **tree, "train": {"metric": "ndcg@10", "refit": True}}
     )
-    found = choose_values(config, fashions, Validator.of(config), TrainContext())["popularity"]
+    found = choose_values(
+        config, fashions, Validator.of(config.train, config.evaluate), TrainContext()
+    )["popularity"]
     assert found["chosen"] == {"half_life": 2}
     assert found["candidates"]["half_life"]["2.0"] > found["candidates"]["half_life"]["none"] + 0.2
-    trained = fit(config, fashions, Validator.of(config), TrainContext())
+    trained = fit(config, fashions, Validator.of(config.train, config.evaluate), TrainContext())
     assert trained.choices[CONSTANTS]["popularity"]["chosen"] == {"half_life": 2}
     served = trained.frozen.config.granularities.popularity
     assert served.half_life == [2], "the model has its constants"
@@ -165,7 +167,8 @@ def test_validation_chooses_a_short_half_life_if_fashions_change(fashions) -> No
     other = config.model.model_copy(deep=True)
     other.granularities.popularity.half_life = [5, 9]
     assert narrowed(other, trained.frozen.config) == other, "this value was not a candidate"
-    model = build_model(with_constants(config, trained.choices), fashions, Split.VALID)
+    settings = with_constants(config, trained.choices)
+    model = build_model(settings.model, settings.train, fashions, Split.VALID)
     again = model.freeze(build_graphs(fashions, Split.VALID, model=model))
     queries = fashions.histories().queries(Split.TEST)
     torch.testing.assert_close(again.states["popularity"], trained.frozen.states["popularity"])

@@ -63,7 +63,8 @@ def make_config(**profile: Any) -> Config:
 
 def make_model(dataset: PreparedDataset, **profile: Any) -> FrozenModel:
     torch.manual_seed(0)
-    model = build_model(make_config(**profile), dataset, Split.VALID)
+    config = make_config(**profile)
+    model = build_model(config.model, config.train, dataset, Split.VALID)
     with torch.no_grad():  # some tables start at zero, which would hide their effect
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -203,7 +204,7 @@ def test_new_item_has_a_vector_from_its_attributes(dataset: PreparedDataset) -> 
     """i10 and i11 have no events; the two twins of i10 differ in attributes only."""
     torch.manual_seed(0)
     config = make_config(user_fields=[], item_fields=["price", "kind"])
-    model = build_model(config, dataset, Split.TRAIN)
+    model = build_model(config.model, config.train, dataset, Split.TRAIN)
     graphs = build_graphs(dataset, Split.TRAIN, model)
     plain = model.tower().detach()
     # untrained, attributes add nothing
@@ -275,7 +276,8 @@ def test_missing_columns_are_reported(
     dataset = make_dataset(tmp_path / "dataset", **columns)
     fields = {"item_fields": []} if columns else {}
     with pytest.raises(ConfigError, match=message):
-        build_model(make_config(**fields, **profile), dataset, Split.TRAIN)
+        config = make_config(**fields, **profile)
+        build_model(config.model, config.train, dataset, Split.TRAIN)
 
 
 # ------------------------------------------------------------------------------------------ serving

@@ -216,8 +216,10 @@ def test_served_model_uses_the_time_of_the_request(tmp_path: Path) -> None:
         "granularities": {"repeat": {"enabled": True, "smoothing": 1.0, "weight": 1.0}}
     }
     config = build_config(tree)
-    model = build_model(config, dataset, Split.TRAIN)
-    graphs = build_graphs(dataset, Split.TRAIN, model=model, config=config)
+    model = build_model(config.model, config.train, dataset, Split.TRAIN)
+    graphs = build_graphs(
+        dataset, Split.TRAIN, model=model, evaluate=config.evaluate, seed=config.seed
+    )
     assert graphs.histories is not None and not len(graphs.users_E)
     write_bundle(tmp_path / "bundle", model.freeze(graphs), dataset, {})
     recommender = Recommender(read_bundle(tmp_path / "bundle"))

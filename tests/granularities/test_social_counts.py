@@ -110,7 +110,7 @@ def test_true_friends_help_and_random_friends_do_not(tmp_path: Path) -> None:
     config = build_config(
         {"data": {"dir": dataset.root}, "model": {"granularities": {"social": section}}}
     )
-    model = build_model(config, dataset, Split.VALID)
+    model = build_model(config.model, config.train, dataset, Split.VALID)
     graphs = build_graphs(dataset, Split.VALID, model)
     queries = dataset.histories().queries(Split.TEST)
     true: Friends = graphs["friends"]

@@ -77,7 +77,8 @@ def frozen(sparse: None, dataset: PreparedDataset) -> FrozenModel:
         "granularities": granularities,
     }
     torch.manual_seed(0)
-    model = build_model(build_config(tree), dataset, Split.VALID)
+    config = build_config(tree)
+    model = build_model(config.model, config.train, dataset, Split.VALID)
     model.encoders.fitted_weights.copy_(torch.tensor([0.5, WEIGHT]))
     return model.freeze(build_graphs(dataset, Split.VALID, model))
 

@@ -105,7 +105,9 @@ def test_frozen_user_cf_is_served_next_to_item_cf(tmp_path: object) -> None:
         {"data": {"dir": dataset.root}, "model": {"width": 8, "granularities": sections}}
     )
     torch.manual_seed(0)
-    frozen = build_model(config, dataset, Split.TRAIN).freeze(build_graphs(dataset, Split.TRAIN))
+    frozen = build_model(config.model, config.train, dataset, Split.TRAIN).freeze(
+        build_graphs(dataset, Split.TRAIN)
+    )
     assert (
         frozen.names == ["collaborative", "item_cf", "user_cf"]
         and frozen.item_vectors_ND.shape[1] == 8 + 4 + 3

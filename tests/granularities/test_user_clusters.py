@@ -350,7 +350,7 @@ def test_single_number_is_used_and_too_many_strata_are_refused(tmp_path: Path) -
 
 
 def trained(dataset: PreparedDataset, config: Config) -> Any:
-    return fit(config, dataset, Validator.of(config), TrainContext())
+    return fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
 
 
 def test_training_learns_the_taste_of_strata(tmp_path: Path) -> None:
@@ -397,16 +397,25 @@ def test_update_of_strata_alone_fits_newer_events(tmp_path: Path) -> None:
     """
     config, dataset = settings(num_strata=4), kinds(tmp_path)
     frozen = trained(dataset, config).frozen
-    queries, validate = dataset.histories().queries(Split.TEST), Validator.of(config)
+    queries, validate = (
+        dataset.histories().queries(Split.TEST),
+        Validator.of(config.train, config.evaluate),
+    )
     good = validate(frozen, queries).mean()
-    assert validate(refit_strata(config, dataset, frozen), queries).mean() > good - 0.03
+    assert (
+        validate(
+            refit_strata(config.model.max_history, config.train, config.seed, dataset, frozen),
+            queries,
+        ).mean()
+        > good - 0.03
+    )
     module = stratum_of(frozen)
     assert module is not None
     with torch.no_grad():
         module.prototypes_KD.copy_(module.prototypes_KD.roll(1, 0))
     before = {name: tensor.clone() for name, tensor in frozen.tensors().items()}
     bad = validate(frozen, queries).mean()
-    renewed = refit_strata(config, dataset, frozen)
+    renewed = refit_strata(config.model.max_history, config.train, config.seed, dataset, frozen)
     assert bad < 0.2 < good - 0.3 < validate(renewed, queries).mean()
     for name, tensor in renewed.tensors().items():
         assert torch.equal(frozen.tensors()[name], before[name])
@@ -423,7 +432,10 @@ def test_update_of_strata_alone_leaves_out_unknown_items(tmp_path: Path) -> None
     ]
     grown = [[(24, 0, 1, Split.TRAIN), *walk] for walk in walks]
     more = write_dataset(tmp_path / "new", grown, 26)
-    old, new = refit_strata(config, dataset, frozen), refit_strata(config, more, frozen)
+    old, new = (
+        refit_strata(config.model.max_history, config.train, config.seed, dataset, frozen),
+        refit_strata(config.model.max_history, config.train, config.seed, more, frozen),
+    )
     for name, tensor in old.tensors().items():
         torch.testing.assert_close(new.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -444,13 +456,15 @@ def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) ->
     frozen = trained(dataset, config).frozen
     other = write_dataset(tmp_path / "b", [train_events(0, 1, 2)], 5)
     with pytest.raises(ConfigError, match="5 items, the model 24"):
-        refit_strata(config, other, frozen)
+        refit_strata(config.model.max_history, config.train, config.seed, other, frozen)
     plain = build_config(
         {"model": {"width": 8, "granularities": {"collaborative": {"enabled": True}}}}
     )
-    without = build_model(plain, dataset, Split.TRAIN).freeze(build_graphs(dataset, Split.TRAIN))
+    without = build_model(plain.model, plain.train, dataset, Split.TRAIN).freeze(
+        build_graphs(dataset, Split.TRAIN)
+    )
     with pytest.raises(ConfigError, match="no granularity stratum"):
-        refit_strata(plain, dataset, without)
+        refit_strata(plain.model.max_history, plain.train, plain.seed, dataset, without)
 
 
 def test_one_given_centroid_has_the_total_inertia_and_no_gap() -> None:

@@ -116,7 +116,8 @@ def test_constant_values_are_not_ratings(tmp_path: Path) -> None:
     assert "there are none" in why_no_ratings(rated([[0]], [float("nan")]))
     dataset = small_world(tmp_path)
     frozen = small_model(dataset)
-    report = rating_report(frozen, dataset, _config(dataset), Split.VALID)
+    config = _config(dataset)
+    report = rating_report(frozen, dataset, config.evaluate, config.seed, Split.VALID)
     assert "do not vary (all 9 are 1)" in report["skipped"]
     assert ratings_panel({"ratings": report}) == report and ratings_panel({}) is None
     with pytest.raises(RequestError, match=r"train\.ratings true"):
@@ -165,9 +166,9 @@ def _config(dataset: PreparedDataset, **train: object) -> Config:
 def test_planted_ratings_are_found_and_saved_with_the_model(tmp_path: Path) -> None:
     dataset = opinions(tmp_path)
     config = _config(dataset)
-    result = fit(config, dataset, Validator.of(config), TrainContext())
+    result = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     assert result.choices[RATINGS]["steps"] > 0
-    report = rating_report(result.frozen, dataset, config, Split.VALID)
+    report = rating_report(result.frozen, dataset, config.evaluate, config.seed, Split.VALID)
     ridge = report["baselines"][RIDGE]["rmse"]
     assert report["events"] == USERS and set(report["baselines"]) == {
         "global mean",
@@ -199,5 +200,5 @@ def test_planted_ratings_are_found_and_saved_with_the_model(tmp_path: Path) -> N
 def test_training_without_ratings_reports_why(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     config = _config(dataset, refit=False)
-    result = fit(config, dataset, Validator.of(config), TrainContext())
+    result = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     assert "do not vary" in result.choices[RATINGS]["skipped"] and result.frozen.rating_head is None

@@ -213,7 +213,7 @@ def after_two(tmp_path: Path) -> tuple[RunFolder, Config]:
     fit(
         config,
         dataset,
-        Validator.of(config),
+        Validator.of(config.train, config.evaluate),
         TrainContext(report=_kept(folder.root / "trials" / "000", 2)),
     )
     return folder, config
@@ -287,9 +287,14 @@ def test_training_with_a_head_start_equals_the_whole_training(
 ) -> None:
     folder, config = after_two
     dataset = PreparedDataset(str(folder.root.parent / "data"))
-    whole = fit(config, dataset, Validator.of(config), TrainContext())
+    whole = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     checkpoint = folder.root / "trials" / "000" / "checkpoint-1"
-    continued = fit(config, dataset, Validator.of(config), TrainContext(resume_from=checkpoint))
+    continued = fit(
+        config,
+        dataset,
+        Validator.of(config.train, config.evaluate),
+        TrainContext(resume_from=checkpoint),
+    )
     assert continued.best_epoch == whole.best_epoch
     assert all((continued.weights[name] == weight).all() for name, weight in whole.weights.items())
 
@@ -302,7 +307,7 @@ def test_head_start_without_time_to_continue_keeps_its_weights(
     dataset = PreparedDataset(str(folder.root.parent / "data"))
     checkpoint = folder.root / "trials" / "000" / "checkpoint-1"
     context = TrainContext(resume_from=checkpoint, deadline=Deadline(-1.0))
-    found = fit(config, dataset, Validator.of(config), context)
+    found = fit(config, dataset, Validator.of(config.train, config.evaluate), context)
     assert [report["epoch"] for report in found.history] == [1, 2] and UNREFITTED in found.choices
     best = load_checkpoint(checkpoint, None)[1]
     assert all((found.weights[name] == weight).all() for name, weight in best.items())
@@ -330,7 +335,7 @@ def _timed(
 def test_training_that_runs_out_of_time_ends_with_a_validation(tmp_path: Path) -> None:
     dataset, config, clock = cycles(tmp_path), settings(epochs=6, evaluate_every=3), Clock()
     context, reports, notes = _timed(clock, 10.0, until=15.0)
-    result = fit(config, dataset, Validator.of(config), context)
+    result = fit(config, dataset, Validator.of(config.train, config.evaluate), context)
     assert [report["epoch"] for report in reports] == [1, 2, 3] and "share" in reports[-1]
     assert "ndcg@5" in reports[-1] and result.best_epoch in (0, 1, 2, 3)
     assert any("stopped at epoch 3 of 6" in note for note in notes)
@@ -342,7 +347,7 @@ def test_training_that_runs_out_of_time_in_its_first_epoch_still_gives_a_validat
 ) -> None:
     dataset, config, clock = cycles(tmp_path), settings(epochs=6, evaluate_every=3), Clock()
     context, reports, _ = _timed(clock, 0.0, until=-1.0)
-    result = fit(config, dataset, Validator.of(config), context)
+    result = fit(config, dataset, Validator.of(config.train, config.evaluate), context)
     (only,) = reports
     assert 0 < only["share"] < 1 and "ndcg@5" in only and result.best_epoch == 1
 
@@ -355,10 +360,12 @@ def test_refit_without_enough_time_is_left_out(tmp_path: Path, seconds: float) -
     context, reports, notes = _timed(clock, seconds, until=15.0)
     if not seconds:  # the pace allowed a refit, and then the machine stopped
         context = replace(context, report=_stops_in("refit", reports, clock))
-    result = fit(config, dataset, Validator.of(config), context)
+    result = fit(config, dataset, Validator.of(config.train, config.evaluate), context)
     assert result.refit and UNREFITTED in result.choices
     assert all(report["phase"] == "select" for report in result.history)
-    alone = fit(settings(epochs=2), dataset, Validator.of(config), TrainContext())
+    alone = fit(
+        settings(epochs=2), dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    )
     for weights in (result.weights, result.selected or {}):
         assert all((weights[name] == weight).all() for name, weight in alone.weights.items()), (
             "the selected weights"
@@ -382,8 +389,13 @@ def _stops_in(
 @pytest.mark.usefixtures("one_thread")
 def test_deadline_far_away_changes_nothing(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path), settings(epochs=2, refit=True)
-    plain = fit(config, dataset, Validator.of(config), TrainContext())
-    timed = fit(config, dataset, Validator.of(config), TrainContext(deadline=Deadline(1e12)))
+    plain = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
+    timed = fit(
+        config,
+        dataset,
+        Validator.of(config.train, config.evaluate),
+        TrainContext(deadline=Deadline(1e12)),
+    )
     assert plain.refit and timed.refit
     assert all((plain.weights[name] == weight).all() for name, weight in timed.weights.items())
 
@@ -391,7 +403,7 @@ def test_deadline_far_away_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_final_training_cut_by_the_deadline_is_not_whole(tmp_path: Path) -> None:
     dataset, config, clock = cycles(tmp_path), settings(epochs=3), Clock()
-    trained = fit(config, dataset, Validator.of(config), TrainContext())
+    trained = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     final = replace(Final.of_trained(trained), epochs=3, of=3)
     assert is_whole(fit_final(config, dataset, TrainContext(), final), final)
     context, reports, _ = _timed(clock, 0.0, until=5.0)
@@ -418,7 +430,7 @@ def _in_time(
     dataset: Any, config: Any, until: float, seconds: float = 1.0
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """The members' constants if every ranking takes so many seconds."""
-    clock, validator, notes = Clock(), Validator.of(config), list[str]()
+    clock, validator, notes = Clock(), Validator.of(config.train, config.evaluate), list[str]()
 
     def validate(model: Any, queries: Any) -> Any:
         clock.now += seconds
@@ -432,7 +444,9 @@ def test_enough_time_gives_the_constants_of_no_deadline(tmp_path: Path) -> None:
     dataset, config = _members(tmp_path)
     found, left_out, notes = _in_time(dataset, config, until=1e9)
     assert not left_out and not notes
-    assert found == choose_values(config, dataset, Validator.of(config), TrainContext())
+    assert found == choose_values(
+        config, dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    )
 
 
 def test_expensive_members_are_left_out_by_name_and_cheap_ones_stay(tmp_path: Path) -> None:
@@ -468,7 +482,9 @@ def test_model_without_left_out_members_is_complete(
         ),
     )
     stream = io.StringIO()
-    trained = fit(trained_part(config), dataset, Validator.of(config), TrainContext())
+    trained = fit(
+        trained_part(config), dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    )
     result = stacked(config, dataset, trained, Progress(stream))
     assert "member als is left out: no time is left to fit it" in stream.getvalue()
     assert set(result.choices[LEFT_OUT]) == {"als", "item_cf"}

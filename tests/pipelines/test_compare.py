@@ -69,7 +69,10 @@ def finished(folder: Path, name: str, data: str = "data", **changes: Any) -> Pat
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     config: Config = load_config(folder / f"{name}.yaml")
     with open_run(config, "run") as run:
-        save_trained(run.model, fit(config, dataset, Validator.of(config), TrainContext()))
+        save_trained(
+            run.model,
+            fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext()),
+        )
         run.write_json(
             run.model / ORIGIN, {"dataset": dataset.root, "hash": dataset.manifest.content_hash}
         )

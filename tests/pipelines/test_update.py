@@ -117,7 +117,9 @@ def settings(**train: Any) -> Config:
 
 
 def trained(config: Config, dataset: PreparedDataset, **options: Any) -> Any:
-    return fit(config, dataset, Validator.of(config), TrainContext(), **options)
+    return fit(
+        config, dataset, Validator.of(config.train, config.evaluate), TrainContext(), **options
+    )
 
 
 def test_fine_tuning_of_the_language_model_is_refused() -> None:
@@ -135,7 +137,9 @@ def test_fine_tuning_of_the_language_model_is_refused() -> None:
 def test_warm_start_on_the_same_data_equals_the_model(tmp_path: Path, one_thread: None) -> None:
     dataset, config = small_world(tmp_path / "d"), settings()
     first = trained(config, dataset)
-    start, added = warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))
+    start, added = warm_start(
+        config.model, config.train, config.seed, dataset, Earlier(first.weights, first.frozen.sizes)
+    )
     assert added == [] and all(
         torch.equal(start.weights[name], tensor) for name, tensor in first.weights.items()
     )
@@ -150,7 +154,9 @@ def test_unchanged_model_may_be_selected(tmp_path: Path, one_thread: None) -> No
     """A step so large that it can only harm: epoch 0 wins, and the refit takes no step either."""
     dataset, config = small_world(tmp_path / "d"), settings(epochs=30, lr=0.02, patience=30)
     first = trained(config, dataset)
-    start, _ = warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))
+    start, _ = warm_start(
+        config.model, config.train, config.seed, dataset, Earlier(first.weights, first.frozen.sizes)
+    )
     second = trained(settings(epochs=2, lr=3.0), dataset, start=start)
     assert second.best_epoch == 0 and second.refit
     assert all(torch.equal(second.weights[name], start.weights[name]) for name in start.weights)
@@ -168,7 +174,9 @@ def test_grown_dataset_keeps_the_learned_weights(tmp_path: Path, one_thread: Non
     config = settings(epochs=2)
     config.model.granularities.social.enabled = False
     first = trained(config, old)
-    start, added = warm_start(config, new, Earlier(first.weights, first.frozen.sizes))
+    start, added = warm_start(
+        config.model, config.train, config.seed, new, Earlier(first.weights, first.frozen.sizes)
+    )
     assert added == []
     table = start.weights["model.tower.id_ND.weight"]
     assert table.shape == (10, 8) and torch.equal(
@@ -193,20 +201,40 @@ def test_other_shapes_of_the_data_give_a_message_with_the_setting(tmp_path: Path
     with pytest.raises(
         ArtifactError, match=r"text_width 6, this dataset gives 4: the language model .* differs"
     ):
-        warm_start(config, other, Earlier(first.weights, first.frozen.sizes))
+        warm_start(
+            config.model,
+            config.train,
+            config.seed,
+            other,
+            Earlier(first.weights, first.frozen.sizes),
+        )
 
 
 def test_other_language_model_of_equal_width_is_recognised_by_its_files(tmp_path: Path) -> None:
     dataset, config = small_world(tmp_path / "d"), settings()
     first = trained(config, dataset)
     dataset.manifest.text["identity"] = "aa"
-    warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "aa"))
+    warm_start(
+        config.model,
+        config.train,
+        config.seed,
+        dataset,
+        Earlier(first.weights, first.frozen.sizes, "aa"),
+    )
     # of a dataset without this entry
-    warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))
+    warm_start(
+        config.model, config.train, config.seed, dataset, Earlier(first.weights, first.frozen.sizes)
+    )
     with pytest.raises(
         ArtifactError, match=r"uses the language model bb, this dataset aa.*data\.text\.model"
     ):
-        warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "bb"))
+        warm_start(
+            config.model,
+            config.train,
+            config.seed,
+            dataset,
+            Earlier(first.weights, first.frozen.sizes, "bb"),
+        )
 
 
 def test_validation_and_test_use_only_users_with_events_unknown_to_the_parent(
@@ -342,7 +370,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
         update={"registry": config.registry.model_copy(update={"alias": "champion"})}
     )
     with Tracker(champion) as tracker:
-        register(tracker, folder / "monday/bundle", champion, {"model": {}})
+        register(
+            tracker,
+            folder / "monday/bundle",
+            champion.registry,
+            {"model": {}},
+            resumes=champion.run.resume,
+            replaces=champion.update.replace,
+        )
     return folder
 
 

@@ -145,7 +145,9 @@ def test_new_users_with_friends_only_beat_popularity_on_lastfm(
     }
     config = load_config("pipelines/configs/lastfm.yaml", list(overrides.items()))
     dataset = prepare(config, progress=lambda line: None)
-    frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
+    frozen = fit(
+        config, dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    ).frozen
     queries = dataset.histories().queries(Split.VALID)
     scorer = FriendsOnly(frozen, dataset)
     cold = [
@@ -226,7 +228,9 @@ def test_new_items_with_text_only_are_found_on_lastfm(
     }
     config = load_config("pipelines/configs/lastfm.yaml", list(overrides.items()))
     dataset = prepare(config, progress=lambda line: None)
-    frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
+    frozen = fit(
+        config, dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    ).frozen
     queries = dataset.histories().queries(Split.TEST)
     queries = queries.take(
         np.flatnonzero((queries.histories.lengths_U > 0) & (np.diff(queries.target_offsets_B1) > 0))

@@ -183,7 +183,10 @@ def ndcg_by_query(dataset: PreparedDataset) -> tuple[Array, Array]:
             "evaluate": {"ks": [10]},
         }
     )
-    validator, queries = Validator.of(config), dataset.histories().queries(Split.VALID)
+    validator, queries = (
+        Validator.of(config.train, config.evaluate),
+        dataset.histories().queries(Split.VALID),
+    )
     trained = fit(config, dataset, validator, TrainContext())
     popularity = Popularity(config)
     popularity.fit(dataset.histories().through(Split.TRAIN), dataset.num_items)

@@ -268,7 +268,8 @@ def test_missing_texts_are_refused_with_the_cure(tmp_path: Path) -> None:
     histories = [leave_last(0, 1, 2, 3)] * 3
     dataset = write_dataset(tmp_path, histories, 6, text_width=8)
     with pytest.raises(ConfigError, match=r"data\.text\.users\.enabled true"):
-        build_model(training_config(dataset, "both"), dataset, Split.TRAIN)
+        config = training_config(dataset, "both")
+        build_model(config.model, config.train, dataset, Split.TRAIN)
 
 
 # --------------------------------------------------------------------------------------- at serving
@@ -277,7 +278,8 @@ def test_missing_texts_are_refused_with_the_cure(tmp_path: Path) -> None:
 def served(folder: Path, kind: str) -> Recommender:
     dataset = world(folder / "data")
     torch.manual_seed(0)
-    model = build_model(training_config(dataset, kind), dataset, Split.VALID)
+    config = training_config(dataset, kind)
+    model = build_model(config.model, config.train, dataset, Split.VALID)
     frozen = model.freeze(build_graphs(dataset, Split.VALID, model))
     write_bundle(folder / "bundle", frozen, dataset, {})
     bundle = read_bundle(folder / "bundle")
@@ -396,7 +398,7 @@ def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> Non
             texts.vectors_RT[texts.whole(np.array([0]))[0]], exact.encode([text])[0], atol=2e-3
         )
     settings = training_config(dataset, "both")
-    model = build_model(settings, dataset, Split.TRAIN)
+    model = build_model(settings.model, settings.train, dataset, Split.TRAIN)
     assert model.sizes.text_width == 2 * 256 and model.sizes.inputs["user_text"] == 384
     assert (
         model.freeze(build_graphs(dataset, Split.TRAIN, model))

@@ -107,9 +107,12 @@ def _steps(
 ) -> tuple[PrivateSteps, StepLoss]:
     torch.manual_seed(0)
     loader = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 6, 0.0, 1.0, 10**6, 0))
-    model = build_model(config, dataset, Split.TRAIN).eval()
+    model = build_model(config.model, config.train, dataset, Split.TRAIN).eval()
     loss = StepLoss(
-        model, build_graphs(dataset, Split.TRAIN, model, config), config.train.loss, dataset
+        model,
+        build_graphs(dataset, Split.TRAIN, model, config.evaluate, config.seed),
+        config.train.loss,
+        dataset,
     )
     budget = plan(config.train.privacy, PrivateSteps.num_users(loader), 4, 2)
     changed = {"noise_multiplier": noise, "sample_rate": rate, "clip": 0.05}
@@ -177,14 +180,14 @@ def test_private_training_chooses_nothing_and_reports_its_budget(
     tmp_path: Path, refit: bool, one_thread: None
 ) -> None:
     dataset, config = world(tmp_path / "d", 60), settings(refit=refit, evaluate_every=2)
-    found = fit(config, dataset, Validator.of(config), TrainContext())
+    found = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     assert found.best_epoch == 2 and found.selected is None and found.refit == refit
     spent = found.choices[PRIVACY]
     assert spent["epsilon"] <= 5.0 and spent["steps"] == 30 and spent["users"] == 60
     assert json.loads(json.dumps(found.choices)) == found.choices
     exact = build_graphs(dataset, Split.VALID if refit else Split.TRAIN).degree_N
     assert not torch.equal(found.frozen.popularity_N, exact), "counts are noised"
-    again = fit(config, dataset, Validator.of(config), TrainContext())
+    again = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     assert not torch.equal(found.frozen.items.vectors_SD, again.frozen.items.vectors_SD)
 
 
@@ -230,7 +233,7 @@ def test_private_search_update_and_selected_model_are_refused(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="a search and a chosen model"):
         check_settings(build_config({"train": {"privacy": {"epsilon": 1}}}), ("train",))
     with pytest.raises(ConfigError, match="continues from a model"):
-        fit(config, dataset, Validator.of(config), TrainContext(), Start({}))
+        fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext(), Start({}))
 
 
 def test_too_small_epsilon_has_a_clear_message() -> None:

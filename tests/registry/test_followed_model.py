@@ -63,7 +63,14 @@ def test_registered_model_with_remote_files_loads_and_leaves_nothing(
         bucket, tracking=tracking, registry={"name": "pocket", "alias": "champion"}
     )
     with Tracker(config, folder=tmp_path) as tracker:
-        register(tracker, bundle_folder, config, {})
+        register(
+            tracker,
+            bundle_folder,
+            config.registry,
+            {},
+            resumes=config.run.resume,
+            replaces=config.update.replace,
+        )
     before = sorted(temporary.iterdir())  # files that registering left are not the server's
     followed = FollowedModel("models:/pocket@champion", tracking["uri"])
     bundle, about = followed.load(followed.version())

@@ -56,9 +56,16 @@ def registered(folder: Path, uri: str = "") -> str:
         folder / "bundle", small_model(dataset), dataset, extra, card="# Model card: pocket\n"
     )
     with Tracker(config) as tracker:
-        model = register(tracker, folder / "bundle", config, {"model": {"ndcg@20": 0.25}})
+        model = register(
+            tracker,
+            folder / "bundle",
+            config.registry,
+            {"model": {"ndcg@20": 0.25}},
+            resumes=config.run.resume,
+            replaces=config.update.replace,
+        )
         tracker.client.set_registered_model_alias("pocket", "champion", str(model.version))
-    return tracking_uri(config)
+    return tracking_uri(config.tracking, config.run.dir)
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,15 @@ class Registered:
                 )
             tracker.log_dataset(self.dataset.manifest, self.dataset.root)
             tracker.log_file(folder / "report.html")
-            self.model: RegisteredModel = register(tracker, self.bundle, self.config, METRICS)
-        self.uri = tracking_uri(self.config)
+            self.model: RegisteredModel = register(
+                tracker,
+                self.bundle,
+                self.config.registry,
+                METRICS,
+                resumes=self.config.run.resume,
+                replaces=self.config.update.replace,
+            )
+        self.uri = tracking_uri(self.config.tracking, self.config.run.dir)
         self.run_id = tracker.run_id
 
 
@@ -290,8 +297,8 @@ def test_failed_run_is_marked_and_can_continue(registered: Registered) -> None:
     run = found.get_run(tracker.run_id)
     assert run.info.status == "FAILED" and run.info.run_name == "doomed"
     assert run.data.tags["error"] == "ZeroDivisionError: division by zero"
-    assert run_of_folder(config) == tracker.run_id
-    with Tracker(config, run_id=run_of_folder(config)) as again:
+    assert run_of_folder(config.tracking, config.run.dir) == tracker.run_id
+    with Tracker(config, run_id=run_of_folder(config.tracking, config.run.dir)) as again:
         again.log_metrics({"late": 1})
     run = found.get_run(again.run_id)
     assert (
@@ -307,7 +314,17 @@ def test_version_created_before_an_interruption_is_reused(registered: Registered
         registered.folder, **sections, run={"dir": str(registered.folder / "e"), "resume": True}
     )
     with Tracker(config, run_id=registered.run_id, apart=True) as tracker:
-        assert register(tracker, registered.bundle, config, METRICS) == registered.model
+        assert (
+            register(
+                tracker,
+                registered.bundle,
+                config.registry,
+                METRICS,
+                resumes=config.run.resume,
+                replaces=config.update.replace,
+            )
+            == registered.model
+        )
     found = client(registered.uri)
     (version,) = found.search_model_versions("name = 'pocket'")
     for other in ({"weights.sha256": "0" * 64}, {"run_id": "0" * 32}, {"metric.ndcg_at_20": "0.5"}):
@@ -330,7 +347,9 @@ def test_deleted_run_is_replaced_by_a_new_one(registered: Registered) -> None:
     for gone in (first.run_id, "0" * 32):
         with Tracker(config, run_id=gone) as again:
             pass
-        assert again.run_id != gone and run_of_folder(config) == again.run_id
+        assert (
+            again.run_id != gone and run_of_folder(config.tracking, config.run.dir) == again.run_id
+        )
 
 
 def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
@@ -352,7 +371,8 @@ def test_uri_without_credentials_names_the_fix(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"--tracking\.uri, or as an environment variable \$VARIABLE"
     ):
-        tracking_uri(make_config(tmp_path, tracking={"uri": "postgresql://***@host/db"}))
+        config = make_config(tmp_path, tracking={"uri": "postgresql://***@host/db"})
+        tracking_uri(config.tracking, config.run.dir)
 
 
 def test_children_name_their_parent(registered: Registered) -> None:
@@ -362,7 +382,7 @@ def test_children_name_their_parent(registered: Registered) -> None:
     tags = client(registered.uri).get_run(child.run_id).data.tags
     assert tags["mlflow.parentRunId"] == registered.run_id and tags["trial"] == "1"
     # a child run does not replace the run of the folder
-    assert run_of_folder(registered.config) == registered.run_id
+    assert run_of_folder(registered.config.tracking, registered.config.run.dir) == registered.run_id
 
 
 def test_leftover_experiment_id_is_ignored(
@@ -386,7 +406,14 @@ def test_disabled_tracker_does_nothing(registered: Registered, tmp_path: Path) -
         tracker.log_file("missing")
         tracker.set_tags({"a": 1})
         with pytest.raises(ConfigError, match=r"tracking\.enabled true"):
-            register(tracker, registered.bundle, config, METRICS)
+            register(
+                tracker,
+                registered.bundle,
+                config.registry,
+                METRICS,
+                resumes=config.run.resume,
+                replaces=config.update.replace,
+            )
     assert list(tmp_path.iterdir()) == [] and tracker.run_id == ""
 
 
@@ -410,13 +437,14 @@ def test_unreachable_store_raises_one_message(tmp_path: Path) -> None:
 
 def test_remote_run_folders_need_a_tracking_uri(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set tracking\.uri"):
-        tracking_uri(make_config(tmp_path, run={"dir": "s3://bucket/run"}))
+        config = make_config(tmp_path, run={"dir": "s3://bucket/run"})
+        tracking_uri(config.tracking, config.run.dir)
 
 
 def test_relative_sqlite_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path, tracking={"uri": "sqlite:///deep/mlflow.db"})
-    assert tracking_uri(config) == f"sqlite:///{tmp_path}/deep/mlflow.db"
+    assert tracking_uri(config.tracking, config.run.dir) == f"sqlite:///{tmp_path}/deep/mlflow.db"
 
 
 def test_invalid_aliases_are_refused(registered: Registered) -> None:
@@ -427,7 +455,14 @@ def test_invalid_aliases_are_refused(registered: Registered) -> None:
         Tracker(config, parent_id=registered.run_id) as tracker,
         pytest.raises(ConfigError, match=r"registry\.alias"),
     ):
-        register(tracker, registered.bundle, config, METRICS)
+        register(
+            tracker,
+            registered.bundle,
+            config.registry,
+            METRICS,
+            resumes=config.run.resume,
+            replaces=config.update.replace,
+        )
 
 
 def test_empty_cells_of_a_frame_count_as_missing() -> None:

@@ -76,7 +76,7 @@ def test_histories_are_loaded_only_where_a_member_reads_them(
         "granularities": {"behaviour": {"enabled": True}, "item_cf": {"enabled": True}}
     }
     config = build_config(tree)
-    model = build_model(config, dataset, Split.TRAIN)
+    model = build_model(config.model, config.train, dataset, Split.TRAIN)
     assert build_graphs(dataset, Split.TRAIN, model=model).histories is None
     monkeypatch.setattr(
         dict(model.encoders.each(closed_form=True))["item_cf"], "reads_histories", True
@@ -89,7 +89,7 @@ def test_histories_are_loaded_only_where_a_member_reads_them(
         3 * DAY,
     ]
     some = build_graphs(
-        dataset, Split.VALID, model=model, config=config
+        dataset, Split.VALID, model=model, evaluate=config.evaluate, seed=config.seed
     ).histories  # an even sample of half the users
     assert some is not None and 10 <= len(some) <= 30 and set(some.lengths_U) == {4}
 

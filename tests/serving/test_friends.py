@@ -66,7 +66,7 @@ def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
     config = build_config(
         {"model": {"width": 8, "item": {"init_std": 0.5}, "granularities": granularities}}
     )
-    model = build_model(config, dataset, Split.VALID)
+    model = build_model(config.model, config.train, dataset, Split.VALID)
     with torch.no_grad():
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -94,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         codes=[[[2 + (u + at) % 2] for at in range(len(row))] for u, row in enumerate(HISTORIES)],
     )
     torch.manual_seed(0)
-    trained = build_model(config, dataset, Part.VALID)
+    trained = build_model(config.model, config.train, dataset, Part.VALID)
     with torch.no_grad():
         for parameter in trained.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

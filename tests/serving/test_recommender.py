@@ -147,7 +147,7 @@ def stacked(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) 
     sections = {name: {"enabled": True} for name in enabled}
     tree = {"width": 8, "granularities": sections, "fusion": {"stack": True}}
     config = build_config({"data": {"dir": dataset.root}, "model": tree})
-    model = build_model(config, dataset, Split.VALID)
+    model = build_model(config.model, config.train, dataset, Split.VALID)
     for place, member in enumerate(model.encoders.members):
         assert model.encoders.stack is not None
         model.encoders.stack.weights_GM[:, place] = float(member in ("item_knn", "popularity"))

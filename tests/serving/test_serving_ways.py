@@ -133,13 +133,13 @@ class Served:
                 for user, row in enumerate(HISTORIES)
             ],
         )
-        self.uri = tracking_uri(self.config)
+        self.uri = tracking_uri(self.config.tracking, self.config.run.dir)
         self.add(0)
 
     def add(self, seed: int) -> None:
         """Register another version, which becomes champion."""
         torch.manual_seed(seed)
-        model = build_model(self.config, self.dataset, Split.VALID)
+        model = build_model(self.config.model, self.config.train, self.dataset, Split.VALID)
         with torch.no_grad():
             for parameter in model.encoders.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -151,7 +151,14 @@ class Served:
             {},
         )
         with Tracker(self.config) as tracker:
-            register(tracker, self.bundle, self.config, {"model": {"ndcg@20": 0.25}})
+            register(
+                tracker,
+                self.bundle,
+                self.config.registry,
+                {"model": {"ndcg@20": 0.25}},
+                resumes=self.config.run.resume,
+                replaces=self.config.update.replace,
+            )
 
     def expected(self, bundle: Path | None = None) -> list[dict[str, Any]]:
         return [

@@ -111,7 +111,8 @@ def test_item_without_events_is_compared_by_text(recommender: Recommender) -> No
 
 def test_bundle_keeps_texts_that_the_model_does_not_read(world: World, tmp_path: Path) -> None:
     sections = {"model": {"width": 8, "granularities": {"collaborative": {"enabled": True}}}}
-    model = build_model(build_config(sections), world.dataset, Split.VALID)
+    config = build_config(sections)
+    model = build_model(config.model, config.train, world.dataset, Split.VALID)
     frozen = model.freeze(build_graphs(world.dataset, Split.VALID, model))
     assert not frozen.reads_text
     write_bundle(tmp_path / "bundle", frozen, world.dataset, {})

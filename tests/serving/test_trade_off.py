@@ -54,7 +54,12 @@ def measured() -> tuple[Any, Any, Config, dict[str, Any]]:
     config = Config()
     config.evaluate.bootstrap = 100
     model: Any = Vectors()
-    return model, queries, config, trade_off(model, queries, config)
+    return (
+        model,
+        queries,
+        config,
+        trade_off(model, queries, config.train, config.evaluate, config.seed),
+    )
 
 
 def test_strength_zero_keeps_the_list(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:

@@ -78,7 +78,9 @@ def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
         "fusion": {"kind": fusion, "signal_dropout": 0.2},
     }
     config = build_config({"model": model, "train": train, "evaluate": {"ks": [5]}})
-    result = fit(config, PreparedDataset(folder), Validator.of(config), TrainContext())
+    result = fit(
+        config, PreparedDataset(folder), Validator.of(config.train, config.evaluate), TrainContext()
+    )
     tensors = {name: tensor for name, tensor in result.frozen.encoders.state_dict().items()}
     tensors["items"] = result.frozen.item_vectors_ND
     digests = {

@@ -340,7 +340,7 @@ def train_twice(folder: str) -> None:
         from recsys.training.ray_train import train_on_ray
 
         dataset = prepare(config, lambda line: None)
-        whole = Validator.of(config)
+        whole = Validator.of(config.train, config.evaluate)
         for name, validate in (("lost", DiesOnce(whole, place / "marker")), ("whole", whole)):
             epochs: list[int] = []
             result = train_on_ray(

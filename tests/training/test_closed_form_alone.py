@@ -69,7 +69,7 @@ def test_closed_form_model_is_fitted_and_validated_once(
     result = fit(
         config,
         dataset,
-        Validator.of(config),
+        Validator.of(config.train, config.evaluate),
         TrainContext(report=lambda values, _: seen.append(values)),
     )
     model, queries = result.frozen, dataset.histories().queries(Split.TEST)
@@ -100,7 +100,9 @@ def _popularity(model: FrozenModel, dataset: PreparedDataset) -> float:
 
 def test_search_for_weights_starts_with_the_best_member_alone(dataset: PreparedDataset) -> None:
     config = settings(dataset)
-    frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
+    frozen = fit(
+        config, dataset, Validator.of(config.train, config.evaluate), TrainContext()
+    ).frozen
     weights, asked = frozen.encoders.fitted_weights, list[list[float]]()
 
     def metric() -> float:
@@ -115,10 +117,16 @@ def test_search_for_weights_starts_with_the_best_member_alone(dataset: PreparedD
 def test_resumed_equals_uninterrupted(dataset: PreparedDataset, tmp_path: Path) -> None:
     config = settings(dataset)
     whole = fit(
-        config, dataset, Validator.of(config), TrainContext(report=keep_checkpoints(tmp_path, None))
+        config,
+        dataset,
+        Validator.of(config.train, config.evaluate),
+        TrainContext(report=keep_checkpoints(tmp_path, None)),
     )
     resumed = fit(
-        config, dataset, Validator.of(config), TrainContext(resume_from=tmp_path / "select-0")
+        config,
+        dataset,
+        Validator.of(config.train, config.evaluate),
+        TrainContext(resume_from=tmp_path / "select-0"),
     )
     assert [report["ndcg@10"] for report in resumed.history] == [
         report["ndcg@10"] for report in whole.history
@@ -128,14 +136,19 @@ def test_resumed_equals_uninterrupted(dataset: PreparedDataset, tmp_path: Path) 
 
 def _worker(rank: int, world: int, root: str, out: str, config: dict[str, Any]) -> None:
     read = build_config(config)
-    result = fit(read, PreparedDataset(root), Validator.of(read), TrainContext(rank, world))
+    result = fit(
+        read,
+        PreparedDataset(root),
+        Validator.of(read.train, read.evaluate),
+        TrainContext(rank, world),
+    )
     torch.save({"weights": result.weights, "history": result.history}, f"{out}/{rank}.pt")
 
 
 @pytest.mark.slow
 def test_two_workers_give_the_result_of_one(dataset: PreparedDataset, tmp_path: Path) -> None:
     config = settings(dataset)
-    one = fit(config, dataset, Validator.of(config), TrainContext())
+    one = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     together(_worker, tmp_path, dataset.root, str(tmp_path), config.model_dump(mode="json"))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")

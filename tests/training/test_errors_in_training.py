@@ -48,18 +48,33 @@ def test_error_before_the_first_checkpoint_is_the_message(tmp_path: Path, ray_lo
 
     config = _config(tmp_path, {"history_mask_rate": 0.3})
     with pytest.raises(UserError, match=r"history_mask_rate 0\.3.*has an order"):
-        train_on_ray(config, _dataset(tmp_path, 0, 6), Validator.of(config), lambda values: None)
+        train_on_ray(
+            config,
+            _dataset(tmp_path, 0, 6),
+            Validator.of(config.train, config.evaluate),
+            lambda values: None,
+        )
 
 
 def test_validation_with_only_repeats_names_the_setting(tmp_path: Path) -> None:
     config = _config(tmp_path, {})
     with pytest.raises(DataError, match=r"had before; set evaluate\.exclude_seen false"):
-        fit(config, _dataset(tmp_path, 6), Validator.of(config), TrainContext())
+        fit(
+            config,
+            _dataset(tmp_path, 6),
+            Validator.of(config.train, config.evaluate),
+            TrainContext(),
+        )
 
 
 def test_many_repeats_in_validation_are_noted_once(tmp_path: Path) -> None:
     config, notes = _config(tmp_path, {"epochs": 3}), list[str]()
-    fit(config, _dataset(tmp_path, 6, 2), Validator.of(config), TrainContext(note=notes.append))
+    fit(
+        config,
+        _dataset(tmp_path, 6, 2),
+        Validator.of(config.train, config.evaluate),
+        TrainContext(note=notes.append),
+    )
     assert notes == [repeats_line("validation", 6, 8)]
     assert (
         notes[0].startswith("warning: 6 of 8 validation users")

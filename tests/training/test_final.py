@@ -85,7 +85,7 @@ def settings(
 
 
 def measured_of(config: Config, dataset: PreparedDataset) -> TrainResult:
-    return fit(config, dataset, Validator.of(config), TrainContext())
+    return fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
 
 
 def test_training_on_all_events_equals_refit_of_a_later_cut(tmp_path: Path) -> None:

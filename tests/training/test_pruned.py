@@ -48,7 +48,13 @@ def prune_two(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -
 def run(
     config: Config, dataset: PreparedDataset, context: TrainContext | None = None, start: Any = None
 ) -> Any:
-    return phases.fit(config, dataset, Validator.of(config), context or TrainContext(), start)
+    return phases.fit(
+        config,
+        dataset,
+        Validator.of(config.train, config.evaluate),
+        context or TrainContext(),
+        start,
+    )
 
 
 @pytest.mark.parametrize("kind", ["learned", "gated"])

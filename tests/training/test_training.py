@@ -87,7 +87,9 @@ def settings(**train: Any) -> Config:
 
 
 def run(config: Config, dataset: PreparedDataset, context: TrainContext | None = None) -> Any:
-    return fit(config, dataset, Validator.of(config), context or TrainContext())
+    return fit(
+        config, dataset, Validator.of(config.train, config.evaluate), context or TrainContext()
+    )
 
 
 def test_loop_learns_a_certain_next_item(tmp_path: Path) -> None:
@@ -268,7 +270,9 @@ def test_refit_keeps_the_selected_weights(tmp_path: Path) -> None:
     best = max(report["ndcg@5"] for report in result.history if "ndcg@5" in report)
     save_trained(tmp_path / "model", result)
     selected = selected_model(config, dataset, load_trained(tmp_path / "model"))
-    assert Validator.of(config)(selected, queries).mean() == pytest.approx(best, abs=1e-6)
+    assert Validator.of(config.train, config.evaluate)(selected, queries).mean() == pytest.approx(
+        best, abs=1e-6
+    )
     assert not torch.equal(selected.item_vectors_ND, result.frozen.item_vectors_ND)
     with pytest.raises(Interrupted):
         run(config, dataset, TrainContext(report=keep_checkpoints(tmp_path, 1, "refit")))

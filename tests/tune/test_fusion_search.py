@@ -102,7 +102,8 @@ def settings(kind: str = "weighted", **granularities: dict[str, Any]) -> Config:
 def frozen_model(dataset: PreparedDataset, kind: str) -> FrozenModel:
     """A model with random weights; some users have no friends."""
     torch.manual_seed(0)
-    model = build_model(settings(kind), dataset, Split.TRAIN)
+    config = settings(kind)
+    model = build_model(config.model, config.train, dataset, Split.TRAIN)
     with torch.no_grad():
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -210,7 +211,7 @@ def planted(tmp_path: Path, weights: list[float]) -> Trials:
         }
     )
     torch.manual_seed(0)
-    model = build_model(config, dataset, Split.TRAIN)
+    model = build_model(config.model, config.train, dataset, Split.TRAIN)
     frozen = model.freeze(build_graphs(dataset, Split.TRAIN, model))
     items_ND = torch.nn.functional.normalize(torch.randn(NUM_ITEMS, 16), dim=1)
     frozen.item_vectors_ND = items_ND
@@ -322,7 +323,7 @@ def write_run(
     """A run folder after ``train``; then its fusion gets worse weights, also in the frozen and
     selected model.
     """
-    result = fit(config, dataset, Validator.of(config), TrainContext())
+    result = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
     names = result.frozen.trained_names
     wrong_K = torch.tensor([bad[name] for name in names])
     result.frozen.encoders.load_state_dict(
@@ -418,7 +419,9 @@ def test_single_granularity_and_updated_model_are_refused(tmp_path: Path) -> Non
     folder = RunFolder(tmp_path / "run", Progress(None, None))  # type: ignore[arg-type]
     folder.model.mkdir(parents=True)
     (folder.model / ORIGIN).write_text(json.dumps({"hash": dataset.manifest.content_hash}))
-    frozen = build_model(one, dataset, Split.TRAIN).freeze(build_graphs(dataset, Split.TRAIN))
+    frozen = build_model(one.model, one.train, dataset, Split.TRAIN).freeze(
+        build_graphs(dataset, Split.TRAIN)
+    )
     result = TrainResult(frozen, {}, [], 1, False, 0.0)
     with pytest.raises(ConfigError, match=r"has only evolution; enable another"):
         check(result, folder)

@@ -30,7 +30,7 @@ def tracking(config: Config | None) -> Iterator[Finding]:
     from recsys.registry.mlflow_client import sqlite_path, tracking_uri
 
     try:
-        uri = tracking_uri(config)
+        uri = tracking_uri(config.tracking, config.run.dir)
     except ConfigError as error:
         yield Finding("mlflow store", "fail", "tracking.uri", str(error))
         return

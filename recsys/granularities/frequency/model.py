@@ -50,7 +50,7 @@ class Frequency(Granularity):
         str
             Why repeats cannot help; "" if they may.
         """
-        return why_nothing_repeats(dataset, config)
+        return why_nothing_repeats(dataset, config.evaluate)
 
     def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
         super().__init__()

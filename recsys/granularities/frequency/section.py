@@ -45,7 +45,7 @@ class FrequencyConfig(GranularityConfig):
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """Lists must be allowed to contain items of the history."""
-        yield from exclude_seen_contradiction(config, where)
+        yield from exclude_seen_contradiction(config.evaluate, where)
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the mask of target types only."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.config import Config
+from recsys.config import EvaluateConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 
@@ -44,9 +44,9 @@ class Pairs:
         return np.asarray(self.rows_P * 2**32 + self.items_P)
 
 
-def why_nothing_repeats(dataset: PreparedDataset, config: Config) -> str:
+def why_nothing_repeats(dataset: PreparedDataset, evaluate: EvaluateConfig) -> str:
     """Why repeats cannot help on a dataset, in a few words for people; empty if they may."""
-    if config.evaluate.exclude_seen:
+    if evaluate.exclude_seen:
         return "evaluate.exclude_seen is true"
     for shard in dataset.shards():
         if pairs_of(shard.through(Split.TRAIN), shard.targets_T).again_P.any():

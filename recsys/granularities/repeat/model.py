@@ -68,7 +68,7 @@ class Repeat(Granularity):
         str
             Why repeats cannot help; "" if they may.
         """
-        return why_nothing_repeats(dataset, config)
+        return why_nothing_repeats(dataset, config.evaluate)
 
     def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
         super().__init__()

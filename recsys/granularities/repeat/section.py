@@ -37,7 +37,7 @@ class RepeatConfig(GranularityConfig):
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """Lists must be allowed to contain items of the history."""
-        yield from exclude_seen_contradiction(config, where)
+        yield from exclude_seen_contradiction(config.evaluate, where)
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the pairs with their features, and of the events in order instead of the
