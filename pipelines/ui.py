@@ -23,7 +23,7 @@ from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
-from recsys.config import Config, RunConfig
+from recsys.config import Config, RunConfig, TrackingConfig
 from recsys.config.ui import UiConfig
 from recsys.errors import ConfigError
 from recsys.registry.mlflow_client import tracking_uri
