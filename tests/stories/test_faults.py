@@ -239,7 +239,7 @@ def test_full_disk_gives_one_message_and_resume_continues(
         assert not (run / "metrics.json").exists() and not list(run.glob(".*.json.*"))
         disk.free()
         with Command("run", config, "--resume") as command:
-            assert "is trained already" in command.ends()
+            assert "is already trained" in command.ends()
         same(outcome(run, database), whole)
         assert events_of(run / "dataset") == events_of(whole["dataset"])
 
