@@ -37,6 +37,11 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
     mark : str
         File name or glob pattern; an existing folder is replaced only where it has such a file.
 
+    Yields
+    ------
+    Path
+        The empty temporary folder, next to ``folder``.
+
     Raises
     ------
     ArtifactError
@@ -72,7 +77,7 @@ def _replace(aside: Path, folder: Path) -> None:
 
 
 def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
-    """Raise :class:`ArtifactError` unless a file exists and has the expected size and checksum.
+    """Check that a file exists and has the expected size and checksum.
 
     Parameters
     ----------
@@ -87,7 +92,7 @@ def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
     ------
     ArtifactError
         The file is missing, is not listed, or differs.
-    """
+    """  # noqa: DOC501
     path = folder / name
     if expected is None or not path.is_file():
         raise damaged(folder, f"{name} is missing")
@@ -98,11 +103,15 @@ def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
 
 
 def check_description(folder: str | Path, sha256: str | None) -> None:
-    """Raise :class:`ArtifactError` unless ``bundle.json``, which has the checksums of all files, is
-    unchanged.
+    """Check that ``bundle.json``, which has the checksums of all files, is unchanged.
 
     ``sha256`` is its expected checksum; None skips the check.
-    """
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, or its checksum differs.
+    """  # noqa: DOC501
     path = Path(folder) / DESCRIPTION
     if sha256 is not None and (not path.is_file() or entry_of(path).sha256 != sha256):
         raise damaged(

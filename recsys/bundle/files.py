@@ -123,7 +123,7 @@ def read_files(folder: Path) -> Bundle:
     ------
     ArtifactError
         There is no bundle, its format is another one, or it is damaged.
-    """
+    """  # noqa: DOC501
     info = read_info(folder)
     for name in (WEIGHTS, ITEMS, USERS):
         check_file(folder, name, info.files.get(name))
@@ -172,7 +172,7 @@ def read_card(folder: Path, info: BundleInfo) -> str:
     ------
     ArtifactError
         The file was changed, or is not text.
-    """
+    """  # noqa: DOC501
     if CARD not in info.files:
         return ""
     check_file(folder, CARD, info.files[CARD])

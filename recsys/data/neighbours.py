@@ -133,8 +133,12 @@ class Neighbours:
         )
 
     def parts(self) -> Iterator[tuple[Array, Array, Array]]:
-        """The whole graph, some users at a time: the users, and for each edge the position of its
-        user and its item.
+        """The whole graph, some users at a time.
+
+        Yields
+        ------
+        tuple of Array
+            The users, and for each edge the position of its user among them and its item.
         """
         cuts = np.flatnonzero(
             np.diff(np.cumsum(self.items_of_V.degree_X) // _EDGES_AT_A_TIME, prepend=0)

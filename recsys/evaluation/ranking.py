@@ -186,7 +186,12 @@ def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, A
     which many scores are equal or −inf are left out. Items are in groups (about every 16th of a row
     together). A maximum is found several times faster than an order, and the k-th largest of the
     group maxima is a bound that at least k items reach.
-    """
+
+    Raises
+    ------
+    ValueError
+        A score is NaN.
+    """  # noqa: DOC501
     num_items = scores_bN.shape[1]
     groups = num_items // _GROUP
     whole = groups * _GROUP
@@ -316,6 +321,11 @@ def _by_vectors(
 ) -> Found:
     """Yield the lists of a vector scorer, users of similar length together; popularity for users
     without a signal.
+
+    Yields
+    ------
+    tuple of Array
+        Rows of the queries, and their items and scores [b, k].
     """
     order_B = np.argsort(queries.histories.lengths_U, kind="stable")
     for start in range(0, len(queries), chunk):

@@ -381,6 +381,11 @@ def overlap_notes(
     min_overlap : float
         Share of ids in common below which there is a note.
 
+    Yields
+    ------
+    str
+        The note; empty where enough ids are in common.
+
     Raises
     ------
     DataError

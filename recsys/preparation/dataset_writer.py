@@ -223,6 +223,11 @@ class DatasetWriter:
     def writing(self) -> Iterator[Folder]:
         """Remove leftovers, write inside the block, and remove the folder if the block fails.
 
+        Yields
+        ------
+        Folder
+            Where the files of the dataset are written.
+
         Raises
         ------
         ArtifactError

@@ -61,7 +61,7 @@ def ready(path: Path, writes: bool = False) -> None:
         The store is incomplete, damaged, or of a newer MLflow.
     Unavailable
         Another process keeps it locked.
-    """
+    """  # noqa: DOC501
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ConfigError(
@@ -132,6 +132,11 @@ def _temporary_store(path: Path) -> Iterator[Path]:
     """A new temporary file next to ``path``, with the permissions of the umask.
 
     It is removed at the end, together with the files that SQLite creates next to it.
+
+    Yields
+    ------
+    Path
+        The empty file.
 
     Raises
     ------

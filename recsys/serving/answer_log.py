@@ -71,6 +71,11 @@ class AnswerLog:
 def _appending(path: Path) -> Iterator[int]:
     """The locked file to append to. A file that was replaced while this waited for its lock is
     opened again.
+
+    Yields
+    ------
+    int
+        Its file descriptor, which holds the lock until the block ends.
     """
     while True:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -123,7 +128,7 @@ def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool
     ------
     OSError
         The file cannot be read or replaced.
-    """
+    """  # noqa: DOC501
     if not holds_rows(path, is_theirs):
         return 0
     removed = -1

@@ -192,9 +192,9 @@ class Front:
         ------
         CallError
             It is too large (413) or too slow (408), or too many bodies are arriving (503).
-        Gone
+        CallerDisconnected
             The caller closed the connection.
-        """
+        """  # noqa: DOC501
         self._make_room()
         self._serial += 1
         number, found = self._serial, bytearray()
@@ -257,7 +257,7 @@ class Front:
         ------
         CallError
             Too many calls wait (503), or the answer took too long (408).
-        Gone
+        CallerDisconnected
             The caller closed the connection.
         """
         if self._waiting >= self.patience.max_waiting:

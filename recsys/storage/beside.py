@@ -19,6 +19,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Why not ``tempfile.mkstemp``: only the owner can read its files, and a mode that is set
     afterwards does not follow the umask.
 
+    Yields
+    ------
+    Path
+        The new file.
+
     Raises
     ------
     OSError

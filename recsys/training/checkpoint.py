@@ -212,7 +212,7 @@ def load_trained(folder: Path) -> TrainResult:
     ------
     ArtifactError
         There is no trained model, or it is damaged.
-    """
+    """  # noqa: DOC501
     if not (folder / "trained.json").is_file():
         raise ArtifactError(
             f"{folder} holds no trained model; run `recsys train` with the same configuration first"

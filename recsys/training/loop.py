@@ -343,6 +343,11 @@ class Pass:
         """Train one epoch of drawn users; return the mean loss of their targets.
 
         The budget does not cover this loss, which is only reported.
+
+        Raises
+        ------
+        TrainingError
+            The loss is not finite.
         """
         torch.manual_seed(seed_of(self.config.seed, epoch))
         total = weight = 0.0
@@ -363,6 +368,11 @@ class Pass:
 
         The random generator is seeded again wherever a checkpoint may be, so that a checkpoint need
         not hold its state, which a different number of workers could not use.
+
+        Yields
+        ------
+        Step
+            The next step of this worker.
         """
         for step in self.loader.epoch(epoch, self.progress.step):
             if step.number == 0 or self._is_due(step.number):

@@ -104,6 +104,11 @@ def _least_noise(history: Any, epsilon: float, delta: float) -> float:
 
     Why two searches: fractional orders lower the noise a little, and cost a hundred times as much
     as whole ones.
+
+    Raises
+    ------
+    ConfigError
+        Even the largest noise exceeds ε.
     """
 
     def stays_within(noise: float, orders: Sequence[float]) -> bool:

@@ -151,6 +151,13 @@ def _run(
 ) -> Checkpoint:
     """Run the workers to their end, while a thread passes on their reports; return the checkpoint
     with the trained model.
+
+    Raises
+    ------
+    UserError
+        A worker met one; it is raised again here.
+    Stopped
+        ``stop`` was set.
     """
     # the default delays every report by 2 s
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -218,7 +225,15 @@ def _last_checkpoint(trainer: _Trainer, storage: str, name: str) -> Checkpoint |
     ------
     StorageError
         Checkpoints cannot be written.
-    """
+    TrainingFailedError
+        Workers failed more often than ``train.max_failures``.
+    RayActorError
+        The controller of Ray Train died for another reason.
+    KeyboardInterrupt
+        The user stops the training, which is aborted first.
+    SystemExit
+        Another signal stops the training, which is aborted first.
+    """  # noqa: DOC501
     try:
         checkpoint: Checkpoint | None = trainer.fit().checkpoint
     except TrainingFailedError as error:

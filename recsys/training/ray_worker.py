@@ -41,6 +41,11 @@ class Stopped(Exception):
 def train_worker(settings: dict[str, Any]) -> None:
     """Train as one worker of Ray Train; :func:`~recsys.training.ray_train.train_on_ray` gives the
     settings.
+
+    Raises
+    ------
+    StorageError
+        Checkpoints cannot be written; Ray Train then tries again.
     """
     config = Config.model_validate(settings["config"])  # already expanded on the driver
     worker = ray.train.get_context()

@@ -64,7 +64,13 @@ class KnowledgeConfig(GranularityConfig):
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have facts."""
+        """Check that the dataset has facts.
+
+        Raises
+        ------
+        ConfigError
+            It has none.
+        """
         if not sizes.inputs.get(self.signal, {}).get("relations"):
             raise ConfigError(
                 "model.granularities.knowledge needs facts about items, but this dataset has none;"
