@@ -107,6 +107,7 @@ def train_on_ray(
     """
     storage, digest = _storage(config.run.dir), training_digest(config, dataset, start, final)
     earlier = find_checkpoints(storage, f"train-{digest}")
+    # a driver may have been lost after its training ended, but before the model was copied
     finished = _finished(earlier)
     if config.run.resume and finished is not None:
         return finished
@@ -117,6 +118,7 @@ def train_on_ray(
     name = run_name(digest)
     settings = {
         "config": config.model_dump(mode="json"),
+        # the path and not the data: every worker reads its shards itself
         "dataset": dataset.root,
         "threads": requested_threads(config.train),
         "validate": validate,
@@ -131,12 +133,14 @@ def train_on_ray(
         **_storage_arguments(storage),
         name=name,
         failure_config=FailureConfig(max_failures=config.train.max_failures),
+        # two: the newest may be damaged if the writer was killed
         checkpoint_config=CheckpointConfig(num_to_keep=2),
     )
     scaling = ScalingConfig(num_workers=config.train.num_workers, use_gpu=gpu)
     checkpoint = _run(settings, scaling, run_config, storage, report, stop)
     with checkpoint.as_directory() as folder:
         result = load_trained(Path(folder) / MODEL_FOLDER)
+    # only now: until the model is read, the earlier checkpoints are what a resumption needs
     forget_trainings(storage, keep=name)
     return result
 
@@ -238,6 +242,7 @@ def _last_checkpoint(trainer: _Trainer, storage: str, name: str) -> Checkpoint |
         checkpoint: Checkpoint | None = trainer.fit().checkpoint
     except TrainingFailedError as error:
         with suppress(Exception):  # the storage may still not answer
+            # a half-written checkpoint would be the newest, and be tried first by the next command
             for uri in find_checkpoints(storage, name):
                 if not _is_whole(uri):
                     remove(uri)

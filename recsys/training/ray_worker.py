@@ -93,6 +93,7 @@ class _Driver:
             ray.train.report(numbers)
         else:
             with tempfile.TemporaryDirectory() as parent:
+                # Ray takes a whole folder as checkpoint, and readers find ours by its name inside
                 os.rename(folder, Path(parent) / PROGRESS_FOLDER)
                 _report_checkpoint(parent, numbers, self.storage)
         if self.orders is not None:
@@ -153,6 +154,7 @@ def _checkpoint_of(
     training, otherwise what an earlier driver left.
     """
     storage, name, earlier = settings["checkpoints"]
+    # Ray gives a checkpoint only after it has started the workers again
     was_lost = ray.train.get_checkpoint() is not None
     candidates = find_checkpoints(storage, name) if was_lost else earlier
     return first_sound(candidates, PROGRESS_FOLDER, folder, note)

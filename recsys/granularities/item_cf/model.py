@@ -387,8 +387,10 @@ def _randomised(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Arr
 
     largest = min(num_users + text_NT.shape[1], num_items)
     width = min(min(rank, largest) + _OVERSAMPLE, largest)
+    # a fixed seed: the same events must give the same model
     basis_NR = np.random.default_rng(0).normal(size=(num_items, width)).astype(np.float32)
     for _ in range(_ITERATIONS):
+        # orthogonal after every product, else all columns turn towards the first singular vector
         basis_NR, _ = np.linalg.qr(up(np.linalg.qr(down(basis_NR))[0]))
     _, sigma_R, turn_RR = np.linalg.svd(down(basis_NR), full_matrices=False)
     return (basis_NR @ turn_RR.T)[:, :rank], sigma_R[:rank]
