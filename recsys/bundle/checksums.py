@@ -57,6 +57,7 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
             f"{folder} exists and is not a bundle, so it is not overwritten; give another folder or"
             " move it away"
         )
+    # next to the folder, because a rename works only within one filesystem
     aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -70,9 +71,11 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
 
 def _replace(aside: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    # a folder with content cannot be replaced by one rename, so the old one moves away first
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
+    # only after the new folder is in place; readers with open files keep the old ones
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -96,6 +99,7 @@ def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
     path = folder / name
     if expected is None or not path.is_file():
         raise damaged(folder, f"{name} is missing")
+    # the size first: it is cheap, and names a cut-off copy better than a checksum
     if path.stat().st_size != expected.size:
         raise damaged(folder, f"{name} has {path.stat().st_size} bytes, expected {expected.size}")
     if entry_of(path).sha256 != expected.sha256:

@@ -114,7 +114,7 @@ class SparseScores:
         # a key beyond the last one gets the position P, which does not exist; the comparison
         # rejects it
         position_BR = torch.searchsorted(keys_P, keys_BR).clamp(max=len(keys_P) - 1)
-        # −1 marks an empty place of a list; its key may equal that of the row above
+        # −1 marks an empty place of a list
         is_there_BR = (keys_P[position_BR] == keys_BR) & (items_BR >= 0)
         return torch.where(is_there_BR, self.values_P[position_BR].float(), 0.0)
 

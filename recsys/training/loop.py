@@ -329,8 +329,7 @@ class Pass:
             if step.number > self.progress.step and self._is_due(step.number):
                 self._save(step.number, total, weight)
                 total = self._so_far()
-            # None instead of zeros: rows that a step does not use must get no update from the
-            # optimizer
+            # None, not zeros: a parameter without a gradient must get no weight decay either
             self.optimizer.zero_grad(set_to_none=True)
             with self.context.autocast(self.config.train.precision):
                 summed = self.step(
@@ -445,7 +444,7 @@ class Pass:
         if not self.context.is_first:
             send(None)
             return
-        # not a context manager: Ray renames the folder, and removing it would then fail
+        # not a context manager: the worker renames the folder, and removing it would fail
         folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
         try:
             save_checkpoint(folder, self.state(), self.best, self.optimizer, self.progress)

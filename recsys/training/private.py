@@ -122,7 +122,6 @@ def _least_noise(history: Any, epsilon: float, delta: float) -> float:
                 f"train.privacy.epsilon: no noise of reasonable size keeps ε {epsilon:g} at δ"
                 f" {delta:g}; ask for a larger one, or for fewer epochs (train.epochs)"
             )
-    # the cheap bound comes first; fractional orders then search only just below it
     high = _bisected(low, high, lambda noise: stays_within(noise, _WHOLE_ORDERS))
     while stays_within(low := 0.9 * high, _ORDERS):
         high = low

@@ -119,7 +119,6 @@ def refit_fusion(
     # both weights get their best intercept and scale, so that the comparison is of the order alone
     intercept, scale = _calibrated(fitted, gated, before_K)
     spread = float(_scores(fitted, gated, before_K).std())
-    # a scale of 0 would leave nothing to fit from, and the penalty without a unit
     start = max(scale, _LEAST_SCALE / max(spread, 1e-12))
     fit = _fit_prior if gated else _fit_weights
     new_intercept, new_scale, after_K = fit(fitted, before_K, start, prior_rows)
