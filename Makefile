@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
 TEST_WORKERS ?= 2
+DOC_RULES := DOC102,DOC202,DOC402,DOC403,DOC501
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 export RAY_USAGE_STATS_ENABLED := 0
@@ -42,6 +43,7 @@ test: $(VENV)/installed-dev ## run all fast tests
 
 check: $(VENV)/installed-dev ## run ruff, codespell and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select $(DOC_RULES) .
 	$(BIN)/codespell
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

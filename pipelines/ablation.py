@@ -57,8 +57,12 @@ def retrained_variants(
 
 
 def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
-    """Group, name and configuration of every variant; none if the model has one granularity
-    only.
+    """The variants to train; none if the model has one granularity only.
+
+    Yields
+    ------
+    tuple of (str, str, Config)
+        Group, name and configuration of a variant.
     """
     sections = config.model.granularities.enabled()
     enabled = list(sections)

@@ -175,7 +175,7 @@ def compared(
         A model or the dataset is not the one that the run was evaluated with.
     ConfigError
         The two runs were not evaluated on the same users.
-    """
+    """  # noqa: DOC501
     say = first.folder.progress
     dataset = open_dataset(first.config)
     queries = evaluated_queries(dataset, Split.TEST, first.config.evaluate, first.config.seed)

@@ -27,7 +27,13 @@ _PATIENCE_S: Final = 30.0  # for all checks together; they run in parallel
 
 
 def command(words: Sequence[str]) -> int:
-    """Run ``doctor`` with the words after it; return the exit code."""
+    """Run ``doctor`` with the words after it; return the exit code.
+
+    Raises
+    ------
+    UsageError
+        ``--doctor.json`` is neither true nor false, or an option needs ``--config``.
+    """
     arguments = parse(words, {"doctor.json": "doctor.json"})
     as_json = dict(arguments.overrides).get("doctor.json", "false").lower()
     if as_json not in ("true", "false"):

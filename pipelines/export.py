@@ -57,8 +57,12 @@ def command(words: Sequence[str]) -> int:
 
 
 def check(export: ExportConfig) -> None:
-    """Raise :class:`ConfigError` if the section ``export`` lacks formats or a folder, or
-    contradicts itself.
+    """Check the section ``export`` before anything is read.
+
+    Raises
+    ------
+    ConfigError
+        The section lacks formats or a folder, or contradicts itself.
     """
     formats = ", ".join(get_args(Format))
     if not export.to:

@@ -31,7 +31,13 @@ class Wanted:
 
 
 def command(words: Sequence[str]) -> int:
-    """Run ``init`` with the words after it; return the exit code."""
+    """Run ``init`` with the words after it; return the exit code.
+
+    Raises
+    ------
+    ConfigError
+        ``--out`` is not a local file.
+    """
     wanted = parse(words)
     out = Path(wanted.out).expanduser()
     if is_remote(wanted.out):

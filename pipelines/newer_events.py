@@ -28,6 +28,8 @@ def prepare_newer(
         Only newer events are given, and there is no dataset to append them to.
     DataError
         There are fewer events than in the parent's dataset, and ``update.replace`` is false.
+    NothingNew
+        Nothing is new, and the command needs new events or ``update.events`` names them.
     """
     from recsys.preparation.appendable import Least, NothingNew
 

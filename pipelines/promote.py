@@ -42,8 +42,11 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     ------
     Refusal
         The challenger is not promoted. The record is written before.
-    ConfigError, ArtifactError
-        There is no challenger, or no data to compare on.
+    ConfigError
+        Tracking is off, ``promote.model`` is not a registered version, or there is no data to
+        compare on.
+    ArtifactError
+        There is no challenger.
     """
     quiet()
     Validator.of(config.train, config.evaluate)
@@ -87,6 +90,11 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
 def _name_and_version(config: Config, folder: RunFolder, uri: str) -> tuple[str, str]:
     """Name and version of the requested model; if no version has the alias, print the candidates
     first.
+
+    Raises
+    ------
+    ArtifactError
+        There is no such version.
     """
     try:
         name, version = (

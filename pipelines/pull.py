@@ -63,7 +63,13 @@ def _before_options(words: Sequence[str]) -> list[str]:
 
 
 def pull(config: Config) -> Pulled:
-    """Copy ``pull.model`` to ``pull.dir`` and print a summary."""
+    """Copy ``pull.model`` to ``pull.dir`` and print a summary.
+
+    Raises
+    ------
+    ConfigError
+        ``pull.dir`` is empty or remote.
+    """
     quiet()
     settings = config.pull
     if not settings.dir:

@@ -42,6 +42,8 @@ def command(words: Sequence[str]) -> int:
     ------
     UsageError
         There is no such action, or an option belongs to another one.
+    ConfigError
+        ``referee.out`` or ``referee.protocol`` is missing or remote.
     """
     action, rest = (words[0], list(words[1:])) if words else ("", [])
     if action not in _ACTIONS:
@@ -91,6 +93,11 @@ def _taken_out(words: list[str], action: str) -> tuple[list[str], list[tuple[str
     -------
     tuple
         The other words, those options as settings, and the files of a page.
+
+    Raises
+    ------
+    UsageError
+        One of those options has no value.
     """
     rest, found, files = list[str](), dict[str, list[str]](), list[str]()
     waiting = list(words)
@@ -232,6 +239,11 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
 def score(config: Config, command: str) -> dict[str, Any]:
     """Check and measure the lists, print the leaderboard, and write it to ``--out`` or the
     protocol's folder.
+
+    Raises
+    ------
+    ConfigError
+        ``referee.lists`` is empty.
     """
     from recsys.evaluation.bootstrap import LEVEL
     from recsys.referee.entries import methods_of
@@ -281,6 +293,8 @@ def write_page(config: Config, files: Sequence[str]) -> None:
     ------
     ArtifactError
         A file is not such a result.
+    UsageError
+        No file is given.
     """
     from recsys.referee.leaderboard import page
 

@@ -211,8 +211,12 @@ def _with_cpus(config: Config) -> Config:
 
 
 def _check_cpus(settings: ServeConfig) -> None:
-    """Raise :class:`ConfigError` if the cluster lacks CPUs; otherwise replicas would never
-    start.
+    """Check that the cluster has CPUs for all replicas; otherwise they would never start.
+
+    Raises
+    ------
+    ConfigError
+        It has too few.
     """
     import ray
 

@@ -43,7 +43,13 @@ _STOPPING_S: Final = 30.0
 
 
 def command(words: Sequence[str]) -> int:
-    """Run ``submit`` with the words after it; return the exit code."""
+    """Run ``submit`` with the words after it; return the exit code.
+
+    Raises
+    ------
+    UsageError
+        The first word is neither a verb nor an action on jobs, or ``--config`` is missing.
+    """
     verbs = [name for name, verb in VERBS.items() if not verb.usage]
     first, *rest = words or [""]
     if first in ABOUT_JOBS:
@@ -77,6 +83,8 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
     ConfigError
         No cluster answers at the address, the job id is in use, or the configuration holds a
         secret.
+    RuntimeError
+        The cluster refuses the job for another reason.
     """
     job_config(tree)  # a secret is refused before the cluster is contacted
     client = connect(config.submit.address)

@@ -40,6 +40,8 @@ def command(words: Sequence[str]) -> int:
     ------
     ConfigError
         The port is in use, the token is missing, or a package is not installed.
+    UsageError
+        Folders are given as words and in ``--ui.runs``.
     """
     options = [index for index, word in enumerate(words) if word.startswith("-")]
     folders = list(words[: options[0] if options else len(words)])
@@ -160,6 +162,11 @@ def _compared(first: str, second: str) -> Mapping[str, Any]:
 @contextmanager
 def _listening(settings: UiConfig) -> Iterator[socket.socket]:
     """The bound socket of the dashboard.
+
+    Yields
+    ------
+    socket
+        Bound and listening; closed when the block ends.
 
     Raises
     ------

@@ -356,6 +356,12 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
 def update_strata(config: Config, folder: RunFolder) -> None:
     """Fit only the user clusters (strata) to old and new events; the model's users and items stay
     the same.
+
+    Raises
+    ------
+    ConfigError
+        The model has no granularity ``stratum``, or does not know an event type of the new
+        events.
     """
     with folder.progress.stage("parent"):
         parent = open_parent(

@@ -132,7 +132,7 @@ def make_loss(config: LossConfig, num_items: int) -> Loss:
     ------
     ConfigError
         No installed package offers the kind, or its class cannot be imported.
-    """
+    """  # noqa: DOC501
     if config.kind == "auto":
         return (FullSoftmax if num_items <= config.max_full_items else SampledSoftmax)(config)
     ours = {"full_softmax": FullSoftmax, "sampled_softmax": SampledSoftmax}

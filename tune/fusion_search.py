@@ -63,6 +63,7 @@ class Trials:
 
     def measure(self, shares_K: Array | None) -> Setting:
         """Measure a point; None means the current weights."""
+        # rounded, so that the same point is not measured again because of its last digits
         key = b"" if shares_K is None else np.round(shares_K / shares_K.sum(), 6).tobytes()
         if key not in self._known:
             values_K = self.space.today_K if shares_K is None else self.space.values(shares_K)
@@ -128,6 +129,7 @@ def search(trials: Trials, settings: FusionSearchConfig, seed: int) -> None:
         Seed of the sampler.
     """
     budget = settings.settings
+    # first of all: the current weights must be measured for every comparison
     for point_K in known_points(trials.space.shares_K):
         if len(trials.tried) < budget:
             trials.measure(point_K)
@@ -166,6 +168,7 @@ def _study(trials: Trials, sampler: str, until: int, seed: int) -> None:
     study = _study_of(chosen, 1)
     for found in trials.tried:
         if found.shares_K is not None:
+            # the sampler learns from the known and random points, too
             study.add_trial(_observed(found.shares_K, [found.metric], num))
     proposed = 0
     while len(trials.tried) < until and proposed < 2 * until:  # a repeated point costs nothing
@@ -191,6 +194,7 @@ def _refine(trials: Trials, until: int) -> None:
                     continue
                 found = trials.measure(step_K)
                 assert found.shares_K is not None
+                # with an equal metric the smaller model wins
                 if found.metric > best.metric or (factor == 0 and found.metric == best.metric):
                     best, point_K, moved = found, found.shares_K, True
 

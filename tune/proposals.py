@@ -61,6 +61,7 @@ def propose(
     distributions = {dimension.path: distribution(dimension) for dimension in space.dimensions}
     for attempt in range(2 * _TRIES):
         kind = sampler if attempt < _TRIES else "random"
+        # another seed for each attempt, or the same values would be proposed again
         study.sampler = _sampler(kind, seed * 1_000_003 + number * 101 + attempt, planned)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental options
@@ -68,6 +69,7 @@ def propose(
         params = {d.path: _value(d, proposed.params[d.path]) for d in space.dimensions}
         if _key(params) not in tried:
             return params
+        # ends the proposal, else it would count as running and push others away
         study.tell(proposed, state=_states().FAIL)
     return None
 

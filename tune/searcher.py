@@ -173,6 +173,7 @@ class PlannedSearch(Searcher):
         if now - self.looked < _LOOK_S:
             return
         if self.looked and now - self.looked > _AWAY_S:
+            # silence while the driver slept says nothing about the trials
             self.pulse.begin_anew()
         self.looked = now
         for theirs in controller.get_live_trials():
@@ -221,6 +222,7 @@ class PlannedSearch(Searcher):
                 self.errors[theirs.trial_id] = f"no process took it in {_MOST_HAND_OUTS} attempts"
                 self.on_trial_complete(theirs.trial_id, error=True)
             else:
+                # not ended in the ledger, so the plan hands it out again
                 del self.running[theirs.trial_id]
                 self.watch.note(
                     f"trial {trial.name}: the process of the trial before is not free yet; it gets"

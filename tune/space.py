@@ -239,6 +239,11 @@ def _read(file: Path) -> dict[str, Any]:
 def _dimension(path: str, value: Any, where: str) -> Dimension:
     """The values of a path: one value, a list, or a mapping of kind to values with an optional
     ``step``.
+
+    Raises
+    ------
+    ConfigError
+        A mapping has no kind, several kinds or an unknown key, or a choice has a step.
     """
     if not isinstance(value, dict):
         return _choice(path, value if isinstance(value, list) else [value], where)
@@ -364,6 +369,11 @@ def _check_rungs(space: Space, model: ModelConfig, tune: TuneConfig) -> None:
 
     During the training, learned and gated fusion leave out the closed-form granularities, while
     weighted fusion includes them.
+
+    Raises
+    ------
+    ConfigError
+        They cannot.
     """
     kinds = [
         option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options

@@ -119,7 +119,13 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 
 def check(trained: TrainResult, folder: RunFolder) -> None:
-    """Refuse a model whose weights cannot be searched."""
+    """Check that the weights of the model can be searched.
+
+    Raises
+    ------
+    ConfigError
+        It has one granularity only, is stacked, or is an update of an earlier model.
+    """
     names = trained.frozen.names
     if len(names) < 2:
         raise ConfigError(

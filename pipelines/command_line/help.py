@@ -39,7 +39,13 @@ def overview() -> str:
 
 
 def help_of(words: Sequence[str]) -> str:
-    """``recsys help VERB``, ``recsys help SECTION`` or ``recsys help all``."""
+    """``recsys help VERB``, ``recsys help SECTION`` or ``recsys help all``.
+
+    Raises
+    ------
+    UsageError
+        There is not exactly one word.
+    """
     from pipelines.plumbing.reference import reference
 
     if len(words) != 1:

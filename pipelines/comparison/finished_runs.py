@@ -47,6 +47,11 @@ def opened_run(run: str, stream: TextIO | None = None) -> Iterator[FinishedRun]:
     """Open a run folder for reading, a remote one as a temporary copy; it is neither made nor
     locked.
 
+    Yields
+    ------
+    FinishedRun
+        The run, readable until the block ends.
+
     Raises
     ------
     ArtifactError
@@ -83,7 +88,7 @@ def check_same(first: FinishedRun, second: FinishedRun) -> None:
     ------
     ConfigError
         They were not; the message names every difference.
-    """
+    """  # noqa: DOC501
     ours, theirs = first.metrics["data"], second.metrics["data"]
     keys = ["split"] if ours["content_hash"] != theirs["content_hash"] else []
     keys += ["exclude_seen", "asked_queries", "queries"]

@@ -237,7 +237,13 @@ def note_log(log: str, models: Iterable[str], tracking: str, say: Callable[[str]
 
 
 def stock_of(settings: ServeConfig) -> Stock:
-    """The items that were out of stock when the server last ended."""
+    """The items that were out of stock when the server last ended.
+
+    Raises
+    ------
+    ConfigError
+        ``serve.stock_file`` is remote, or no token protects changes of the stock.
+    """
     if is_remote(settings.stock_file):
         raise ConfigError(f"serve.stock_file: {settings.stock_file} must be a local file")
     if settings.stock_file and not settings.stock_token_env:

@@ -86,6 +86,11 @@ def package_files(home: Path) -> tuple[list[Sent], list[Left]]:
 def _walk(home: Path, root: Path, left: list[Left]) -> Iterator[Path]:
     """Yield everything in a folder except left-out folders, which are noted; links to folders are
     not followed.
+
+    Yields
+    ------
+    Path
+        A file, in sorted order.
     """
     for directory, folders, files in os.walk(home):
         for name in sorted(folders):

@@ -122,6 +122,8 @@ def details(client: Any, job: str) -> Any:
     ------
     ConfigError
         The cluster does not know the job.
+    RuntimeError
+        The cluster reports another error.
     """
     try:
         return client.get_job_info(job)
@@ -141,6 +143,8 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
     ------
     LostError
         The cluster stopped answering.
+    ConfigError
+        The cluster does not know the job.
     """
     log, failures = _Log(write), 0
     while True:

@@ -274,6 +274,11 @@ def open_run(
     A command without the lock writes nothing to a remote run folder, because another command may be
     writing there.
 
+    Yields
+    ------
+    RunFolder
+        The folder; a temporary one for a command without the lock on a remote run.
+
     Raises
     ------
     ConfigError

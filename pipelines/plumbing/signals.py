@@ -74,6 +74,11 @@ def ending_in_order() -> Iterator[Ending]:
     others.
 
     A signal that was ignored before stays ignored, as SIGHUP under ``nohup``.
+
+    Yields
+    ------
+    Ending
+        Which signal has arrived, if any.
     """
     end = Ending()
     if threading.current_thread() is not threading.main_thread():

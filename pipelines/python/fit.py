@@ -50,6 +50,8 @@ def fit(
     ------
     UserError
         The data or a setting is wrong; the message says what, where and how to fix it.
+    ConfigError
+        ``settings`` change the section ``data``, which the dataset decides.
 
     Examples
     --------

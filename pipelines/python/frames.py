@@ -27,7 +27,13 @@ _COLUMNS: Final = {
 
 
 def table_of(role: str, frame: pd.DataFrame) -> pa.Table:
-    """A data frame as an Arrow table, or an error with the role of the table."""
+    """A data frame as an Arrow table.
+
+    Raises
+    ------
+    DataError
+        A column mixes types; the message names the role of the table.
+    """
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:

@@ -73,6 +73,11 @@ def measured(
 def _lists_of(dataset: PreparedDataset, queries: Queries, lists: pd.DataFrame, k: int) -> Array:
     """The first k items of every query's user: int32 [B, k], −1 after the end and for unknown
     items.
+
+    Raises
+    ------
+    DataError
+        A column or a rank is missing, a user has an item twice, or no user is known.
     """
     order = next((name for name in ("rank", "score") if name in lists.columns), None)
     missing = [name for name in ("user_id", "item_id") if name not in lists.columns]

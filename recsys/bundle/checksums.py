@@ -37,6 +37,11 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
     mark : str
         File name or glob pattern; an existing folder is replaced only where it has such a file.
 
+    Yields
+    ------
+    Path
+        The empty temporary folder, next to ``folder``.
+
     Raises
     ------
     ArtifactError
@@ -52,6 +57,7 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
             f"{folder} exists and is not a bundle, so it is not overwritten; give another folder or"
             " move it away"
         )
+    # next to the folder, because a rename works only within one filesystem
     aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -65,14 +71,16 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
 
 def _replace(aside: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    # a folder with content cannot be replaced by one rename, so the old one moves away first
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
+    # only after the new folder is in place; readers with open files keep the old ones
     shutil.rmtree(old, ignore_errors=True)
 
 
 def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
-    """Raise :class:`ArtifactError` unless a file exists and has the expected size and checksum.
+    """Check that a file exists and has the expected size and checksum.
 
     Parameters
     ----------
@@ -87,10 +95,11 @@ def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
     ------
     ArtifactError
         The file is missing, is not listed, or differs.
-    """
+    """  # noqa: DOC501
     path = folder / name
     if expected is None or not path.is_file():
         raise damaged(folder, f"{name} is missing")
+    # the size first: it is cheap, and names a cut-off copy better than a checksum
     if path.stat().st_size != expected.size:
         raise damaged(folder, f"{name} has {path.stat().st_size} bytes, expected {expected.size}")
     if entry_of(path).sha256 != expected.sha256:
@@ -98,11 +107,15 @@ def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
 
 
 def check_description(folder: str | Path, sha256: str | None) -> None:
-    """Raise :class:`ArtifactError` unless ``bundle.json``, which has the checksums of all files, is
-    unchanged.
+    """Check that ``bundle.json``, which has the checksums of all files, is unchanged.
 
     ``sha256`` is its expected checksum; None skips the check.
-    """
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, or its checksum differs.
+    """  # noqa: DOC501
     path = Path(folder) / DESCRIPTION
     if sha256 is not None and (not path.is_file() or entry_of(path).sha256 != sha256):
         raise damaged(

@@ -37,8 +37,12 @@ class Inconsistent(Exception):
 
 
 def check_names(info: BundleInfo) -> None:
-    """Raise :class:`Inconsistent` for file names that point outside the bundle, or inconsistent
-    event types.
+    """Check that file names stay inside the bundle, and that event types are consistent.
+
+    Raises
+    ------
+    Inconsistent
+        A name is not a plain file name, or event types repeat or lack the default.
     """
     for name in info.files:
         if not name or "/" in name or "\\" in name or name in (".", ".."):
@@ -54,12 +58,16 @@ def check_names(info: BundleInfo) -> None:
 
 
 def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
-    """Raise :class:`ArtifactError` where a granularity comes from a package that is not installed
-    here.
+    """Check that the packages whose granularities the model uses are installed here.
 
     The bundle names the package. Code is imported only from installed packages with an entry
     point, never because a bundle names it.
-    """
+
+    Raises
+    ------
+    ArtifactError
+        A package is missing, or the bundle's list of packages is damaged.
+    """  # noqa: DOC501
     outside = content.get("outside")
     for name, entry in outside.items() if isinstance(outside, Mapping) else ():
         try:
@@ -213,8 +221,12 @@ def _check_range(what: str, values: Array, low: int, high: int | None) -> None:
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Raise :class:`ArtifactError` for a tensor with values that are not finite; ``where`` names
-    its model.
+    """Check that all values of tensors are finite; ``where`` names their model in the error.
+
+    Raises
+    ------
+    ArtifactError
+        A tensor has a NaN or an infinity.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

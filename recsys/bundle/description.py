@@ -81,7 +81,7 @@ def read_info(folder: str | Path) -> BundleInfo:
     ------
     ArtifactError
         There is no bundle, its format is another one, it is damaged, or a package is missing.
-    """
+    """  # noqa: DOC501
     folder = Path(folder)
     try:
         content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))

@@ -34,7 +34,7 @@ def measured(folder: Path, bundle: Bundle) -> Bundle:
     ------
     ArtifactError
         The measured model is missing, damaged or does not fit the bundle.
-    """
+    """  # noqa: DOC501
     info = bundle.info
     if not has_measured(info):
         return bundle

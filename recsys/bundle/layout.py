@@ -123,7 +123,7 @@ def read_files(folder: Path) -> Bundle:
     ------
     ArtifactError
         There is no bundle, its format is another one, or it is damaged.
-    """
+    """  # noqa: DOC501
     info = read_info(folder)
     for name in (WEIGHTS, ITEMS, USERS):
         check_file(folder, name, info.files.get(name))
@@ -141,6 +141,7 @@ def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
     """The files as a bundle; raises many kinds of exceptions where they do not fit together."""
     items, users = pq.read_table(folder / ITEMS), pq.read_table(folder / USERS)
     sizes = load_sizes(info.sizes)
+    # before any tensor is built: wrong sizes would otherwise allocate what they claim
     check_counts(sizes, len(users), len(items))
     tensors = load_file(folder / WEIGHTS)
     check_finite(tensors, str(folder / WEIGHTS))
@@ -172,7 +173,7 @@ def read_card(folder: Path, info: BundleInfo) -> str:
     ------
     ArtifactError
         The file was changed, or is not text.
-    """
+    """  # noqa: DOC501
     if CARD not in info.files:
         return ""
     check_file(folder, CARD, info.files[CARD])

@@ -114,6 +114,7 @@ def write_files(
         _save_model(aside / MEASURED, measured.model)
         _save_training(aside / MEASURED_TRAINING, measured.training)
         extra = {**extra, MEASURED_KEY: {"sizes": dump_sizes(measured.model.sizes)}}
+    # last: the description holds the checksums of all other files
     close(aside, _describe(frozen, dataset, histories, extra), card)
 
 
@@ -250,17 +251,20 @@ def _dense_histories(dataset: PreparedDataset) -> Histories:
     rows[found.users_U] = np.arange(len(found))
     if len(found) == dataset.num_users and bool((rows == np.arange(len(rows))).all()):
         return found
+    # one empty row at the end, which every user without events takes
     empty = Histories.of_items([[]])
     return Histories.concat([found, empty]).take(np.where(rows < 0, len(found), rows))
 
 
 def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
     num_context = histories.context_EC.shape[1]
+    # large lists: their offsets have 64 bits, so a row group may hold more than 2³¹ events
     kinds = _EVENT_COLUMNS | ({"context": pa.int16()} if num_context else {})
     schema = pa.schema(
         {"user_id": pa.string(), **{name: pa.large_list(kind) for name, kind in kinds.items()}}
     )
     ids = user_ids.cast(pa.string())
+    # in pieces, so that only some users are a second time in memory as Arrow lists
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, len(histories), _ROWS_AT_A_TIME):
             stop = min(start + _ROWS_AT_A_TIME, len(histories))

@@ -49,6 +49,13 @@ _OWN: Final = "\0name"  # key that gives a section of another package its name d
 def _from_outside(value: Any) -> GranularityConfig:
     """Validate a section of another package, by its kind, or by a name that an installed package
     offers.
+
+    Raises
+    ------
+    PydanticCustomError
+        The name is unknown and the section has no ``kind``.
+    ValueError
+        The kind or the name is invalid, no package offers the kind, or a key is unknown.
     """
     if isinstance(value, GranularityConfig):
         return value

@@ -126,6 +126,11 @@ class GranularityConfig(Section):
             The whole configuration.
         where : str
             Dotted path of the section, which is enabled.
+
+        Yields
+        ------
+        str
+            One contradiction with its cure; the default has none.
         """
         yield from ()
 

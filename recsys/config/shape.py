@@ -83,6 +83,11 @@ def _section(node: Mapping[Any, Any], model: type[BaseModel], where: str) -> dic
 def _check_plain(value: Any, annotation: Any, where: str) -> None:
     """Refuse true and false where a text or a number is expected, also inside lists and
     mappings.
+
+    Raises
+    ------
+    ValueError
+        There is such a value, or an integer that 64 bits cannot hold.
     """
     options = _options(annotation)
     if isinstance(value, bool):

@@ -432,6 +432,11 @@ class OutsideSource(Section):
 def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     """Validate a source of another package by its kind, and every other source by its own
     section.
+
+    Raises
+    ------
+    ValueError
+        No installed package offers the kind, or a key is unknown.
     """
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if isinstance(value, OutsideSource) or not isinstance(kind, str) or kind in SOURCE_KINDS:

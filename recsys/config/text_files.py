@@ -139,6 +139,11 @@ class CellSource(Section):
     def _is_a_time_format(cls, form: str) -> str:
         """Refuse a format that strptime does not know or that has no year; empty means no
         format.
+
+        Raises
+        ------
+        ValueError
+            The format is unknown or has no year.
         """
         if form.strip() in ("", "serial"):
             return form.strip()

@@ -17,6 +17,11 @@ _LOSS_KINDS: Final = ("auto", "full_softmax", "sampled_softmax")
 def _known_loss(kind: str) -> str:
     """A kind of loss: ours, ``module:Class``, or one of an installed package; imported when a
     training starts.
+
+    Raises
+    ------
+    ValueError
+        It is none of them.
     """
     if kind in _LOSS_KINDS or is_path(kind) or kind in offers(LOSSES):
         return kind

@@ -23,6 +23,11 @@ def metric_kind(text: str) -> str:
     """The standard spelling of a metric without its cut-off: ours in lower case, or one of another
     package (:mod:`recsys.config.outside`).
 
+    Raises
+    ------
+    ValueError
+        There is no such metric.
+
     >>> metric_kind("NDCG")
     'ndcg'
     """
@@ -35,6 +40,11 @@ def metric_kind(text: str) -> str:
 
 def metric_name(text: str) -> str:
     """The standard spelling of a metric with its cut-off.
+
+    Raises
+    ------
+    ValueError
+        There is no such metric, or K is not a number in range.
 
     >>> metric_name("NDCG@10")
     'ndcg@10'
@@ -73,6 +83,11 @@ _DURATION: Final = re.compile(
 
 def seconds_of(text: str) -> float:
     """Seconds of a duration; 0 for an empty text.
+
+    Raises
+    ------
+    ValueError
+        The text is not a duration.
 
     >>> seconds_of("20m"), seconds_of("1h30m"), seconds_of("1.5 h"), seconds_of("")
     (1200.0, 5400.0, 5400.0, 0.0)

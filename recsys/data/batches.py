@@ -117,6 +117,7 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
     chosen = histories.take(rows)
     lengths = np.minimum(chosen.lengths_U, max_history + 1)
     padded = _pad(chosen, lengths)
+    # the last event is only a target, so that no query sees it
     inputs = torch.as_tensor(np.maximum(lengths - 1, 0))
     rows_B = torch.repeat_interleave(torch.arange(len(rows)), inputs)
     starts_B = torch.repeat_interleave(inputs.cumsum(0) - inputs, inputs)
@@ -158,6 +159,7 @@ def whole_history(histories: Histories, max_history: int, rows: Array, hidden: H
     """
     chosen = histories.take(rows)
     visible = chosen
+    # by user and item, so that all events of a pair are hidden together
     if hidden.share:
         users_E = np.repeat(chosen.users_U, chosen.lengths_U)
         visible = chosen.where(~hidden.of(users_E, chosen.items_E))
@@ -192,9 +194,11 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
     columns = np.arange(width)
     real_UL = columns < lengths[:, None]
     starts = histories.offsets_U1[1:] - lengths
+    # padding reads the first event, which is then replaced by 0
     index_UL = np.where(real_UL, starts[:, None] + columns, 0)
 
     def padded(values: Array) -> Array:
+        # index 0 does not exist without any event
         if len(values) == 0:
             return np.zeros((num_rows, width), dtype=values.dtype)
         return np.where(real_UL, values[index_UL], 0)
@@ -205,6 +209,7 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
     )
     times_UL = padded(histories.times_E).astype(np.int64)
     known_UL = real_UL & (times_UL != 0)  # times before 1970 are negative
+    # −inf where a row has no known time; such rows take the 0 below
     last_U = np.where(known_UL, times_UL, -np.inf).max(axis=1)
     ages_UL = np.where(known_UL, last_U[:, None] - times_UL, 0.0) / 86_400.0
     length = torch.as_tensor(lengths.astype(np.int64))

@@ -57,6 +57,11 @@ def evaluated_by_shard(
         The section ``evaluate``; ``max_users`` bounds the sample.
     seed : int
         Seed of the sample.
+
+    Yields
+    ------
+    Queries
+        Those of one shard; possibly none.
     """
     is_evaluated_V = evaluated_users_V(dataset, evaluate, seed)
     for shard in dataset.shards():

@@ -82,7 +82,9 @@ def _chunk_hashes(strings: pa.Array) -> Array:
                 if len(rows) == 0 or lengths[rows].min() > position
                 else rows[lengths[rows] > position]
             )
+            # +1, so that a byte of 0 counts
             sums[rows] += (data[offsets[rows] + position].astype(np.uint64) + np.uint64(1)) * power
+        # the polynomial alone leaves short strings close together
         return mix(sums)
 
 
@@ -115,4 +117,5 @@ def uniform(first: Array, second: Array, seed: int) -> Array:
     seed : int
         Seed of the result.
     """
+    # a float64 has 53 bits: 64 would round up to 1.0
     return np.asarray((pair_hashes(first, second, seed) >> np.uint64(11)) * 2.0**-53)

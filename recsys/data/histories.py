@@ -126,6 +126,7 @@ class Histories:
         row.
         """
         lengths = self.lengths_U
+        # neighbouring windows share an event, so a window of this size advances by one less
         counts = np.maximum(-(-(lengths - 1) // (size - 1)), 1)
         rows = np.repeat(np.arange(len(self)), counts)
         back = _ranges(np.zeros(len(self), dtype=np.int64), counts) * (size - 1)
@@ -147,6 +148,8 @@ class Histories:
         """
         is_target_E = self._are_targets_E(target)
         rows = np.flatnonzero(
+            # one element more, as the start of an empty last row is outside; reduceat gives an
+            # empty row the element at its start, so the lengths mask it
             np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1])
             * (self.lengths_U > 0)
         )

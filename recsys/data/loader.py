@@ -151,10 +151,13 @@ class TrainingLoader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Step]:
         """Yield this worker's steps of an epoch from step ``first`` on; seed and epoch fix them."""
+        # not of the rank: all workers must draw the same global batches
         random = np.random.default_rng((self.config.seed, epoch))
         number = 0
         for window in random.permutation(len(self._windows)):
             if number + self._num_batches(self._rows[window]) <= first:
+                # a resumed epoch skips windows without reading them, but draws as many random
+                # numbers
                 number += self._pass_over(window, random)
                 continue
             histories, starts_U = self._only or self._load(int(window))
@@ -264,8 +267,10 @@ class TrainingLoader:
         if not self.ordered:
             return np.array_split(order, self._num_batches(len(order)))
         lengths = histories.lengths_U[order] * (1 + LENGTH_JITTER * random.random(len(order)))
+        # nearly sorted by length: little padding, but not the same neighbours in each epoch
         order = order[np.argsort(lengths, kind="stable")]
         batches = np.split(order, self._borders(num_targets_U[order]))
+        # in random order, else an epoch would go from short histories to long ones
         return [batches[i] for i in random.permutation(len(batches))]
 
     def _borders(self, targets: Array) -> Array:
@@ -276,7 +281,10 @@ class TrainingLoader:
         shares = np.arange(1, number) * (targets.sum() / number)
         least = np.arange(1, number) * self.world_size
         borders = np.searchsorted(np.cumsum(targets), shares)
+        # a border moves right where rows before it are too few for the workers, and never crosses
+        # another
         apart = np.maximum.accumulate(np.maximum(borders - least, 0)) + least
+        # the last batches need their rows, too
         return np.asarray(np.minimum(apart, len(targets) - least[::-1]))
 
     def _num_batches(self, num_rows: int) -> int:
@@ -295,6 +303,7 @@ class TrainingLoader:
         usable = with_first_touches(usable) if self._early else usable
         rows, starts = usable, np.zeros(len(usable), dtype=np.int64)
         if self.ordered:
+            # one more than the input: the last event of a window is only a target
             rows = usable.windows(self.config.max_history + 1)
             starts = usable.window_spans(self.config.max_history + 1)[1]
         if not len(rows.targets_T):
@@ -309,6 +318,8 @@ class TrainingLoader:
             shard, _ = self._trainable(self.dataset.shard(name))
             if not len(shard):
                 continue
+            # a shard is never divided, so a window may be larger than the limit only if one shard
+            # is
             if events and events + len(shard.items_E) > self.config.window_events:
                 self._windows.append([])
                 self._rows.append(0)

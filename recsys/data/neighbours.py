@@ -92,6 +92,7 @@ class Neighbours:
             for shard in dataset.shards():
                 seen = shard.through(through)
                 users_E = np.repeat(seen.users_U, seen.lengths_U).astype(np.int64)
+                # a repeated event is one edge, and the adjacency has no weights
                 pairs = np.unique(users_E * dataset.num_items + seen.items_E)
                 yield pairs // dataset.num_items, pairs % dataset.num_items
 
@@ -127,15 +128,21 @@ class Neighbours:
             count_N = np.bincount(items_E, minlength=num_items)
             within = np.arange(len(order)) - np.repeat(np.cumsum(count_N) - count_N, count_N)
             users_E_of[cursor_N[items_E[order]] + within] = users_E[order]
+            # where the next shard continues each item's list: shards arrive user by user
             cursor_N += count_N
         return Neighbours(
             Lists(start_V, degree_V, items_E_of), Lists(start_N, degree_N, users_E_of)
         )
 
     def parts(self) -> Iterator[tuple[Array, Array, Array]]:
-        """The whole graph, some users at a time: the users, and for each edge the position of its
-        user and its item.
+        """The whole graph, some users at a time.
+
+        Yields
+        ------
+        tuple of Array
+            The users, and for each edge the position of its user among them and its item.
         """
+        # cut where another block of edges is full; a user's edges stay together
         cuts = np.flatnonzero(
             np.diff(np.cumsum(self.items_of_V.degree_X) // _EDGES_AT_A_TIME, prepend=0)
         )

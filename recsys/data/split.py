@@ -157,6 +157,7 @@ def _latest(offsets_U1: Array, valid: float, test: float, is_target_E: Array) ->
     """
     behind_E, num_U = _targets_behind(offsets_U1, is_target_E)
     lengths_U = np.diff(offsets_U1)
+    # floor(x + ½), as NumPy's round takes halves to the even number
     num_test_U = np.minimum(np.floor(num_U * test + 0.5).astype(np.int64), np.maximum(num_U - 1, 0))
     num_valid_U = np.floor(num_U * valid + 0.5).astype(np.int64)
     num_valid_U = np.minimum(num_valid_U, np.maximum(num_U - 1 - num_test_U, 0))
@@ -189,7 +190,9 @@ def _random(
     lengths_U = np.diff(offsets_U1)
     users_E = np.repeat(np.arange(len(lengths_U)), lengths_U)
     largest_U = np.full(len(lengths_U), -1.0)
+    # ``at``, because a plain assignment would keep only one event of a user
     np.maximum.at(largest_U, users_E[free_E], uniform_E[free_E])
+    # below the largest, so that the event with the largest number stays in training
     held_E = free_E & (uniform_E < test + valid) & (uniform_E < largest_U[users_E])
     splits_E[held_E] = drawn_E[held_E]
     return splits_E

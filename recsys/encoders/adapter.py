@@ -87,7 +87,13 @@ class Adapter:
         return found
 
     def merged_into(self, model: Any) -> Any:
-        """The base model with the adapter merged into its weights; changes the given model."""
+        """The base model with the adapter merged into its weights; changes the given model.
+
+        Raises
+        ------
+        ConfigError
+            The adapter has weights that this base model lacks.
+        """
         import safetensors.torch
 
         peft = require_peft("an adapted language model")

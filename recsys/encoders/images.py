@@ -137,6 +137,11 @@ def image_model_identity(config: ImagesConfig) -> str:
 def open_image(path: str) -> Any:
     """The first frame of an image file, upright, in RGB; None where the file is not an image or is
     damaged.
+
+    Raises
+    ------
+    ConfigError
+        The package pillow is not installed.
     """
     try:
         from PIL import Image, ImageOps

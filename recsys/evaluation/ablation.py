@@ -100,11 +100,10 @@ def weight_variants(
     chunk : int
         Queries that are scored at once.
 
-    Returns
-    -------
-    Iterator of Variant
-        Variants of the groups ``off`` and ``alone`` (with two or more granularities) and
-        ``fusion``.
+    Yields
+    ------
+    Variant
+        One of the groups ``off`` and ``alone`` (with two or more granularities) or ``fusion``.
     """
     names = list(model.names)
     if len(names) > 1:

@@ -50,6 +50,11 @@ class Baseline(ABC):
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
         """Fit with each entry of the grid in turn, and yield it; overridden if the entries share
         work.
+
+        Yields
+        ------
+        Constants
+            The entry that the baseline is fitted with until the next one is asked for.
         """
         for constants in self.grid:
             self.constants = dict(constants)

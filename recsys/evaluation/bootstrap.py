@@ -138,6 +138,7 @@ def comparison(difference: float, drawn_R: Array) -> Comparison:
     """
     drawn_R = drawn_R[np.isfinite(drawn_R)]
     found = interval(difference, drawn_R)
+    # both count a difference of exactly 0, so two equal recommenders have p = 1
     tail = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
     return Comparison(
         found.value, found.low, found.high, min(1.0, 2.0 * (1 + int(tail)) / (len(drawn_R) + 1))
@@ -179,10 +180,12 @@ def bootstrap_means(values_BM: Array, resamples: int, seed: int) -> Array:
 def _draws(num_queries: int, resamples: int, seed: int) -> Iterator[Array]:
     """Yield how often every query is drawn, for some resamples at a time: [r, B] float64."""
     generator = np.random.default_rng(seed)
+    # resamples × queries may be too much for the memory at once
     step = max(1, _MAX_DRAWS // num_queries)
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn_rB = generator.integers(0, num_queries, (size, num_queries))
+        # numbers of different resamples do not overlap, so one bincount counts all of them
         drawn_rB += np.arange(size)[:, None] * num_queries
         counts = np.bincount(drawn_rB.ravel(), minlength=size * num_queries)
         yield counts.reshape(size, num_queries).astype(np.float64)

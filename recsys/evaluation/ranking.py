@@ -133,8 +133,10 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
     target_rows_P = queries.target_rows()
     pairs_P = _pairs(target_rows_P, queries.target_items)
     keep_P = np.ones(len(pairs_P), dtype=bool)
+    # sorting all pairs is only needed where a query can name an item twice
     if queries.num_targets_B.max(initial=0) > 1:
         keep_P[:] = False
+        # the first event of every pair counts
         keep_P[np.unique(pairs_P, return_index=True)[1]] = True
     dropped = 0
     if exclude_seen:
@@ -165,8 +167,10 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     items_bK = np.full((len(scores_bN), k), -1, dtype=np.int32)
     scores_bK = np.full((len(scores_bN), k), -np.inf, dtype=np.float32)
     left_b = np.ones(len(scores_bN), dtype=bool)
+    # with few groups per listed item, almost every group would be near the bound
     if scores_bN.device.type == "cpu" and scores_bN.shape[1] // _GROUP >= 2 * k:
         rows_C, items_C, scores_C, left_b = _candidates(scores_bN, k)
+        # candidates are few, so an exact order by score and shuffle is cheap
         best_C = np.lexsort((tie_order(scores_bN.shape[1])[items_C], -scores_C, rows_C))
         rows_C = rows_C[best_C]
         position_C = np.arange(len(rows_C)) - np.searchsorted(rows_C, rows_C)
@@ -186,16 +190,24 @@ def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, A
     which many scores are equal or −inf are left out. Items are in groups (about every 16th of a row
     together). A maximum is found several times faster than an order, and the k-th largest of the
     group maxima is a bound that at least k items reach.
-    """
+
+    Raises
+    ------
+    ValueError
+        A score is NaN.
+    """  # noqa: DOC501
     num_items = scores_bN.shape[1]
     groups = num_items // _GROUP
     whole = groups * _GROUP
     best_bG = scores_bN[:, :whole].reshape(-1, _GROUP, groups).amax(dim=1).numpy()
     all_bN = np.ascontiguousarray(scores_bN.numpy())
+    # the maximum of a group with a NaN is NaN, so the groups need no second look
     if np.isnan(best_bG).any() or np.isnan(all_bN[:, whole:]).any():
         raise _not_a_number()
+    # k groups have a maximum of at least the bound, so the k-th best item has, too
     bound_b = np.partition(best_bG, groups - k, axis=1)[:, groups - k]
     near_bG = best_bG >= bound_b[:, None]
+    # with many ties the candidates are no longer few, and sorting the row is faster
     left_b = (np.count_nonzero(near_bG, axis=1) > 4 * k) | np.isneginf(bound_b)
     near_bG[left_b] = False
     rows_c, groups_c = np.divmod(np.flatnonzero(near_bG), groups)
@@ -203,6 +215,7 @@ def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, A
     cells_cM = (rows_c * num_items + groups_c)[:, None] + groups * np.arange(_GROUP)
     scores_cM = all_bN.ravel()[cells_cM]
     near = np.flatnonzero(scores_cM >= bound_b[rows_c, None])
+    # the items after the last whole group are in no group
     rows_r, rest_r = np.nonzero((all_bN[:, whole:] >= bound_b[:, None]) & ~left_b[:, None])
     rows_C, items_C = np.divmod(cells_cM.ravel()[near], num_items)
     rows_C, items_C = np.concatenate([rows_C, rows_r]), np.concatenate([items_C, whole + rest_r])
@@ -230,6 +243,7 @@ def _top_of_any(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
         preference = torch.where(again == last, order_N, torch.where(again > last, -1, num_items))
         top[open_b] = preference.topk(size, dim=1, largest=False).indices
         top_scores = scores_bN.gather(1, top)
+    # two stable sorts, the less important key first: by the shuffle, then by score
     by_order = order_N[top].argsort(dim=1, stable=True)
     top, top_scores = top.gather(1, by_order), top_scores.gather(1, by_order)
     best = top_scores.argsort(dim=1, descending=True, stable=True)
@@ -286,6 +300,7 @@ def top_by_vectors(
         min(max(_LEAST_ROWS, _NEAR_SCORES // max(1, num_items)), _MAX_SCORES // max(1, num_items)),
     )
     size = min(size, len(users_bD))
+    # one buffer for all rows: allocating new scores costs more than the product (see above)
     buffer = torch.empty(size, num_items, dtype=users_bD.dtype, device=users_bD.device)
     items_bK = np.full((len(users_bD), k), -1, dtype=np.int32)
     scores_bK = np.full((len(users_bD), k), -np.inf, dtype=np.float32)
@@ -293,6 +308,7 @@ def top_by_vectors(
         end = min(start + size, len(users_bD))
         scores_rN = torch.mm(users_bD[start:end], vectors_ND.T, out=buffer[: end - start])
         if added is not None and len(added):
+            # before the seen items are hidden: an addition must not bring one back
             added.between(start, end).add_to(scores_rN)
         if change is not None:
             change(scores_rN, slice(start, end))
@@ -316,7 +332,13 @@ def _by_vectors(
 ) -> Found:
     """Yield the lists of a vector scorer, users of similar length together; popularity for users
     without a signal.
+
+    Yields
+    ------
+    tuple of Array
+        Rows of the queries, and their items and scores [b, k].
     """
+    # similar lengths together, so that little of a chunk is padding
     order_B = np.argsort(queries.histories.lengths_U, kind="stable")
     for start in range(0, len(queries), chunk):
         rows_b = order_B[start : start + chunk]
@@ -325,6 +347,7 @@ def _by_vectors(
         rows_E, hidden_E = _seen(piece, exclude_seen)
         yield rows_b, *top_by_vectors(users_bD, scorer.item_vectors_ND, k, rows_E, hidden_E, added)
         for row in np.flatnonzero(~known_b.cpu().numpy()):
+            # a copy: hiding seen items must not change the model's own numbers
             scores_1N = scorer.popularity_N.to(torch.float32, copy=True)[None]
             _hide(scores_1N, rows_E[rows_E == row] - row, hidden_E[rows_E == row])
             yield rows_b[[row]], *top_items(scores_1N, k)
@@ -373,6 +396,7 @@ def _seen(queries: Queries, exclude_seen: bool) -> tuple[Array, Array]:
     rows_E, items_E = _history_rows(queries), queries.histories.items_E.astype(np.int64)
     if not len(queries.histories.targets_T):
         return rows_E, items_E
+    # an item that was only viewed may still be bought: only predicted types count as had
     had_E = queries.histories.are_targets_E
     return rows_E[had_E], items_E[had_E]
 

@@ -160,6 +160,7 @@ def choose_stack(
     ]
     single_Q = folds.measured(singles)
     blend = _Blend(metric, num_groups, seed)
+    # each fold is measured with weights that were chosen without it
     crossed = folds.fitted(blend)
     for pull in _PULLS:
         crossed_Q = folds.measured(
@@ -168,6 +169,7 @@ def choose_stack(
         if crossed_Q.mean() >= single_Q.mean():
             break
     chosen_GM = _pulled(blend(candidates), _one(best, len(names), num_groups), pull)
+    # a common factor changes no ranking; the largest weight 1 makes weights readable
     chosen_GM = chosen_GM / chosen_GM.max()
     is_single = bool(np.count_nonzero(chosen_GM.any(axis=0)) == 1)
     if is_single:
@@ -234,6 +236,7 @@ def values_of(scores_QP: Tensor, candidates: Candidates, kind: str, k: int) -> A
     scores_QP = scores_QP.masked_fill(~candidates.listed_QP, -torch.inf)
     if len(rows_T) <= _FEW_TARGETS * len(candidates):
         own_T = scores_QP[rows_T, positions_T]
+        # only larger scores count: among equal ones the target is first, for all weights alike
         ranks_T = (scores_QP[rows_T] > own_T[:, None]).sum(dim=1).numpy()
         listed = ranks_T < k
         hits_QK[rows_T.numpy()[listed], ranks_T[listed]] = True

@@ -56,8 +56,12 @@ def check_installed(formats: Sequence[Format]) -> None:
 
 
 def check_target(folder: Path) -> None:
-    """Raise :class:`ArtifactError` if a folder holds something other than an export, which would be
-    lost.
+    """Check that a folder is free or holds an export, because its content is replaced.
+
+    Raises
+    ------
+    ArtifactError
+        It holds something else, which would be lost.
     """
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if not folder.exists() or is_empty or read_manifest(folder) is not None:

@@ -231,6 +231,11 @@ def _together(examiner: Examiner) -> Iterator[list[Request]]:
     """Yield the queries in batches of similar lengths, and some of them alone.
 
     Members compare the events of a history in pairs, so batches of long histories are smaller.
+
+    Yields
+    ------
+    list of Request
+        One batch.
     """
     requests = examiner.questions()
     lengths = examiner.recommender.queries(requests).histories.lengths_U

@@ -196,6 +196,11 @@ def write_tables(folder: Path, bundle: Bundle, examiner: Examiner, users: bool) 
 def _users(bundle: Bundle, examiner: Examiner) -> Iterator[pa.Table]:
     """Vectors of the known users for a request now, and the additions of sparse members by item
     row.
+
+    Yields
+    ------
+    Table
+        Some users, in the order of the bundle.
     """
     for start in range(0, len(bundle.user_ids), _USERS_AT_A_TIME):
         ids = bundle.user_ids[start : start + _USERS_AT_A_TIME]

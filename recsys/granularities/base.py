@@ -480,7 +480,7 @@ class Granularity(nn.Module):
     ) -> Iterator[tuple[Granularity, State]]:
         """Fit a closed-form granularity for several sections, which all differ in one key.
 
-        Yields a module and its state for each section. Subclasses override it to share work.
+        Subclasses override it to share work between the sections.
 
         Parameters
         ----------
@@ -493,10 +493,10 @@ class Granularity(nn.Module):
         graphs : Graphs
             Training events and inputs by signal.
 
-        Returns
-        -------
-        Iterator of (Granularity, dict of str to Tensor)
-            Module and state, in the order of ``sections``.
+        Yields
+        ------
+        tuple of (Granularity, dict of str to Tensor)
+            Module and state of one section, in the order of ``sections``.
         """
         for section in sections:
             module = cls(section, sizes).eval()

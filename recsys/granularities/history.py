@@ -46,6 +46,7 @@ class SeenEvents:
         order_E = torch.argsort(pairs_E, stable=True)
         is_last_E = torch.ones(len(order_E), dtype=torch.bool, device=order_E.device)
         is_last_E[:-1] = pairs_E[order_E][1:] != pairs_E[order_E][:-1]
+        # back to the order of time: lags and the sums of a query rely on it
         return self.where(order_E[is_last_E].sort().values)
 
     def of_types(self, counts_T: Tensor | None) -> SeenEvents:
@@ -58,6 +59,7 @@ class SeenEvents:
         If the request has no time, days to the query's newest event; 0 if the event has no time.
         """
         newest_B = torch.zeros(self.num_queries, dtype=torch.int64, device=self.rows_E.device)
+        # without the initial zero, which would win over times before 1970
         newest_B.scatter_reduce_(0, self.rows_E, self.times_E, "amax", include_self=False)
         time_B = torch.where(asked_at_B == 0, newest_B, asked_at_B)
         days_E = (time_B[self.rows_E] - self.times_E).clamp(min=0) / DAY
@@ -93,6 +95,7 @@ def seen_events(batch: Batch) -> SeenEvents:
         found = [column_UL[batch.rows_B][seen_BL] for column_UL in padded]
     lengths_B = lengths_B.to(device)
     rows_E = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
+    # the last event of a query is at its cumulated length − 1; counted back from there
     lags_E = lengths_B.cumsum(0)[rows_E] - 1 - torch.arange(len(rows_E), device=device)
     items_E, types_E, times_E, values_E = found
     return SeenEvents(
@@ -119,6 +122,7 @@ def event_weights(
     half_life : float or None
         h in days; None for no decay by age.
     """
+    # in logarithms: 2^(−days / h) underflows for a history of years and a half-life of hours
     logs_E = -recency * (seen.lags_E + 1).float().log2()
     if half_life is not None:
         logs_E = logs_E - seen.days_before(asked_at_B) / half_life

@@ -97,10 +97,13 @@ def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Arra
     if how == "all":
         order_E = np.argsort(times_E, kind="stable")
         return items_E[order_E], times_E[order_E]
+    # a zero day for all events makes the key of user and item alone decide, which is ``users``
     days_E = (times_E // int(DAY)) if how == "events" else np.zeros_like(times_E)
     order_E = np.lexsort((times_E, days_E, key_E))
     key_E, days_E = key_E[order_E], days_E[order_E]
     is_first_E = np.ones(len(order_E), dtype=bool)
+    # sorted by pair, day and time, so a row that differs from the one above is the first of its
+    # group
     is_first_E[1:] = (key_E[1:] != key_E[:-1]) | (days_E[1:] != days_E[:-1])
     first_E = order_E[is_first_E]
     first_E = first_E[np.argsort(times_E[first_E], kind="stable")]
@@ -116,6 +119,7 @@ def moments(times_E: Array, most: int) -> Array:
     """
     near = _NEAR_THE_END if most >= 2 * _NEAR_THE_END else 0
     even = np.arange(1, most - near + 1) / (most - near)
+    # requests come at the end of the data, so the last part is halved again and again
     late = 1 - 0.5 ** np.arange(1, near + 1) / (most - near)
     positions = np.ceil(np.sort(np.concatenate([even, late])) * len(times_E)).astype(np.int64) - 1
     return np.unique(times_E[positions.clip(0)])
@@ -161,6 +165,7 @@ def at_moments(
         if isinstance(half_life, str):
             recent_N = all_N
         else:
+            # decay the sums of the previous column instead of all events: O(E + N T), not O(E T)
             weights_E = 0.5 ** ((moment - times_E[part]) / (half_life * DAY))
             recent_N = recent_N * 0.5 ** ((moment - before) / (half_life * DAY))
             recent_N = recent_N + np.bincount(items_E[part], weights=weights_E, minlength=num_items)
@@ -213,6 +218,8 @@ def log_share(recent_N: Array, all_N: Array, rest: float) -> Array:
     array, [N] float32
         Natural logarithms.
     """
+    # one more event per item, so that no share is zero and its logarithm is finite
     rest_N = (all_N + 1) / (all_N.sum() + len(all_N))
+    # the sum underflows to 0 when all events are many half-lives old
     share_N: Array = (1 - rest) * recent_N / max(recent_N.sum(), 1e-30) + rest * rest_N
     return np.asarray(np.log(share_N), dtype=np.float32)

@@ -111,13 +111,17 @@ class SparseScores:
             return torch.zeros(items_BR.shape, device=self.values_P.device)
         rows_B1 = torch.arange(len(items_BR), device=items_BR.device)[:, None]
         keys_P, keys_BR = self.rows_P * _SHIFT + self.items_P, rows_B1 * _SHIFT + items_BR
+        # a key beyond the last one gets the position P, which does not exist; the comparison
+        # rejects it
         position_BR = torch.searchsorted(keys_P, keys_BR).clamp(max=len(keys_P) - 1)
+        # −1 marks an empty place of a list
         is_there_BR = (keys_P[position_BR] == keys_BR) & (items_BR >= 0)
         return torch.where(is_there_BR, self.values_P[position_BR].float(), 0.0)
 
     def between(self, start: int, end: int) -> SparseScores:
         """Rows from ``start`` up to, not including, ``end``; row numbers start at 0 again."""
         edges = torch.tensor([start, end], device=self.rows_P.device)
+        # rows ascend, so a binary search finds the part without reading it
         span = slice(*torch.searchsorted(self.rows_P, edges).tolist())
         return SparseScores(self.rows_P[span] - start, self.items_P[span], self.values_P[span])
 
@@ -129,6 +133,7 @@ class SparseScores:
         counts_R = ends_R - starts_R
         rows_P = torch.repeat_interleave(torch.arange(len(rows_R), device=rows_R.device), counts_R)
         before_R = counts_R.cumsum(0) - counts_R
+        # the places of each row's entries: count on from its start, without a loop over rows
         positions_P = (
             torch.arange(len(rows_P), device=rows_R.device) + (starts_R - before_R)[rows_P]
         )
@@ -136,6 +141,7 @@ class SparseScores:
 
     def moved(self, rows_B: Tensor) -> SparseScores:
         """Return the same additions with row ``b`` renamed to row ``rows_B[b]``."""
+        # through ``of``, because the renamed rows may be out of order
         return SparseScores.of(rows_B[self.rows_P], self.items_P, self.values_P)
 
     def where(self, keep_B: Tensor) -> SparseScores:

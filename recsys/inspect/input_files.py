@@ -63,6 +63,10 @@ def look_at(arguments: Sequence[str]) -> ArgumentContent:
     ------
     SourceError
         There is no argument, or none names a file.
+    EmptyFile
+        The only argument names an empty file.
+    StorageError
+        The only argument is remote and cannot be reached.
     """
     if not arguments:
         raise SourceError(

@@ -199,6 +199,11 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
 def _names(file: InputFile, form: TextForm, dialect: Dialect, head: bytes) -> tuple[list[str], int]:
     """Names of the columns, numbered if there is no header, and the byte offset of the first
     row.
+
+    Raises
+    ------
+    SourceError
+        The header contains a name twice.
     """
     settings = Form(
         form.separator,
@@ -240,8 +245,12 @@ def _usual_cells(head: bytes, dialect: Dialect) -> int:
 def _text_pieces(
     file: InputFile, begin: int, dialect: Dialect, num_columns: int
 ) -> Iterator[tuple[pa.Table, int, int]]:
-    """Parsed cells, bytes and broken rows: all of a small file; the head and pieces of a large
-    one.
+    """All pieces of a small file; the head and some later pieces of a large one.
+
+    Yields
+    ------
+    tuple of (Table, int, int)
+        Parsed cells, number of bytes, and number of broken rows.
     """
     is_sampled = not file.compressed and file.size > WHOLE_BYTES
     limit, read = (_BLOCK if is_sampled else WHOLE_BYTES), 0

@@ -220,6 +220,7 @@ class FrozenModel:
         self.encoders.eval()
         batch = last_position(query, self.config.max_history).to(self.item_vectors_ND.device)
         events_L = torch.arange(1, int(batch.lengths_U[0]) + 1, device=batch.lengths_U.device)
+        # the context of the request belongs to now, not to the earlier positions
         no_context = batch.asked_BC.new_zeros(len(events_L), batch.asked_BC.shape[1])
         every = replace(
             batch, rows_B=torch.zeros_like(events_L), seen_B=events_L, asked_BC=no_context
@@ -310,6 +311,8 @@ class FrozenModel:
 
     def _scored(self, contributions: Contributions) -> Tensor:
         scores_BN = contributions.scores(self.item_vectors_ND)
+        # without a present granularity all scores are zero, which would order items by the tie
+        # rule alone
         scores_BN[~contributions.weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
         return scores_BN
 
@@ -332,6 +335,8 @@ class FrozenModel:
             named |= {
                 f"ratings.{name}": tensor for name, tensor in self.rating_head.tensors().items()
             }
+        # clone: safetensors refuses tensors that share memory, and views would write the whole
+        # storage
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
 
     @staticmethod

@@ -87,6 +87,7 @@ class FrozenMembers:
         """
         vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
         stack_weights = self._stack_weights(batch) if stacks else {}
+        # scale the sum of the trained granularities as one member: their proportions were trained
         if TRAINED in stack_weights:
             factor_B = stack_weights[TRAINED] * self._scale_free(TRAINED, vectors_BKD.sum(1))
             vectors_BKD = vectors_BKD * factor_B[:, None, None]
@@ -96,6 +97,8 @@ class FrozenMembers:
             weight_B = stack_weights.get(name, weight.expand(len(batch)))
             own = self._contribution(name, longer, weight_B, is_scaled=name in stack_weights)
             k, width = vectors_BKD.shape[1:]
+            # every member has columns of its own, so that one product with all item vectors adds
+            # the scores
             vectors_BKD = pad(vectors_BKD, (0, own.vectors_BR.shape[1], 0, 1))
             vectors_BKD[:, k, width:] = own.vectors_BR
             if own.sparse is not None:
@@ -225,6 +228,7 @@ class FrozenMembers:
         for name, spread_B in self._spreads(batch).items():
             member = self.encoders.members.index(name)
             mean = (
+                # queries without this member have no spread, and would pull the mean down
                 spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(0.0)
             )
             self._stack.floors_M[member] = FLOOR * mean

@@ -161,6 +161,7 @@ class MultigrainModel(nn.Module):
         """States of the closed-form granularities, which training does not change: computed once
         for the same graphs.
         """
+        # every validation freezes the model, but the closed-form fits depend on the graphs alone
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
             pruned = self.encoders.pruned_members
             active = [

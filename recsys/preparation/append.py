@@ -183,6 +183,7 @@ class Appending(Preparation):
             try:  # cut-offs move forward, except when the new events have early times
                 before = self._earlier_times(len(encoded), coding, old.valid_from)
                 plan = super()._plan([*before, *fresh], coding, [self._everything])
+            # rare, and costs one more pass over the times
             except OutOfReach:
                 before = self._earlier_times(len(encoded), coding, NO_TIME)
                 plan = super()._plan([*before, *fresh], coding, [self._everything])
@@ -235,6 +236,7 @@ class Appending(Preparation):
             numbers = np.setdiff1d(fetch(found), self._numbers[bucket])
             if len(numbers):
                 users = user_ids.take(pa.array(numbers))
+                # the encoder looks users up by binary search
                 order = pc.sort_indices(users)
                 chosen = users.take(order), numbers[np.asarray(order)]
                 self._newer_users[bucket] += len(users)
@@ -291,6 +293,7 @@ class Appending(Preparation):
         )
         for ref in with_progress("writing histories", written):
             now, before = fetch(ref)
+            # the old counts of touched users leave, their new ones enter; all others stay
             for report, sign in ((now, 1), (before, -1)):
                 for key in _OF_EVENTS & report.counts.keys():
                     total[key] += sign * report.counts[key]

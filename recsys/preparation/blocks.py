@@ -78,6 +78,11 @@ def _user_error(error: BaseException | None, depth: int = 0) -> UserError | None
 def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
     """References to the Arrow blocks of a dataset, as they are produced; the rows do not pass
     through this process.
+
+    Yields
+    ------
+    ObjectRef
+        One block, as soon as its task has ended.
     """
     with quiet(), user_errors():
         for bundle in dataset.iter_internal_ref_bundles():
@@ -128,6 +133,11 @@ def results_of(
         Largest number of parallel tasks.
     num_gpus : int
         GPUs of a task.
+
+    Yields
+    ------
+    object
+        The result of one piece.
     """
     remote: Any = task(_apply, num_gpus=num_gpus)
     running: deque[Any] = deque()

@@ -104,8 +104,11 @@ def split_by_user(
     """
     table = project(block, rules, goes_on)
     texts, codes_E = parts_of(table.column(schema.USER_ID))
+    # one entry more: a missing id has the code −1, which reads the last element
     buckets = np.append(string_hashes(texts), np.uint64(0)) % np.uint64(num_buckets)
+    # numbers of 16 bits, because numpy sorts them in one pass (see the constant)
     buckets_E = buckets.astype(np.uint16 if num_buckets <= _RADIX_LIMIT else np.int64)[codes_E]
+    # stable: the rows of a user must keep the order of the source
     ordered = table.take(pa.array(np.argsort(buckets_E, kind="stable")))
     ends = np.cumsum(np.bincount(buckets_E, minlength=num_buckets))
     return [
@@ -209,6 +212,7 @@ def gather_bucket(
             table = mark(table, unknown, UNKNOWN_ITEM)
     is_good = table.column(schema.REASON).is_null()
     good = where(table, np.asarray(is_good)).drop_columns([schema.RAW])
+    # kept before the filters: a later reading may filter differently
     if keeper is not None:
         only_unknown = unknown & np.asarray(
             pc.fill_null(pc.equal(table.column(schema.REASON), UNKNOWN_ITEM), False)
@@ -380,6 +384,11 @@ def overlap_notes(
         Ids of earlier events, which count as ids of the events.
     min_overlap : float
         Share of ids in common below which there is a note.
+
+    Yields
+    ------
+    str
+        The note; empty where enough ids are in common.
 
     Raises
     ------

@@ -223,6 +223,11 @@ class DatasetWriter:
     def writing(self) -> Iterator[Folder]:
         """Remove leftovers, write inside the block, and remove the folder if the block fails.
 
+        Yields
+        ------
+        Folder
+            Where the files of the dataset are written.
+
         Raises
         ------
         ArtifactError
@@ -261,9 +266,12 @@ class DatasetWriter:
         if self._aside:
             replaced = Folder(filesystem, f"{self._final.path}.replaced-{self._mark}")
             if filesystem.get_file_info(self._final.path).type == pyarrow.fs.FileType.Directory:
+                # a folder with content cannot be renamed over; a reader with open files keeps the
+                # old ones
                 filesystem.move(self._final.path, replaced.path)
             filesystem.move(self.folder.path, self._final.path)
             replaced.remove()
+        # of an earlier, refused run: its rows are not of this dataset
         self.quarantine.remove()
 
     def _refuse_other_files(self) -> None:
@@ -297,6 +305,7 @@ class DatasetWriter:
         host, _, pid = mark.rpartition("-")[0].rpartition("-")
         if host != socket.gethostname() or not pid.isdigit():
             return info.mtime is not None and time.time() - info.mtime.timestamp() > _STALE_S
+        # an earlier attempt in this process, which has failed
         if int(pid) == os.getpid():
             return True
         try:

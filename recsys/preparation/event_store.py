@@ -166,6 +166,7 @@ def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str
     if not table.num_rows:
         return
     names = [column for column in columns or table.column_names if column not in _LEFT_OUT]
+    # the file format allows one dictionary for each column only
     table = table.select(names).unify_dictionaries().combine_chunks()
     options = pyarrow.ipc.IpcWriteOptions(compression=_COMPRESSION)
     with storage_errors(folder.uri, "write to"):

@@ -112,6 +112,11 @@ class Friendships:
     def edges(self) -> Iterator[pa.Table]:
         """Yield the edges (:data:`EDGE_SCHEMA`), part by part in the order of the source, and count
         them in the report.
+
+        Yields
+        ------
+        Table
+            One part.
         """
         for refs in self._merged:
             part = fetch(refs[0])

@@ -141,6 +141,11 @@ class GuardedPiece:
 
         The raw text of a bad row contains the id, so pseudonymised tables have no raw text.
         Additional columns stay unchanged; the user must leave out columns that identify people.
+
+        Yields
+        ------
+        Table
+            One block without the rows of forgotten users; possibly empty.
         """
         key = Pseudonyms.of(self.guard.pseudonyms)
         for block in self.piece.read():

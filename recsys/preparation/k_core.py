@@ -132,8 +132,10 @@ def find_core(
         counts_N = np.zeros(len(items), dtype=np.int64)
         for counts, _ in refs:
             counts_N += fetch(counts)
+        # known items of an earlier model stay, however few events they have, as their rows exist
         fresh_N = item_N & ((counts_N >= max(least[1], 1)) | stays_N)
         if (fresh_N == item_N).all():
+            # the counts of users belong to these items, because no item has left in this round
             users_kept = [
                 u.filter(pa.array(fetch(ref))) for u, (_, ref) in zip(users, refs, strict=True)
             ]

@@ -239,6 +239,11 @@ def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
 def _numbers(column: pa.ChunkedArray, where: str) -> tuple[Array, Array]:
     """The length of every cell ([R], 0 where it is missing), and all numbers concatenated, NaN for
     invalid ones.
+
+    Raises
+    ------
+    ConfigError
+        The column holds something other than lists of numbers.
     """
     array = column.combine_chunks()
     kind = array.type

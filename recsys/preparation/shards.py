@@ -309,6 +309,7 @@ def _history_table(
         for column in context_columns
     ]
     times = columns["time"]
+    # histories mark an unknown time with 0, and count seconds
     seconds = np.where(times == NO_TIME, 0, times // 1_000_000)
     flat = {
         "items": columns["item"],
@@ -355,6 +356,7 @@ def _without_held_out(
     late = np.zeros(len(pairs), dtype=bool)
     if plan.kind == "temporal":
         times = np.asarray(text.column("time"))
+        # a text without a time may be from the future
         late = ~held_out & ((times >= plan.valid_from) | (times == NO_TIME))
     counts = {
         "text_rows": len(pairs),

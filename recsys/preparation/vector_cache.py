@@ -196,6 +196,11 @@ def _encode_missing(
 
     Why tasks and not actors: Ray runs a lost task again, and the worker process keeps the model for
     the next block.
+
+    Yields
+    ------
+    tuple of (list of str, Array)
+        Keys of some texts and their vectors.
     """
     if not missing:
         return

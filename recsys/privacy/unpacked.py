@@ -56,6 +56,11 @@ class Part:
 def parts(path: Path) -> Iterator[Part]:
     """Yield the parts of a file; the bytes of the file itself first.
 
+    Yields
+    ------
+    Part
+        A part, or the reason why it cannot be opened.
+
     Raises
     ------
     OSError

@@ -101,6 +101,11 @@ def _window(dataset: PreparedDataset, histories: Histories, splits_E: Array, nam
 def _with_evaluated(protocol: Protocol, window: Window, allowed: pa.Array) -> Window:
     """The window with the evaluated users (those with a target that counts) and the sampled
     negatives.
+
+    Raises
+    ------
+    DataError
+        No user has a target that counts.
     """
     alone = replace(protocol, windows=[window])
     tested = pc.unique(window.splits["test"].column("user_id"))
@@ -130,6 +135,11 @@ def _windows_of(
 
     Why windows: one test period is one season; the best method in December may not be the best in
     May.
+
+    Raises
+    ------
+    ConfigError
+        The split is not by time, or the first window would have no training events.
     """
     split = dataset.manifest.split
     if split.get("kind") != "temporal":

@@ -262,6 +262,11 @@ def _check_unseen(items_BK: Array, queries: Queries, protocol: Protocol, where: 
 def _check_ranked_all(items_BK: Array, queries: Queries, protocol: Protocol, where: str) -> None:
     """Check that the whole catalogue was ranked: short lists that never miss a target are of
     samples.
+
+    Raises
+    ------
+    DataError
+        Only sampled items were ranked.
     """
     depth = int((items_BK >= 0).sum(axis=1).max(initial=0))
     if len(queries) < _MANY or not max(protocol.ks) < depth < len(protocol.items) / 4:

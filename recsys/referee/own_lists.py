@@ -61,6 +61,11 @@ def _fits(
 ) -> Iterator[tuple[str, Split, Scorer]]:
     """Fit every setting: on training events for validation, and on the protocol's events for
     test.
+
+    Yields
+    ------
+    tuple of (str, Split, Scorer)
+        Constants as text, the split to rank, and the fitted baseline.
     """
     histories = protocol.histories(protocol.windows[index])
     last_fitted = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}

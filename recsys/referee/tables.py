@@ -33,7 +33,13 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a table that has exactly these columns."""
+    """Read a table that has exactly these columns.
+
+    Raises
+    ------
+    SourceError
+        A column is missing, or its values have another type.
+    """
     table = read_any(path)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:

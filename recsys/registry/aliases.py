@@ -26,7 +26,13 @@ class Aliases:
         self._client, self.name = client, name
 
     def version_of(self, alias: str) -> str:
-        """The version that has an alias; empty where none has it."""
+        """The version that has an alias; empty where none has it.
+
+        Raises
+        ------
+        MlflowException
+            The registry does not answer.
+        """
         from mlflow import MlflowException
 
         try:

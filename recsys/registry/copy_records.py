@@ -180,6 +180,11 @@ def of_run(folder: Path) -> list[Copy]:
 def of_models(uri: str, names: Iterable[str]) -> Iterator[tuple[str, Copy]]:
     """The recorded copies of registered models, each with the name of its model; unknown names are
     skipped.
+
+    Yields
+    ------
+    tuple of (str, Copy)
+        Name of the model, and one of its copies.
     """
     registry: Any = client(uri)
     wanted = set(names)

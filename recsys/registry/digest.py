@@ -94,7 +94,7 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
     ------
     ArtifactError
         A file was changed, added or removed, or the weights are those of another model.
-    """
+    """  # noqa: DOC501
     version = registry.get_model_version(name, number)
     tags, uri = dict(version.tags), f"models:/{name}/{number}"
     files = listing(folder)

@@ -32,6 +32,8 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
     ConfigError
         The experiment was deleted, keeps its artefacts at another location than
         ``tracking.artifacts``, or its artefacts were moved.
+    MlflowException
+        The experiment cannot be created.
     """
     from mlflow import MlflowException
 
@@ -78,8 +80,12 @@ def local_path(location: str) -> Path | None:
 
 
 def _check_not_moved(name: str, recorded: Path | None, beside: Path) -> None:
-    """Raise where a store was moved with its artefacts: MLflow stores the old absolute path of the
-    artefacts.
+    """Check that a store was not moved with its artefacts: MLflow keeps their old absolute path.
+
+    Raises
+    ------
+    ConfigError
+        It was moved.
     """
     if recorded is None or recorded == beside or recorded.exists() or not beside.exists():
         return

@@ -116,7 +116,7 @@ class Parent:
         ------
         ArtifactError
             The file of entities is damaged.
-        """
+        """  # noqa: DOC501
         info = self.bundle.info
         known = (
             pa.array(self.bundle.user_ids, pa.string()),

@@ -54,7 +54,7 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
     ArtifactError
         There is no such model; its files cannot be read, are damaged or not those that were
         registered; its self-test fails; or ``folder`` holds something else, which would be lost.
-    """
+    """  # noqa: DOC501
     from mlflow import MlflowException
     from mlflow.artifacts import download_artifacts
 

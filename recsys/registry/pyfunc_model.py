@@ -91,7 +91,7 @@ class RecommenderModel(PythonModel):
         ------
         MlflowException
             A request is malformed (INVALID_PARAMETER_VALUE: HTTP 400); names the row and field.
-        """
+        """  # noqa: DOC501
         try:
             requests = parse_any(_rows(model_input, params or {}))
             answers = [answer.to_dict() for answer in self.recommender.answer(requests)]
@@ -131,6 +131,11 @@ def _check_columns(frame: pd.DataFrame) -> None:
 
     Why numbers are refused: the ids of a model are strings, and a number no longer shows how it was
     written (``007``, ``1e5``, ``7.0`` in a column with an empty cell).
+
+    Raises
+    ------
+    RequestError
+        There is such a column, or none that names a user, items or an item.
     """
     names = [str(name) for name in frame.columns]
     fields = {*Request.model_fields, *SimilarRequest.model_fields}
@@ -186,6 +191,11 @@ def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
     Why this way: MLflow's server turns a list into a NumPy array, in which numbers become strings
     when the list also has strings. The array then has room for the longest possible number, which
     is more than its longest string needs.
+
+    Raises
+    ------
+    RequestError
+        The list mixes them.
     """
     longest = max((len(text) for text in texts.ravel().tolist()), default=0)
     if texts.dtype.itemsize // 4 > max(longest, 1):

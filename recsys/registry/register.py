@@ -100,6 +100,7 @@ def register(
     bundle = read_bundle(folder)
     registry = tracker.client
     tags = version_tags(tracker, bundle, metrics)
+    # an interrupted command may have created the version, but not yet moved the alias
     number = _version_of_interrupted_run(registry, name, tags) if resumes else 0
     if not number:
         number = _create_version(tracker, folder, bundle, settings, metrics, tags)
@@ -140,6 +141,7 @@ def _create_version(
     name, registry = settings.name, tracker.client
     with active_uris(tracker.uri):
         logged = log_model(tracker, folder, bundle)
+        # from the store, not from the folder: MLflow adds files of its own
         files = logged_files(logged.model_uri)
         registry.log_text(tracker.run_id, dump(files), LISTING)
         _ensure_name(registry, name)

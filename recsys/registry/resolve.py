@@ -45,7 +45,7 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     ArtifactError
         There is no such model, alias, version or bundle (lists what is registered), or the files
         are not those that were registered.
-    """
+    """  # noqa: DOC501
     if is_remote(uri):
         return _bundle_at(uri, into)
     if not uri.startswith("models:"):

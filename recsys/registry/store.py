@@ -61,7 +61,8 @@ def ready(path: Path, writes: bool = False) -> None:
         The store is incomplete, damaged, or of a newer MLflow.
     Unavailable
         Another process keeps it locked.
-    """
+    """  # noqa: DOC501
+    # lock and temporary files belong next to the real file, not next to a symbolic link
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ConfigError(
@@ -107,6 +108,7 @@ def _creation_lock(path: Path) -> Iterator[None]:
         ) from None
     last = time.monotonic() + MAKING_S
     with file:
+        # polled, because a blocking lock has no time limit
         while not _is_lock_taken(file.fileno()):
             if time.monotonic() > last:
                 raise Unavailable(
@@ -132,6 +134,11 @@ def _temporary_store(path: Path) -> Iterator[Path]:
     """A new temporary file next to ``path``, with the permissions of the umask.
 
     It is removed at the end, together with the files that SQLite creates next to it.
+
+    Yields
+    ------
+    Path
+        The empty file.
 
     Raises
     ------
@@ -167,11 +174,13 @@ def _create(path: Path) -> None:
         _migrate(aside, path.parent)
         with closing(connect(aside)) as connection:
             connection.execute("PRAGMA journal_mode = DELETE")  # keeps all data in the one file
+        # before the link: after a power failure the name must not point to unwritten pages
         _flush(aside)
         if path.exists():  # an empty file that another program may have open
             _copy_store(aside, path)
             return
         try:
+            # a link and not a rename, because it fails where the file exists
             os.link(aside, path)
         except FileExistsError:  # created by a program that does not use the lock
             return
@@ -237,6 +246,7 @@ def _migrate(file: Path, folder: Path) -> None:
             engine.dispose()
         Store(uri, (folder / "mlartifacts").as_uri())  # type: ignore[no-untyped-call]
     finally:
+        # MLflow caches engines by URI; one for the temporary file would keep it open
         cached: dict[str, Any] = getattr(Store, "_engine_map", {})
         cached_engine = cached.pop(uri, None)
         if cached_engine is not None:

@@ -46,7 +46,7 @@ def check(path: Path) -> None:
         The file belongs to another program.
     ArtifactError
         The store is incomplete, damaged, or of a newer MLflow.
-    """
+    """  # noqa: DOC501
     state = settled(path)
     if state.kind in ("partial", "foreign", "newer"):
         raise store_error(path, state)
@@ -120,10 +120,23 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite errors of a block into one message with the fix."""
+    """Turn SQLite errors of a block into one message with the fix.
+
+    Raises
+    ------
+    Unavailable
+        Another process keeps the database locked.
+    ConfigError
+        The file is not writable, or not a SQLite database.
+    ArtifactError
+        SQLite reports anything else about the file.
+    Error
+        The disk is full; SQLite's own error says so.
+    """  # noqa: DOC501
     try:
         yield
     except sqlite3.Error as error:
+        # the lowest byte is the primary code; the rest says more about the cause
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise locked_error(path) from None

@@ -110,6 +110,7 @@ def allowed_top(
 
     def change(scores_rN: Tensor, rows: slice) -> None:
         if raised is not None:
+            # an outer product in place, without a second matrix of scores
             scores_rN.addr_(raised.spread_B[rows], raised.log_N)
         if forbidden_N is not None:
             scores_rN.masked_fill_(forbidden_N, -torch.inf)
@@ -131,6 +132,7 @@ def _top_of_few(
     ids, top_BR = torch.from_numpy(ids_M), np.full((len(users_BD), k), -1, dtype=np.int32)
     if not len(ids_M):
         return top_BR
+    # ties have the order that the ranking of the whole catalogue gives them
     vectors_MD, order_M = vectors_ND.index_select(0, ids), tie_order(len(vectors_ND))[ids_M]
     size = max(1, _SCORES // len(ids_M))
     for start in range(0, len(users_BD), size):
@@ -141,6 +143,7 @@ def _top_of_few(
         if raised is not None:
             scores_bM.addr_(raised.spread_B[start:end], raised.log_N[ids])
         span = slice(*np.searchsorted(rows_E, [start, end]))
+        # a hidden item may be greater than every allowed one; then the position would be outside
         positions_e = np.minimum(np.searchsorted(ids_M, hidden_E[span]), len(ids_M) - 1)
         is_there_e = ids_M[positions_e] == hidden_E[span]
         scores = scores_bM.numpy()
@@ -169,7 +172,9 @@ def best_positions(scores_M: Array, order_M: Array, k: int) -> Array:
         At most k positions.
     """
     positions = np.flatnonzero(scores_M > -np.inf)
+    # a partition is linear; below a few k it costs more than sorting at once
     if len(positions) > 4 * k:
         bound = np.partition(scores_M[positions], len(positions) - k)[len(positions) - k]
+        # all items that tie with the k-th stay, as their order is decided below
         positions = positions[scores_M[positions] >= bound]
     return np.asarray(positions[np.lexsort((order_M[positions], -scores_M[positions]))][:k])

@@ -186,6 +186,7 @@ class ItemIndex:
             num_hidden_B += np.bincount(
                 added.rows_P[added.values_P < 0].numpy(), minlength=len(users_BD)
             )
+        # one very long history must not make the list of candidates longer for all requests
         is_long_B = num_hidden_B > _LONG_HISTORY
         depth = self._depth(k, int(num_hidden_B[~is_long_B].max(initial=0)), allowed)
         by_index_B = ~is_long_B if depth <= self._most() else np.zeros_like(is_long_B)
@@ -249,12 +250,15 @@ class ItemIndex:
             if depth > self._most() or len(candidates_C) == num_items:
                 return None
             _, (candidates_C,) = self._index.search(user_D[None].numpy(), depth)
+        # a search with more rows or hidden items returns more; the answer must not depend on them
         found_C = found_C[: self.reorder * ends[-1]]
         extra_C = np.zeros(0, dtype=np.int64) if added is None else added.items_P.numpy()
         extra_C = extra_C if allowed is None else extra_C[allowed.among(extra_C)]
         extra_C = extra_C[~np.isin(extra_C, hidden_e)]
+        # an item of both lists must be scored, and listed, once
         found_C = found_C[~np.isin(found_C, extra_C)]
         listed_C = np.concatenate([extra_C, found_C]).astype(np.int64)
+        # rank 0: items with an addition may be in every block
         ranks_C = np.concatenate([np.zeros(len(extra_C), dtype=np.int64), np.arange(len(found_C))])
         listed = torch.from_numpy(listed_C)
         scores_C = (vectors_ND.index_select(0, listed) @ user_D).numpy()

@@ -121,7 +121,13 @@ class Categories:
         return {name: code for code, name in enumerate(self.names)}
 
     def holds(self, condition: Condition, where: str) -> Array:
-        """As :meth:`Numbers.holds`; a category that no item has matches no item."""
+        """As :meth:`Numbers.holds`; a category that no item has matches no item.
+
+        Raises
+        ------
+        RequestError
+            The condition is a bound, but the attribute has text values.
+        """
         operator = condition.operator
         if operator in BOUNDS:
             raise RequestError(

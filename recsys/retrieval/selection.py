@@ -51,6 +51,7 @@ class Allowed:
         if num * FEW < len(mask_N):
             return Allowed(len(mask_N), ids_M=np.flatnonzero(mask_N))
         found = Allowed(len(mask_N), mask_N)
+        # the count is known: fills the cached property, so that the mask is not read again
         found.__dict__["num"] = num
         return found
 
@@ -73,6 +74,7 @@ class Allowed:
         if self.ids_M is not None:
             positions = np.searchsorted(self.ids_M, items)
             return (
+                # a search beyond the last id gives a position outside
                 np.asarray(self.ids_M[np.minimum(positions, len(self.ids_M) - 1)] == items)
                 if len(self.ids_M)
                 else (np.zeros(len(items), dtype=bool))
@@ -155,6 +157,7 @@ class Catalogue:
             in_stock_N[rows] = False
         with self._lock:
             self._in_stock_N = in_stock_N
+            # compiled selections contain the stock; replaced together under one lock
             self._kept.clear()
 
     def plan(self, rules: Rules, where: str) -> Plan:
@@ -222,8 +225,10 @@ class Catalogue:
                 self._kept.move_to_end(key)
                 return found
             in_stock_N = self._in_stock_N
+        # without the lock: a pass over the attributes must not stop other requests
         found = self._compile(rules, where, in_stock_N)
         with self._lock:
+            # the stock may have changed meanwhile; then the result is used once and not kept
             if self._in_stock_N is in_stock_N:
                 self._kept[key] = found
             while (
@@ -246,6 +251,7 @@ class Catalogue:
             log_N = np.zeros(len(self._rows), dtype=np.float32) if log_N is None else log_N
             log = np.float32(np.log(boost.factor))
             if boost.items is not None:
+                # distinct: an item that is named twice in one boost gets its factor once
                 log_N[np.unique(self._known(boost.items, "boost", {}))] += log
             else:
                 named = f"{where}: boost[{number}].filters"
@@ -265,5 +271,6 @@ def by_selection(plans: Sequence[Plan]) -> list[tuple[Selection | None, list[int
     """Group rows that share a selection."""
     found: dict[int, tuple[Selection | None, list[int]]] = {}
     for row, plan in enumerate(plans):
+        # by identity: requests with the same rules share the cached object
         found.setdefault(id(plan.selection), (plan.selection, []))[1].append(row)
     return list(found.values())

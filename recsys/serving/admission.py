@@ -59,7 +59,7 @@ def admit(
     ------
     CallError
         400, 401, 403, 404, 405, 413 or 415.
-    """
+    """  # noqa: DOC501
     takes = METHODS.get(path)
     if takes is None:
         raise CallError(404, f"{path[:100]}: no such path; expected one of: {', '.join(METHODS)}")

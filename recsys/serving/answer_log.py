@@ -71,11 +71,18 @@ class AnswerLog:
 def _appending(path: Path) -> Iterator[int]:
     """The locked file to append to. A file that was replaced while this waited for its lock is
     opened again.
+
+    Yields
+    ------
+    int
+        Its file descriptor, which holds the lock until the block ends.
     """
     while True:
+        # 0600: the lines hold ids and histories
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             _lock(handle)
+            # the lock is of the file, not of the name; under the name may be a new file by now
             if _is_at(handle, path):
                 yield handle
                 return
@@ -123,7 +130,7 @@ def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool
     ------
     OSError
         The file cannot be read or replaced.
-    """
+    """  # noqa: DOC501
     if not holds_rows(path, is_theirs):
         return 0
     removed = -1
@@ -136,10 +143,13 @@ def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool
             ):  # only root can change the owner; the server must still be able to append
                 os.chown(aside, found.st_uid, found.st_gid)
             with aside.open("wb") as kept:
+                # most of the file without the lock, so that servers hardly wait
                 early = _copy(file, kept, is_theirs)
                 # held until the file is closed, which is after it was replaced
                 _lock(file.fileno())
                 late = _copy(file, kept, is_theirs, to_the_end=True)
+            # two commands at the same time: replacing now would bring back what the other one
+            # removed
             if not _is_at(file.fileno(), path):
                 raise _Replaced
             removed = early + late
@@ -171,6 +181,7 @@ def _pieces(file: BinaryIO, to_the_end: bool = True) -> Iterator[list[bytes]]:
     """Rows in batches. An unfinished last row is left for later, unless ``to_the_end`` is true."""
     while rows := file.readlines(_PIECE):
         if not to_the_end and not rows[-1].endswith(b"\n"):
+            # a server is just writing it; it is read again under the lock
             file.seek(-len(rows.pop()), os.SEEK_CUR)
             yield rows
             return
@@ -283,6 +294,7 @@ def read_logs(paths: Sequence[str]) -> tuple[list[Logged], int]:
         for number, row in enumerate(rows, start=1):
             if row.strip():
                 logged = _logged(row, f"compare.logs: {path}, line {number}")
+                # by id: a file and its copy may both be named
                 found[logged.answer_id] = logged
     if not found:
         raise DataError(

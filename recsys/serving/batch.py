@@ -173,6 +173,10 @@ def is_small(
     ------
     ArtifactError
         The bundle is missing or damaged.
+    ArrowException
+        The file of users cannot be read although the bundle can.
+    OSError
+        The file of users cannot be opened although the bundle can be read.
     """
     if requests is not None:
         return len(requests) <= _BATCHES_HERE * batch_size

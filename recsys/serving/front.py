@@ -137,6 +137,7 @@ class Front:
             reply, is_own = refusal(path, CallError(400, str(error))), True
         except Exception:
             _LOG.exception("%s failed", path)
+            # without the error's text, which may name files or ids
             reply, is_own = refusal(path, CallError(500, INTERNAL)), True
         if is_own:  # a replica counts the calls that it answers itself
             known = path if path in METHODS else "other"
@@ -192,9 +193,9 @@ class Front:
         ------
         CallError
             It is too large (413) or too slow (408), or too many bodies are arriving (503).
-        Gone
+        CallerDisconnected
             The caller closed the connection.
-        """
+        """  # noqa: DOC501
         self._make_room()
         self._serial += 1
         number, found = self._serial, bytearray()
@@ -225,6 +226,7 @@ class Front:
                 " (serve.body_timeout_s); send the call again",
             ) from None
         finally:
+            # also after an error, else refused bodies would use up the limit
             self._held -= len(found)
             self._reading.pop(number, None)
 
@@ -239,6 +241,7 @@ class Front:
         if len(self._reading) < self.patience.max_bodies:
             return
         now = asyncio.get_running_loop().time()
+        # a dictionary keeps the order of insertion, so the first body is the oldest
         number, (since, timeout) = next(iter(self._reading.items()))
         if now - since < _LEAST_AGE_S:
             raise CallError(
@@ -248,6 +251,7 @@ class Front:
                 SOON,
             )
         del self._reading[number]
+        # ends the wait of that call in its own task, which then answers 408
         timeout.reschedule(now)
 
     async def _answered(self, incoming: Incoming, receive: Receive) -> Reply:
@@ -257,7 +261,7 @@ class Front:
         ------
         CallError
             Too many calls wait (503), or the answer took too long (408).
-        Gone
+        CallerDisconnected
             The caller closed the connection.
         """
         if self._waiting >= self.patience.max_waiting:
@@ -276,6 +280,7 @@ class Front:
             await asyncio.wait(
                 waited, timeout=self.patience.timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
+            # the answer first: it may be ready at the moment when the caller leaves
             if answer.done():
                 return answer.result()
             if gone is not None and gone.done():
@@ -305,6 +310,7 @@ class Front:
             ("Content-Length", str(len(reply.body))),
             *reply.headers,
         ]
+        # the connection cannot be used again: bytes of this body would be read as the next call
         if unread or self.stopping:
             named.append(("Connection", "close"))
         headers = [

@@ -26,6 +26,11 @@ class Slices:
     def requests(self) -> Iterator[Job]:
         """The slices one by one, each parsed when it is needed.
 
+        Yields
+        ------
+        Job
+            The requests of one slice.
+
         Raises
         ------
         RequestError

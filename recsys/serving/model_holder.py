@@ -119,6 +119,7 @@ class ModelHolder:
     def leave(self, name: str) -> None:
         """A replica has stopped; its counts are kept."""
         if name in self._replicas:
+            # no longer counted as running, but counts of calls must never fall
             self._replicas[name].seen = -math.inf
 
     def stock(self) -> Stock:
@@ -136,6 +137,7 @@ class ModelHolder:
         """Change the stock; the file is written before any replica gets the change."""
         changed = self._stock.after(change)
         if self._stock_file:
+            # first: after a crash the file must know every change that a replica has answered with
             write_stock(self._stock_file, changed)
         self._stock = changed
         return changed

@@ -79,6 +79,11 @@ class Replica:
     async def _restock(self, change: StockChange) -> tuple[Stock, bool]:
         """Change the stock at the model holder, which every replica polls, and wait for all
         replicas, within bounds.
+
+        Raises
+        ------
+        CallError
+            The model holder is being replaced (503).
         """
         try:
             changed: Stock = await self._holder.restock.remote(change)

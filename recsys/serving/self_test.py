@@ -74,7 +74,7 @@ def run_self_test(folder: Path, bundle: Bundle) -> None:
     ------
     ArtifactError
         An answer differs: other scores, or other items except between equal scores.
-    """
+    """  # noqa: DOC501
     try:
         stored = json.loads((folder / SELF_TEST).read_text(encoding="utf-8"))
         tests = [

@@ -356,7 +356,7 @@ class Service:
     async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> _CallAnswers | None:
         """The answers to all slices of a call; None where the version of the model changed in
         between.
-        """
+        """  # noqa: DOC501
         collected, version, first = _CallAnswers(), "", 0
         for job in jobs:
             async with self._lane.turn(is_large):

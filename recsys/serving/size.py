@@ -36,7 +36,7 @@ class Bounds:
         ------
         CallError
             Too many requests (413).
-        """
+        """  # noqa: DOC501
         if num_requests > self.max_requests:
             raise _too_large(f"{num_requests:,} requests", "max_requests", self.max_requests)
 
@@ -48,7 +48,7 @@ class Bounds:
         ------
         CallError
             The call is too large (413).
-        """
+        """  # noqa: DOC501
         self.check_number(len(requests))
         answers = sum(request.depth for request in requests)
         if answers > self.max_answers:
@@ -66,7 +66,7 @@ class Bounds:
         ------
         CallError
             Too many scores (413).
-        """
+        """  # noqa: DOC501
         if num_requests * num_scored > self.max_scores:
             size = (
                 f"{num_requests * num_scored:,} scores ({num_requests:,} requests × {num_scored:,}"

@@ -64,11 +64,16 @@ def byte_ranges(
     lines that are not one row of ``num_columns`` cells (0: unknown). So one wrong quote does not
     damage the rows after it.
 
+    Yields
+    ------
+    tuple of (ByteRange, bytes)
+        A range of whole rows, and its bytes.
+
     Raises
     ------
     SourceError
         A line is too long.
-    """
+    """  # noqa: DOC501
     lines = replace(dialect, multiline=False)
     row, buffer = 1, b""
     with file.stream() as stream:

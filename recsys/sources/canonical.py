@@ -185,6 +185,11 @@ class CanonicalAdapter(SourceAdapter):
     def _check_settings(self, found: Mapping[str, list[FileHead]]) -> None:
         """Refuse settings of text files if there is no text file, and settings of tables without
         files.
+
+        Raises
+        ------
+        SourceError
+            There is such a setting.
         """
         config = self.config
         given = {

@@ -106,7 +106,13 @@ class Unpacked:
             )
 
     def read(self, count: int) -> bytes:
-        """Read at most ``count`` bytes; b"" at the end."""
+        """Read at most ``count`` bytes; b"" at the end.
+
+        Raises
+        ------
+        SourceError
+            The file unpacks to many times its size.
+        """
         with _said(self._path, self._kind):
             found = bytes(self._stream.read(count))
         self._count += len(found)

@@ -93,6 +93,11 @@ class InputFile:
     def opened(self) -> Iterator[Any]:
         """Open the stored bytes for reading at any position.
 
+        Yields
+        ------
+        NativeFile
+            The open file.
+
         Raises
         ------
         SourceError
@@ -110,6 +115,11 @@ class InputFile:
     @contextmanager
     def stream(self) -> Iterator[Any]:
         """Open the unpacked bytes from the start.
+
+        Yields
+        ------
+        NativeFile or Unpacked
+            The open file, or its unpacked bytes.
 
         Raises
         ------
@@ -198,7 +208,9 @@ def input_file(path: str) -> InputFile:
     Raises
     ------
     SourceError
-        The file does not exist, is a folder, or is empty.
+        The file does not exist or is a folder.
+    EmptyFile
+        It has no bytes.
     """
     path = expanded(path)
     info = _info(path)

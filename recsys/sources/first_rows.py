@@ -83,7 +83,7 @@ def head_of(file: InputFile) -> bytes:
     ------
     SourceError
         The first row is longer.
-    """
+    """  # noqa: DOC501
     with file.stream() as stream:
         head = bytes(stream.read(HEAD_BYTES))
     if len(head) == HEAD_BYTES and b"\n" not in head and b"\r" not in head:
@@ -94,6 +94,11 @@ def head_of(file: InputFile) -> bytes:
 def first_rows(head: bytes, dialect: Dialect) -> Iterator[FirstRow]:
     """The first rows without blank lines and comments; a line cut by the end of the head only if it
     is the first.
+
+    Yields
+    ------
+    FirstRow
+        The decoded text of a row and where it begins and ends.
     """
     start = begin = len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0
     comment = dialect.comment.encode()

@@ -244,6 +244,13 @@ def _given(
 ) -> Header:
     """The header with the names of ``data.source.columns``, which may replace a header in the
     file; ``cells`` are those of the first row and of the rows below.
+
+    Raises
+    ------
+    EmptyFile
+        There is no row below the header.
+    SourceError
+        The names do not fit the cells, or the row below the first one repeats the names.
     """
     first, below = cells
     names = tuple("" if name.strip() in ("", DROP) else name.strip() for name in form.columns)

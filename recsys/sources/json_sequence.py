@@ -52,6 +52,11 @@ def is_read_by_element(head: bytes, num_lines: int | None = None) -> bool:
 def elements(file: InputFile) -> Iterator[str]:
     """The text of each row: the elements of arrays, or the objects outside of an array, in order.
 
+    Yields
+    ------
+    str
+        The JSON text of one row.
+
     Raises
     ------
     SourceError
@@ -108,12 +113,17 @@ def _members(decoder: json.JSONDecoder, text: str, place: int, count: int) -> li
 def _values(file: InputFile) -> Iterator[str]:
     """The text of each element of the arrays, or of each object outside of an array, in order.
 
+    Yields
+    ------
+    str
+        The JSON text of one value.
+
     Raises
     ------
     SourceError
         The file is not UTF-8, an element is not JSON or too long, or the end of an array is
         missing.
-    """
+    """  # noqa: DOC501
     decoder, to_text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     text, position, row, is_open, at_end = "", 0, 1, False, False
     with file.stream() as stream:

@@ -136,6 +136,11 @@ def repeated_texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]
 def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
     """Decode the dictionaries of a batch, in parts of at most about a quarter of a GiB.
 
+    Yields
+    ------
+    Table
+        Some rows, all columns without dictionaries.
+
     Raises
     ------
     SourceError

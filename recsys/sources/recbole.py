@@ -59,7 +59,13 @@ class RecBoleAdapter(SourceAdapter):
         return self.config.name or self.config.folder.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
     def files(self) -> list[InputFile]:
-        """All input files."""
+        """All input files.
+
+        Raises
+        ------
+        SourceError
+            A file is missing or empty; the message says how RecBole names files.
+        """
         stem = f"{self.config.folder.rstrip('/')}/{self.name}"
         present = [suffix for suffix in _TABLES if suffix == ".inter" or exists(stem + suffix)]
         try:

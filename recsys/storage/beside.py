@@ -19,16 +19,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Why not ``tempfile.mkstemp``: only the owner can read its files, and a mode that is set
     afterwards does not follow the umask.
 
+    Yields
+    ------
+    Path
+        The new file.
+
     Raises
     ------
     OSError
         The file cannot be created or renamed.
     """
+    # in the same folder, as a rename is atomic only within one filesystem; the random part keeps
+    # two threads of a process apart
     aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     aside.touch(mode=0o666, exist_ok=False)
     try:
         yield aside
         os.replace(aside, path)
+    # also for KeyboardInterrupt: no half-written file may stay
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

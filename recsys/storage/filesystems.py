@@ -93,7 +93,7 @@ def check_bucket(uri: str) -> None:
     ------
     StorageError
         The bucket does not exist.
-    """
+    """  # noqa: DOC501
     if not uri.startswith(("s3://", "gs://")):
         return
     filesystem, inner = filesystem_of(uri)
@@ -126,7 +126,7 @@ def check_writable(uri: str) -> None:
     ------
     StorageError
         The folder is not writable.
-    """
+    """  # noqa: DOC501
     filesystem, inner = filesystem_of(uri)
     path = f"{inner}/.writable-{uuid.uuid4().hex[:8]}"
     try:
@@ -146,7 +146,7 @@ def storage_errors(uri: str, doing: str = "read") -> Iterator[None]:
     ------
     StorageError
         Any other error of a remote filesystem, or a full disk.
-    """
+    """  # noqa: DOC501
     try:
         yield
     except Exception as error:

@@ -49,6 +49,7 @@ class Holder:
         if not self.machine or self.machine != _machine():
             return False
         try:
+            # signal 0 only asks whether the process exists
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
@@ -90,12 +91,14 @@ def holding(uri: str, work: str, free: str) -> Iterator[None]:
             storage_errors(uri),
         ):  # an error of the block is more important than a lock that stays
             holder, _ = lock.read()
+            # another writer may have taken a lock that looked abandoned; its lock must stay
             if holder is not None and holder.token == own.token:
                 lock.delete()
 
 
 def _acquire(lock: _S3Lock | _PlainLock, own: Holder, uri: str, free: str) -> None:
     holder, version = None, ""
+    # a lock may be released between the failed write and the read; a few rounds are enough
     for _ in range(_TRIES):
         if lock.write(own, version):
             return
@@ -133,8 +136,11 @@ class _S3Lock:
             self._client.put_object(**self._at, Body=_dump(holder), **condition)
         except Exception as error:
             code = _code(error)
+            # some servers with an S3 interface do not know conditional writes
             if code in _NO_CONDITIONS:
                 return self._write_plainly(holder, version)
+            # with a version, a missing object means that another writer took and released it in
+            # between
             if code in _TAKEN or (version and code in ("NoSuchKey", "404")):
                 return False
             raise

@@ -99,6 +99,7 @@ def save_checkpoint(
         save_file(_plain(best), folder / "best.safetensors")
         save_file(_plain(moments), folder / "optimizer.safetensors")
         (folder / "progress.json").write_text(json.dumps(values))
+        # last: it covers all other files, so a killed writer leaves a checkpoint that is refused
         (folder / _CHECKSUMS).write_text(
             json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())})
         )
@@ -167,6 +168,8 @@ def load_checkpoint(
                 index, name = key.split(".", 1)
                 state.setdefault(int(index), {})[name] = value
             optimizer.load_state_dict(
+                # learning rates come from the schedule and the configuration, not from the
+                # checkpoint
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )
     return model, best, progress
@@ -182,9 +185,11 @@ def save_trained(folder: Path, result: TrainResult) -> None:
     """
     with storage_errors(str(folder), "write to"):
         folder.mkdir(parents=True, exist_ok=True)
+        # first: it marks a complete folder, and the old one must not vouch for new tensors
         (folder / "trained.json").unlink(missing_ok=True)
         save_file(result.frozen.tensors(), folder / "model.safetensors")
         save_file(_plain(result.weights), folder / "weights.safetensors")
+        # an earlier training may have had a refit, and this one has none
         (folder / SELECTED).unlink(missing_ok=True)
         if result.selected is not None:
             save_file(_plain(result.selected), folder / SELECTED)
@@ -212,7 +217,7 @@ def load_trained(folder: Path) -> TrainResult:
     ------
     ArtifactError
         There is no trained model, or it is damaged.
-    """
+    """  # noqa: DOC501
     if not (folder / "trained.json").is_file():
         raise ArtifactError(
             f"{folder} holds no trained model; run `recsys train` with the same configuration first"
@@ -243,4 +248,5 @@ def _sha256(path: Path) -> str:
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # clone: safetensors refuses tensors that share memory
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -69,6 +69,7 @@ class Pass:
         self.share = 1.0  # of the steps of the last epoch that were taken
         self.limit = TimeLimit(config.train, context, progress)
         seed_everything(config.seed)
+        # the number chosen on validation decides the shape of the model, also of a resumed one
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(
             config.model, config.train, dataset, through, num_strata, start
@@ -94,6 +95,8 @@ class Pass:
             self.loss.load_state_dict(
                 transplant(start.weights, start.names, self.loss.state_dict(), self.names)
             )
+        # in *join* only the pruned granularities learn; the rest is surrounded with its final
+        # weights
         if self.model.pruned:
             for name, parameter in self.loss.named_parameters():
                 parameter.requires_grad_(
@@ -120,6 +123,7 @@ class Pass:
         """The loss with gradients averaged over the workers."""
         return nn.parallel.DistributedDataParallel(
             self.loss,
+            # buffers are equal on all workers: fits take the first worker's values (see _refit)
             broadcast_buffers=False,
             find_unused_parameters=bool(self.model.pruned),
             gradient_as_bucket_view=True,  # avoids two copies of every gradient
@@ -169,6 +173,8 @@ class Pass:
         scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
         if self.private is not None:
             seen = self.dataset.histories().through(self.through)
+            # exact counts would reveal single users, and the noise of the weights does not cover
+            # them
             frozen.popularity_N = self.private.counts(seen, self.dataset.num_items)
         if self.config.train.ratings:
             fit_head(frozen, self.dataset, self.through, choices[RATINGS])
@@ -191,6 +197,7 @@ class Pass:
                 self._weigh_once()
             return
         last = train.epochs if self.selects else progress.best_epoch
+        # the unchanged start may already be the best; if so, nothing is replaced by a worse model
         if self.starts_warm and self.selects and not (progress.epoch or progress.step):
             self._validate(0)
         if self.selects and progress.epoch and not progress.step and progress.epoch < last:
@@ -204,6 +211,7 @@ class Pass:
             ):
                 break
             started = time.perf_counter()
+            # a checkpoint within an epoch was written after its fit
             if not progress.step:
                 self._refit(epoch)
             loss = self._epoch(epoch)
@@ -316,13 +324,18 @@ class Pass:
         self.model.train()
         if self.private is not None:
             return self._private_epoch(epoch, self.private)
+        # hidden events are the targets of unordered data: a graph that holds them would tell the
+        # answer
         self.loss.graphs = self.graphs.without(self.loader.hidden(epoch))
         total, weight = self._so_far(), self.progress.loss_weight
         steps_left = self.loader.num_steps - self.progress.step
         for step in with_progress(f"steps of epoch {epoch + 1}", self._steps(epoch), steps_left):
+            # before the step, so that a resumed training takes this step with the same random
+            # numbers
             if step.number > self.progress.step and self._is_due(step.number):
                 self._save(step.number, total, weight)
                 total = self._so_far()
+            # None, not zeros: a parameter without a gradient must get no weight decay either
             self.optimizer.zero_grad(set_to_none=True)
             with self.context.autocast(self.config.train.precision):
                 summed = self.step(
@@ -334,6 +347,7 @@ class Pass:
                 clip_gradients(self.loss, self.config.train.clip_norm)
             self._set_lr(epoch, step.number)
             self.optimizer.step()
+            # stays on the device: reading it would wait for the GPU in every step
             total, weight = total + summed.detach(), weight + step.weight
             if step.number + 1 < self.loader.num_steps and self.limit.is_over():
                 self.share = (step.number + 1) / self.loader.num_steps
@@ -349,6 +363,11 @@ class Pass:
         """Train one epoch of drawn users; return the mean loss of their targets.
 
         The budget does not cover this loss, which is only reported.
+
+        Raises
+        ------
+        TrainingError
+            The loss is not finite.
         """
         torch.manual_seed(seed_of(self.config.seed, epoch))
         total = weight = 0.0
@@ -369,6 +388,11 @@ class Pass:
 
         The random generator is seeded again wherever a checkpoint may be, so that a checkpoint need
         not hold its state, which a different number of workers could not use.
+
+        Yields
+        ------
+        Step
+            The next step of this worker.
         """
         for step in self.loader.epoch(epoch, self.progress.step):
             if step.number == 0 or self._is_due(step.number):
@@ -426,6 +450,7 @@ class Pass:
         if not self.context.is_first:
             send(None)
             return
+        # not a context manager: the worker renames the folder, and removing it would fail
         folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
         try:
             save_checkpoint(folder, self.state(), self.best, self.optimizer, self.progress)
@@ -437,5 +462,6 @@ class Pass:
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch."""
     random.seed(seed)
+    # NumPy accepts 32 bits only
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -106,6 +106,7 @@ def select(training: Training) -> None:
             without(training.config, pruned_names(training.progress.choices)), Split.TRAIN
         )
         found.run()
+        # the check and the weights are about the best epoch, not the last one
         found.loss.load_state_dict(found.best)
         if not found.prunes():
             break
@@ -114,6 +115,7 @@ def select(training: Training) -> None:
         training.progress = replace(
             training.progress, epoch=0, best_epoch=0, best_value=float("-inf")
         )
+        # the checkpoint is of the model with all granularities
         training.context = replace(training.context, resume_from=None)
     if found.names:
         found.weigh_closed_form()
@@ -133,6 +135,7 @@ def refit(training: Training) -> None:
         without(training.config, pruned_names(training.progress.choices)), training.through
     )
     before, begins = training.progress, not (training.progress.epoch or training.progress.step)
+    # a resumed refit has no weights of the phase before; its checkpoint has them as the best
     if training.weights:
         found.model.encoders.fitted_weights.copy_(training.weights["model.encoders.fitted_weights"])
         found.best = dict(training.weights)  # so that its checkpoints hold the selected weights

@@ -104,6 +104,11 @@ def _least_noise(history: Any, epsilon: float, delta: float) -> float:
 
     Why two searches: fractional orders lower the noise a little, and cost a hundred times as much
     as whole ones.
+
+    Raises
+    ------
+    ConfigError
+        Even the largest noise exceeds ε.
     """
 
     def stays_within(noise: float, orders: Sequence[float]) -> bool:
@@ -178,10 +183,12 @@ class PrivateSteps:
         self.loader, self.budget, self.device = loader, budget, device
         rows, _ = loader.all_rows()
         users, row_users = np.unique(rows.users_U, return_inverse=True)
+        # stable, so that the rows of a user stay in the order of the loader
         order = np.argsort(row_users, kind="stable")
         self._rows_of = np.split(
             order, np.cumsum(np.bincount(row_users, minlength=len(users)))[:-1]
         )
+        # from the operating system: who knows the seed can subtract the noise
         self._random = np.random.default_rng(secrets.randbits(128))
         self._noise = torch.Generator(device=device).manual_seed(secrets.randbits(63))
 
@@ -225,9 +232,11 @@ class PrivateSteps:
             if not targets:
                 continue
             summed = loss(batch.to(self.device), key)
+            # a mean over the user's targets, as a user with many would only be clipped more
             found = torch.autograd.grad(summed / targets, parameters, allow_unused=True)
             add_clipped(sums, found, self.budget.clip)
             total, weight = total + float(summed.detach()), weight + targets
+        # by the expected number of users, not the drawn one, which is itself private
         scale = 1 / (self.budget.sample_rate * self.budget.users)
         for parameter, of_all in zip(parameters, sums, strict=True):
             parameter.grad = (of_all + self._normal(of_all)) * scale
@@ -244,8 +253,10 @@ class PrivateSteps:
         user: [N] float32.
         """
         noise_N = torch.randn(num_items, generator=self._noise, device=self.device).cpu()
+        # a user changes at most COUNTED_ITEMS counts by one: an L2 sensitivity of its root
         std = self.budget.counts_noise_multiplier * math.sqrt(COUNTED_ITEMS)
         exact_N = torch.from_numpy(bounded_counts(histories, num_items, self._random)).float()
+        # rounding and clamping read only the noised counts, so they cost no privacy
         return (exact_N + std * noise_N).round().clamp(min=0)
 
 
@@ -295,10 +306,12 @@ def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: 
     there = [gradient for gradient in gradients if gradient is not None]
     length = torch.sqrt(
         sum(
+            # float64: a sum over millions of squares decides how much a user may count
             (gradient.double().square().sum() for gradient in there),
             torch.zeros((), dtype=torch.double),
         )
     )
+    # a gradient of zero stays zero instead of NaN
     factor = min(1.0, most / max(float(length), 1e-12))
     for of_all, gradient in zip(sums, gradients, strict=True):
         if gradient is not None:

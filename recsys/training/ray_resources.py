@@ -37,7 +37,13 @@ def use_gpu(train: TrainConfig, ray: RayConfig) -> bool:
 
 
 def check_cpus(train: TrainConfig, ray: RayConfig) -> None:
-    """Refuse more workers than the cluster has CPUs, as Ray would wait for them forever."""
+    """Check that the cluster has a CPU for every worker, as Ray would wait for them forever.
+
+    Raises
+    ------
+    ConfigError
+        It has fewer, also after ``ray.wait_s``.
+    """
     available = _wait_for("CPU", train, ray)
     if available < train.num_workers:
         raise ConfigError(

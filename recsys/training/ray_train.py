@@ -107,6 +107,7 @@ def train_on_ray(
     """
     storage, digest = _storage(config.run.dir), training_digest(config, dataset, start, final)
     earlier = find_checkpoints(storage, f"train-{digest}")
+    # a driver may have been lost after its training ended, but before the model was copied
     finished = _finished(earlier)
     if config.run.resume and finished is not None:
         return finished
@@ -117,6 +118,7 @@ def train_on_ray(
     name = run_name(digest)
     settings = {
         "config": config.model_dump(mode="json"),
+        # the path and not the data: every worker reads its shards itself
         "dataset": dataset.root,
         "threads": requested_threads(config.train),
         "validate": validate,
@@ -131,12 +133,14 @@ def train_on_ray(
         **_storage_arguments(storage),
         name=name,
         failure_config=FailureConfig(max_failures=config.train.max_failures),
+        # two: the newest may be damaged if the writer was killed
         checkpoint_config=CheckpointConfig(num_to_keep=2),
     )
     scaling = ScalingConfig(num_workers=config.train.num_workers, use_gpu=gpu)
     checkpoint = _run(settings, scaling, run_config, storage, report, stop)
     with checkpoint.as_directory() as folder:
         result = load_trained(Path(folder) / MODEL_FOLDER)
+    # only now: until the model is read, the earlier checkpoints are what a resumption needs
     forget_trainings(storage, keep=name)
     return result
 
@@ -151,6 +155,13 @@ def _run(
 ) -> Checkpoint:
     """Run the workers to their end, while a thread passes on their reports; return the checkpoint
     with the trained model.
+
+    Raises
+    ------
+    UserError
+        A worker met one; it is raised again here.
+    Stopped
+        ``stop`` was set.
     """
     # the default delays every report by 2 s
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -218,11 +229,20 @@ def _last_checkpoint(trainer: _Trainer, storage: str, name: str) -> Checkpoint |
     ------
     StorageError
         Checkpoints cannot be written.
-    """
+    TrainingFailedError
+        Workers failed more often than ``train.max_failures``.
+    RayActorError
+        The controller of Ray Train died for another reason.
+    KeyboardInterrupt
+        The user stops the training, which is aborted first.
+    SystemExit
+        Another signal stops the training, which is aborted first.
+    """  # noqa: DOC501
     try:
         checkpoint: Checkpoint | None = trainer.fit().checkpoint
     except TrainingFailedError as error:
         with suppress(Exception):  # the storage may still not answer
+            # a half-written checkpoint would be the newest, and be tried first by the next command
             for uri in find_checkpoints(storage, name):
                 if not _is_whole(uri):
                     remove(uri)

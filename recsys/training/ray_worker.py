@@ -41,6 +41,11 @@ class Stopped(Exception):
 def train_worker(settings: dict[str, Any]) -> None:
     """Train as one worker of Ray Train; :func:`~recsys.training.ray_train.train_on_ray` gives the
     settings.
+
+    Raises
+    ------
+    StorageError
+        Checkpoints cannot be written; Ray Train then tries again.
     """
     config = Config.model_validate(settings["config"])  # already expanded on the driver
     worker = ray.train.get_context()
@@ -88,6 +93,7 @@ class _Driver:
             ray.train.report(numbers)
         else:
             with tempfile.TemporaryDirectory() as parent:
+                # Ray takes a whole folder as checkpoint, and readers find ours by its name inside
                 os.rename(folder, Path(parent) / PROGRESS_FOLDER)
                 _report_checkpoint(parent, numbers, self.storage)
         if self.orders is not None:
@@ -150,6 +156,7 @@ def _checkpoint_of(
     training, otherwise what an earlier driver left.
     """
     storage, name, earlier = settings["checkpoints"]
+    # Ray gives a checkpoint only after it has started the workers again
     was_lost = ray.train.get_checkpoint() is not None
     candidates = find_checkpoints(storage, name) if was_lost else earlier
     return first_sound(candidates, PROGRESS_FOLDER, folder, note)

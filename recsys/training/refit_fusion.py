@@ -116,6 +116,7 @@ def refit_fusion(
     before_K = today(fusion)
     if fitted_weights is not None:
         before_K = torch.cat([before_K, fitted_weights.double()])
+    # both weights get their best intercept and scale, so that the comparison is of the order alone
     intercept, scale = _calibrated(fitted, gated, before_K)
     spread = float(_scores(fitted, gated, before_K).std())
     start = max(scale, _LEAST_SCALE / max(spread, 1e-12))
@@ -131,6 +132,7 @@ def refit_fusion(
     share_R = judge.counts_R / judge.counts_R.sum()
     gained_R = losses[0] - losses[1]
     mean = float((share_R * gained_R).sum())
+    # the standard error of a weighted mean of paired differences
     error = float((share_R.square() * (gained_R - mean).square()).sum().sqrt())
     before, after = (float((share_R * loss_R).sum()) for loss_R in losses)
     return Refit(before_K, after_K, before, after, error)
@@ -181,6 +183,7 @@ def _fit_weights(
 ) -> tuple[float, float, Tensor]:
     """Intercept, scale and λ with λ · scale the minimum; all λ NaN when no granularity helps."""
     spread_K = evidence.shares_RK.std(0)
+    # a granularity that is missing in all feedback has no spread; its weight stays where it is
     spread_K = torch.where(spread_K > 0, spread_K, 1.0)
     start_K = scale * before_K * spread_K
     shares_RK = evidence.shares_RK / spread_K

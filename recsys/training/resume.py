@@ -61,6 +61,7 @@ def training_digest(
     weights = (start.weights if start else {}) | (
         final.decisive_weights() if final is not None else {}
     )
+    # sorted, because the order of a dictionary is not part of the training
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]

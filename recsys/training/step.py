@@ -34,6 +34,7 @@ class StepLoss(nn.Module):
         self.sum = make_loss(config, num_items)
         self.num_negatives = config.num_negatives if self.sum.needs_negatives else 0
         model.tower.update_rows(bool(self.num_negatives) and num_items > config.max_dense_items)
+        # +1: an item without training events must not have the weight 0 under a power
         weight_N = (
             torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0
         ) ** (config.popularity_power)
@@ -44,6 +45,7 @@ class StepLoss(nn.Module):
             weight_N = weight_N * trained_N
         self.candidates_C = None if config.new_items else torch.nonzero(trained_N).squeeze(1)
         self.q_N = weight_N / weight_N.sum()  # stays on the CPU, where the negatives are drawn
+        # in logarithms, so that a learned temperature stays above 0
         start = torch.tensor(-math.log(config.temperature))
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
 
@@ -88,12 +90,14 @@ class StepLoss(nn.Module):
 
     def _weights(self, batch: Batch) -> Tensor:
         """n^(p − 1) for each of a query's n targets: [P]."""
+        # p = 0 weighs users alike, p = 1 events alike
         num_B = torch.bincount(batch.pairs_P, minlength=len(batch)).to(torch.float32)
         return num_B[batch.pairs_P] ** (self.config.event_power - 1)
 
     def _draw(self, key: StepKey) -> Tensor:
         """M item ids with replacement, by q."""
         seed, epoch, step = key
+        # factors far apart, so that two steps of a training never share a seed
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
         return torch.multinomial(
             self.q_N, self.num_negatives, replacement=True, generator=generator
@@ -103,6 +107,7 @@ class StepLoss(nn.Module):
         self, batch: Batch, negatives_M: Tensor, key: StepKey
     ) -> tuple[Tensor, Batch, Tensor]:
         """The items that the step uses, and batch and negatives renumbered to them."""
+        # sorted and distinct, on every worker alike
         named_S = torch.unique(
             torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M])
         )

@@ -87,6 +87,7 @@ def timed(
     found: dict[int, list[float]] = {threads: [] for threads in tried}
     try:
         for round_ in range(_ROUNDS + 1):
+            # in turns, not one number after the other: noise of other programs then hits all alike
             for threads in tried:
                 torch.set_num_threads(threads)
                 begun = clock()
@@ -97,6 +98,7 @@ def timed(
                 break
     finally:
         torch.set_num_threads(before)
+    # the median, because a single interrupted step would decide a mean
     return {threads: median(times) for threads, times in found.items()}
 
 
@@ -231,6 +233,7 @@ def settle_threads(
     """
     threads, why = requested_threads(train), ""
     if not threads:
+        # the measurement is cached, and its line is only of interest when it was made
         known = _measured.cache_info().misses
         threads, why = fastest_threads(model, train, num_items, usable_threads())
         why = why if _measured.cache_info().misses > known else ""

@@ -292,6 +292,11 @@ def _batches(
 ) -> Iterator[Batch]:
     """Yield batches of users with their newest events, without end; a sample of the users if there
     are many.
+
+    Yields
+    ------
+    Batch
+        A random batch, drawn with the seed of the configuration.
     """
     least, shards, left = 2 if dataset.manifest.ordered else 1, [], _MAX_ROWS
     for shard in dataset.shards():

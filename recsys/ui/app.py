@@ -111,7 +111,7 @@ def application(
 
     Parameters
     ----------
-    runs, gate, holder
+    runs, gate, loaded
         The runs, registered models and loaded models to show.
     compare
         Ranks the test split with the models of two run folders and returns the content of

@@ -133,6 +133,11 @@ class Runs:
 def _folders(folders: Iterable[str]) -> Iterator[tuple[Path, str]]:
     """Run folders with short names: the given folders, run folders inside them, and best runs of
     sweeps.
+
+    Yields
+    ------
+    tuple of (Path, str)
+        The resolved folder, and a name to show.
     """
     seen: set[Path] = set()
     for given in folders:

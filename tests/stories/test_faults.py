@@ -128,10 +128,10 @@ def test_run_resumes_after_driver_is_killed_between_phases_and_in_later_stages(
     with Command("run", config, "--resume") as command:
         command.when((run / "bundle/bundle.json").exists, "a bundle")
         command.kill()
-    assert "is trained already" in command.output
+    assert "is already trained" in command.output
 
     with Command("run", config, "--resume") as command:
-        assert "is of this very model already" in command.ends()
+        assert "already holds the metrics of this model" in command.ends()
         after(command, "driver lost in register")
     same(outcome(run), whole)
 

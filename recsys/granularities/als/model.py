@@ -106,6 +106,8 @@ class Als(Granularity):
         items_BL = torch.full((len(batch), longest), none, device=counts_B.device)
         items_BL[seen.rows_E, position_E] = seen.items_E
         padded_IR = torch.cat([state["items_NR"], state["items_NR"].new_zeros(1, rank)])
+        # the chunk holds item factors [b, L, R] and matrices [b, R, R]; the larger one sets the
+        # limit
         size = max(1, _NUMBERS // (rank * max(rank, longest)))
         found = [
             self._solved(padded_IR[items_bL], state["gram_RR"])

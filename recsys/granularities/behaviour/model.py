@@ -143,7 +143,7 @@ class Behaviour(Granularity):
         ------
         ConfigError
             ``heads`` does not divide the width of the model.
-        """
+        """  # noqa: DOC501
         if sizes.width % heads:
             raise heads_error(name, heads, sizes.width)
         config = BehaviourConfig(input="text", heads=heads, dropout=dropout)

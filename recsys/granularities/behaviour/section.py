@@ -54,7 +54,13 @@ class BehaviourConfig(GranularityConfig):
             )
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have texts of users if they are read."""
+        """Check that the dataset has texts of users if they are read.
+
+        Raises
+        ------
+        ConfigError
+            It has none.
+        """
         if self.signal and not sizes.inputs.get(USER_TEXT):
             raise ConfigError(
                 "model.granularities.behaviour.input reads the text of users, but the dataset has"

@@ -109,6 +109,7 @@ class Collaborative(Granularity):
         total_VD = layer_VD
         # None: without user rows every second layer of a side is zero
         for depth in range(self.layers):
+            # the last layer of the users is read by nobody if they have no rows of their own
             unused = self.users_VD is None and depth + 1 == self.layers
             next_VD = (
                 spread(graphs.users_from_items, layer_ND)
@@ -119,10 +120,12 @@ class Collaborative(Granularity):
             layer_VD, layer_ND = next_VD, next_ND
             if next_ND is not None:
                 total_ND = total_ND + next_ND
+                # a user sums items one layer back (l < L), so the last layer is left out
                 fold_ND = fold_ND + next_ND if depth + 1 < self.layers else fold_ND
             if self.users_VD is not None and next_VD is not None and total_VD is not None:
                 total_VD = total_VD + next_VD
         scale = 1 / (self.layers + 1)
+        # at least 1: an item without events would divide by zero
         self._fold_ND = fold_ND * (scale * graphs.degree_N.clamp(min=1).rsqrt())[:, None]
         self._propagated_VD = total_VD * scale if total_VD is not None else None
         return total_ND * scale
@@ -144,13 +147,16 @@ class Collaborative(Granularity):
             if hops is None:
                 layer_SD = convolve(graphs.neighbours, layer_SD)
             else:
+                # each depth starts from the outermost sampled items and walks inwards, hop by hop
                 layer_SD = base_SD[: hops[depth - 1].reach]
                 for hop in reversed(hops[:depth]):
                     layer_SD = hop(layer_SD)
             total_SD = total_SD + layer_SD
             fold_SD = fold_SD + layer_SD if 2 * depth < self.layers else fold_SD
         scale = 1 / (self.layers + 1)
+        # at least 1: an item without events would divide by zero
         self._fold_ND = fold_SD * (scale * degree_S.clamp(min=1).rsqrt())[:, None]
+        # a later view without a sample must not read the sample of this step
         self._hops = None
         self._ids_S = None
         return total_SD * scale
@@ -162,6 +168,7 @@ class Collaborative(Granularity):
         if self._propagated_VD is not None:
             found["users_VD"] = self._propagated_VD
             found["trained_V"] = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
+        # a state belongs to one view: keeping it would hold the graph of gradients in memory
         self._fold_ND = self._propagated_VD = None
         return found
 
@@ -197,6 +204,7 @@ class Collaborative(Granularity):
         z_BD = summed_BD * scale_B[:, None]
         if "users_VD" in state:
             users_B = batch.users_U[batch.rows_B].clamp(min=0)
+            # a known user without training events has an embedding that was never trained
             known_B = (batch.users_U[batch.rows_B] >= 0) & state["trained_V"][users_B]
             z_BD = torch.where(known_B[:, None], state["users_VD"][users_B], z_BD)
             present_B = present_B | known_B

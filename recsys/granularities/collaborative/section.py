@@ -49,7 +49,13 @@ class CollaborativeConfig(GranularityConfig):
             )
 
     def check(self, sizes: ModelSizes) -> None:
-        """User embeddings need unordered data."""
+        """Check that user embeddings are used only with unordered data.
+
+        Raises
+        ------
+        ConfigError
+            The data is ordered; every position would contain later events.
+        """
         if self.user_embedding and sizes.ordered:
             raise ConfigError(
                 "model.granularities.collaborative.user_embedding on ordered data would leak later"

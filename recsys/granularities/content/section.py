@@ -31,7 +31,13 @@ class ContentConfig(GranularityConfig):
     )
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have item texts."""
+        """Check that the dataset has item texts.
+
+        Raises
+        ------
+        ConfigError
+            It has none.
+        """
         if not sizes.text_width:
             raise ConfigError(
                 "model.granularities.content compares item texts, but this dataset has none;"

@@ -79,6 +79,7 @@ class Evolution(Granularity):
             self.cell = CausalAttention(config, sizes)
         else:
             kind = nn.LSTM if config.cell == "lstm" else nn.GRU
+            # torch warns about dropout in a recurrent net of one layer, where it has no effect
             drop = config.dropout if config.layers > 1 else 0.0
             self.cell = kind(
                 2 * width if two else width, width, config.layers, batch_first=True, dropout=drop
@@ -161,6 +162,8 @@ class Evolution(Granularity):
                 and not self.training
                 and batch.has_one_query_per_row
             ):
+                # in serving only the last position is read: the last block then costs O(L), not
+                # O(L²)
                 last_BD = self.cell.behind_last(events_ULD, batch)
                 return last_BD * (batch.seen_B > 0)[:, None].to(last_BD.dtype), None
             return gather_queries(cell(events_ULD), batch), None
@@ -182,6 +185,7 @@ def _gap_buckets(ages_UL: Tensor) -> Tensor:
 
 def _buckets(days: Tensor, number: int) -> Tensor:
     """log₂ of the minutes between events; the last bucket is open."""
+    # +1: events in the same minute are bucket 0, and the logarithm stays finite
     return torch.log2(1 + days * 1440.0).long().clamp(max=number - 1)
 
 
@@ -245,8 +249,12 @@ class CausalAttention(nn.Module):
         lag_LL = positions_L[:, None] - positions_L
         bias_UHLL = torch.zeros(1, 1, length, length, device=device)
         if self.lag_bias_LH is not None:
+            # negative lags are later events; clamped only to be a valid index, they are masked
+            # below
             bias_UHLL = self.lag_bias_LH[lag_LL.clamp(min=0)].permute(2, 0, 1)[None]
         if self.gap_bias is not None:
+            # ages fall with position, so the difference is the time from the earlier event to the
+            # later one
             gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0)
             bias_UHLL = bias_UHLL + self.gap_bias(_buckets(gap_ULL, NUM_TIME_BUCKETS)).permute(
                 0, 3, 1, 2
@@ -338,6 +346,7 @@ class Block(nn.Module):
         rate = self.rate if self.training else 0.0
         if not rate or q.device.type != "cpu":
             return scaled_dot_product_attention(q, k, v, attn_mask=bias_UHLL, dropout_p=rate)
+        # scale the queries and not the logits, which are L times as many
         logits_UHLL = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias_UHLL
         weights_UHLL: Tensor = self.dropout(logits_UHLL.softmax(-1))
         return weights_UHLL @ v

@@ -85,7 +85,14 @@ class EvolutionConfig(GranularityConfig):
             )
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have an order, and times if ``time_gaps`` reads them."""
+        """Check that the dataset has an order, and times if ``time_gaps`` reads them.
+
+        Raises
+        ------
+        ConfigError
+            The order or the times are missing, or ``states`` formula meets a cell without
+            steps.
+        """
         where = "model.granularities.evolution"
         if not sizes.ordered:
             raise ConfigError(

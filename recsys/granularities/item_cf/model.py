@@ -107,6 +107,7 @@ class ItemCF(Granularity):
             Module and state, in the order of ``sections``.
         """
         modules = [cls(section, sizes).eval() for section in sections]
+        # other event types are another training matrix, so nothing can be shared
         if len({section.types[0] for section in sections}) > 1:
             yield from ((module, module.state(items, graphs)) for module in modules)
         elif len({section.regularisation[0] for section in sections}) == 1:
@@ -141,12 +142,17 @@ class ItemCF(Granularity):
     ) -> Iterator[State]:
         num_users, num_items = events_VN.shape
         rank = self.config.num_factors(num_users, num_items, text_NT.shape[1])
+        # the spectrum does not depend on λ, so one decomposition serves the whole grid
         basis_NR, sigma_R = spectrum(events_VN, text_NT, rank)
         for regularisation in lambdas:
             share_R = sigma_R**2 / (sigma_R**2 + regularisation)
+            # 1 − Σ g q² is near 0 for an item that the factors reproduce exactly; the floor bounds
+            # its score
             scale_N = np.where(chosen_N, 1 / np.maximum(1 - basis_NR**2 @ share_R, 1e-3), 0.0)
             made = {
                 "fold_NR": basis_NR * share_R,
+                # the product of both vectors has g once; ``fold_NR`` has it, so the item side
+                # takes it out
                 "unfold_R": 1 / np.maximum(share_R, 1e-12),
                 "scale_N": scale_N,
             }
@@ -187,6 +193,7 @@ class ItemCF(Granularity):
         """
         seen = self._seen(batch, state)
         starts_B = seen.per_query(torch.ones_like(seen.rows_E)).cumsum(0).roll(1)
+        # roll put the total in front; the first bag starts at 0
         starts_B[:1] = 0
         z_BR = embedding_bag(
             seen.items_E,
@@ -345,6 +352,7 @@ def spectrum(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array,
 def _by_gram(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array, Array]:
     num_users, num_items = events_VN.shape
     columns = sp.csr_array(events_VN.T)
+    # the smaller Gram matrix has the same singular values; time and memory grow with its side
     if num_users + text_NT.shape[1] <= num_items:
         across = np.asarray(events_VN @ text_NT)
         gram = np.block(
@@ -353,11 +361,14 @@ def _by_gram(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array,
     else:
         gram = (columns @ events_VN).toarray() + text_NT @ text_NT.T
     side = len(gram)
+    # float64: squaring has already halved the digits of small singular values
     squares_R, vectors = eigh(gram.astype(np.float64), subset_by_index=[side - rank, side - 1])
+    # rounding can make a zero eigenvalue slightly negative, and its root NaN
     squares_R, vectors = squares_R[::-1].clip(0), vectors[:, ::-1]
     sigma_R = np.sqrt(squares_R)
     if side != num_items:
         vectors = np.asarray(columns @ vectors[:num_users] + text_NT @ vectors[num_users:])
+        # below this, a vector is rounding error, and dividing by σ would blow it up to length 1
         real_R = squares_R > _LEAST_SHARE * max(float(squares_R[0]), 1e-12)
         vectors = vectors * np.where(real_R, 1 / np.maximum(sigma_R, 1e-12), 0.0)
         sigma_R = sigma_R * real_R
@@ -376,8 +387,10 @@ def _randomised(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Arr
 
     largest = min(num_users + text_NT.shape[1], num_items)
     width = min(min(rank, largest) + _OVERSAMPLE, largest)
+    # a fixed seed: the same events must give the same model
     basis_NR = np.random.default_rng(0).normal(size=(num_items, width)).astype(np.float32)
     for _ in range(_ITERATIONS):
+        # orthogonal after every product, else all columns turn towards the first singular vector
         basis_NR, _ = np.linalg.qr(up(np.linalg.qr(down(basis_NR))[0]))
     _, sigma_R, turn_RR = np.linalg.svd(down(basis_NR), full_matrices=False)
     return (basis_NR @ turn_RR.T)[:, :rank], sigma_R[:rank]

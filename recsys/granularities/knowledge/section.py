@@ -64,7 +64,13 @@ class KnowledgeConfig(GranularityConfig):
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have triples."""
+        """Check that the dataset has triples.
+
+        Raises
+        ------
+        ConfigError
+            It has none.
+        """
         if not sizes.inputs.get(self.signal, {}).get("relations"):
             raise ConfigError(
                 "model.granularities.knowledge needs triples about items, but this dataset has"

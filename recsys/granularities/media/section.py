@@ -47,7 +47,13 @@ class MediaConfig(GranularityConfig):
             )
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have media."""
+        """Check that the dataset has media.
+
+        Raises
+        ------
+        ConfigError
+            It has none.
+        """
         if not sizes.inputs.get(self.signal):
             raise ConfigError(
                 "model.granularities.media needs media vectors of items, but this dataset has none;"

@@ -43,7 +43,13 @@ class MomentConfig(GranularityConfig):
     )
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have times, or the named context columns."""
+        """Check that the dataset has times, or the named context columns.
+
+        Raises
+        ------
+        ConfigError
+            A named column is missing, or there are neither times nor named columns.
+        """
         known = [name for name, num_codes in sizes.context if num_codes]
         if strays := [name for name in self.query_context if name not in known]:
             raise ConfigError(

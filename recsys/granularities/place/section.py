@@ -52,7 +52,13 @@ class PlaceConfig(GranularityConfig):
     )
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have coordinates or numbers."""
+        """Check that the dataset has coordinates or numbers.
+
+        Raises
+        ------
+        ConfigError
+            It has neither.
+        """
         if not any(sizes.inputs.get(self.signal) or []):
             raise ConfigError(
                 "model.granularities.place needs coordinates or numbers of items, but this dataset"

@@ -121,7 +121,9 @@ class Popularity(Granularity):
     def _snapshots(self, batch: Batch, state: State) -> Tensor:
         """Index of the newest stored time before every request, −1 if there is none: int64 [B]."""
         moments_T = state["moments_T"]
+        # left side: a stored time equal to the request already holds events of that second
         snapshot_B = torch.searchsorted(moments_T, batch.asked_at_B.contiguous()) - 1
+        # a request without a time is now; a single 0 is the only column where nothing has a time
         is_last_B = (batch.asked_at_B == 0) | (moments_T[0] == 0) | self.always_last
         return torch.where(is_last_B, len(moments_T) - 1, snapshot_B)
 
@@ -148,7 +150,9 @@ class Popularity(Granularity):
         times_E = state["times_E"]
         time_B = batch.asked_at_B.contiguous()
         moments_B = state["moments_T"][snapshot_B.clamp(min=0)]
+        # events at the stored time are in its column already
         starts_B = torch.searchsorted(times_E, moments_B, right=True)
+        # a request without a time (0) would give a negative number
         counts_B = (torch.searchsorted(times_E, time_B) - starts_B).clamp(min=0) * (snapshot_B >= 0)
         rows_P = torch.repeat_interleave(torch.arange(len(batch), device=counts_B.device), counts_B)
         before_B = counts_B.cumsum(0) - counts_B
@@ -158,6 +162,7 @@ class Popularity(Granularity):
         )
         known_B = state["sums_T"][snapshot_B.clamp(min=0)] * self._fading(time_B - moments_B)
         share_P = state["table_NT"][new.items_P, snapshot_B[new.rows_P]].double().exp()
+        # the sum underflows if the request is many half-lives after the stored time
         known_P = (share_P * known_B[new.rows_P]).clamp(min=1e-30)
         return SparseScores(
             new.rows_P, new.items_P, torch.log1p((1 - self.rest) * new.values_P / known_P).float()

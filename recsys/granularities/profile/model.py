@@ -113,6 +113,7 @@ class FieldCross(nn.Module):
         hidden_XF = torch.rand(len(codes_XS), len(self.spans), device=codes_XS.device) < self.hide
         for index, span in enumerate(self.spans):
             gone = torch.full_like(codes_XS[:, span], PADDING)
+            # only the first slot: the others are padding, so that the mean is that of one category
             gone[:, 0] = MISSING
             codes_XS[:, span] = torch.where(hidden_XF[:, index, None], gone, codes_XS[:, span])
         return AttributeRows(codes_XS, values_XM * ~hidden_XF[:, self.numbers])
@@ -277,6 +278,7 @@ def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> Attribute
         Codes [U, S] and values [U, M]; missing where neither the request nor the table has one.
     """
     found_U = batch.users_U.clamp(min=0)
+    # unknown users have the number −1; clamped above to be a valid row
     known_U1 = (batch.users_U >= 0)[:, None]
     first = [span.start for span in spans_of(fields)]
     nothing_S = torch.full_like(state["codes_VS"][0], PADDING)  # the row of an unknown user

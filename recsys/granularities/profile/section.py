@@ -99,7 +99,13 @@ class ProfileConfig(GranularityConfig):
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
-        """The dataset must have usable attributes."""
+        """Check that the dataset has usable attributes.
+
+        Raises
+        ------
+        ConfigError
+            It has none, or none of users although ``fit`` counts needs them.
+        """
         fields = sizes.inputs.get(self.signal) or {"users": [], "items": []}
         if self.by_counts:
             if not fields["users"]:

@@ -78,6 +78,8 @@ class Repeat(Granularity):
         """Fit the regression and keep it with the items' habits."""
         assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
         is_target_T = graphs.histories.targets_T
+        # habits come from all training events, but each sampled pair subtracts its own user's part
+        # (own)
         whole = pairs_of(graphs.histories, is_target_T)
         habits = ItemHabits.of(whole, graphs.num_items)
         moments = sample_times(graphs.histories, is_target_T, self.config.max_pairs)
@@ -91,6 +93,7 @@ class Repeat(Granularity):
             name: getattr(basis, name) for name in _BASIS
         }
         tensors |= {"weights_F": weights_F, "share": habits.share, "is_target_T": is_target_T}
+        # without pairs there is no mean; any value does, as the weights are zero too
         tensors["mean_chance"] = is_next_P.mean() if len(is_next_P) else 0.5
         device = items.vectors_SD.device
         return {name: torch.as_tensor(value).float().to(device) for name, value in tensors.items()}
@@ -126,6 +129,7 @@ class Repeat(Granularity):
         pairs = pairs_of(batch.whole.histories, numbers["is_target_T"] > 0)
         raw_PX = raw_numbers(pairs, batch.whole.asked_at_B, habits, self.config.smoothing)
         chance_P = _sigmoid(basis.features(raw_PX) @ numbers["weights_F"])
+        # the floor keeps the ratio finite when training had no repeats at all
         values_P = np.log1p(chance_P / max(float(numbers["mean_chance"]), 1e-6))
         device = state["weights_F"].device
         columns = (pairs.rows_P, pairs.items_P, values_P.astype(np.float32))
@@ -149,18 +153,24 @@ def logistic(features_PF: Array, is_true_P: Array) -> Array:
     """
     num_features = features_PF.shape[1]
     ridge_F = np.full(num_features, _RIDGE)
+    # a ridge on the intercept would pull the mean probability to ½
     ridge_F[-1] = 0.0  # the constant
     weights_F = np.zeros(num_features)
+    # all pairs true or all false would give an infinite start
     share = np.clip(is_true_P.mean() if len(is_true_P) else 0.5, 1e-6, 1 - 1e-6)
+    # start at the base rate: then Newton's method needs few steps
     weights_F[-1] = np.log(share / (1 - share))
     loss = _loss(features_PF, is_true_P, weights_F, ridge_F)
     for _ in range(_STEPS):
         chance_P = _sigmoid(features_PF @ weights_F)
         gradient_F = features_PF.T @ (chance_P - is_true_P) + ridge_F * weights_F
         curvature_FF = (
+            # 1e-9 keeps the system solvable when every probability is 0 or 1, also for the
+            # intercept
             features_PF * (chance_P * (1 - chance_P))[:, None]
         ).T @ features_PF + np.diag(ridge_F + 1e-9)
         step_F, size = np.linalg.solve(curvature_FF, gradient_F), 1.0
+        # far from the minimum a full Newton step can overshoot and raise the loss
         while (
             tried := _loss(features_PF, is_true_P, weights_F - size * step_F, ridge_F)
         ) > loss and size > 1e-4:
@@ -176,10 +186,12 @@ def logistic(features_PF: Array, is_true_P: Array) -> Array:
 def _loss(features_PF: Array, is_true_P: Array, weights_F: Array, ridge_F: Array) -> float:
     logits_P = features_PF @ weights_F
     return float(
+        # log(1 + e^x) without overflow for large logits
         (np.logaddexp(0, logits_P) - is_true_P * logits_P).sum()
         + 0.5 * (ridge_F * weights_F**2).sum()
     )
 
 
 def _sigmoid(logits_P: Array) -> Array:
+    # exp overflows float64 only at 709, but at 50 the probability is already 1 to all digits
     return np.asarray(1 / (1 + np.exp(-np.clip(logits_P, -50, 50))))

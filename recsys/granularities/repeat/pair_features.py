@@ -72,7 +72,9 @@ def raw_numbers(
     basket_P = (pairs.num_baskets_U - is_now_U)[rows_P]  # index of the basket of the request
     steps_P = np.maximum(basket_P - pairs.last_P, 0)
     known_P = (asked_P != 0) & (last_P != 0)
+    # a minute more, so that an event in the same second is not at minus infinity
     log_seconds_P = np.where(known_P, np.log(np.maximum(asked_P - last_P, 0) + 60.0), np.nan)
+    # half a step for the basket of the request itself, which is below one step
     log_steps_P = np.log(np.maximum(steps_P, 0.5))
     repeats_P, occasions_P = habits.repeats_N[items_P], habits.occasions_N[items_P]
     if own is not None:

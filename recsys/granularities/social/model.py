@@ -98,6 +98,7 @@ class Social(Granularity):
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """User vectors from friends, and the messages of all users."""
         taste_VD = spread(graphs.mean_of_items, items.vectors_SD)
+        # a friend without events has a zero vector, which would only dilute the mean
         active_V = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
         friends: Friends = graphs["friends"]
         from_active_F = active_V[friends.src_F]
@@ -108,7 +109,9 @@ class Social(Granularity):
             input_VD = self.dropout(hidden_VD)
             passed_VD = self._convolve(conv, input_VD, edges_2F, weight_F)
             last = depth + 1 == len(self.convs)
+            # no residual in the last one: z_u must not contain the user's own history
             hidden_VD = passed_VD if last else torch.relu(passed_VD) + hidden_VD
+            # only a frozen model answers requests that name friends; a step saves the memory
             if last and not self.training:
                 found |= self._messages(conv, input_VD)
         present_V = torch.bincount(edges_2F[1], minlength=graphs.num_users) > 0
@@ -136,6 +139,7 @@ class Social(Granularity):
         return {
             "messages_VD": conv.lin_l(input_VD),
             "asks_VD": conv.lin_r(input_VD),
+            # a user outside the graph asks with a zero vector
             "stranger_D": conv.lin_r(torch.zeros_like(input_VD[:1]))[0],
             "edge_D": conv.lin_edge(input_VD.new_ones(1, 1))[0],
             "attention_HC": conv.att[0],
@@ -190,6 +194,7 @@ class Social(Granularity):
             (users_B >= 0)[:, None], state["asks_VD"][users_B.clamp(min=0)], state["stranger_D"]
         )
         split = (*friends_BF.shape, *state["attention_HC"].shape)
+        # 0.2 is the negative slope of GATv2Conv, whose attention is repeated here
         met_BFHC = leaky_relu(messages_BFD + asks_BD[:, None] + state["edge_D"], 0.2).reshape(split)
         logits_BFH = (
             (met_BFHC * state["attention_HC"])
@@ -197,6 +202,7 @@ class Social(Granularity):
             .masked_fill(~speaks_BF[:, :, None], -torch.inf)
         )
         nobody_B = ~speaks_BF.any(1)
+        # a row of −inf alone would be NaN, also in its gradient; its result is set to zero below
         weights_BFH = torch.softmax(logits_BFH.masked_fill(nobody_B[:, None, None], 0.0), dim=1)
         mixed_BD = torch.einsum("bfh,bfhc->bhc", weights_BFH, messages_BFD.reshape(split)).flatten(
             1

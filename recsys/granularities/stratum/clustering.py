@@ -69,6 +69,11 @@ class UserVectors:
     def blocks(self, shuffle: np.random.Generator | None = None) -> Iterator[tuple[Array, Array]]:
         """Active users and their vectors, in blocks of similar size; in random order if
         requested.
+
+        Yields
+        ------
+        tuple of Array
+            Rows of the users [R], and their vectors [R, D].
         """
         order = self.active_U if shuffle is None else shuffle.permutation(self.active_U)
         for users_R in np.array_split(order, max(1, -(-len(order) // BLOCK))):

@@ -106,6 +106,7 @@ class Stratum(Granularity):
             share_KN = torch.as_tensor(
                 counts_KN / np.maximum(counts_KN.sum(1, keepdims=True), 1)
             ).float()
+            # the maximum with 1 above leaves an empty stratum at the zero vector
             means_KD = share_KN.to(items.vectors_SD.device) @ items.vectors_SD.float()
             self.prototypes_KD.copy_(normalize(means_KD, dim=1) * math.sqrt(means_KD.shape[1]))
         self.set_strata(strata)
@@ -156,16 +157,20 @@ class Stratum(Granularity):
     @torch.no_grad()
     def memberships(self, batch: Batch, items: ItemView) -> tuple[Tensor, Tensor]:
         """p(k|u) of every query [B, K], zero where ``present_B`` is False."""
+        # a sum of many unit vectors and squared distances lose too much in bfloat16
         with torch.autocast(items.vectors_SD.device.type, enabled=False):
             unit_ST = self._unit(items)
             mask_UL1 = batch.mask_UL[:, :, None].to(unit_ST.dtype)
+            # padding is item 0, which must not count
             history_ULT = unit_ST[batch.history_UL] * mask_UL1
             if batch.sees_whole_rows:
                 summed_BT = history_ULT.sum(1)[batch.rows_B]
             else:
                 summed_BT = history_ULT.cumsum(1)[batch.rows_B, (batch.seen_B - 1).clamp(min=0)]
+            # opposite vectors can cancel; the direction of what is left is rounding error
             present_B = (batch.seen_B > 0) & (summed_BT.square().sum(1) > 1e-12)
             u_BT = normalize(summed_BT, dim=1)
+            # the gap is 0 before the first fit
             scale = (self.config.temperature * self.gap).clamp(min=1e-12)
             logits_BK = (2 * (u_BT @ self.axes_KT.T) - self.bias_K) / scale
             return torch.softmax(logits_BK, dim=1) * present_B[:, None], present_B

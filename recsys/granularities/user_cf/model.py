@@ -129,6 +129,7 @@ class UserCF(Granularity):
         cosine_BV = normalize(taste_BR, dim=1) @ unit_VR.T
         cosine_BV.masked_fill_(batch.users_U[rows_B, None] == state["ids_V"], 0.0)
         nearest_BK, positions_BK = cosine_BV.topk(min(self.config.neighbours, len(unit_VR)), dim=1)
+        # a power of a negative cosine would be NaN or, if even, count as similar
         weights_BK = nearest_BK.clamp(min=0) ** self.config.power * (nearest_BK > _LEAST_COSINE)
         weights_BK = weights_BK / weights_BK.sum(1, keepdim=True).clamp(min=1e-30)
         return embedding_bag(
