@@ -95,29 +95,38 @@ class Pass:
             self.loss.load_state_dict(
                 transplant(start.weights, start.names, self.loss.state_dict(), self.names)
             )
-        # in *join* only the pruned granularities learn; the rest is surrounded with its final
-        # weights
-        if self.model.pruned:
-            for name, parameter in self.loss.named_parameters():
-                parameter.requires_grad_(
-                    any(f".granularities.{own}." in name for own in self.model.pruned)
-                )
+        self._freeze_all_but_pruned()
         if context.world_size > 1 and context.device.type == "cuda":
             self.model.tower.update_rows(False)  # NCCL cannot sum sparse gradients
         self.optimizer = build_optimizer(self.loss, config.train)
-        self.private: PrivateSteps | None = None
-        if config.train.privacy.epsilon:
-            num_items = self.model.sizes.num_items
-            self.private = private_steps(
-                config.train, self.loader, context, num_items, self.loss.num_negatives
-            )
-            progress.choices[PRIVACY] = self.private.budget.to_json()
+        self.private = self._private_steps()
         self.best = self.state()
         if context.resume_from is not None and (progress.epoch or progress.step):
             state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
             self.loss.load_state_dict(state)
         is_distributed = context.world_size > 1 and bool(self.names)
         self.step: nn.Module = self._distributed() if is_distributed else self.loss
+
+    def _freeze_all_but_pruned(self) -> None:
+        """In *join* only the pruned granularities learn; the rest is surrounded with its final
+        weights.
+        """
+        if not self.model.pruned:
+            return
+        for name, parameter in self.loss.named_parameters():
+            parameter.requires_grad_(
+                any(f".granularities.{own}." in name for own in self.model.pruned)
+            )
+
+    def _private_steps(self) -> PrivateSteps | None:
+        """The steps of a private training, whose budget is recorded; None without ``epsilon``."""
+        train = self.config.train
+        if not train.privacy.epsilon:
+            return None
+        num_items, num_negatives = self.model.sizes.num_items, self.loss.num_negatives
+        private = private_steps(train, self.loader, self.context, num_items, num_negatives)
+        self.progress.choices[PRIVACY] = private.budget.to_json()
+        return private
 
     def _distributed(self) -> nn.Module:
         """The loss with gradients averaged over the workers."""
