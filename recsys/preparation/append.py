@@ -236,7 +236,7 @@ class Appending(Preparation):
             numbers = np.setdiff1d(fetch(found), self._numbers[bucket])
             if len(numbers):
                 users = user_ids.take(pa.array(numbers))
-                # the encoder looks users up by binary search
+                # the encoder takes users sorted by id
                 order = pc.sort_indices(users)
                 chosen = users.take(order), numbers[np.asarray(order)]
                 self._newer_users[bucket] += len(users)
