@@ -74,7 +74,12 @@ def _replace(aside: Path, folder: Path) -> None:
     # a folder with content cannot be replaced by one rename, so the old one moves away first
     if folder.exists():
         folder.rename(old)
-    aside.rename(folder)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     # only after the new folder is in place; readers with open files keep the old ones
     shutil.rmtree(old, ignore_errors=True)
 

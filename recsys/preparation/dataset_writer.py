@@ -290,7 +290,9 @@ class DatasetWriter:
             )
 
     def _remove_leftovers(self) -> None:
-        """Delete the folders of interrupted runs, but not those of running processes."""
+        """Delete the folders of interrupted runs, but not those of running processes. A dataset
+        that was moved away, and whose successor did not get its place, moves back.
+        """
         parent, _, name = self._final.path.rpartition("/")
         filesystem = self._final.filesystem
         selector = pyarrow.fs.FileSelector(parent, allow_not_found=True)
@@ -299,7 +301,11 @@ class DatasetWriter:
                 if info.base_name.startswith(name + kind) and self._is_dead(
                     info, info.base_name[len(name + kind) :]
                 ):
-                    Folder(filesystem, info.path).remove()
+                    at = filesystem.get_file_info(self._final.path).type
+                    if kind == ".replaced-" and at == pyarrow.fs.FileType.NotFound:
+                        filesystem.move(info.path, self._final.path)
+                    else:
+                        Folder(filesystem, info.path).remove()
 
     def _is_dead(self, info: pyarrow.fs.FileInfo, mark: str) -> bool:
         host, _, pid = mark.rpartition("-")[0].rpartition("-")

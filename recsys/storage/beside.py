@@ -35,6 +35,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     aside.touch(mode=0o666, exist_ok=False)
     try:
         yield aside
+        # the content before the name: after a power failure the file must not be there but empty
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(aside, path)
     # also for KeyboardInterrupt: no half-written file may stay
     except BaseException:

@@ -26,6 +26,7 @@ from recsys.config import ModelConfig
 from recsys.config.outside import reading_artifact
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
+from recsys.storage.beside import atomic_write
 from recsys.storage.filesystems import storage_errors
 from recsys.training.context import Report
 
@@ -193,7 +194,8 @@ def save_trained(folder: Path, result: TrainResult) -> None:
         (folder / SELECTED).unlink(missing_ok=True)
         if result.selected is not None:
             save_file(_plain(result.selected), folder / SELECTED)
-        (folder / "trained.json").write_text(json.dumps(_described(folder, result), indent=1))
+        with atomic_write(folder / "trained.json") as aside:
+            aside.write_text(json.dumps(_described(folder, result), indent=1), encoding="utf-8")
 
 
 def _described(folder: Path, result: TrainResult) -> dict[str, Any]:

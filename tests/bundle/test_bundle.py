@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from recsys.bundle.checksums import writing_aside
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ArtifactError
@@ -188,3 +189,22 @@ def test_invalid_descriptions_are_refused(folder: Path, tmp_path: Path) -> None:
             read_bundle(folder)
     with pytest.raises(ArtifactError, match="has no model bundle"):
         read_bundle(tmp_path / "nowhere")
+
+
+def test_bundle_stays_where_its_successor_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "bundle", Path.rename
+    with writing_aside(folder, "bundle.json") as aside:
+        (aside / "bundle.json").write_text("old")
+
+    def refused(path: Path, target: Path) -> Path:
+        if ".writing-" in path.name:
+            raise PermissionError("refused")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="refused"), writing_aside(folder, "bundle.json") as aside:
+        (aside / "bundle.json").write_text("new")
+    assert (folder / "bundle.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -182,6 +182,26 @@ def test_interrupted_prepare_leaves_no_valid_dataset(
         PreparedDataset(str(tmp_path / "dataset"))
 
 
+def test_dataset_survives_a_kill_between_the_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prepare was killed after it had moved the old dataset away; the next one is refused."""
+    root = str(tmp_path / "dataset")
+    prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", TIMED)))
+    killed = Path(DatasetWriter(root).folder.path.replace(".writing-", ".replaced-"))
+    Path(root).rename(killed)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(prepare_module.Preparation, "_write_graphs", fail)
+    other = MemorySource(events=rows_of("events", TIMED[:5]))
+    with pytest.raises(RuntimeError, match="power cut"):
+        prepare(config(tmp_path), silent, other)
+    assert PreparedDataset(root).manifest.counts["events"] == len(TIMED)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
 def test_manifest_is_written_last_without_rename(tmp_path: Path) -> None:
     root = tmp_path / "store"
     (root / "vocab").mkdir(parents=True)
