@@ -311,7 +311,7 @@ def test_killed_worker_resumes_from_checkpoints_on_s3(tmp_path: Path, bucket: st
     tree = tree_of(str(tmp_path / "raw"), f"{bucket}/run", tmp_path / "mlflow.db")
     tree["train"]["epochs"] = 3
     (tmp_path / "tree.json").write_text(json.dumps(tree))
-    code = "import sys; from tests.stories import test_s3_pipeline as s3; s3.train_twice(sys.argv[1])"
+    code = "import sys; from tests.stories import test_s3_pipeline as s; s.train_twice(sys.argv[1])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
