@@ -131,7 +131,8 @@ def _side(side: str, folder: Path, split: str) -> dict[str, Any]:
         return _config([folder / f"{file}{form}" for file in files[name]], place, split)
 
     started = time.perf_counter()
-    with ray_session(config("few", place)), Watch() as watch:
+    settings = config("few", place)
+    with ray_session(settings.train, settings.ray), Watch() as watch:
         few = prepare(config("few", folder / f"few-{side}"), progress=lambda _: None)
         prepare(config("more", folder / f"more-{side}"), progress=lambda _: None, earlier=few)
         for name in ("few", "more"):

@@ -103,7 +103,8 @@ def prepare(folder: Path, items: int) -> dict[str, float]:
     }
     pq.write_table(pa.table(events), folder / "events.parquet")
     pq.write_table(pa.table({"item_id": np.arange(items).astype(str)}), folder / "items.parquet")
-    with ray_session(settings(folder)):
+    config = settings(folder)
+    with ray_session(config.train, config.ray):
         prepare_dataset(settings(folder), progress=lambda _: None)
     return {}
 

@@ -126,7 +126,7 @@ def prepare_ours(folder: Path) -> dict[str, Any]:
         (folder / "few").mkdir()
         write_events(folder / "few", 1000)
     started = time.perf_counter()
-    with ray_session(config), Watch() as watch:
+    with ray_session(config.train, config.ray), Watch() as watch:
         prepare(small, progress=lambda _: None)
         start_s, began = time.perf_counter() - started, time.perf_counter()
         prepared = prepare(config, progress=lambda _: None)

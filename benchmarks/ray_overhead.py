@@ -87,7 +87,7 @@ def train(side: str, folder: str, epochs: int) -> dict[str, float]:
     else:
         from pipelines.plumbing.session import ray_session
 
-        with ray_session(config):
+        with ray_session(config.train, config.ray):
             from recsys.training.ray_train import train_on_ray
 
             train_on_ray(config, dataset, validate, report)

@@ -98,7 +98,7 @@ def prepared(config: Config) -> PreparedDataset:
     from pipelines.plumbing.session import ray_session
     from recsys.preparation.prepare import prepare
 
-    with ray_session(config):
+    with ray_session(config.train, config.ray):
         prepare(config)
     return PreparedDataset(config.dataset_dir)
 

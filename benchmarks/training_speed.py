@@ -170,7 +170,7 @@ def prepare_ours(folder: str) -> None:
     from recsys.preparation.prepare import prepare
 
     config = settings(folder, 1)
-    with ray_session(config):
+    with ray_session(config.train, config.ray):
         prepare(config)
 
 

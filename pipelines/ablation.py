@@ -109,7 +109,7 @@ def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> Tra
     except ArtifactError:  # missing, or left by an interrupted run
         folder.forget(variant)
     run = config.run.model_copy(update={"dir": folder.shown(variant.absolute())})
-    with ray_session(config):
+    with ray_session(config.train, config.ray):
         from recsys.training.ray_train import train_on_ray
 
         changed = config.model_copy(update={"run": run})

@@ -15,7 +15,7 @@ from pipelines.plumbing.run_folder import RunFolder
 from pipelines.prepare import open_dataset
 from recsys.auto.portfolio import UNTRAINED, configured, left_out, members, settings
 from recsys.auto.traits import Traits
-from recsys.config import Config, build_config
+from recsys.config import Config, EvaluateConfig, TrainConfig, build_config
 from recsys.config.values import seconds_of
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
@@ -44,8 +44,11 @@ def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
     """
     if config.has_model:
         return config
-    dataset = open_dataset(config)
-    identity = {"dataset": dataset.manifest.content_hash, "given": _given(config)}
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
+    identity = {
+        "dataset": dataset.manifest.content_hash,
+        "given": _given(config.train, config.evaluate, config.seed),
+    }
     if not chooses or config.run.resume:
         earlier = _earlier(config, folder, identity)
         if earlier is not None:
@@ -120,9 +123,9 @@ def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Con
     )
 
 
-def _given(config: Config) -> dict[str, Any]:
+def _given(train: TrainConfig, evaluate: EvaluateConfig, seed: int) -> dict[str, Any]:
     """The settings that a choice depends on."""
-    train = config.train.model_dump(
+    given = train.model_dump(
         mode="json", exclude={"num_workers", "use_gpu", "threads", "max_failures"}
     )
-    return {"train": train, "exclude_seen": config.evaluate.exclude_seen, "seed": config.seed}
+    return {"train": given, "exclude_seen": evaluate.exclude_seen, "seed": seed}

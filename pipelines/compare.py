@@ -177,7 +177,7 @@ def compared(
         The two runs were not evaluated on the same users.
     """  # noqa: DOC501
     say = first.folder.progress
-    dataset = open_dataset(first.config)
+    dataset = open_dataset(first.config.data, first.config.dataset_dir, first.config.seed)
     queries = evaluated_queries(dataset, Split.TEST, first.config.evaluate, first.config.seed)
     theirs = evaluated_queries(dataset, Split.TEST, second.config.evaluate, second.config.seed)
     if not np.array_equal(queries.histories.users_U, theirs.histories.users_U):

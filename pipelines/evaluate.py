@@ -19,7 +19,7 @@ from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import member_table, signal_table, verdict
 from pipelines.prepare import open_dataset
 from pipelines.train import model_sha256, open_trained
-from recsys.config import Config, EvaluateConfig, TrainConfig, dump_config, redact
+from recsys.config import Config, EvaluateConfig, PromoteConfig, TrainConfig, dump_config, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.manifest import Manifest
@@ -46,7 +46,7 @@ from recsys.training.threads import settle_threads
 def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, write metrics and report, and return the content of ``metrics.json``."""
     quiet()
-    dataset = open_dataset(config)
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     trained = open_trained(config.model, folder, dataset)
     identity = {
         "model_sha256": model_sha256(folder),
@@ -105,7 +105,7 @@ def _all_metrics(
     clusters = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
     if clusters is not None:
         metrics["strata"] = clusters
-    _add_panels(metrics, config, folder, dataset, trained.frozen)
+    _add_panels(metrics, config.promote, folder, dataset, trained.frozen)
     if folder.budget is None or folder.budget.left > 0:
         metrics["trade_off"] = trade_off(
             trained.frozen, evaluation.ranking.queries, config.train, config.evaluate, config.seed
@@ -123,7 +123,7 @@ def _all_metrics(
 
 def _add_panels(
     metrics: dict[str, Any],
-    config: Config,
+    promote: PromoteConfig,
     folder: RunFolder,
     dataset: PreparedDataset,
     model: FrozenModel,
@@ -135,7 +135,7 @@ def _add_panels(
     if panels := granularity_panels(model, item_titles(dataset.features)):
         metrics["panels"] = panels
     if drift is not None:
-        panel = drift_panel(metrics["drift"], config.promote)
+        panel = drift_panel(metrics["drift"], promote)
         metrics["panels"] = {**metrics.get("panels", {}), "drift": panel}
 
 

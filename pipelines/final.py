@@ -227,7 +227,7 @@ def _trained_apart(
             f"training {name} separately on all events; {final.epochs}"
             f" epoch{'s' * (final.epochs != 1)}"
         )
-        with ray_session(config):
+        with ray_session(config.train, config.ray):
             seconds = math.inf if budget is None else budget.final_s()
             how = dataset, reporter(folder, lambda _: None), folder.progress, budget, seconds
             own = trained_on(own_config(config, name, goes_on), *how, final=final)
@@ -244,7 +244,7 @@ def _trained(
     config: Config, folder: RunFolder, dataset: PreparedDataset, final: Final
 ) -> TrainResult:
     seconds = math.inf if folder.budget is None else folder.budget.final_s()
-    with tracked(config, folder) as tracker, ray_session(config):
+    with tracked(config, folder) as tracker, ray_session(config.train, config.ray):
         log_epoch = EpochLog(tracker, folder.progress)
         report = reporter(folder, log_epoch)
         how = dataset, report, folder.progress, folder.budget, seconds

@@ -120,9 +120,13 @@ def forget(config: Config, folder: RunFolder) -> None:
     config = _with_model(config, folder)
     _renew_models(work, config, dataset)
     if store is not None:
-        work.actions["versions"] = forget_versions(config, folder, store, versions, work.ids)
+        work.actions["versions"] = forget_versions(
+            config.forget, config.tracking, config.run.dir, folder, store, versions, work.ids
+        )
         traces, say = work.evidence.traces, folder.progress
-        work.actions["artefacts"] = forget_artefacts(config, store, store.versions(), traces, say)
+        work.actions["artefacts"] = forget_artefacts(
+            config.forget, config.run.dir, store, store.versions(), traces, say
+        )
     with folder.progress.stage("forget"):
         _clean(work)
         folder.forget(folder.root / JOURNAL)
@@ -154,7 +158,7 @@ def _named(forget: ForgetConfig) -> list[str]:
 
 def _dataset(config: Config) -> PreparedDataset | None:
     try:
-        return open_dataset(config)
+        return open_dataset(config.data, config.dataset_dir, config.seed)
     except ArtifactError as error:
         if "is not a prepared dataset" in str(error):
             return None
@@ -279,7 +283,11 @@ def _rewrite_dataset(
     journal = {"before": before, "num_users": dataset.num_users, "gone": gone.tolist()}
     work.folder.write_json(work.folder.root / JOURNAL, journal)
     work.actions["cached_texts"] = _forget_texts(work.config.data, dataset, gone)
-    with ray_session(work.config) if needs_language_model(dataset, gone) else nullcontext():
+    with (
+        ray_session(work.config.train, work.config.ray)
+        if needs_language_model(dataset, gone)
+        else nullcontext()
+    ):
         done = forget_users(dataset, gone, forgotten, work.config.data, work.evidence.mentions)
     rows = {name: number for name, number in done.rows.items() if number}
     work.actions["dataset"] = {
@@ -292,7 +300,7 @@ def _rewrite_dataset(
         f"{dataset.root}: removed {len(gone):,} users with {sum(rows.values()):,} rows in"
         f" {len(rows)} files; the audit passed"
     )
-    return open_dataset(work.config)
+    return open_dataset(work.config.data, work.config.dataset_dir, work.config.seed)
 
 
 def _forget_texts(data: DataConfig, dataset: PreparedDataset, gone: Any) -> int:

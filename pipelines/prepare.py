@@ -43,12 +43,12 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
                 config.dataset_dir, config.data.keep_events, source, folder.progress
             )
         if dataset is None:
-            with ray_session(config, partial(_import_work, config.data)):
+            with ray_session(config.train, config.ray, partial(_import_work, config.data)):
                 from recsys.preparation.prepare import prepare as prepare_dataset
 
                 dataset = prepare_dataset(config, folder.progress, **how)
         _say_what_there_is(dataset, folder)
-    return open_dataset(config)
+    return open_dataset(config.data, config.dataset_dir, config.seed)
 
 
 def _is_there(dataset_dir: str) -> bool:
@@ -62,7 +62,7 @@ def _is_there(dataset_dir: str) -> bool:
     return True
 
 
-def open_dataset(config: Config) -> PreparedDataset:
+def open_dataset(data: DataConfig, dataset_dir: str, seed: int) -> PreparedDataset:
     """The prepared dataset of the configuration.
 
     Why by an absolute path: workers have other working directories.
@@ -77,11 +77,12 @@ def open_dataset(config: Config) -> PreparedDataset:
     from recsys.data.dataset import PreparedDataset
     from recsys.preparation.content_hash import differences, settings_hash, settings_of
 
-    root = config.dataset_dir
-    dataset = PreparedDataset(root if "://" in root else str(Path(root).absolute()))
-    if dataset.manifest.settings_hash not in ("", settings_hash(config.data, config.seed)):
+    dataset = PreparedDataset(
+        dataset_dir if "://" in dataset_dir else str(Path(dataset_dir).absolute())
+    )
+    if dataset.manifest.settings_hash not in ("", settings_hash(data, seed)):
         found = (
-            differences(dataset.manifest.settings, settings_of(config.data, config.seed))
+            differences(dataset.manifest.settings, settings_of(data, seed))
             if dataset.manifest.settings
             else []
         )

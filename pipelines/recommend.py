@@ -53,7 +53,7 @@ def recommend(config: Config, folder: RunFolder) -> str:
 
         here = config.ray.address == "local" and is_small(bundle, settings.batch_size, requests)
         with (
-            nullcontext() if here else ray_session(config),
+            nullcontext() if here else ray_session(config.train, config.ray),
             _written(config.recommend, folder) as (output, shown),
         ):
             done = recommend_all(

@@ -80,7 +80,7 @@ def command(words: Sequence[str]) -> int:
         return 0
     quiet()
     if action == "page":
-        write_page(config, files)
+        write_page(config.referee.out, files)
     else:
         _ACTIONS[action](config, f"recsys referee {shlex.join(words)}")
     return 0
@@ -210,7 +210,7 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
     check_full(protocol)
     with ExitStack() as stack:
         side = stack.enter_context(opened_run(run))
-        dataset = open_dataset(side.config)
+        dataset = open_dataset(side.config.data, side.config.dataset_dir, side.config.seed)
         if len(protocol.windows) > 1 or dataset.manifest.content_hash != protocol.about["dataset"]:
             raise ConfigError(
                 f"{run} was trained on dataset {dataset.manifest.content_hash[:12]} with one test"
@@ -286,7 +286,7 @@ def score(config: Config, command: str) -> dict[str, Any]:
     return record
 
 
-def write_page(config: Config, files: Sequence[str]) -> None:
+def write_page(out: str, files: Sequence[str]) -> None:
     """Write one page from several results of ``score``.
 
     Raises
@@ -312,10 +312,10 @@ def write_page(config: Config, files: Sequence[str]) -> None:
             raise ArtifactError(
                 f"{file} is not a result of `recsys referee score`; give its referee.json"
             )
-    out = Path(config.referee.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page(records))
-    print(f"wrote {out}: {len(records)} protocols")
+    target = Path(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, page(records))
+    print(f"wrote {target}: {len(records)} protocols")
 
 
 _ACTIONS: Final[dict[str, Callable[..., Any]]] = {

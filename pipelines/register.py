@@ -21,7 +21,7 @@ from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
 from pipelines.train import ORIGIN, model_sha256, open_trained
 from recsys.bundle.writing import Measured
-from recsys.config import Config, redact
+from recsys.config import Config, EvaluateConfig, redact
 from recsys.errors import ArtifactError
 from recsys.registry.card import model_card
 from recsys.registry.provenance import lineage
@@ -63,7 +63,7 @@ def register(
     metrics = folder.read_json(
         folder.metrics, "run `recsys evaluate` with the same configuration first"
     )
-    dataset = open_dataset(config)
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     trained = open_trained(config.model, folder, dataset)
     _check_same_model(folder, metrics)
     digest = hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
@@ -77,7 +77,7 @@ def register(
         folder.turn_to("registration")
         metrics, digest = _say_final(folder, metrics, final)
         made = lineage(config, dataset.manifest.content_hash, tracker)
-        extra = {**_stored(config, folder, trained, metrics, final), "lineage": made}
+        extra = {**_stored(config.evaluate, folder, trained, metrics, final), "lineage": made}
         extra[CONFIG] = handed_on(given or config)
         card = model_card(
             config,
@@ -124,14 +124,14 @@ def _check_same_model(folder: RunFolder, metrics: dict[str, Any]) -> None:
 
 
 def _stored(
-    config: Config,
+    evaluate: EvaluateConfig,
     folder: RunFolder,
     trained: TrainResult,
     metrics: dict[str, Any],
     final: FinalModel | None,
 ) -> dict[str, Any]:
     """What the bundle stores about the evaluation, the parent and the training of its model."""
-    comparison = {**metrics.get("comparison", {}), "exclude_seen": config.evaluate.exclude_seen}
+    comparison = {**metrics.get("comparison", {}), "exclude_seen": evaluate.exclude_seen}
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     private = trained.choices.get(PRIVACY)
     return {

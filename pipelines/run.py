@@ -38,7 +38,9 @@ def run(config: Config, folder: RunFolder) -> None:
     if config.has_model:
         metrics, registered = _run(config, folder, is_prepared=False)
     else:
-        with ray_session(config):  # one Ray for all stages: each start would use up the budget
+        with ray_session(
+            config.train, config.ray
+        ):  # one Ray for all stages: each start would use up the budget
             folder.turn_to("prepare")
             check_targets(prepare(config, folder), config.evaluate, config.seed)
             folder.turn_to("search")
@@ -54,8 +56,8 @@ def _run(
     config: Config, folder: RunFolder, is_prepared: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the stages of a configuration with a model; return its metrics and registration."""
-    with tracked(config, folder, fresh=True), ray_through(config):
-        with ray_session(config):
+    with tracked(config, folder, fresh=True), ray_through(config.train, config.ray):
+        with ray_session(config.train, config.ray):
             # `train` prints it, from the prepared data
             preflight(config, lambda _: None, reachable_nodes(config.ray), None)
             if not is_prepared:

@@ -69,7 +69,8 @@ def serve(config: Config, folder: RunFolder) -> None:
             first.update({one.side: one.load(say) for one in sides})
             import_module("recsys.serving.deployment")
 
-        with ray_session(_with_cpus(config), load):
+        whole = _with_cpus(config)
+        with ray_session(whole.train, whole.ray, load):
             if len(sides) > 1:
                 say(_split_words(sides, settings))
             signal.signal(signal.SIGTERM, _interrupt)  # Ray replaced our handler

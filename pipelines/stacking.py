@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress, table
-from recsys.config import Config
+from recsys.config import Config, EvaluateConfig, TrainConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
@@ -86,7 +86,7 @@ def stacked(
     )
     inputs = trained.frozen.sizes.inputs  # as the training or its parent stored them
     selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
-    found = weigh(config, dataset, selected, newer_V)
+    found = weigh(config.train, config.evaluate, config.seed, dataset, selected, newer_V)
     choices[STACK] = {
         **_stack_choice(found, selected),
         **({LEFT_OUT: left_out} if left_out else {}),
@@ -132,15 +132,24 @@ def chosen_constants(constants: Mapping[str, Any]) -> str:
 
 
 def weigh(
-    config: Config, dataset: PreparedDataset, selected: FrozenModel, newer_V: Array | None = None
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    seed: int,
+    dataset: PreparedDataset,
+    selected: FrozenModel,
+    newer_V: Array | None = None,
 ) -> Stacked:
     """Weights of the members of a model fitted on training events only; ``newer_V`` as in
     :func:`stacked`.
 
     Parameters
     ----------
-    config : Config
-        Configuration of the training; it names the metric and the seed.
+    train : TrainConfig
+        The metric.
+    evaluate : EvaluateConfig
+        Evaluated users, and whether seen items are left out.
+    seed : int
+        Seed of the sample of users and of the folds.
     dataset : PreparedDataset
         The dataset of the training.
     selected : FrozenModel
@@ -158,16 +167,14 @@ def weigh(
     DataError
         No validation query has a target that counts.
     """
-    queries = evaluated_queries(dataset, Split.VALID, config.evaluate, config.seed)
+    queries = evaluated_queries(dataset, Split.VALID, evaluate, seed)
     if newer_V is not None:
         queries = queries.take(np.flatnonzero(newer_V[queries.histories.users_U]))
     selected.choose_scales(queries.take(np.arange(min(len(queries), _SCALE_QUERIES))))
-    candidates = gather(selected, queries, config.evaluate.exclude_seen, dataset.num_items)
+    candidates = gather(selected, queries, evaluate.exclude_seen, dataset.num_items)
     if not len(candidates):
         raise DataError(no_targets("validation"))
-    return choose_stack(
-        candidates, weighed_members(selected), NUM_GROUPS, config.train.metric, config.seed
-    )
+    return choose_stack(candidates, weighed_members(selected), NUM_GROUPS, train.metric, seed)
 
 
 def weighed_members(selected: FrozenModel) -> list[str]:

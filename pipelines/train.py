@@ -86,7 +86,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         The dataset has no users, items or training events.
     """
     validate = Validator.of(config.train, config.evaluate) if descent is None else descent.validate
-    dataset = open_dataset(config)
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     identity = {
         "hash": dataset.manifest.content_hash,
         "training": training_digest(config, dataset, descent.start if descent else None),
@@ -102,7 +102,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     with (
         folder.progress.stage("train"),
         tracked(config, folder, fresh=True) as tracker,
-        ray_session(config),
+        ray_session(config.train, config.ray),
     ):
         tracker.log_dataset(dataset.manifest, dataset.root)
         log_epoch = EpochLog(tracker, folder.progress)

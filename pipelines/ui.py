@@ -23,7 +23,7 @@ from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
-from recsys.config import Config, RunConfig, TrackingConfig
+from recsys.config import RunConfig, TrackingConfig
 from recsys.config.ui import UiConfig
 from recsys.errors import ConfigError
 from recsys.registry.mlflow_client import tracking_uri
@@ -58,7 +58,7 @@ def command(words: Sequence[str]) -> int:
         return 0
     quiet()
     require_extra("ui", "the extra ui", "ui", ("fastapi", "markdown_it", "uvicorn"))
-    show(config)
+    show(config.ui, config.tracking)
     return 0
 
 
@@ -83,7 +83,7 @@ def _tracking_uri(tracking: TrackingConfig, run_dir: str, runs: Sequence[str]) -
     return f"sqlite:///{beside / 'mlflow.db'}"
 
 
-def show(config: Config) -> None:
+def show(settings: UiConfig, tracking: TrackingConfig) -> None:
     """Serve the pages until a signal, which is a normal end.
 
     Raises
@@ -93,8 +93,7 @@ def show(config: Config) -> None:
     """
     import uvicorn
 
-    settings = config.ui
-    app = application_of(config, _password(settings))
+    app = application_of(settings, tracking, _password(settings))
     with _listening(settings) as listener:
         port = int(listener.getsockname()[1])
         server = uvicorn.Server(
@@ -113,7 +112,7 @@ def show(config: Config) -> None:
         server.run(sockets=[listener])
 
 
-def application_of(config: Config, password: str = "") -> Any:
+def application_of(settings: UiConfig, tracking: TrackingConfig, password: str = "") -> Any:
     """The dashboard of a configuration, as an ASGI application."""
     from recsys.serving.access import token_sha256
     from recsys.ui.app import application
@@ -121,7 +120,7 @@ def application_of(config: Config, password: str = "") -> Any:
     from recsys.ui.loaded_models import LoadedModels
     from recsys.ui.runs import Runs
 
-    settings, uri = config.ui, config.tracking.uri
+    uri = tracking.uri
     _check_folders(settings)
     runs, gate = Runs(settings.runs, uri), Gate(uri)
     runs.all()  # imports MLflow, which takes seconds

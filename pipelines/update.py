@@ -84,9 +84,9 @@ def update_all(config: Config, folder: RunFolder) -> None:
         check_settings(parent, config.model)
         held = held_weights(parent)  # before writing: this may be the parent's run folder
         folder.progress(f"updating {parent.uri}, created {parent.bundle.info.created}")
-    with tracked(config, folder, fresh=True) as tracker, ray_through(config):
+    with tracked(config, folder, fresh=True) as tracker, ray_through(config.train, config.ray):
         tracker.set_tags({"parent": parent.uri})
-        with ray_session(config):
+        with ray_session(config.train, config.ray):
             prepare_newer(config, folder, parent)
             with folder.progress.stage("parent"):
                 descent = descent_of(config, folder, parent, held)
@@ -116,7 +116,7 @@ def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
     ArtifactError
         There is no prepared dataset for this configuration.
     """
-    dataset = open_dataset(config)
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     found = drift_of(dataset, parent.bundle.histories, parent.bundle.num_items).to_json()
     folder.write_json(folder.drift, {"dataset": dataset.manifest.content_hash, **found})
     shown = ", ".join(
@@ -252,7 +252,7 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
     ArtifactError
         The data, or a setting that decides shapes, is not that of the parent.
     """
-    dataset: PreparedDataset = open_dataset(config)
+    dataset: PreparedDataset = open_dataset(config.data, config.dataset_dir, config.seed)
     earlier, newer_V = chosen_weights(dataset, parent.bundle.histories, held)
     if earlier is not held[0].earlier:
         folder.progress(
@@ -373,10 +373,10 @@ def update_strata(config: Config, folder: RunFolder) -> None:
     module = stratum_of(model)
     if module is None:
         raise ConfigError(f"{parent.uri} has no granularity stratum; train a model with it enabled")
-    with ray_session(config):
+    with ray_session(config.train, config.ray):
         prepare_newer(config, folder, parent, needs_new=False)
     with folder.progress.stage("refit"):
-        dataset = open_dataset(config)
+        dataset = open_dataset(config.data, config.dataset_dir, config.seed)
         fresh = dataset.manifest.event_types[model.sizes.num_types :]
         if fresh:
             raise ConfigError(

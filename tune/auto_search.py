@@ -231,7 +231,7 @@ def _try_all(
     plan.ledger.begin({"dataset": dataset.manifest.content_hash, "portfolio": names})
     with (
         tracked(config, folder, fresh=True) as tracker,
-        ray_session(config),
+        ray_session(config.train, config.ray),
         Children(tracker, folder.progress) as kids,
         folder.progress.own_bars(),
     ):

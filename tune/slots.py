@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from recsys.config import Config
+from recsys.config import Config, TrainConfig, TuneConfig
 from recsys.errors import ConfigError
 from recsys.training.threads import fastest_threads, requested_threads, usable_threads
 
@@ -40,14 +40,22 @@ class Slots:
         return {"CPU": self.cpus, **({"GPU": 1} if self.use_gpu else {})}
 
 
-def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest: int = 0) -> Slots:
+def share_out(
+    train: TrainConfig,
+    tune: TuneConfig,
+    cluster: dict[str, float],
+    node_cpus: int,
+    fastest: int = 0,
+) -> Slots:
     """Divide a cluster's CPUs and GPUs among trials. If possible, one CPU is kept free for the
     driver.
 
     Parameters
     ----------
-    config : Config
-        The requested workers, threads and concurrency.
+    train : TrainConfig
+        Workers, threads and GPUs.
+    tune : TuneConfig
+        CPUs of a trial, and concurrency.
     cluster : dict[str, float]
         Resources of all nodes.
     node_cpus : int
@@ -61,10 +69,10 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest
         A trial, or ``tune.concurrent`` trials, do not fit.
     """
     total, gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
-    workers, tune = config.train.num_workers, config.tune
-    cpus = workers if workers > 1 else tune.cpus or config.train.threads or fastest or node_cpus
-    use_gpu = config.train.use_gpu == "yes" or (config.train.use_gpu == "auto" and gpus >= workers)
-    if config.train.use_gpu == "yes" and gpus < workers:
+    workers = train.num_workers
+    cpus = workers if workers > 1 else tune.cpus or train.threads or fastest or node_cpus
+    use_gpu = train.use_gpu == "yes" or (train.use_gpu == "auto" and gpus >= workers)
+    if train.use_gpu == "yes" and gpus < workers:
         raise ConfigError(
             f"train.use_gpu is yes and a trial has {workers} workers, but the cluster has {gpus}"
             " GPUs; lower train.num_workers or set train.use_gpu to auto"
@@ -89,7 +97,7 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest
     )
     on = f" and {'a GPU' if workers == 1 else f'{workers} GPUs'}" if use_gpu else ""
     words = f"{how}: the cluster has {total} CPUs, a trial uses {cpus}{on}{free}"
-    threads = config.train.threads or min(cpus, fastest or cpus)
+    threads = train.threads or min(cpus, fastest or cpus)
     return Slots(concurrent, cpus, workers, threads, use_gpu, words)
 
 
@@ -132,4 +140,4 @@ def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None])
         fastest = min(fastest, smallest)
         if why:
             say(why)
-    return share_out(config, ray.cluster_resources(), smallest, fastest)  # type: ignore[no-untyped-call]
+    return share_out(config.train, config.tune, ray.cluster_resources(), smallest, fastest)  # type: ignore[no-untyped-call]

@@ -74,7 +74,7 @@ def sweep(config: Config, folder: RunFolder) -> None:
     ledger = Ledger(folder.root / "trials" / "ledger.jsonl")
     plan = Plan(config, space, ledger)
     with tracked(config, folder, fresh=not ledger.trials) as tracker:
-        with ray_session(config):
+        with ray_session(config.train, config.ray):
             dataset = prepare(config, folder)
             _begin(plan, dataset, folder)
             with folder.progress.stage("sweep"):

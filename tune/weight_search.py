@@ -30,7 +30,7 @@ from pipelines.prepare import open_dataset
 from pipelines.train import ORIGIN, open_trained
 from pipelines.update import register_changed
 from recsys.bundle.description import DESCRIPTION
-from recsys.config import Config, TrainConfig, TuneConfig
+from recsys.config import Config, EvaluateConfig, TrackingConfig, TrainConfig, TuneConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
@@ -81,11 +81,11 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
     """
     quiet()
     parse_metric(config.train.metric, tuple(QUERY_METRICS))
-    dataset = open_dataset(config)
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     trained = open_trained(config.model, folder, dataset)
     check(trained, folder)
     # fails before the search, which may take minutes
-    parent = parent_of(config, folder, dataset, trained)
+    parent = parent_of(config.evaluate, config.tracking, config.run.dir, folder, dataset, trained)
     ours = folder.part(FOLDER)
     ours.forget_model()  # of an earlier search
     with Tracker(
@@ -315,11 +315,24 @@ def confirmed(
     space, picked, ours = trials.space, found.picked, trained.frozen.encoders
     values_K = space.today_K if picked.shares_K is None else space.values(picked.shares_K)
     valid, whole = evaluated(
-        config, dataset, frozen, space.for_model(frozen.encoders, values_K), Split.TRAIN
+        config.train,
+        config.evaluate,
+        config.seed,
+        dataset,
+        frozen,
+        space.for_model(frozen.encoders, values_K),
+        Split.TRAIN,
     )
     through = Split.VALID if trained.refit else Split.TRAIN
     test, _ = evaluated(
-        config, dataset, trained.frozen, space.for_model(ours, values_K), through, Split.TEST
+        config.train,
+        config.evaluate,
+        config.seed,
+        dataset,
+        trained.frozen,
+        space.for_model(ours, values_K),
+        through,
+        Split.TEST,
     )
     users = trials.cache.queries.histories.users_U.tolist()
     apart = max(
@@ -354,7 +367,9 @@ def confirmed(
 
 
 def evaluated(
-    config: Config,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    seed: int,
     dataset: PreparedDataset,
     frozen: FrozenModel,
     changed: dict[str, Tensor],
@@ -365,8 +380,12 @@ def evaluated(
 
     Parameters
     ----------
-    config : Config
-        The configuration; reads ``evaluate``, ``train.metric`` and the seed.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        Cut-offs, metrics and rules of the evaluation.
+    seed : int
+        Seed of the sample of users.
     dataset : PreparedDataset
         The dataset of the model.
     frozen : FrozenModel
@@ -389,27 +408,27 @@ def evaluated(
     DataError
         The split has no query with a target that counts.
     """
-    settings, main = config.evaluate, parse_metric(config.train.metric)
-    ks = sorted({*settings.ks, main.k})
-    more = outside_kinds(config.train.metric, settings.metrics)
+    main = parse_metric(train.metric)
+    ks = sorted({*evaluate.ks, main.k})
+    more = outside_kinds(train.metric, evaluate.metrics)
     counts_N = dataset.item_counts_N(through)
     vectors_ND = frozen.item_vectors_ND.cpu().float().numpy()
-    queries = evaluated_queries(dataset, split, config.evaluate, config.seed)
+    queries = evaluated_queries(dataset, split, evaluate, seed)
     found: dict[str, Any] = {}
     values: list[Array] = []
     for name, parameters in {"today": {}, "picked": changed}.items():
         with refitted(frozen.encoders, parameters):
-            ranking = rank(frozen, queries, max(ks), settings.exclude_seen, settings.chunk_users)
+            ranking = rank(frozen, queries, max(ks), evaluate.exclude_seen, evaluate.chunk_users)
         if not len(ranking):
             raise DataError(
                 f"the {split.name.lower()} split of {dataset.root} has no query with a target that"
                 " counts"
             )
         accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks, more)
-        values.append(accuracy[config.train.metric])
+        values.append(accuracy[train.metric])
         every = {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
         found[name] = {key: float(np.mean(value)) for key, value in every.items()}
-    gain = compare(values[1], values[0], settings.bootstrap, config.seed)
+    gain = compare(values[1], values[0], evaluate.bootstrap, seed)
     return {**found, "gain": gain.to_json(), "users": len(values[0])}, dict(
         zip(ranking.queries.histories.users_U.tolist(), values[1].tolist(), strict=True)
     )
@@ -460,15 +479,24 @@ def _weights(encoders: Encoders, changed: dict[str, Tensor], names: list[str]) -
 
 
 def parent_of(
-    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult
+    evaluate: EvaluateConfig,
+    tracking: TrackingConfig,
+    run_dir: str,
+    folder: RunFolder,
+    dataset: PreparedDataset,
+    trained: TrainResult,
 ) -> Parent:
     """The registered version of this model or, if it is not registered, its bundle, which is
     written if missing.
 
     Parameters
     ----------
-    config : Config
-        The configuration.
+    evaluate : EvaluateConfig
+        Whether seen items are left out.
+    tracking : TrackingConfig
+        The tracking URI.
+    run_dir : str
+        The run folder (``run.dir``).
     folder : RunFolder
         The run folder.
     dataset : PreparedDataset
@@ -487,14 +515,14 @@ def parent_of(
         RUN/bundle belongs to another model.
     """
     uri = str(folder.bundle)
-    if folder.registered.is_file() and config.tracking.enabled:
+    if folder.registered.is_file() and tracking.enabled:
         entry = folder.read_json(folder.registered, "run `recsys register` again")
         uri = str(entry.get("pinned_uri", uri))
     elif not (folder.bundle / DESCRIPTION).is_file():
-        asked = {"exclude_seen": config.evaluate.exclude_seen}
+        asked = {"exclude_seen": evaluate.exclude_seen}
         extra = {"refit": trained.refit, "comparison": asked}
         write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights)
-    parent = open_parent(uri, tracking_uri(config.tracking, config.run.dir))
+    parent = open_parent(uri, tracking_uri(tracking, run_dir))
     if folder.remote is not None and parent.folder == folder.bundle:
         parent = replace(parent, uri=folder.shown(folder.bundle))
     ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.measured()))

@@ -107,7 +107,7 @@ def compare(
     DataError
         The dataset has no test user with a target that counts.
     """
-    dataset = open_dataset(config)
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
     settle_threads(config.model, config.train, dataset.num_items, folder.progress)
     queries = evaluated_queries(dataset, Split.TEST, config.evaluate, config.seed)

@@ -21,7 +21,7 @@ import numpy as np
 from pipelines.command_line.dry_run import plan
 from pipelines.compare import write_record
 from pipelines.plumbing.progress import Progress, table
-from recsys.config import Config
+from recsys.config import Config, EvaluateConfig
 from recsys.config.compare import CompareConfig
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, DataError
@@ -85,7 +85,7 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
         "resamples": config.evaluate.bootstrap,
         "seed": config.seed,
         "answers": len(logged),
-        "versions": _versions(config, logged, rewards, notes),
+        "versions": _versions(config.evaluate, config.seed, logged, rewards, notes),
     }
     if settings.target:
         record["target"] = _off_policy(config, logged, rewards, notes, say)
@@ -128,7 +128,11 @@ def _notes(num_anonymous: int, num_cut: int, num_lost: int, num_events: int) -> 
 
 
 def _versions(
-    config: Config, logged: Sequence[Logged], rewards: Sequence[Array], notes: list[str]
+    evaluate: EvaluateConfig,
+    seed: int,
+    logged: Sequence[Logged],
+    rewards: Sequence[Array],
+    notes: list[str],
 ) -> dict[str, dict[str, Any]]:
     """Label of every version → its outcome. The version with most answers is first, the
     reference.
@@ -142,8 +146,8 @@ def _versions(
         versions_A,
         rewards_A,
         len(labels),
-        config.evaluate.bootstrap,
-        config.seed,
+        evaluate.bootstrap,
+        seed,
     )
     if num_shared:
         notes.append(

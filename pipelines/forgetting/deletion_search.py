@@ -237,7 +237,7 @@ def conclude(
     source = [
         search_file(path, searchable.shown(path, folder.root), traces) for path in searchable.source
     ]
-    tested = _tested(config, evidence)
+    tested = _tested(config.forget, config.dataset_dir, config.seed, evidence)
     whole = {
         "release": __version__,
         "run": (
@@ -321,13 +321,15 @@ def _refused(searched: list[Searched], path: Path, actions: dict[str, Any]) -> s
     return "\n  ".join([head, *lines[:_SHOWN], *more]) + f"\n{cure}"
 
 
-def _tested(config: Config, evidence: Evidence) -> dict[str, Any]:
+def _tested(
+    forget: ForgetConfig, dataset_dir: str, seed: int, evidence: Evidence
+) -> dict[str, Any]:
     """Membership test of the model that was made again."""
     if evidence.model is None:
         return {"tested": False, "why": "no model was made again"}
     if not evidence.histories:
         return {"tested": False, "why": "the histories of the users are no longer known"}
-    dataset, trained = PreparedDataset(config.dataset_dir), load_trained(evidence.model)
+    dataset, trained = PreparedDataset(dataset_dir), load_trained(evidence.model)
     items = {name: number for number, name in enumerate(dataset.item_ids.to_pylist())}
     gone = Histories.concat(
         [_in_numbers(histories, ids, items) for histories, ids in evidence.histories.values()]
@@ -336,14 +338,12 @@ def _tested(config: Config, evidence: Evidence) -> dict[str, Any]:
     trained_on = np.add.reduceat(
         np.append(everybody.splits_E < Split.TEST, False).astype(int), everybody.offsets_U1[:-1]
     ) * (everybody.lengths_U > 0)
-    unseen = _given(config.forget, items)
+    unseen = _given(forget, items)
     if unseen is None:
         unseen = everybody.take(
-            _some(np.flatnonzero((trained_on == 0) & (everybody.lengths_U > 1)), config.seed)
+            _some(np.flatnonzero((trained_on == 0) & (everybody.lengths_U > 1)), seed)
         )
-    members = everybody.take(_some(np.flatnonzero(trained_on > 1), config.seed)).through(
-        Split.VALID
-    )
+    members = everybody.take(_some(np.flatnonzero(trained_on > 1), seed)).through(Split.VALID)
     return membership(trained.frozen, gone.through(Split.VALID), unseen, members)
 
 

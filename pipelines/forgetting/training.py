@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.train import ORIGIN, train
 from pipelines.update import check_settings, descent_of, held_weights, shortened
-from recsys.config import Config
+from recsys.config import Config, ModelConfig, TrackingConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
 from recsys.registry.mlflow_client import tracking_uri
@@ -41,7 +41,7 @@ def train_again(
     str
         ``anew``, or ``from`` and the URI of the ancestor.
     """
-    parent = clean_ancestor(config, folder, users)
+    parent = clean_ancestor(config.model, config.tracking, config.run.dir, folder, users)
     folder.forget(folder.checkpoints)
     if parent is None:
         folder.progress("training from scratch: no earlier model without these users exists")
@@ -53,13 +53,19 @@ def train_again(
     return f"from {parent.uri}"
 
 
-def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent | None:
+def clean_ancestor(
+    model: ModelConfig, tracking: TrackingConfig, run_dir: str, folder: RunFolder, users: pa.Array
+) -> Parent | None:
     """The newest ancestor that never saw the users and can be updated, or None.
 
     Parameters
     ----------
-    config : Config
-        Configuration of the run.
+    model : ModelConfig
+        The section ``model`` that an ancestor must have.
+    tracking : TrackingConfig
+        The tracking URI.
+    run_dir : str
+        The run folder (``run.dir``).
     folder : RunFolder
         Folder of the run; its model names its parent.
     users : pa.Array
@@ -81,10 +87,8 @@ def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent
     )
     while parent_info:
         try:
-            parent = open_parent(
-                str(parent_info["uri"]), tracking_uri(config.tracking, config.run.dir)
-            )
-            check_settings(parent, config.model)
+            parent = open_parent(str(parent_info["uri"]), tracking_uri(tracking, run_dir))
+            check_settings(parent, model)
         except UserError as error:
             folder.progress(f"no training from {parent_info['uri']}: {error}")
             return None

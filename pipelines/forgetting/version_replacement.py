@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.plumbing.run_folder import RunFolder
-from recsys.config import Config
+from recsys.config import TrackingConfig
+from recsys.config.privacy import ForgetConfig
 from recsys.privacy.footprints import Traces
 from recsys.privacy.proof import files_in, search_file
 from recsys.registry.tracking import run_of_folder
@@ -25,7 +26,9 @@ from recsys.registry.versions import Store, Version, holds_users
 
 
 def forget_versions(
-    config: Config,
+    forget: ForgetConfig,
+    tracking: TrackingConfig,
+    run_dir: str,
     folder: RunFolder,
     store: Store,
     versions: list[tuple[Version, bool]],
@@ -35,8 +38,12 @@ def forget_versions(
 
     Parameters
     ----------
-    config : Config
-        Configuration of the run.
+    forget : ForgetConfig
+        Whether versions of other run folders are deleted.
+    tracking : TrackingConfig
+        The tracking URI.
+    run_dir : str
+        The run folder (``run.dir``).
     folder : RunFolder
         Folder of the run.
     store : Store
@@ -57,14 +64,14 @@ def forget_versions(
         if not held or (version.folder is not None and not holds_users(version.folder, users)):
             continue
         origin = store.folder_of_run(version.run_id)
-        mine = version.run_id == run_of_folder(
-            config.tracking, config.run.dir, folder.root
-        ) or _same(origin, config.run.dir)
+        mine = version.run_id == run_of_folder(tracking, run_dir, folder.root) or _same(
+            origin, run_dir
+        )
         replaced = (
             mine and new is not None and new[0] == version.name and str(new[1]) != version.number
         )
         stays = not mine or bool(version.aliases and not replaced)
-        if stays and not config.forget.delete_versions:
+        if stays and not forget.delete_versions:
             aliases = f"{', '.join(version.aliases)}; " if version.aliases else ""
             actions["left"][version.uri] = f"{aliases}made in {origin or 'an unknown folder'}"
             continue
@@ -88,7 +95,8 @@ def forget_versions(
 
 
 def forget_artefacts(
-    config: Config,
+    forget: ForgetConfig,
+    run_dir: str,
     store: Store,
     versions: Iterable[Version],
     traces: Traces,
@@ -115,9 +123,7 @@ def forget_artefacts(
             first, *rest = path.relative_to(artefacts).parts
             logged = artefacts / first / rest[0] if first == "models" and rest else None
             run_id = store.run_of_model(logged.name) if logged is not None else first
-            if not config.forget.delete_versions and not _same(
-                store.folder_of_run(run_id), config.run.dir
-            ):
+            if not forget.delete_versions and not _same(store.folder_of_run(run_id), run_dir):
                 continue
             if logged is not None:
                 shutil.rmtree(logged, ignore_errors=True)

@@ -133,7 +133,7 @@ def preflight(
     ConfigError
         See :func:`check`.
     """
-    sizes = sizes_of(config, manifest)
+    sizes = sizes_of(config.data, config.dataset_dir, config.seed, manifest)
     if sizes is None:
         return
     say(described(config, sizes, with_time))
@@ -144,7 +144,7 @@ def preview(config: Config) -> str:
     """For a dry run: the estimate, and a refusal that this machine would cause."""
     if not config.has_model:
         return "model auto: members and settings are chosen after the data is prepared"
-    sizes = sizes_of(config)
+    sizes = sizes_of(config.data, config.dataset_dir, config.seed)
     if sizes is None:
         return "estimate: memory and time are known after the data is prepared"
     lines = [described(config, sizes)]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.plumbing.signals import kept_from_ray
-from recsys.config import Config, RayConfig, TrainConfig
+from recsys.config import RayConfig, TrainConfig
 from recsys.errors import ConfigError, Unavailable
 
 # Ray and MLflow read these at import or start; a value that the user has set stays.
@@ -67,13 +67,17 @@ def quiet() -> None:
 
 
 @contextmanager
-def ray_session(config: Config, meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
+def ray_session(
+    train: TrainConfig, cluster: RayConfig, meanwhile: Callable[[], object] | None = None
+) -> Iterator[None]:
     """Start or join Ray for the block; a Ray that is already connected is used and stays.
 
     Parameters
     ----------
-    config : Config
-        The sections ``ray`` and ``train`` are used.
+    train : TrainConfig
+        Number of workers, and their CPUs.
+    cluster : RayConfig
+        The section ``ray``.
     meanwhile : Callable[[], object] | None
         Work that needs no Ray, such as imports. It runs in a thread while Ray starts, because most
         of a start is waiting. The block begins when both are done.
@@ -88,7 +92,7 @@ def ray_session(config: Config, meanwhile: Callable[[], object] | None = None) -
         What ``meanwhile`` raises.
     """
     quiet()
-    cpus = check_cpus(config.train, config.ray) if config.ray.address == "local" else 0
+    cpus = check_cpus(train, cluster) if cluster.address == "local" else 0
     import ray
 
     if ray.is_initialized():
@@ -98,7 +102,7 @@ def ray_session(config: Config, meanwhile: Callable[[], object] | None = None) -
         return
     try:
         with _running(meanwhile), kept_from_ray():
-            _start(config.ray.address, cpus)
+            _start(cluster.address, cpus)
         _quiet_data()
         yield
     finally:
@@ -129,9 +133,9 @@ def _running(work: Callable[[], object] | None) -> Iterator[None]:
     result.result()
 
 
-def ray_through(config: Config) -> AbstractContextManager[None]:
+def ray_through(train: TrainConfig, cluster: RayConfig) -> AbstractContextManager[None]:
     """One Ray for all stages if the command trains both before and after the evaluation."""
-    return ray_session(config) if config.train.final else nullcontext()
+    return ray_session(train, cluster) if train.final else nullcontext()
 
 
 def _start(address: str, cpus: int) -> None:

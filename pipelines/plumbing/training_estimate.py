@@ -14,7 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from recsys.config import Config, EvaluateConfig, ModelConfig, SyntheticSource, TrainConfig
+from recsys.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    SyntheticSource,
+    TrainConfig,
+)
 from recsys.config.workload import FLOAT, DataSizes, Estimate, Workload
 from recsys.data.dataset import PreparedDataset
 from recsys.data.manifest import Manifest
@@ -64,22 +71,24 @@ class Need:
         return sum(self.memory.values())
 
 
-def sizes_of(config: Config, manifest: Manifest | None = None) -> DataSizes | None:
+def sizes_of(
+    data: DataConfig, dataset_dir: str, seed: int, manifest: Manifest | None = None
+) -> DataSizes | None:
     """Data sizes from the prepared dataset or, if there is none, from the source; None if
     unknown.
     """
     if manifest is not None:
         return _of_manifest(manifest)
     try:
-        there = PreparedDataset(config.dataset_dir).manifest
-        if there.settings_hash == settings_hash(config.data, config.seed):
+        there = PreparedDataset(dataset_dir).manifest
+        if there.settings_hash == settings_hash(data, seed):
             return _of_manifest(there)
     except (UserError, OSError):
         pass
-    source = config.data.source
+    source = data.source
     if not isinstance(source, SyntheticSource):
         return None
-    width = 384 if config.data.text.enabled else 0
+    width = 384 if data.text.enabled else 0
     return DataSizes(
         source.num_users,
         source.num_items,
@@ -125,14 +134,14 @@ def need(config: Config, sizes: DataSizes, gpu: bool = False) -> Need:
         "events": float(min(train.window_events, sizes.events) * _EVENT),
     }
     phases = {
-        "step": _step(config, sizes, rows, length, parts),
+        "step": _step(config.model, config.train, sizes, rows, length, parts),
         "validation": _validation(config.model, config.evaluate, sizes, parts),
         "fitted": max((part.fitting for part in parts.values()), default=0.0),
     }
     # the phases run one after the other, so the largest counts
     largest = max(phases, key=lambda name: phases[name])
     memory[largest] = phases[largest]
-    seconds = _seconds(config, sizes, rows, length, parts, gpu) * steps
+    seconds = _seconds(config.model, config.train, sizes, rows, length, parts, gpu) * steps
     return Need(
         memory,
         tables * FLOAT * _TRAINED_COPIES,
@@ -178,15 +187,20 @@ def _steps(model: ModelConfig, train: TrainConfig, sizes: DataSizes) -> tuple[in
 
 
 def _step(
-    config: Config, sizes: DataSizes, rows: float, length: float, parts: Mapping[str, Estimate]
+    model: ModelConfig,
+    train: TrainConfig,
+    sizes: DataSizes,
+    rows: float,
+    length: float,
+    parts: Mapping[str, Estimate],
 ) -> float:
     """Bytes of one training step: activations for the backward pass, and the softmax."""
-    model, loss = config.model, config.train.loss
+    loss = train.loss
     if not model.granularities.are_trained:
         return 0.0
     width, queries = model.width, rows * length if sizes.ordered else rows
     found = sum(part.step for part in parts.values()) + rows * length * width * FLOAT * 4
-    full = _is_full(config.train, sizes)
+    full = _is_full(train, sizes)
     logits = min(queries * sizes.items, _LOGITS) * 3 if full else queries * loss.num_negatives * 4
     return found + logits * FLOAT + sizes.items * width * FLOAT * (4 if full else 2)
 
@@ -210,7 +224,8 @@ def _validation(
 
 
 def _seconds(
-    config: Config,
+    model: ModelConfig,
+    train: TrainConfig,
     sizes: DataSizes,
     rows: float,
     length: float,
@@ -220,9 +235,8 @@ def _seconds(
     """Seconds of one step: multiplications of forward and backward pass divided by a declared
     speed.
     """
-    model = config.model
     queries, width = (rows * length if sizes.ordered else rows), model.width
-    candidates = sizes.items if _is_full(config.train, sizes) else config.train.loss.num_negatives
+    candidates = sizes.items if _is_full(train, sizes) else train.loss.num_negatives
     flops = 6 * queries * candidates * width
     layers = sum(part.layers for part in parts.values())
     flops += 6 * rows * length * layers * (12 * width**2 + 2 * length * width)
@@ -230,7 +244,7 @@ def _seconds(
         6 * sizes.items * min(model.item.text_whiten or sizes.text_width, sizes.text_width) * width
     )
     flops += sum(part.flops for part in parts.values())
-    threads = config.train.threads or 1
+    threads = train.threads or 1
     speed, least = (_GPU_FLOPS, _GPU_STEP_S) if gpu else (_CPU_FLOPS * threads, _CPU_STEP_S)
     return least + flops / speed
 

@@ -402,7 +402,9 @@ class Dataset:
         """
         from pipelines.python.outside_lists import measured
 
-        return measured(self.prepared, self.config, lists, ks)
+        return measured(
+            self.prepared, self.config.train, self.config.evaluate, self.config.seed, lists, ks
+        )
 
 
 def _folder(folder: str | Path | None) -> Path:

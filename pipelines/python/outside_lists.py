@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.config import Config
+from recsys.config import EvaluateConfig, TrainConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def measured(
-    dataset: PreparedDataset, config: Config, lists: pd.DataFrame, ks: Sequence[int] | None
+    dataset: PreparedDataset,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    seed: int,
+    lists: pd.DataFrame,
+    ks: Sequence[int] | None,
 ) -> pd.DataFrame:
     """Every accuracy metric of ``lists`` at every cut-off, with its interval; see
     :meth:`Dataset.evaluate`.
@@ -32,8 +37,12 @@ def measured(
     ----------
     dataset : PreparedDataset
         The prepared dataset; its test split is measured.
-    config : Config
-        Names the default cut-offs, the metrics and the rules of the evaluation.
+    train : TrainConfig
+        Main metric.
+    evaluate : EvaluateConfig
+        Default cut-offs, metrics and rules of the evaluation.
+    seed : int
+        Seed of the sample of users and of the bootstrap.
     lists : pd.DataFrame
         Columns ``user_id``, ``item_id``, and ``rank`` or ``score``.
     ks : Sequence[int] | None
@@ -51,21 +60,21 @@ def measured(
     """
     import pandas as pd
 
-    cutoffs = sorted({int(k) for k in ks or config.evaluate.ks})
+    cutoffs = sorted({int(k) for k in ks or evaluate.ks})
     if not cutoffs or cutoffs[0] < 1:
         raise DataError(f"ks: got {list(ks or [])}, expected whole numbers from 1")
     queries, _, _ = countable(
-        evaluated_queries(dataset, Split.TEST, config.evaluate, config.seed),
-        config.evaluate.exclude_seen,
+        evaluated_queries(dataset, Split.TEST, evaluate, seed),
+        evaluate.exclude_seen,
     )
     if not len(queries):
         raise DataError("the test split has no query with a target that counts; check data.split")
     items_BK = _lists_of(dataset, queries, lists, cutoffs[-1])
-    if config.evaluate.exclude_seen:
+    if evaluate.exclude_seen:
         _check_unseen(dataset, queries, items_BK)
-    more = outside_kinds(config.train.metric, config.evaluate.metrics)
+    more = outside_kinds(train.metric, evaluate.metrics)
     values = query_metrics(mark_hits(items_BK, queries), queries.num_targets_B, cutoffs, more)
-    found = intervals(values, config.evaluate.bootstrap, config.seed)
+    found = intervals(values, evaluate.bootstrap, seed)
     rows = {name: (float(value.mean()), *found[name]) for name, value in values.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 

@@ -277,7 +277,7 @@ def test_training_requests_machines_waits_and_withdraws_the_request(ray_local: N
 def test_data_of_unknown_size_get_no_estimate(tmp_path: Path) -> None:
     source = ("data.source", "{kind: sequences, events: s.txt}")
     config = _config("demo", source, ("run.dir", str(tmp_path)), ("data.order", "file"))
-    assert sizes_of(config) is None
+    assert sizes_of(config.data, config.dataset_dir, config.seed) is None
     assert "after the data is prepared" in preview(config)
 
 
@@ -316,7 +316,7 @@ def test_estimate_is_close_to_a_real_training(
     prepare = [sys.executable, "-m", "pipelines.cli", "prepare", *words]
     subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True, timeout=600)
     config = _config(name, ("run.dir", str(tmp_path / "run")))
-    sizes = sizes_of(config)
+    sizes = sizes_of(config.data, config.dataset_dir, config.seed)
     assert sizes is not None and sizes.exact
     file = ROOT / "pipelines" / "configs" / f"{name}.yaml"
     train = [sys.executable, "-c", _TRAIN, str(file), config.dataset_dir]

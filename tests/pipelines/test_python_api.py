@@ -251,7 +251,7 @@ def test_external_lists_of_the_model_have_the_figures_of_the_model(
     dataset, model = fitted
     assert model.run is not None
     config = load_config(model.run / "config.yaml")
-    prepared = open_dataset(config)
+    prepared = open_dataset(config.data, config.dataset_dir, config.seed)
     with open_run(config, "evaluate") as folder:
         frozen = open_trained(config.model, folder, prepared).frozen
     ranking = rank(

@@ -94,7 +94,8 @@ def test_work_runs_in_a_thread_while_ray_starts(
         began.set()
 
     monkeypatch.setattr(session, "_start", start)
-    with session.ray_session(load_config(None, []), work):
+    config = load_config(None, [])
+    with session.ray_session(config.train, config.ray, work):
         assert len(threads) == 1 and threads[0] is not threading.main_thread()
 
 
@@ -105,9 +106,10 @@ def test_error_of_the_work_ends_the_session(
         raise ArtifactError("a file is damaged")
 
     monkeypatch.setattr(session, "_start", lambda address, cpus: None)
+    config = load_config(None, [])
     with (
         pytest.raises(ArtifactError, match="a file is damaged"),
-        session.ray_session(load_config(None, []), work),
+        session.ray_session(config.train, config.ray, work),
     ):
         pytest.fail("the block is not entered")
     assert no_ray == ["shutdown"]
@@ -126,9 +128,10 @@ def test_failed_start_of_ray_does_not_wait_for_the_work(
         done.set()
 
     monkeypatch.setattr(session, "_start", start)
+    config = load_config(None, [])
     with (
         pytest.raises(Unavailable, match="does not start"),
-        session.ray_session(load_config(None, []), work),
+        session.ray_session(config.train, config.ray, work),
     ):
         pytest.fail("the block is not entered")
     assert not done.is_set()

@@ -195,7 +195,7 @@ def test_mlflow_shows_twelve_figures_first_and_the_rest_under_prefixes(world: Pa
 
 def test_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
     config, folder = _open(world)
-    dataset = open_dataset(config)
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     model = open_trained(config.model, folder, dataset).frozen
     queries = dataset.histories().queries(Split.TEST)
     ranking = rank(model, queries, 5, True, 64)
@@ -243,7 +243,9 @@ def test_recommend_writes_a_list_for_every_user(world: Path) -> None:
     path = world / "run" / "recommendations.parquet"
     table = pq.read_table(path)
     users = table.column("user_id").to_pylist()
-    assert sorted(set(users)) == sorted(open_dataset(config).user_ids.to_pylist())
+    assert sorted(set(users)) == sorted(
+        open_dataset(config.data, config.dataset_dir, config.seed).user_ids.to_pylist()
+    )
 
 
 @pytest.mark.slow
@@ -270,7 +272,7 @@ def test_answers_to_requests_leave_the_lists_of_all_users_as_they_are(
 
 def test_model_of_other_data_is_refused(world: Path) -> None:
     config, folder = _open(world)
-    dataset = open_dataset(config)
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     dataset.manifest.content_hash = "f" * 64
     with pytest.raises(ArtifactError, match="was trained on dataset .*run `recsys train` again"):
         open_trained(config.model, folder, dataset)
@@ -302,7 +304,8 @@ def test_dataset_of_other_data_settings_is_refused(
     config = load_config(
         world / "tiny.yaml", [("data.quarantine.max_share", "0.4"), ("data.text.cache_dir", "x")]
     )
-    open_dataset(config)  # neither changes the content of the dataset
+    # neither changes the content of the dataset
+    open_dataset(config.data, config.dataset_dir, config.seed)
 
 
 def test_metrics_of_another_model_are_not_registered(

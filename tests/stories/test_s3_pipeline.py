@@ -335,7 +335,7 @@ def train_twice(folder: str) -> None:
     place = Path(folder)
     config = build_config(json.loads((place / "tree.json").read_text()))
     config.train.refit = False
-    with ray_session(config):
+    with ray_session(config.train, config.ray):
         from recsys.preparation.prepare import prepare
         from recsys.training.ray_train import train_on_ray
 

@@ -144,10 +144,10 @@ def test_checkpoint_holds_its_number_of_threads(tmp_path: Path) -> None:
 def test_trials_use_only_cores_that_help() -> None:
     """If two threads are as fast as sixteen, seven trials run at once instead of one."""
     config = build_config(settings().model_dump(mode="json") | {"tune": {"space": ["s.yaml"]}})
-    slots = share_out(config, {"CPU": 16}, 16, fastest=2)
+    slots = share_out(config.train, config.tune, {"CPU": 16}, 16, fastest=2)
     assert (slots.concurrent, slots.cpus, slots.threads) == (7, 2, 2)
     config.tune.cpus = 4  # reserved, whatever is computed with
-    slots = share_out(config, {"CPU": 16}, 16, fastest=2)
+    slots = share_out(config.train, config.tune, {"CPU": 16}, 16, fastest=2)
     assert (slots.cpus, slots.threads) == (4, 2)
     config.train.threads = 3
-    assert share_out(config, {"CPU": 16}, 16, fastest=2).threads == 3
+    assert share_out(config.train, config.tune, {"CPU": 16}, 16, fastest=2).threads == 3

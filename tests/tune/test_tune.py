@@ -433,7 +433,7 @@ def test_number_of_concurrent_trials_fits_the_cluster(
     gpu: bool,
 ) -> None:
     config = _config(train={"metric": "ndcg@5", **train}, tune=tune)
-    slots = share_out(config, cluster, int(cluster["CPU"]))
+    slots = share_out(config.train, config.tune, cluster, int(cluster["CPU"]))
     assert (slots.concurrent, slots.cpus, slots.use_gpu) == (concurrent, cpus, gpu)
     assert concurrent * cpus <= cluster["CPU"]
     if config.train.num_workers > 1:
@@ -458,7 +458,8 @@ def test_trials_that_do_not_fit_the_cluster_are_refused(
     train: dict[str, Any], tune: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        share_out(_config(train={"metric": "ndcg@5", **train}, tune=tune), {"CPU": 2}, 2)
+        config = _config(train={"metric": "ndcg@5", **train}, tune=tune)
+        share_out(config.train, config.tune, {"CPU": 2}, 2)
 
 
 # ---------------------------------------------------------------------------------------- one trial

@@ -70,8 +70,9 @@ def config_of(runs: Path, **ui: Any) -> Config:
 @pytest.fixture(scope="module")
 def browser(runs: Path) -> Iterator[TestClient]:
     """A browser that follows no redirects, at localhost."""
+    config = config_of(runs)
     with TestClient(
-        application_of(config_of(runs)),
+        application_of(config.ui, config.tracking),
         base_url="http://localhost:8080",
         follow_redirects=False,
         raise_server_exceptions=False,
@@ -282,7 +283,7 @@ def gated(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     run = registry.create_run(registry.create_experiment("first"), run_name=ATTACK)
     registry.set_terminated(run.info.run_id)
     registry.create_run(registry.create_experiment("first-promotions"), run_name="promote shop 2")
-    return TestClient(application_of(config), base_url="http://localhost")
+    return TestClient(application_of(config.ui, config.tracking), base_url="http://localhost")
 
 
 def test_gate_shows_champion_decisions_and_reasons(gated: TestClient) -> None:
@@ -328,7 +329,10 @@ def test_card_is_markdown_and_its_html_is_escaped(runs: Path) -> None:
 
 
 def test_empty_folder_gives_instructions(tmp_path: Path) -> None:
-    with TestClient(application_of(config_of(tmp_path)), base_url="http://localhost") as browser:
+    config = config_of(tmp_path)
+    with TestClient(
+        application_of(config.ui, config.tracking), base_url="http://localhost"
+    ) as browser:
         for path, said in [
             ("/", "recsys run --config demo"),
             ("/compare", "needs two finished run folders"),
@@ -348,7 +352,10 @@ def test_damaged_files_are_skipped_without_failure(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text(
         "this is no SQLite file, and longer than one hundred bytes " * 3
     )
-    with TestClient(application_of(config_of(tmp_path)), base_url="http://localhost") as browser:
+    config = config_of(tmp_path)
+    with TestClient(
+        application_of(config.ui, config.tracking), base_url="http://localhost"
+    ) as browser:
         page = browser.get("/")
         assert (
             page.status_code == 200
@@ -440,8 +447,9 @@ def test_every_answer_has_a_policy_without_inline_code(browser: TestClient, path
 
 
 def test_token_is_required_where_one_is_configured(runs: Path) -> None:
+    config = config_of(runs)
     with TestClient(
-        application_of(config_of(runs), "0123456789abcdef"), base_url="http://localhost"
+        application_of(config.ui, config.tracking, "0123456789abcdef"), base_url="http://localhost"
     ) as browser:
         refused = browser.get("/")
         assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith(

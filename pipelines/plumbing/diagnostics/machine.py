@@ -135,7 +135,7 @@ def training(config: Config | None) -> Iterator[Finding]:
 
     if config is None or config.ray.address != "local":
         return
-    sizes = sizes_of(config)
+    sizes = sizes_of(config.data, config.dataset_dir, config.seed)
     if sizes is None:
         yield Finding("training", "ok", "its memory is known after the data is prepared")
         return
