@@ -188,7 +188,7 @@ class PrivateSteps:
         self._rows_of = np.split(
             order, np.cumsum(np.bincount(row_users, minlength=len(users)))[:-1]
         )
-        # from the operating system: who knows the seed can subtract the noise
+        # from the operating system: anyone who knows the seed can subtract the noise
         self._random = np.random.default_rng(secrets.randbits(128))
         self._noise = torch.Generator(device=device).manual_seed(secrets.randbits(63))
 
