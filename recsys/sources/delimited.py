@@ -459,9 +459,9 @@ def _parse_fast(data: bytes, byte_range: ByteRange, num_columns: int, dialect: D
 
     table = pa.csv.read_csv(
         pa.BufferReader(data),
+        # without threads, because only then Arrow knows the number of an invalid row; in one
+        # block, because a row must not be longer than a block
         read_options=pa.csv.ReadOptions(
-            # without threads, because only then Arrow knows the number of an invalid row; in one
-            # block, because a row must not be longer than a block
             column_names=names, block_size=len(data) + 1, use_threads=False
         ),
         parse_options=pa.csv.ParseOptions(
