@@ -95,8 +95,10 @@ def forget(config: Config, folder: RunFolder) -> None:
     """
     quiet()
     raw = _named(config.forget)
+    # before anything is removed: without a key there would be no proof
     key = signing_key(config.forget.signing_key)
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
+    # the artefacts hold pseudonyms only
     users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
     dataset = _dataset(config)
     store = (
@@ -113,6 +115,7 @@ def forget(config: Config, folder: RunFolder) -> None:
         forgotten = Forgotten.read(path)
         _check_known(work, dataset, forgotten, versions)
         forgotten = forgotten.having(users)
+        # first on disk: after a crash ``prepare`` must not read the users again
         forgotten.write(path)
         work.actions["list"] = path
         if dataset is not None:
@@ -129,6 +132,7 @@ def forget(config: Config, folder: RunFolder) -> None:
         )
     with folder.progress.stage("forget"):
         _clean(work)
+        # only now all is done; until here the same command continues by it
         folder.forget(folder.root / JOURNAL)
         folder.settle()
     with (
@@ -231,6 +235,7 @@ def _gather(
         evidence.add_ids(forms, pa.array(bundle.user_ids), pa.array(bundle.item_ids))
         names = {row: bundle.user_ids[row] for row in users}
         evidence.add_histories(bundle.histories, names, bundle.item_ids, bundle.titles)
+    # no dataset or bundle knows them, but logs may
     if not evidence.traces.ids:
         evidence.add_ids(forms, pa.array([], pa.string()), pa.array([], pa.string()))
     return versions
@@ -281,8 +286,11 @@ def _rewrite_dataset(
         return dataset
     before = dataset.manifest.content_hash
     journal = {"before": before, "num_users": dataset.num_users, "gone": gone.tolist()}
+    # before the rewrite, because afterwards the numbers of the users are unknown
     work.folder.write_json(work.folder.root / JOURNAL, journal)
+    # before the rewrite: the texts are made from the histories
     work.actions["cached_texts"] = _forget_texts(work.config.data, dataset, gone)
+    # Ray takes seconds to start, and most datasets need no language model here
     with (
         ray_session(work.config.train, work.config.ray)
         if needs_language_model(dataset, gone)
@@ -338,6 +346,7 @@ def _renew_models(work: Forgetting, config: Config, dataset: PreparedDataset | N
         return
     journalled = folder.read_json(journal, "run `recsys forget` again")
     stages = {**had, **journalled.get("had", {})}
+    # stored, because a second attempt finds the metrics and the bundle deleted already
     folder.write_json(journal, {**journalled, "had": stages})
     numbering = Renumbering.without(int(journalled["num_users"]), journalled["gone"])
     if config.forget.retrain:

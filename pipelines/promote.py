@@ -62,6 +62,7 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
             f"promote.model: got {uri!r}, expected a registered version: models:/NAME@ALIAS or"
             " models:/NAME/VERSION"
         )
+    # a fixed version from here on: the alias may move while models are compared
     name, version = _name_and_version(config, folder, uri)
     with (
         folder.progress.stage("promote"),
@@ -180,6 +181,7 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
         )
         compare(config, folder, challenger.bundle, holder, findings)
     decision = "refused" if findings.reasons else "promoted"
+    # force overrides a judgement, but a model that cannot be loaded answers nothing
     if findings.reasons and config.promote.force and challenger.bundle is not None:
         decision = "forced"
     elif findings.reasons and config.promote.force:

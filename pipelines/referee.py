@@ -141,6 +141,7 @@ def prepare(config: Config, command: str) -> Protocol:
     from recsys.referee.protocol import write_protocol
 
     target = Path(config.referee.out)
+    # the folder is replaced below, so it must not hold anything else
     if target.exists() and not (target / "protocol.json").is_file() and any(target.iterdir()):
         raise ArtifactError(f"{target} exists and is not a protocol; choose another folder: --out")
     with open_run(config, "referee") as folder:
@@ -148,6 +149,7 @@ def prepare(config: Config, command: str) -> Protocol:
         protocol = protocol_of(dataset, config)
         protocol.about["command"] = command
         target.parent.mkdir(parents=True, exist_ok=True)
+        # next to the target, because a rename works only within one file system
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
             write_protocol(protocol, Path(aside) / "new", config.referee.format)
             if target.exists():

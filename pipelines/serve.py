@@ -52,7 +52,9 @@ def serve(config: Config, folder: RunFolder) -> None:
     settings = config.serve
     say = folder.progress
     with say.stage("serve"), _until_signalled() as stopped:
+        # first: a missing token must fail before anything listens
         tokens, stock = tokens_of(settings), stock_of(settings)
+        # before the model is loaded, which may take minutes
         port = _port(settings)
         if not is_loopback(settings.host):
             everybody = "everyone who can reach it, because serve.token_env is empty"
@@ -67,6 +69,7 @@ def serve(config: Config, folder: RunFolder) -> None:
 
         def load() -> None:
             first.update({one.side: one.load(say) for one in sides})
+            # here, because most of the start of Ray is waiting
             import_module("recsys.serving.deployment")
 
         whole = _with_cpus(config)
@@ -103,6 +106,7 @@ def _run(
     server = Server(serve, port, *kept)
     try:
         server.start(first)
+        # the object store has the bundles now, and a second copy would stay in memory
         first.clear()
         address = f"http://{f'[{serve.host}]' if ':' in serve.host else serve.host}:{port}"
         say(
@@ -187,6 +191,7 @@ def _port(settings: ServeConfig) -> int:
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as found:
+        # as the listener does; else connections of the last server would make the port look taken
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind((settings.host, settings.port))
@@ -207,6 +212,7 @@ def _with_cpus(config: Config) -> Config:
         update={"num_cpus": max(config.ray.num_cpus or os.cpu_count() or 1, needed)}
     )
     return config.model_copy(
+        # a session checks the CPUs for the workers of a training, and here are none
         update={"ray": ray_config, "train": config.train.model_copy(update={"num_workers": 1})}
     )
 

@@ -92,6 +92,7 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
         nodes = dashboard_nodes(nodes_summary(client))
         check_cluster(config, nodes)
         preflight(config, print, nodes, None)
+    # random at the end, because two people may submit in the same second
     job = config.submit.id or f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
         print(pack(tree, Path(folder)).summary, flush=True)
@@ -105,6 +106,7 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
                 entrypoint_resources=config.submit.resources or None,
             )
         except RuntimeError as error:
+            # Ray has no type of its own for this error
             if "already exists" not in str(error) and "already been" not in str(error):
                 raise
             raise ConfigError(

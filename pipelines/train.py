@@ -120,6 +120,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             settle_threads(config.model, config.train, dataset.num_items, folder.progress)
             newer_V = descent.newer_V if descent else None
             result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
+        # only when the new model is ready, so that a failed training leaves the old one usable
         folder.forget_model()
         save_trained(folder.model, result)
         for checkpoint in folder.head_starts.values():
@@ -130,6 +131,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         }
         parent = {"parent": descent.parent} if descent else {}
         origin = {"dataset": dataset.root, **identity, **constants, **parent}
+        # last: without this file the model does not count as trained
         folder.write_json(folder.model / ORIGIN, origin)
         folder.publish(folder.model)
         log_epoch.complete(result.history)
@@ -157,6 +159,7 @@ def _with_apart(
     left_out = dict[str, str]()
     names = list(sections(config.model))
     budget = folder.budget
+    # this machine may be slower or busier now than in the search that measured the time
     slower = (
         1.0
         if budget is None
@@ -187,6 +190,7 @@ def _head_start(config: Config, dataset: PreparedDataset, folder: RunFolder) -> 
 def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
     """Whether the model of the run folder comes from a training with this identity."""
     with suppress(ArtifactError):
+        # a subset, because the file also has constants and the parent
         return identity.items() <= folder.read_json(folder.model / ORIGIN, "").items()
     return False
 

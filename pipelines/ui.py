@@ -201,6 +201,7 @@ def _end_quietly(server: Any) -> None:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    # uvicorn has no option to end without raising the signal again
     server.capture_signals = caught
 
 
@@ -215,6 +216,7 @@ def _password(settings: UiConfig) -> str:
     from pipelines.serve import is_loopback
 
     if not settings.token_env:
+        # only programs on this machine can connect
         if is_loopback(settings.host):
             return ""
         raise ConfigError(

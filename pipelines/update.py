@@ -223,6 +223,7 @@ def chosen_weights(
         except DataError:
             if number == len(held) and not found:
                 raise
+    # a few validation users would choose the epoch by chance
     most = max(int(newer_V.sum()) for _, newer_V in found)
     return next(pair for pair in found if pair[1].sum() >= _ENOUGH * most)
 
@@ -378,6 +379,7 @@ def update_strata(config: Config, folder: RunFolder) -> None:
     with folder.progress.stage("refit"):
         dataset = open_dataset(config.data, config.dataset_dir, config.seed)
         fresh = dataset.manifest.event_types[model.sizes.num_types :]
+        # an event type has an embedding, which only a training can learn
         if fresh:
             raise ConfigError(
                 f"{parent.uri} does not know the event type {', '.join(fresh)}, and update.only"
@@ -388,6 +390,7 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         after = refit_strata(
             config.model.max_history, config.train, config.seed, dataset, model
         ).encoders.state_dict()
+        # only what changed is written, so that the rest is exactly that of the parent
         changed = {
             name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])
         }

@@ -136,6 +136,7 @@ def _settle(
     """
     config, folder, plan, paths = searched.config, searched.folder, searched.plan, searched.paths
     chosen = searched.portfolio[best.number]
+    # each training starts its workers again
     starts = 1 + (config.train.final or "final" not in config.train.model_fields_set)
     saved = {trial.number: last_checkpoint(paths.of(trial)) for trial in plan.ledger.searched()}
     tried = {number: load_progress(one).epoch for number, one in saved.items() if one is not None}

@@ -190,6 +190,7 @@ def _refine(trials: Trials, until: int) -> None:
                 if len(trials.tried) >= until:
                     return
                 step_K = np.where(np.arange(len(point_K)) == granularity, point_K * factor, point_K)
+                # a share of 0 stays 0, whatever the factor
                 if not step_K.any() or step_K[granularity] == point_K[granularity]:
                     continue
                 found = trials.measure(step_K)
@@ -284,6 +285,7 @@ def cross_fit(trials: Trials, settings: FusionSearchConfig, seed: int, resamples
         The gain of the main metric with its interval, and mean differences of the list properties.
     """
     order = np.random.default_rng(seed).permutation(len(trials.cache))
+    # sorted, so that a half has its queries in the order of the whole
     halves = [trials.take(np.sort(order[index::2])) for index in range(2)]
     rows = [np.sort(order[index::2]) for index in range(2)]
     gained_Q, lists = np.zeros(len(order)), dict.fromkeys(LISTS, 0.0)

@@ -115,6 +115,7 @@ class Pulse:
     def sign(self, trial_id: str) -> None:
         """Note a report of a trial."""
         seen, now = self.seen[trial_id], self.clock()
+        # the wait for a process is no pause of the training
         if seen.running:
             self.longest = max(self.longest, now - seen.at)
         seen.at, seen.running = now, True
@@ -125,8 +126,10 @@ class Pulse:
         """
         seen = self.seen[trial_id]
         if running and not seen.running:
+            # counted from here, because the trial may have waited for a process
             seen.running, seen.at = True, self.clock()
         seconds = self.read(seen.key) if running and self.beats else None
+        # some CPU time is no sign of life: a waiting thread polls
         if seconds is not None and seconds - seen.seconds >= self.silent_s * _SHARE:
             seen.seconds = seconds
             self.sign(trial_id)

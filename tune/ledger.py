@@ -138,6 +138,7 @@ class Ledger:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
+            # the trial continues only when the line survives a power failure
             os.fsync(file.fileno())
         self._take(line)
 
@@ -145,6 +146,7 @@ class Ledger:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
+            # else the next line would be appended to the half one
             os.truncate(self.path, len(whole))
         for number, line in enumerate(whole.decode("utf-8", errors="replace").splitlines(), 1):
             try:
@@ -163,6 +165,7 @@ class Ledger:
             self.final = {key: value for key, value in line.items() if key != "event"}
         elif event == "start":
             key = (line["trial"], line["repeat"])
+            # an interrupted trial keeps its epochs, because it continues from its checkpoint
             if key not in self.trials:
                 self.trials[key] = Trial(*key, seed=line["seed"], params=line["params"])
             self.trials[key].began = line["time"]

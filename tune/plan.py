@@ -63,11 +63,13 @@ class Plan:
     def next(self, running: Collection[tuple[int, int]]) -> Trial | Literal["wait"] | None:
         """The next trial; ``wait`` if it depends on running trials; None if nothing is left."""
         for key, trial in self.ledger.trials.items():
+            # running in the ledger, but not here: the last process was killed
             if trial.state == "running" and key not in running:
                 return trial
         found = self._proposal()
         if found is not None:
             return found
+        # the best trials are known only when all have ended
         if running:
             return WAIT
         return self._repetition()
@@ -125,6 +127,7 @@ class Plan:
         trials = self.ledger.searched()
         if trials and trials[0].number == 0:
             first, rest = trials[0], trials[1:]
+            # the sampler refuses values outside its space
             if not self.space.holds(self.config):
                 return rest
             own = Trial(**{**vars(first), "params": self.space.values_of(self.config)})

@@ -151,6 +151,7 @@ def _sampler(kind: str, seed: int, planned: int) -> Any:
         return samplers.TPESampler(
             seed=seed % 2**32,
             multivariate=True,
+            # running trials count as bad, so that parallel proposals differ
             constant_liar=True,
             n_startup_trials=min(low_high[1], max(low_high[0], planned // 3)),
         )

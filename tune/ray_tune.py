@@ -68,6 +68,7 @@ class Halving(ASHAScheduler):
                 super().on_trial_add(nobody, stand_in)
             report = {"epoch": epoch, "best": trial.epochs[epoch]["best"]}
             stops = super().on_trial_result(nobody, stand_in, report) == TrialScheduler.STOP
+            # only at the last report: at an earlier one the trial went on, whatever ASHA says now
             if stops and trial.number and trial.state == "running" and epoch == max(trial.epochs):
                 doomed[trial.name] = trial
         return list(doomed.values())
@@ -190,6 +191,7 @@ def run_trials(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> Non
     trainable: Any = WorkersTrial if slots.workers > 1 else train_in_process
     # it names failed trials by internal ids
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # Tune reads them when it starts; a value that the user has set stays
     os.environ.update(
         {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     )
@@ -215,6 +217,7 @@ def run_trials(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> Non
             tuner.fit()
         finally:
             forget_beats(search.sweep)
+    # a killed sweep may have left checkpoints of trials that have ended
     for trial in plan.ledger.trials.values():
         forget_unneeded(plan, paths, trial)
 

@@ -85,6 +85,7 @@ class ScoreCache:
         scored_QP = torch.bmm(weights_QK[:, None], self.scores_QKP)[:, 0]
         bound_Q, scored_QP = scored_QP[:, -1], scored_QP[:, :-1]
         size = min(length, scored_QP.shape[1])
+        # one more than the list, to see whether its last item ties with the next
         top_QL, positions_QL = scored_QP.topk(min(size + 1, scored_QP.shape[1]), dim=1)
         gap_QL = top_QL[:, :-1] - top_QL[:, 1:]
         # the order of the sum may decide
@@ -103,6 +104,7 @@ class ScoreCache:
         sure_Q = self.whole_Q | (
             torch.zeros_like(self.whole_Q) if short else top_QL[:, size - 1] > bound_Q
         )
+        # without any weight the evaluation ranks by popularity
         open_q = torch.nonzero(~sure_Q | close_Q | ~(weights_QK > 0).any(1)).squeeze(1)
         if len(open_q):
             items_QL[open_q.numpy()], hits_QL[open_q.numpy()] = self._ranked(
@@ -191,6 +193,7 @@ def _pool(
     allowed_qN = torch.zeros(len(chunk_queries), scores_qKN.shape[2])
     if exclude_seen:
         mask_seen(allowed_qN, chunk_queries)
+    # seen items are marked with −∞ in a matrix of zeros
     allowed_qN = allowed_qN == 0
     size = min(best, scores_qKN.shape[2])
     open_qKN = scores_qKN.masked_fill(~allowed_qN[:, None], -torch.inf)

@@ -148,12 +148,14 @@ class PlannedSearch(Searcher):
             if found == WAIT:
                 return None
             assert isinstance(found, Trial)
+            # on disk before the trial runs, so that a killed sweep knows its number
             self.ledger.start(found)
             trial = self.ledger.trials[(found.number, found.repeat)]
             try:
                 config = self.plan.config_of(trial)
             except ConfigError as error:
                 self.watch.started(trial, self.plan.config)
+                # ended in the ledger, or the plan would hand it out again
                 self.ledger.end(trial, "failed", reason=str(error), blame="user")
                 self.watch.ended(trial)
                 continue
@@ -265,6 +267,7 @@ class PlannedSearch(Searcher):
     def note_error(self, theirs: Any) -> None:
         """Keep Ray's error of a trial that died; Tune gives it to the scheduler first."""
         error = theirs.get_pickled_error() or theirs.get_error()
+        # our own reason says more than Ray's
         if theirs.trial_id in self.errors:
             return
         if isinstance(error, RayActorError):
@@ -283,6 +286,7 @@ class PlannedSearch(Searcher):
     def _take(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Record each report of a trial once."""
         trial, state = self.running[trial_id], result.get("state")
+        # Tune gives the last report twice: as a result and at the end
         if result["training_iteration"] <= self.taken.get(trial_id, 0) or trial.state != "running":
             return
         self.taken[trial_id] = result["training_iteration"]
@@ -290,6 +294,7 @@ class PlannedSearch(Searcher):
             self.ledger.epoch(trial, result)
             self.watch.epoch(trial, result["history"])
         elif state == "finished":
+            # before the ledger: a trial that is finished there must have its values
             np.save(self.paths.of(trial) / VALUES, np.asarray(result["values"]))
             self.ledger.end(
                 trial, "finished", value=result["value"], seconds=round(result["seconds"], 2)

@@ -126,6 +126,7 @@ def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None])
     """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    # a trial must fit any machine; a head node without CPUs takes none
     smallest = min((number for number in cpus if number > 0), default=1)
     fastest = 0
     if config.train.num_workers == 1 and not config.train.threads:

@@ -92,6 +92,7 @@ def sweep(config: Config, folder: RunFolder) -> None:
 def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
     """Record what is searched, or check that the folder's sweep searched the same."""
     config = plan.config.model_dump(mode="json")
+    # what decides the result of a trial; trials of other settings cannot be compared
     read = {name: config[name] for name in ("seed", "model", "train")}
     read["train"] = {
         key: value

@@ -84,6 +84,7 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     started = time.perf_counter()
     try:
         config = Config.model_validate(task.config)
+        # trials run at the same time, and each would take all cores
         torch.set_num_threads(task.threads)
         dataset, validate = _dataset(task.dataset), Validator.of(config.train, config.evaluate)
         folder = Path(task.folder) if task.folder and Path(task.folder).is_dir() else None
@@ -113,6 +114,7 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
         report(failed(error))
     finally:
         if task.use_gpu:
+            # the process stays for the next trial, but other processes share the GPU
             torch.cuda.empty_cache()
 
 
@@ -180,6 +182,7 @@ def finished(
             if len(shard.queries(Split.VALID))
         ]
     )
+    # every n-th and not a random sample, so that trials are compared on the same queries
     every = -(-len(values_B) // MAX_VALUES)
     sample: Array = values_B[::every].astype(np.float32)
     value = _finite(float(values_B.mean()), validate.metric)
@@ -235,6 +238,7 @@ class WorkersTrial(ray.tune.Trainable):
         resources.
         """
         self.stopping.set()
+        # bounded, because workers that hang must not stop the sweep
         self.training.join(STOP_PATIENCE_S)
 
     def _train(self, task: Task) -> None:
@@ -254,6 +258,7 @@ class WorkersTrial(ray.tune.Trainable):
             self.reports.put(
                 finished(result.frozen, dataset, validate, time.perf_counter() - started)
             )
+        # nobody waits for a report of a stopped trial
         except Stopped:
             pass
         except Exception as error:
@@ -302,6 +307,7 @@ def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
     kept = folder / f"{_CHECKPOINT}{time.time_ns()}"
     with suppress(OSError):  # with a full disk the trial cannot be resumed, but it continues
         shutil.rmtree(aside, ignore_errors=True)
+        # a move may be a copy across file systems, so the name appears only with the rename
         shutil.move(checkpoint, aside)
         earlier = list(folder.glob(f"{_CHECKPOINT}*"))
         aside.rename(kept)
@@ -311,6 +317,7 @@ def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest undamaged checkpoint of a trial, or None."""
+    # by the time in the name; a kill during the change may leave two
     for checkpoint in sorted(folder.glob(f"{_CHECKPOINT}*"), reverse=True):
         with suppress(ArtifactError):
             check_checkpoint(checkpoint)

@@ -72,6 +72,7 @@ class WeightSpace:
             )
             return torch.as_tensor(weights_K * whole)
         trained = self.num_trained
+        # the prior is a logarithm, which 0 does not have
         weights_K[:trained] = np.maximum(weights_K[:trained], _LEAST * weights_K.sum())
         # the weights of a gate sum to their number
         weights_K *= trained / weights_K[:trained].sum()
@@ -168,6 +169,7 @@ def _spreads(cache: ScoreCache) -> Array:
         rows = cache.present_QK[:, granularity].nonzero().squeeze(1)[:_PROBE]
         scores = cache.contributions.take(rows).of([granularity]).scores(cache.item_vectors_ND)
         found.append(float(scores.std()) if scores.numel() > 1 else 0.0)
+    # equal scores change no ranking, so any divisor does
     return np.array([spread if spread > 0 else 1.0 for spread in found])
 
 

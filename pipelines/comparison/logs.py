@@ -221,6 +221,7 @@ def _off_policy(
             f"{len(logged) - len(drawn):,} answers without propensities are left out of the"
             " estimates"
         )
+    # a model that was trained on the outcomes would be judged on what it has memorised
     kept = [number for number in drawn if logged[number].time > recommender.newest]
     if not kept:
         newest = datetime.fromtimestamp(recommender.newest, UTC).isoformat()

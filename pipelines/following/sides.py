@@ -89,13 +89,16 @@ class FollowedSide:
                     f"{self.followed.uri} cannot be looked up ({_why(error)}); {self.version} keeps"
                     " answering"
                 )
+            # one line for an outage, not one for every poll
             self._is_silent = True
             return
+        # a version that cannot be loaded costs a download at each attempt
         if found == self.version or not self._refused.may_try(found):
             return
         try:
             bundle, about = self.followed.load(found)
             serial = server.offer(bundle, about, self.side)
+            # the object store has it; a second copy would stay in memory while replicas load it
             del bundle
         except Exception as error:
             if self._refused.again(found):
@@ -181,6 +184,7 @@ def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.E
                 f"{num_ready} of {num_replicas} replicas use it, the others failed:"
                 f" {'; '.join(errors)}"
             )
+        # without replicas, as while all restart, nothing uses it yet
         if num_replicas and num_ready == num_replicas:
             say(f"{version} now answers on {num_ready} replica(s)")
             return ""
@@ -227,6 +231,7 @@ def note_log(log: str, models: Iterable[str], tracking: str, say: Callable[[str]
     """
     import ray
 
+    # replicas may run on any machine, and each logs to its own disk
     hosts = {str(node["NodeManagerHostname"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
     for uri in models:
         if not remember([Copy.here("answers", log, host) for host in sorted(hosts)], uri, tracking):

@@ -104,6 +104,7 @@ class Copies:
             )
             for path in direct or sorted(location.path.rglob(pattern)):
                 target = path.resolve()
+                # temporary files of running commands
                 hidden = any(part.startswith(".") for part in path.relative_to(location.path).parts)
                 if (
                     target in seen
@@ -156,6 +157,7 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
             locations.append(Location(mirror.root, mirror=mirror))
         elif text and Path(text).exists():
             locations.append(Location(Path(text)))
+    # other steps of ``forget`` treat these
     leave = [folder.root / "bundle", *(store.artefact_folders() if store is not None else ())]
     if not is_remote(config.dataset_dir):
         leave.append(Path(config.dataset_dir))
@@ -261,6 +263,7 @@ class CopiesForgotten:
             return
         name, why, new = location.shown(found.folder), _CANNOT, self._new
         if new is not None and (is_ours or location.noted):
+            # an earlier attempt has made it again
             if read_info(new).dataset.get("content_hash") == found.dataset:
                 return
             try:
@@ -301,6 +304,7 @@ class CopiesForgotten:
         self.actions["made_again"].append(location.shown(whole or bundle))
 
     def _delete_or_leave(self, name: str, folder: Path, why: str) -> None:
+        # deleting a model is only done when it was asked for
         if self.config.forget.delete_versions:
             shutil.rmtree(folder)
             self.actions["deleted"].append(name)
@@ -337,6 +341,7 @@ def _without_rows(path: Path, names: dict[str, str], users: pa.Array) -> int:
     number = int(pc.sum(theirs).as_py() or 0)
     if number:
         with atomic_write(path) as aside:
+            # the new file must not be readable for more people than the old one
             os.chmod(aside, path.stat().st_mode & 0o777)
             pq.write_table(table.filter(pc.invert(theirs)), aside)
     return number

@@ -63,6 +63,7 @@ class Evidence:
             same = next((one for one in self.traces.ids if one.text == user), None)
             if same is None:
                 self.traces.ids.append(found)
+            # the strictest view of all datasets: an id may be ambiguous in only one of them
             elif found.others - same.others or found.distinct < same.distinct:
                 others, distinct = found.others | same.others, found.distinct and same.distinct
                 self.traces.ids[self.traces.ids.index(same)] = Id(user, others, distinct)
@@ -164,6 +165,7 @@ def searchable(
             if download(uri, path):
                 named[path] = name
         if path is None or not path.exists():
+            # named in the proof: what was not searched must not look like nothing found
             not_searched.append(f"{without_query(uri)}: not there")
         else:
             own.append(path)
@@ -202,6 +204,7 @@ def searchable(
             f"{len(remote):,} remote files of the source, such as {without_query(remote[0])}"
         )
     here = [Path(path) for path in source if not is_remote(path) and Path(path).is_file()]
+    # these are rewritten like our own files
     here = [path for path in here if path not in [table for _, table in copies.tables]]
     return Searchable(own, here, not_searched, named)
 
@@ -232,6 +235,7 @@ def conclude(
     traces = evidence.traces
     target = folder.root / FOLDER
     target.mkdir(exist_ok=True)
+    # the source belongs to the user and is reported separately
     files = files_in(searchable.own, searchable.source)
     searched = [search_file(path, searchable.shown(path, folder.root), traces) for path in files]
     source = [
@@ -343,6 +347,7 @@ def _tested(
         unseen = everybody.take(
             _some(np.flatnonzero((trained_on == 0) & (everybody.lengths_U > 1)), seed)
         )
+    # like the forgotten ones: the model may have read events through validation only
     members = everybody.take(_some(np.flatnonzero(trained_on > 1), seed)).through(Split.VALID)
     return membership(trained.frozen, gone.through(Split.VALID), unseen, members)
 

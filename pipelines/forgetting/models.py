@@ -77,6 +77,7 @@ def make_models_again(
         )
     settings = as_trained(config, origin)
     left = influence(trained, settings.model)
+    # otherwise an interrupted command has made it again already
     if origin["hash"] == before:
         through = Split.VALID if trained.refit else Split.TRAIN
         trained = without_users(settings, dataset, trained, numbering, through)
@@ -97,6 +98,7 @@ def _make_final_again(
     before: str,
 ) -> None:
     of_final = folder.read_json(folder.final / ORIGIN, "run `recsys register` again")
+    # made again by an interrupted command, or of other data
     if of_final.get("hash") != before:
         return
     result = without_users(config, dataset, load_trained(folder.final), numbering, Split.TEST)

@@ -42,6 +42,7 @@ def train_again(
         ``anew``, or ``from`` and the URI of the ancestor.
     """
     parent = clean_ancestor(config.model, config.tracking, config.run.dir, folder, users)
+    # they were trained on the users, so a training must not continue from them
     folder.forget(folder.checkpoints)
     if parent is None:
         folder.progress("training from scratch: no earlier model without these users exists")

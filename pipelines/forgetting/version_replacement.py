@@ -75,6 +75,7 @@ def forget_versions(
             aliases = f"{', '.join(version.aliases)}; " if version.aliases else ""
             actions["left"][version.uri] = f"{aliases}made in {origin or 'an unknown folder'}"
             continue
+        # before the deletion, so that a server that follows an alias always finds a version
         if replaced and new is not None and version.aliases:
             store.replace(version, new[1])
             actions["replaced"][version.uri] = (

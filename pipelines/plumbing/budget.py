@@ -82,6 +82,7 @@ class Budget:
         kept = (
             max(LEAST_RESERVE, RESERVE * self.left) + self.expected.get("final", 0.0) + self.start_s
         )
+        # without the first training there is no model; a separate one can be left out
         return max(self.left - kept, 0.0 if name else _LEAST * self.seconds)
 
     def holds(self, name: str, slower: float = 1.0) -> bool:
@@ -127,6 +128,7 @@ class Budget:
         >>> budget.summary()
         '4m, used 3.6 min (90 %): training 2.5 min, prepare 60 s, start 5 s'
         """
+        # adds the time of the part that is still running
         self.turn_to(self._part)
         used = self.used
         parts = sorted(self.spent.items(), key=lambda part: -part[1])

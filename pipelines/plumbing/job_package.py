@@ -137,6 +137,7 @@ def job_config(tree: dict[str, Any]) -> str:
     ConfigError
         A URI holds user and password. Everyone on the cluster could read them.
     """
+    # the default is relative, and would be inside the job's copy of the project
     sent = {**tree, "run": {"dir": "runs/latest", **(tree.get("run") or {})}}
     sent.pop("submit", None)
     for dotted in (*_PATHS, *_PATHS_OR_NAMES):
@@ -149,6 +150,7 @@ def job_config(tree: dict[str, Any]) -> str:
         }
     for dotted, text in _texts(sent):
         public = redacted_tree(text, dotted.rpartition(".")[2])
+        # a variable is expanded on the cluster, so the secret itself is not sent
         if public != text and not _VARIABLE.fullmatch(text):
             raise ConfigError(
                 f"{dotted}: {public} has a password or another secret, which must not be sent to a"

@@ -97,6 +97,7 @@ def _walk(home: Path, root: Path, left: list[Left]) -> Iterator[Path]:
             path = Path(directory) / name
             why = _why_not(path, root)
             if why or _is_compiled(path):
+                # ``os.walk`` goes into the folders that stay in this list
                 folders.remove(name)
             if why:
                 left.append(Left(f"{home.name}/{path.relative_to(home).as_posix()}/", why))
@@ -111,6 +112,7 @@ def _why_not(path: Path, root: Path) -> str:
         if fnmatchcase(name, pattern):
             return why
     if path.is_symlink():
+        # the target decides what would be sent, not the name of the link
         target = Path(os.path.realpath(path))
         if path.is_dir():
             return "a link to a folder"
@@ -125,6 +127,7 @@ def _why_not(path: Path, root: Path) -> str:
         return "not a regular file"
     try:
         with path.open("rb") as stream:
+            # by content, because a key may have any name
             return "a private key" if _KEY.search(stream.read(_SNIFFED)) else ""
     except OSError as error:
         return f"it cannot be read ({error.strerror})"

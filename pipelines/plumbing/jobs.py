@@ -79,6 +79,7 @@ def connect(given: str) -> Any:
     for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
+    # Ray's client has no time limit, so a lost tunnel would hang forever
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
             return super()._do_request(
@@ -160,6 +161,7 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
             if failures == _TRIES:
                 raise LostError(f"the cluster stopped answering ({type(error).__name__})") from None
         if found is not None and str(found.status.value) in ENDED:
+            # the stream may have ended before the last lines
             log.show(0, client.get_job_logs(job))
             return found
         time.sleep(_PAUSE_S)
@@ -185,6 +187,7 @@ async def _tail(client: Any, job: str, log: _Log) -> None:
     stream = client.tail_job_logs(job)
     try:
         while True:
+            # a connection that is lost without a word looks like a quiet job
             text = await asyncio.wait_for(anext(stream), _SILENCE_S)
             log.show(seen, text)
             seen += len(text)

@@ -254,6 +254,7 @@ class RunFolder:
         with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.publish(self.root / "history.jsonl")
+        # a configuration without a model must not replace one with the model that auto chose
         if verb in _CONFIGURING and (config.has_model or not self.config.is_file()):
             self.write_config(config)
 
@@ -324,6 +325,7 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
     from recsys.storage.mirror import Mirror
 
     uri = config.run.dir
+    # a mirror deletes what is missing here, and a bucket may hold other data
     if "/" not in filesystem_of(uri)[1]:
         raise ConfigError(
             f"run.dir: {uri} is a bucket; choose a folder in it, such as {within(uri, 'run')}"
@@ -336,6 +338,7 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
     ):
         root = Path(name)
         mirror = Mirror(root, uri)
+        # large artefacts are fetched when a stage needs them
         mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
         folder = RunFolder(
             root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror
@@ -344,8 +347,10 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
             folder.record(config, verb)
             yield folder
         except BaseException as error:
+            # what a failed command has finished is kept, so that --resume can continue
             with suppress(Exception):  # do not hide the first error
                 mirror.publish_changed()
+            # the temporary folder is gone when a person reads the message
             if isinstance(error, UserError) and name in str(error):
                 raise type(error)(str(error).replace(name, without_query(uri))) from error
             raise
@@ -363,6 +368,7 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
         ) from None
     with file:
         try:
+            # not by the existence of a file, which a killed command would leave behind
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
@@ -371,6 +377,7 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
                 f"{root} is in use by {holder}; wait until it ends, or choose another folder with"
                 " --run.dir"
             ) from None
+        # only after the lock: until then the file names the other command
         file.truncate(0)
         since = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(

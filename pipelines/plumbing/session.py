@@ -101,6 +101,7 @@ def ray_session(
         yield
         return
     try:
+        # the handlers of signals are back before this waits for the work
         with _running(meanwhile), kept_from_ray():
             _start(cluster.address, cpus)
         _quiet_data()
@@ -157,6 +158,7 @@ def _start(address: str, cpus: int) -> None:
     temp_dir = short_temp_dir()
     elsewhere: dict[str, Any] = {"_temp_dir": temp_dir} if temp_dir else {}
     for attempt in range(_ATTEMPTS):
+        # to end only the processes of this attempt
         known = _ray_processes()
         try:
             ray.init(
@@ -170,6 +172,7 @@ def _start(address: str, cpus: int) -> None:
             return
         except Exception as error:  # Ray raises many types
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            # only this failure passes by itself; others would fail again
             if _LATE in reason and attempt + 1 < _ATTEMPTS:
                 _end(_ray_processes() - known)
                 continue
@@ -217,6 +220,7 @@ def check_cpus(train: TrainConfig, ray: RayConfig) -> int:
         ``ray.num_cpus`` is less.
     """
     needed = train.num_workers + 1
+    # workers may share cores, so a small machine can train with several
     cpus = ray.num_cpus or max(os.cpu_count() or 1, needed)
     if cpus < needed:
         raise ConfigError(
@@ -253,6 +257,7 @@ def keep_token_elsewhere() -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     token = folder / "ray_token"
     token.touch(mode=0o600)
+    # after the mode is set, so that nobody can read it in between
     token.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
@@ -271,6 +276,8 @@ def keep_token_private() -> None:
     with suppress(OSError):  # for example another user's file; Ray reports it
         token.parent.mkdir(parents=True, exist_ok=True)
         try:
+            # exclusive: another command may create the token at the same time, and both must use
+            # one
             handle = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             if token.stat().st_mode & 0o077:

@@ -63,6 +63,7 @@ class Ending:
         callback).
         """
         self._num_seen, self._last = self._num_seen - 1, -math.inf
+        # later and from a thread: here we are inside the callback that swallows the exception
         timer = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), self.number))
         timer.daemon = True
         timer.start()
@@ -123,7 +124,9 @@ def kept_from_ray() -> Iterator[None]:
     ours = terminate not in (signal.SIG_DFL, None)
     set_by_ray = getattr(ray_utils, "set_sigterm_handler", None)
     if ours and set_by_ray is not None:
+        # ``ray.init`` has no option for this
         ray_utils.set_sigterm_handler = lambda handler: None
+    # a child process inherits an ignored signal, but not a handler
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield

@@ -280,6 +280,7 @@ class Dataset:
             if not table.num_rows:
                 raise DataError(f"{role} has no rows; expected at least one")
             pq.write_table(table, files[role])
+        # marks the tables as ours, so that ``recsys forget`` may rewrite them
         (root / "tables" / FRAMES).touch()
         return cls._of_roles(
             {role: str(file) for role, file in files.items()}, "frames", root, settings
@@ -369,6 +370,7 @@ class Dataset:
                 "user_id": dataset.user_ids.take(pa.array(rows_E)).to_pandas(),
                 "item_id": dataset.item_ids.take(pa.array(histories.items_E[is_in_E])).to_pandas(),
                 "event_type": np.array(dataset.manifest.event_types)[histories.types_E[is_in_E]],
+                # pandas reads the smallest int64 as a missing time
                 "time": pd.to_datetime(
                     np.where(times_E == 0, np.iinfo(np.int64).min, times_E * 10**9), utc=True
                 ),

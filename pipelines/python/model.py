@@ -305,6 +305,7 @@ class Model:
             owner = owner_of(self._model_uri, self._tracking_uri)
             if owner is not None:
                 write_origin(copied, owner)
+            # in one step, so that nobody reads half a model
             copied.rename(target)
         remember([Copy.here("model", target)], self._model_uri, self._tracking_uri)
         return target

@@ -64,6 +64,7 @@ def _proposed(name: str, keys: Tree, dataset: PreparedDataset) -> Tree:
 
 def _why_idle(name: str, keys: Tree, config: Config, dataset: PreparedDataset) -> str:
     section = section_class(name).model_validate(keys)
+    # alone: a check must not depend on which other candidates are in the model
     model = config.model.model_copy(
         update={"granularities": GranularitiesConfig.model_validate({name: section})}
     )

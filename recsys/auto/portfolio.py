@@ -128,6 +128,7 @@ def with_separate_model(config: Config, setting: Setting, seed: int) -> Config:
         if key in ("epochs", "evaluate_every", "threads")
     }
     granularities, number = tree["model"]["granularities"], 1
+    # a user may have such a member already
     while f"apart_{number}" in granularities:
         number += 1
     granularities[f"apart_{number}"] = {
@@ -203,6 +204,7 @@ def _ordered_training(traits: Traits, width: int) -> Tree:
     far = traits.length > _LONG
     loss: Tree = {"kind": "full_softmax"}
     if targets * traits.items > _FULL_SCORES:
+        # the exact softmax needs a score for every target and item
         loss = {"kind": "sampled_softmax", "num_negatives": 512, "popularity_power": 0.0}
     return {
         "epochs": epochs,

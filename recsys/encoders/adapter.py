@@ -98,6 +98,7 @@ class Adapter:
 
         peft = require_peft("an adapted language model")
         settings = peft.LoraConfig(
+            # another release of peft may not know a field, and fields without a value say nothing
             **{key: value for key, value in json.loads(self.config).items() if value is not None}
         )
         adapted = peft.get_peft_model(model, settings)
@@ -124,6 +125,7 @@ class Adapter:
             "inference_mode": True,
         }
         plain = {
+            # peft stores target modules as a set, whose order changes, and the digest must not
             key: sorted(value) if isinstance(value, set) else value
             for key, value in settings.items()
         }

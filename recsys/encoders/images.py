@@ -97,6 +97,7 @@ class ImageEncoder:
         batches = [images[start : start + size] for start in range(0, len(images), size)]
         with torch.inference_mode():
             found = [torch.nn.functional.normalize(self._pool(batch), dim=-1) for batch in batches]
+        # NumPy has no bfloat16; half the size of float32 is enough for unit vectors
         vectors: Array = torch.cat(found).cpu().numpy().astype(np.float16)
         return vectors
 
@@ -116,6 +117,7 @@ class ImageEncoder:
         hidden = output.last_hidden_state.float()
         if hidden.ndim == 4:
             return hidden.mean((2, 3))
+        # without class and register tokens, which come first
         return hidden[:, -self._num_patches(pixels, hidden.shape[1]) :].mean(1)
 
     def _num_patches(self, pixels: Any, num_tokens: int) -> int:
@@ -152,6 +154,7 @@ def open_image(path: str) -> Any:
         ) from None
     try:
         with Image.open(io.BytesIO(read_bytes(path))) as image:
+            # cameras store photos sideways and note the orientation
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception:  # decoders of damaged files raise any exception; the row is quarantined
         return None
@@ -160,5 +163,6 @@ def open_image(path: str) -> Any:
 def read_bytes(path: str) -> bytes:
     """The content of the file at a local path or URI."""
     filesystem, inner = filesystem_of(path)
+    # Arrow would decompress by the ending of the name
     with filesystem.open_input_stream(inner, compression=None) as stream:
         return bytes(stream.readall())

@@ -114,6 +114,7 @@ def item_cf_additions(module: ItemCF, state: State, seen: Seen) -> Tensor:
     weights_BL = item_cf_weights(module, state, seen)
     if module.sparse:
         return linked_scores(state, seen, weights_BL)
+    # an event must not recommend its own item, so its share of the score is taken off
     share_N = (state["fold_NR"] * module.own_items(state)).sum(1)
     return seen.per_item(-share_N[seen.items_BL] * weights_BL, len(share_N))
 
@@ -164,6 +165,7 @@ def linked_scores(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
         Float [B, N].
     """
     ends_NK, values_NK = state["ends_NK"], state["values_NK"]
+    # few targets per item: only the links of items in the history are read
     if "by_source" in state:
         added_BLK = weights_BL[:, :, None] * values_NK[seen.items_BL]
         sums_BN = weights_BL.new_zeros(weights_BL.shape[0], len(ends_NK))
@@ -183,6 +185,7 @@ def _linked(state: State) -> State:
     num_items = len(starts_N1) - 1
     sources_L = torch.repeat_interleave(torch.arange(num_items), starts_N1.diff())
     most = int(torch.bincount(targets_L, minlength=num_items).max()) if num_items else 0
+    # the longest row sets the width of the padded table, and so its size
     by_source = not num_items or int(starts_N1.diff().max()) <= most
     rows_L, columns_L = (sources_L, targets_L) if by_source else (targets_L, sources_L)
     ends_NK, values_NK = _table(rows_L, columns_L, links_L, num_items)
@@ -226,6 +229,7 @@ def user_cf(module: UserCF, state: State, seen: Seen, most: int) -> Tensor:
     taste_BR = (state["fold_NR"][seen.items_BL] * seen.newest(most)[:, :, None]).sum(1)
     unit_VR = normalize(state["tastes_VR"], dim=1)
     cosine_BV = normalize(taste_BR, dim=1) @ unit_VR.T
+    # nobody is nearer to a user than the user
     cosine_BV = cosine_BV.masked_fill(seen.users_B[:, None] == state["ids_V"], 0.0)
     nearest_BK, rows_BK = cosine_BV.topk(min(module.config.neighbours, len(unit_VR)), dim=1)
     weights_BK = nearest_BK.clamp(min=0) ** module.config.power * (nearest_BK > _LEAST_COSINE)
@@ -257,6 +261,7 @@ def als(module: Als, state: State, seen: Seen) -> Tensor:
     both_BRX = torch.cat([left_BRR, module.alpha * own_BLR.sum(1)[:, :, None]], dim=2)
     rank = left_BRR.shape[2]
     identity_RR = torch.eye(rank)
+    # a loop over pivots, because ONNX has no operation that solves equations
     for pivot in range(rank):
         row_B1X = both_BRX[:, pivot : pivot + 1] / both_BRX[:, pivot : pivot + 1, pivot : pivot + 1]
         column_BR1 = both_BRX[:, :, pivot : pivot + 1] - identity_RR[:, pivot : pivot + 1]
@@ -487,6 +492,7 @@ def _ranges(state: State, name: str, rows_BG: Tensor) -> tuple[Tensor, Tensor]:
     E].
     """
     starts_X1, offsets_E = state[f"{name}_starts_V1"], state[f"{name}_places_E"]
+    # as many places as the longest row has, because a graph has fixed shapes
     indices_BGE = starts_X1[rows_BG][:, :, None] + offsets_E
     is_there_BGE = indices_BGE < starts_X1[rows_BG + 1][:, :, None]
     return indices_BGE.where(is_there_BGE, 0), is_there_BGE
@@ -503,6 +509,7 @@ def _with_places(state: State) -> State:
             max(int(lengths_V.max()) if len(lengths_V) else 0, 1)
         )
     filled = {key: state[key] for key in ("friends_F", "weights_F", "items_E", "times_E")}
+    # a graph cannot index an empty table, not even where the mask hides the entry
     return made | {
         key: value if len(value) else value.new_zeros(1) for key, value in filled.items()
     }

@@ -53,6 +53,7 @@ class QueryEncoder(nn.Module):
                 f" --export.without '[{', '.join(impossible)}]' (scores then differ from those of"
                 " the model), or export users to Parquet"
             )
+        # tables whose shape depends on the data are made here, because a graph cannot make them
         self.states = {
             name: prepared(module, model.states[name]) for name, module, _ in self.closed_form
         }
@@ -91,6 +92,7 @@ class QueryEncoder(nn.Module):
         ]
         for name, width in zip(names, self.model.widths[1:], strict=True):
             if name in self.without:
+                # zeros keep the width, so that the item vectors still fit
                 found.append(vectors[0].new_zeros(seen.lengths_B.shape[0], width))
             elif width:
                 found.append(waiting.pop(0))
@@ -195,7 +197,9 @@ class MeanOfRows(nn.Module):
 
 def without_bags(encoders: Encoders) -> Encoders:
     """A copy of the encoders without ``nn.EmbeddingBag``."""
+    # a copy: the model that compares the answers must stay as it is
     copied = copy.deepcopy(encoders).eval()
+    # lists, because the modules are replaced during the loop
     for parent in [*copied.modules()]:
         for name, child in [*parent.named_children()]:
             if isinstance(child, nn.EmbeddingBag):

@@ -100,6 +100,7 @@ def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str
     )
     tell(f"comparing {len(requests)} answers with PyTorch")
     worst = compare(folder / ENCODER, examiner, without)
+    # written this way, NaN is refused too
     if not worst <= TOLERANCE:
         raise Refusal(
             f"scores of the graph differ from PyTorch by {worst:.3g}, more than the allowed"
@@ -142,6 +143,7 @@ def of_users(encoder: QueryEncoder) -> list[str]:
 def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> list[str]:
     """Write the graph; return the inputs that it reads."""
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(sample[name])) for name in INPUTS)
+    # at least 1: the exporter treats a size of 0 as a special case
     free = {name: Dim(name, min=1) for name in _FREE}
     shapes = tuple(
         {index: free[axis] for index, axis in enumerate(axes) if axis in free}
@@ -160,6 +162,7 @@ def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> lis
                 verbose=False,
             )
             assert program is not None, "the exporter returns a program"
+            # a caller need not send what the model never reads
             used = [value for value in program.model.graph.inputs if value.uses()]
             program.model.graph.inputs[:] = used
             weights = (value.const_value for value in program.model.graph.initializers.values())
@@ -248,6 +251,7 @@ def _together(examiner: Examiner) -> Iterator[list[Request]]:
             batch = []
         batch.append(index)
     yield [requests[row] for row in batch]
+    # a graph may be traced for the size of its sample only; a batch of one shows this
     yield from ([request] for request in requests[:_ALONE])
 
 

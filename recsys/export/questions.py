@@ -38,6 +38,7 @@ class Examiner:
 
     def __init__(self, bundle: Bundle) -> None:
         plain = bundle.info.model_copy(update={"user_text": {}})  # texts come as vectors here
+        # without the index: a graph is compared with exact scores
         self.bundle = replace(bundle, info=plain, index=None)
         self.recommender = Recommender(self.bundle)
         self.num_context = len(bundle.context)
@@ -67,6 +68,7 @@ class Examiner:
         if not width:
             return None
         texts = np.random.default_rng(1).normal(size=(len(requests), width)).astype(np.float32)
+        # half of the users without text, as such users take another way through the model
         texts[::2] = 0.0
         return texts
 
@@ -100,6 +102,7 @@ class Examiner:
             row["history"] = self._history(_LENGTHS[number // 8 % len(_LENGTHS)], random)
         elif kind == 3:
             row["user_id" if number % 16 == 3 else "history"] = (
+                # an id that no user has, or nothing at all
                 "nobody?" if number % 16 == 3 else []
             )
         else:

@@ -69,6 +69,7 @@ class Seen:
 
     def days_before(self, asked_at_B: Tensor, kept_BL: Tensor) -> Tensor:
         """Days from each event to its query, as :meth:`SeenEvents.days_before`: [B, L]."""
+        # far below any time, and a difference from it does not overflow
         least = -(2**62)
         newest_B = torch.where(kept_BL, self.times_BL, least).amax(1)
         newest_B = torch.where(kept_BL.any(1), newest_B, 0)
@@ -97,6 +98,7 @@ class Seen:
         logs_BL = -recency * (self.lags_BL + 1).float().log2()
         if half_life is not None:
             logs_BL = logs_BL - self.days_before(self.asked_at_B, kept_BL) / half_life
+        # finite, because −∞ minus −∞ is NaN for a query without events
         most_B = torch.where(kept_BL, logs_BL, -1e30).amax(1)
         raised_B = torch.where(kept_BL.any(1), (-20.0 - most_B).clamp(min=0), 0.0)
         return torch.exp2(logs_BL + raised_B[:, None]).where(kept_BL, 0.0)
@@ -111,6 +113,7 @@ class Seen:
         places_l = torch.arange(most, device=self.items_BL.device)
         lengths_B = self.lengths_B.clamp(max=most)
         real_Bl = places_l < lengths_B[:, None]
+        # clamped only to be a valid index; the mask hides those places
         index_Bl = ((self.lengths_B - lengths_B)[:, None] + places_l).clamp(
             max=self.items_BL.shape[1] - 1
         )

@@ -52,6 +52,7 @@ def write_items(folder: Path, bundle: Bundle) -> None:
 
 def write_vectors(folder: Path, bundle: Bundle) -> None:
     """Write the item vectors [N, D], float32, as a numpy file without pickle."""
+    # a pickle can run code in the program that loads it
     np.save(folder / VECTORS, _vectors(bundle), allow_pickle=False)
 
 
@@ -89,6 +90,7 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     import faiss
 
     _, parts = examiner.ask(examiner.questions())
+    # with a zero vector all items tie, and any list is right
     users_BD = parts.users_BD[parts.users_BD.abs().sum(1) > 0]
     vectors_ND = bundle.model.item_vectors_ND
     if not vectors_ND.shape[1]:

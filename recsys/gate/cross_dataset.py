@@ -37,6 +37,7 @@ class CrossDatasetScorer:
         self._known_N = torch.from_numpy(np.flatnonzero(self.item_of_N >= 0))
         self._columns_N = torch.from_numpy(self.item_of_N[self.item_of_N >= 0])
         kinds = {name: number for number, name in enumerate(bundle.info.event_types)}
+        # an event type that the bundle does not know still says that the user chose the item
         default = kinds.get(bundle.info.default_event_type, 0)
         self._types = np.array(
             [kinds.get(name, default) for name in dataset.manifest.event_types] or [0], np.uint8
@@ -114,6 +115,7 @@ class _Recoded:
         if self._table is not None:
             return np.asarray(self._table[codes_E])
         steps_E = np.where(codes_E > 0, codes_E - 1, codes_E).astype(np.float64) / CONTEXT_STEPS
+        # back to the number, because each side scales by its own mean
         values_E = np.where(codes_E == MISSING, np.nan, self._ours.mean + self._ours.std * steps_E)
         return number_codes(values_E, self._theirs.mean, self._theirs.std)
 
@@ -166,6 +168,7 @@ def leak_of(bundle: Bundle, dataset: PreparedDataset) -> str:
         num_test, num_seen = num_test + int(is_test_E.sum()), num_seen + int(seen_E.sum())
     if num_seen:
         return f"{num_seen:,} of the {num_test:,} test events were training events of the model"
+    # events of users or items that the dataset lacks match no key, but their times tell
     if test_from and timed and len(trained.times_E):
         num_late = int(
             (

@@ -70,6 +70,7 @@ def drift_of(dataset: PreparedDataset, earlier: Histories, num_items: int) -> Dr
         is_newer_E = ~np.isin(event_keys(shard), known)
         items.append(shard.items_E[is_newer_E])
         num_strangers += int(
+            # an update keeps dense ids, so new users have the numbers after the old ones
             (np.repeat(shard.users_U, shard.lengths_U)[is_newer_E] >= len(earlier)).sum()
         )
     newer_E = np.concatenate(items) if items else np.zeros(0, dtype=np.int32)
@@ -93,6 +94,7 @@ def popularity_shift(before_N: Array, now_N: Array) -> float:
     True
     """
     order_N = np.argsort(-before_N, kind="stable")
+    # the events before an item decide its group, so that a group has whole items
     reached_N = np.cumsum(before_N[order_N]) - before_N[order_N]
     group_N = np.minimum(reached_N * _GROUPS // max(int(before_N.sum()), 1), _GROUPS - 1)
     sums = [

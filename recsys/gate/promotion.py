@@ -177,6 +177,7 @@ def against_champion(
 
 def _overall(found: Mapping[str, Any], settings: PromoteConfig) -> Check:
     bound = 0.0 if settings.rule == "better" else -settings.margin * found["champion"]
+    # the end of the interval and not the mean, so that chance does not promote
     passed = found["low"] > bound
     requirement = (
         "above zero"
@@ -205,6 +206,7 @@ def _segment(
     ours, theirs = float(ours_b.mean()), float(theirs_b.mean())
     found = compare(ours_b, theirs_b, resamples, seed).to_json()
     loss = (theirs - ours) / theirs if theirs > 0 else 0.0
+    # among many small segments, one is always worse by chance
     judged = len(ours_b) >= settings.min_segment_users
     return {
         "queries": len(ours_b),
@@ -339,6 +341,7 @@ def against_baselines(
         )
         for name, entry in against.items()
     }
+    # written this way, NaN counts as lost
     lost = [shown[name] for name, entry in against.items() if not entry["low"] > 0]
     if not against:
         why = "there is no baseline to compare with (evaluate.baselines is empty)"

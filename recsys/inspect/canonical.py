@@ -66,6 +66,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     tables = [Table.of(sample) for sample in looked.tables]
     stated = stated or {}
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
+    # orders first: the time is often a column of the order
     pair = with_time_columns(with_orders(_events(tables, may_be or tables), tables))
     pair = without_canceled(pair)
     tables = [
@@ -113,12 +114,14 @@ class _Canonical:
         rules = self._rules()
         names = self.columns.names
         events, bad = events_of(self.rows, self._typed_names(), rules)
+        # the parser has left out broken rows, so shares of the parsed rows are too small
         bad = self._with_broken(bad, self.sample)
         meaning = (
             roles_of_types(sorted(set(events.column(schema.EVENT_TYPE).to_pylist())))
             if self._has_types
             else Types()
         )
+        # once with all types and values, because these decide which of them count
         first = statistics_of(events, bad, meaning.targets)
         min_value, min_why, is_rating = smallest_value(
             events, first, self.columns.value, self.pair.table.sample.has_names
@@ -260,6 +263,7 @@ class _Canonical:
             for column in self.columns.left
             if column.name not in {*derived_names, *self.pair.table.drop}
             and column.kind in ("token", "flag")
+            # context is known at a request only if it is one of few values
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and likeness(column.name, SESSION) < 0.8
         ]
@@ -344,6 +348,7 @@ class _Canonical:
         tables = [table for table in self.tables if table.role == role]
         if not tables:
             return []
+        # one table of a role is read, so the largest decides the form
         first = max(tables, key=lambda table: table.sample.num_rows)
         for table in tables:
             same = table.sample.form == first.sample.form and table.names == first.names

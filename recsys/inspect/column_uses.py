@@ -107,12 +107,14 @@ def attributes_of(
     for column in given:
         name = _name(column, found, table, taken)
         taken.add(name)
+        # friends as an attribute would become one category per person
         if people is not None and column.kind in ("list", "lists") and _are_ids(column, people):
             found.idle[column.name] = (
                 "lists of other users; write them as a file of user pairs to use them as friends"
             )
             continue
         num_owners = column.num_values if of is None else of.num_distinct
+        # a value of a single item or user groups nothing
         groups = 1 < column.num_distinct <= _CATEGORY * num_owners
         _sort(found, column, name, items, _is_text(table, column), groups)
     for name in found.triples[_MOST_TRIPLE_COLUMNS:]:
@@ -175,6 +177,7 @@ def _coordinates(columns: Sequence[Column], has_names: bool) -> dict[Column, str
     if latitudes and longitudes and latitudes[0] is not longitudes[0]:
         return {latitudes[0]: "latitude", longitudes[0]: "longitude"}
     for one, two in zip(columns, columns[1:], strict=False) if not has_names else ():
+        # only together: a single column of small numbers may be anything
         if one.looks_like_coordinate(90.0) and two.looks_like_coordinate(180.0):
             return {one: "latitude", two: "longitude"}
     return {}
@@ -190,6 +193,7 @@ def _sort(
 ) -> None:
     """Classify one column; ``groups`` says whether several items or users share its values."""
     kind = column.kind
+    # first of all, so that no rule below can make personal data an attribute
     if likeness(column.name, ADDRESS) >= 0.8:
         found.idle[column.name] = "contact data, which is not predictive"
         return
@@ -250,6 +254,7 @@ def _sort_number(
             (found.triples if is_item else found.others).append(name)
         else:
             found.idle[column.name] = "ids of something else"
+    # a quantity repeats among many rows, and a serial number does not
     elif column.is_whole and column.is_key and column.num_values >= _MANY_ROWS:
         found.idle[column.name] = "a different number in every row"
     elif is_text:
@@ -316,8 +321,10 @@ def attributes_of_events(
         ):
             continue
         by_item, by_user = determines(item, column), determines(user, column)
+        # prices of one item change over time, so a number needs less
         least = _TELLS_NUMBER if column.is_numeric else _TELLS
         by_name = max(likeness(column.name, TEXT), likeness(column.name, ITEM))
+        # the name decides where both fit about equally
         if by_item >= least and by_item + 0.2 * by_name >= by_user:
             of_items.append(column)
         elif by_user >= least:

@@ -176,6 +176,7 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
     is_named = likeness(name, TIME) >= 0.8
     # ids keep their digits; numbers and times are read from a copy
     raw = cells.drop_null() if not pa.types.is_string(kind) else ascii_digits(present)
+    # before numbers, because times are often written as numbers
     form = time_form(raw, rules, is_named, has_id(name))
     if form is not None:
         return Column(name, position, "time", time=form, **base)
@@ -217,16 +218,19 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
     distinct = base["num_distinct"]
     lowered = {text.lower() for text in pc.unique(sample.slice(0, 1000)).to_pylist()}
     constant = distinct == 1 and base["num_values"] > 1
+    # a share, because whole numbers in the column have no comma
     comma = _share(sample, _COMMA_NUMBER) > 0.3
     values, wrong = numbers(sample, CellRules(decimal="," if comma else "."))
     if (pc.mean(wrong.cast(pa.int8())).as_py() or 0.0) <= 1 - _NEARLY:
         leading = _share(sample, r"^0\d")
+        # leading zeros belong to ids, such as postcodes, and a number would lose them
         if leading < 0.01 or comma:
             measured = _measured(values)
             kind: Kind = "constant" if constant else "flag" if lowered <= {"0", "1"} else "number"
             return Column(name, position, kind, **base, **measured, decimal_comma=comma)
     if constant:
         return Column(name, position, "constant", **base)
+    # before flags: "yes" and "no" may be a rating, which the column's name decides later
     base["scale"] = _scale(base["values"], distinct)
     if _share(pc.utf8_lower(sample), RATED) >= _NEARLY and _are_ratings(name, base["scale"]):
         return Column(name, position, "rating", **base, **_measured(cell_values.measured(sample)))
@@ -241,8 +245,10 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
     blanks = pc.mean(pc.count_substring(pc.utf8_trim_whitespace(sample), " ")).as_py() or 0.0
     words = float(blanks) + 1
     letters = _share(sample, _WORD)
+    # codes have digits, and words for people mostly do not
     wordy = letters >= 0.7 and _share(sample, r"\d") <= 0.5
     base |= {"words": words, "is_wordy": wordy or (words >= _WORDY and letters >= 0.5)}
+    # few descriptions have tags, but a single one makes the cleaning necessary
     if _share(sample, _TAGS) >= 0.03 and words >= _WORDY:
         return Column(name, position, "html", **base)
     if found := _members(sample, likeness(name, TEXT) >= 0.8):
@@ -289,6 +295,7 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
             if not members:
                 continue
             long = sum(len(member.split()) > 5 for member in members)
+            # members of lists repeat and are short; the parts of a sentence are neither
             if len(set(members)) <= 0.5 * len(members) and long <= 0.1 * len(members):
                 return ("path" if kind == "path" else "list"), mark
     return None
@@ -301,6 +308,7 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
     nothing = pa.nulls(len(cells), pa.string())
     if is_plain_number(kind):
         sizes = pc.unique(lengths.drop_null()).to_pylist()
+        # a vector has one length in all rows
         is_vector = len(sizes) == 1 and sizes[0] >= _VECTOR
         return Column(name, position, "vector" if is_vector else "object", nothing, **base)
     if not is_string(kind):

@@ -82,6 +82,7 @@ def _is_split(table: Table, column: Column) -> bool:
     if column.kind not in ("token", "flag") or not 2 <= column.num_distinct <= 4:
         return False
     splits = {SPLIT_WORDS.get(word.lower(), "") for word in bare_tokens(column)}
+    # every value must be a split, because "test" alone is also an ordinary word
     return "" not in splits and {"train", "test"} <= splits
 
 
@@ -93,6 +94,7 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
 
     def rank(column: Column) -> tuple[float, bool, bool, float, int]:
         of_item = (
+            # where items hardly repeat, any column is determined by them
             pair.item.num_distinct < 0.7 * pair.item.num_values
             and determines(pair.item, column) > 0.95
         )
@@ -103,7 +105,9 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         assert column.time is not None
         epoch = column.time.words.endswith("since 1970")
         return (
+            # the release of a film or the birthday of a user is not the time of the event
             -1.0 * (of_item or of_user),
+            # a time of day tells the order within a day
             not column.time.by_day,
             _is_before(column, times),
             table.like(column, TIME) + 0.1 * epoch,
@@ -128,6 +132,7 @@ def _is_before(column: Column, others: list[Column]) -> bool:
         if other is column:
             continue
         later = pc.subtract(_micros(other), mine).drop_null().to_numpy()
+        # equal columns are copies, and neither is before the other
         if not len(later) or (later < 0).mean() > _LATE or (later == 0).all():
             return False
     return True
@@ -146,8 +151,10 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             or not 2 <= column.num_distinct <= _MOST_TYPES
         ):
             continue
+        # codes of event types are few whole numbers
         if column.kind == "number" and not (column.is_whole and column.num_distinct <= 10):
             continue
+        # ratings in words such as "like" also look like event types
         if column.scale is not None and _is_rating_name(table, column):
             continue
         words = bare_tokens(column) if column.kind == "token" else []
@@ -180,6 +187,7 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             # lead_time is a time, watch_time is a value
             and (table.like(column, TIME) < _SAYS or table.like(column, VALUE) == 1.0)
         ]
+        # a price or a length belongs to the item and says nothing about the user's interest
         named = [column for column in named if determines(pair.item, column) < 0.9]
         named += [
             column

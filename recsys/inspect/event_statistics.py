@@ -101,10 +101,12 @@ def roles_of_types(types: Sequence[str]) -> Types:
         return Types()
     out = (*negative, *shown)
     history = tuple(left) if out else ()
+    # a cart is on the way to a purchase
     strong = [
         name for name in left if has_known(name, STRONG) and not has_known(name, ("cart", "basket"))
     ]
     weak = [name for name in left if has_known(name, WEAK) and name not in strong]
+    # without a weaker type there is nothing that leads to the goal
     if strong and weak:
         return Types(tuple(strong), history, "the goal of the other types")
     return Types((), history, "")
@@ -168,6 +170,7 @@ def statistics_of(
     min_value : float | None
         Events with smaller values are left out.
     """
+    # the events are only the valid rows
     num_rows = round(events.num_rows / max(1e-9, 1 - sum(bad.values()))) if events.num_rows else 0
     frame = _frame(events)
     values = frame["value"]
@@ -229,6 +232,7 @@ def _foresight(frame: pl.DataFrame, targets: Sequence[str], cuts: Cuts) -> Fores
     """
     times = frame["time"]
     evaluated = _of_types(frame, targets).group_by("user").agg(pl.col("time").max(), pl.len())
+    # leave-last needs an event each for training, validation and test
     last = evaluated.filter(pl.col("len") > 2)["time"].to_numpy() // 1_000_000
     first, end = (int(moment) // 1_000_000 for moment in (times.min(), times.max()))  # type: ignore[arg-type]
     return spread_of(last, first, end, cuts.why_none) if len(last) else None
@@ -266,10 +270,12 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
     row. Rows with the same user, item, type and time are one event.
     """
     has_times = temporal is not None or frame["time"].null_count() < 0.5 * len(frame)
+    # as ``prepare`` does, so that the share is that of the run
     every = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
     rows, first = _of_types(every, targets), pl.col("time").min().over(["user", "item"])
     if temporal is not None:
         cut = int(temporal.test_from.timestamp() * 1e6)
+        # a new user cannot repeat anything
         known = every.filter(pl.col("time") < cut)["user"].unique().implode()
         rows = rows.with_columns(again=first < cut)
         evaluated = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
@@ -281,6 +287,7 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
     else:
         rows = rows.with_columns(again=pl.int_range(pl.len()).over(["user", "item"]) > 0)
     rows = rows.with_columns(rank=pl.col("user").cum_count().over("user"))
+    # the later half of each user stands for the test: early events cannot be repeats
     evaluated = rows.filter((pl.col("rank") > 1) & (pl.col("rank") > 0.5 * pl.len().over("user")))
     return _number(evaluated["again"].mean()) if len(evaluated) else 0.0
 

@@ -132,6 +132,7 @@ def _rules(draft: Draft, found: Understood) -> None:
         )
     limits = {table: share for table, share in found.bad.items() if share > _CLOSE_TO_IT}
     for table, bad in limits.items():
+        # some room, because the share was measured on a sample
         limit = min(1.0, round(bad * 1.25 + 0.01, 2))
         draft.put(
             ["data", "quarantine", "max_share", table],
@@ -153,6 +154,7 @@ def _values(draft: Draft, found: Understood) -> None:
     if found.min_value is not None:
         draft.set("data.min_value", found.min_value, found.min_value_why)
     elif found.is_rating and statistics.num_values > 2:
+        # 0.7 of a scale from 1 to 5 is 3.8, so 4 and 5 count as interest
         high = statistics.low + 0.7 * (statistics.high - statistics.low)
         rounded = (
             float(math.ceil(high)) if statistics.high - statistics.low >= 3 else round(high, 2)

@@ -124,6 +124,7 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         table.names = {people[0].name: "user_id", things[0].name: "item_id"}
         table.role = "more events"
         return
+    # a few repeated rows do not make a table of attributes something else
     keys = [
         c for c in (*people, *things) if c.num_distinct >= 0.9 * c.num_values and c.filled > 0.5
     ]
@@ -215,11 +216,13 @@ def _is_triples(table: Table) -> bool:
     ]
     if all(by_name):
         return True
+    # without names only the structure can tell, so it must be exactly three columns
     if len(table.columns) != 3 or table.sample.has_names and not by_name[1]:
         return False
     middle = table.columns[1]
     ends = (table.columns[0], table.columns[2])
     return (
+        # relations are few words, and entities are many
         middle.kind == "token"
         and middle.num_distinct <= min(500, 0.1 * middle.num_values)
         and all(end.may_be_id and end.num_distinct > middle.num_distinct for end in ends)
@@ -235,6 +238,7 @@ def _as_triples(table: Table, items: IdSet) -> None:
         ]
     else:
         found = list(columns[:3])
+    # items may be heads or tails
     shared = max(IdSet(found[0]).common(items), IdSet(found[2]).common(items))
     if len({column.name for column in found}) < 3 or not shared:
         table.why = "triples whose ids match no item of the events"
@@ -251,6 +255,7 @@ def _as_categories(table: Table, key: Column, items: IdSet) -> None:
         for c in table.columns
         if c is not key and c.kind in ("token", "number", "flag", "text") and c.num_distinct > 1
     ]
+    # a fraction is a quantity, not a category
     others = [c for c in others if c.kind != "number" or c.is_whole]
     if not others:
         table.why = "several rows per item, but no category"
@@ -291,6 +296,7 @@ def _keep_one(tables: Sequence[Table], role: str) -> None:
 
     def value(table: Table) -> float:
         total = sum(worth.get(column.kind, 0) for column in table.columns)
+        # the size only decides between tables of equal columns
         return total + 0.001 * math.log1p(table.sample.num_rows)
 
     best = max(found, key=value)

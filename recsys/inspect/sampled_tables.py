@@ -159,6 +159,7 @@ class Table:
                 against = -2.0
         if column.kind == "flag" or column.share_negative > 0 and abs(column.low) < 1e9:
             against -= 1.5
+        # few values in many rows are categories; small tables have few values anyway
         if column.num_distinct <= _FEW and column.num_values > 10 * _FEW:
             against -= 1.5
         return against
@@ -212,6 +213,7 @@ def determines(key: Column, column: Column) -> float:
     ).drop_nulls()
     if not len(frame):
         return 0.0
+    # a column with one dominant value looks determined by any key
     chance = _usual_share(frame.with_columns(pl.col("column").shuffle(seed=0)))
     found = _usual_share(frame)
     return max(0.0, (found - chance) / (1 - chance)) if chance < 1 else 0.0
@@ -224,6 +226,7 @@ def _usual_share(frame: pl.DataFrame) -> float:
         .group_by("key")
         .agg(pl.col("len").sum().alias("all"), pl.col("len").max())
     )
+    # a key with a single row determines everything
     several = counts.filter(pl.col("all") > 1)
     total = int(several["all"].sum())
     return int(several["len"].sum()) / total if total else 1.0
@@ -304,6 +307,7 @@ def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
     customer.
     """
     table, visit = pair.table, pair.user
+    # a column that is named after people is no order, whatever its ids have in common
     if table.like(visit, USER) >= _NAMED or table.like(visit, SESSION) < _NAMED:
         return pair
     for other in tables:
@@ -320,6 +324,7 @@ def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
                 if column.may_be_id
                 and not column.is_key
                 and other.like(column, USER) >= _NAMED
+                # people order more than once; a column with a value per order is another key
                 and column.num_distinct < _FEWER * key.num_distinct
             ]
             if people:
@@ -353,9 +358,11 @@ def _with_members_as_rows(table: Table) -> list[Table]:
     groups: dict[tuple[int, ...], dict[str, str]] = {}
     for name, mark in marks.items():
         sizes = pc.list_value_length(as_lists(rows.column(name), mark))
+        # lists of equal lengths in every row describe the same members, such as ids and prices
         groups.setdefault(tuple(sizes.to_pylist()), {})[name] = mark
     opened = []
     for sizes, lists in groups.items():
+        # at most one member a row: nothing is gained by rows for members
         if sum(sizes) <= len(sizes):
             continue
         members = members_as_rows(rows, lists)[0]
@@ -387,6 +394,7 @@ def _summary(column: Column) -> str:
 
 
 def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
+    # the number of a row is unique like an id, but users and items of events repeat
     candidates = [
         column for column in table.id_columns if not (column.is_key and len(table.id_columns) > 2)
     ]
@@ -426,6 +434,7 @@ def _with_code(pair: Pair, candidates: Sequence[Column]) -> Pair:
         if column is not pair.user
         and not _is_name(column)
         and pair.item.num_distinct <= column.num_distinct < 0.6 * column.num_values
+        # a few codes may have two spellings of a name
         and pairs(column, pair.item) <= 1.02 * column.num_distinct
         and pairs(column, pair.user) >= 1.05 * max(column.num_distinct, pair.user.num_distinct)
     ]
@@ -440,12 +449,15 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     )
     score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
     score += 2 * (table.penalty(user) + table.penalty(item))
+    # in most files the user comes first
     score += 0.5 if user.position < item.position else 0.0
     score += 1.5 * (form_sign(item) - form_sign(user))
     score -= 1.5 * _is_name(user) + 1.0 * _is_name(item)
     rows = min(user.num_values, item.num_values)
     enough = min(10, rows / 3)
     score += 0.5 * (user.num_distinct >= enough) + 0.5 * (item.num_distinct >= enough)
+    # among many events an item must repeat, or nothing can be learned of it; a small file may not
+    # show it
     score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
     if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
         score -= 2.0  # one determines the other: an attribute
@@ -460,6 +472,7 @@ def _table_score(table: Table, pair: Pair) -> float:
     score += 1.0 * any(
         table.like(c, EVENT_TYPE) >= 0.8 and 1 < c.num_distinct <= 30 for c in others
     )
+    # the events are usually the largest table
     score += 0.4 * min(len(str(table.sample.num_rows)), 7)
     score += 1.0 * (table.sample.format == "sequences") * 3
     stem = table.sample.name
@@ -469,6 +482,7 @@ def _table_score(table: Table, pair: Pair) -> float:
         score += 1.5
     elif named_like(stem, (*ITEM_FILES, *USER_FILES)):
         score -= 1.0
+    # two columns of people are friendships
     if min(table.like(pair.user, FRIEND), table.like(pair.item, FRIEND)) >= 0.8:
         score -= 4.0
     elif (
@@ -477,6 +491,7 @@ def _table_score(table: Table, pair: Pair) -> float:
     ):
         alike = IdSet(pair.user).likeness(IdSet(pair.item))
         ordinary = IdSet(pair.user).is_count and IdSet(pair.item).is_count
+        # ids that count from 1 overlap by chance, so they say less
         score -= 3.0 * alike if not ordinary else 1.5 * alike
     return score
 
@@ -509,6 +524,7 @@ def _user_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
         if len(other.id_columns) >= 2 and len(other.columns) <= 4 and not keys:
             one, two = (IdSet(key) for key in other.id_columns[:2])
             linked = one.likeness(two)
+            # a table with two columns of the same ids links people
             if linked >= 0.2:
                 weight = 1.0 if named_like(other.sample.name, SOCIAL_FILES) else linked
                 best = max(best, weight * min(mine.likeness(one), mine.likeness(two)))

@@ -192,6 +192,7 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     is_whole = (
         file.compressed and read < WHOLE_BYTES or not file.compressed and file.size <= WHOLE_BYTES
     )
+    # from rows per byte of the sample
     total = rows.num_rows if is_whole else int(rows.num_rows / max(read, 1) * file.size)
     return Sample((file,), form.kind, rows, bool(is_whole), total, form, num_broken=broken)
 

@@ -168,6 +168,7 @@ def scale_of(counts: Mapping[str, int]) -> Scale | None:
     ):
         found = read(rated)
         known = {text: grade for text, grade in found.items() if grade is not None}
+        # one grade for all rows is no scale
         if len({*known.values()}) < 2:
             continue
         unrated = {text: 0.0 for text in plain if text not in rated}
@@ -185,6 +186,7 @@ def scale_of(counts: Mapping[str, int]) -> Scale | None:
 
 def _plain(text: str) -> str:
     """A text in lower case, with ASCII digits, without variants of emoji and full stops."""
+    # NFKC turns 4½ into 41⁄2
     text = text if "½" in text else unicodedata.normalize("NFKC", text)
     text = text.replace("\ufe0f", "").replace("\u2019", "'")
     text = re.sub("[\U0001f3fb-\U0001f3ff]", "", text)  # colours of skin
@@ -216,6 +218,7 @@ def _of_parts(rated: Mapping[str, str]) -> dict[str, float | None]:
     limits = {int(match[2]) for match in found.values() if match}
     if not limits or not limits <= {*LIMITS}:
         return {}
+    # so that 4/5 and 8/10 are the same grade
     longest = max(limits)
     return {
         text: _float(match[1]) * longest / int(match[2])
@@ -246,6 +249,7 @@ def _of_labels(rated: Mapping[str, str]) -> dict[str, float | None]:
     found = {text: _LABELED.fullmatch(word) for text, word in rated.items()}
     grades = {text: float(match[1]) if match else None for text, match in found.items()}
     distinct = [grade for grade in grades.values() if grade is not None]
+    # two texts with one number are not labels of grades, but for example addresses
     is_scale = len({*distinct}) == len(distinct) <= _FEW_WORDS
     return grades if is_scale and all(abs(grade) <= 10 for grade in distinct) else {}
 

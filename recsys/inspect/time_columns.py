@@ -65,6 +65,7 @@ def with_time_columns(pair: Pair) -> Pair:
     if not hours:
         return pair
     days = day.values
+    # times in a known form are written anew, so that a clock can follow them
     if not day.time.format:
         micros = timestamps(days, CellRules())[0]
         days = pc.coalesce(pc.strftime(micros, format="%Y-%m-%d"), days)
@@ -118,11 +119,14 @@ def part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
     (('year', ('order',)), ('hour', ()), None, None)
     """
     words = words_of(name)
+    # the day of a week or of a year makes no date
     if any("week" in word for word in words) or words[-2:] == ["of", "year"] and "day" in words:
         return None
+    # in "hour of day" the first word is the part
     if "of" in words:
         words = words[: words.index("of")]
     found = [word for word in words if word in _PARTS]
+    # two parts in one name, such as year_month, are one value
     if len(found) != 1:
         return None
     return _PARTS[found[0]], tuple(word for word in words if word != found[0])

@@ -69,6 +69,7 @@ class Id:
         holding = [
             pc.filter(ids, pc.match_substring(ids, text)).to_pylist() for ids in (users, items)
         ]
+        # ``a.b`` is a word in ``a.b.c``; a find inside the longer id is not a trace of this user
         others = frozenset(one.encode() for ids in holding for one in ids if one != text)
         enough = len(text.encode()) >= (_DISTINCT_DIGITS if text.isdecimal() else _DISTINCT_BYTES)
         return Id(text, others, enough and text not in holding[1])
@@ -84,6 +85,7 @@ class Id:
             quote(self.text, safe=""),
             quote(self.text),
         }
+        # NumPy stores texts as UTF-32, and some programs write UTF-16
         wide = [self.text.encode("utf-16-le"), self.text.encode("utf-32-le")]
         return [*sorted(text.encode() for text in texts), *wide]
 
@@ -96,6 +98,7 @@ class Id:
             while start >= 0:
                 if self._is_word(data, start, start + len(form)):
                     return True
+                # not after the match: matches may overlap
                 start = data.find(form, start + 1)
         return False
 
@@ -118,6 +121,7 @@ class Id:
 
     def _is_word(self, data: Any, start: int, end: int) -> bool:
         """Whether the match is a separate word, and not part of a longer id of someone else."""
+        # "7" inside "17" is another number
         if _WORD.match(data[start - 1 : start] if start else b"") or _WORD.match(
             data[end : end + 1]
         ):
@@ -126,6 +130,7 @@ class Id:
             start -= 1
         while _MORE.match(data[end : end + 1]):
             end += 1
+        # a full stop or colon next to an id usually belongs to the sentence
         whole = bytes(data[start:end]).strip(b".:/-@+")
         return whole not in self.others
 
@@ -198,6 +203,7 @@ class Traces:
                 - self.stretches
                 - self.common
             )
+            # also those of earlier datasets: a later one may show that others have them
             common = Stretches(keys | self.stretches).among(of_others)
             self.common |= common
             self.stretches = (self.stretches | keys) - common
@@ -207,6 +213,7 @@ class Traces:
                     self.texts[key] = _texts(
                         np.frombuffer(key, dtype=np.int64).tolist(), item_ids, titles
                     )
+        # the cached table has the old stretches
         self.__dict__.pop("_numbers", None)
 
     @cached_property
@@ -227,6 +234,7 @@ class Traces:
             if self._numbers.among(part.data):
                 yield "history"
         elif part.kind == "cells":
+            # joined, so that one search covers a whole column; a line end separates words
             joined = "\n".join(part.data).encode("utf-8", "surrogatepass")
             if any(one.in_cells(part.data, joined, part.where) for one in self.ids):
                 yield "id"
@@ -236,6 +244,7 @@ class Traces:
             if any(one.in_bytes(part.data) for one in self.ids):
                 yield "id"
             if self._numbers.inside(part.data) or (
+                # binary data has no lists of ids as text
                 b"\0" not in part.data[:4096] and self._in_text(part.data)
             ):
                 yield "history"
@@ -245,6 +254,7 @@ class Traces:
         there = {
             form for form in {form for row in rows for form in row.forms} if data.find(form) >= 0
         }
+        # first a search for plain bytes, because regular expressions are much slower
         return any(row.may_be_among(there) and row.pattern.search(data) for row in rows)
 
 
@@ -291,4 +301,5 @@ def _sorted_items(histories: Histories) -> Array:
     """The different items of every user in the order of their dense ids, user by user: int64."""
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U).astype(np.int64)
     size = int(histories.items_E.max(initial=0)) + 1
+    # one number per pair, so that a single sort orders items within users
     return np.asarray(np.unique(rows_E * size + histories.items_E) % size)

@@ -95,6 +95,7 @@ def _log_probabilities(
     at_E = np.arange(len(whole.items_E)) - np.repeat(starts, whole.lengths_U)
     seen = whole.where(at_E < np.repeat(positions, whole.lengths_U))
     targets = starts + positions
+    # −1 stands for an unknown user: with the id, a model would look up what it has learned of them
     without_ids = Histories(
         np.full(len(rows), -1, dtype=np.int32), seen.offsets_U1, seen.items_E, seen.types_E,
         seen.times_E, seen.values_E, seen.splits_E, seen.context_EC, seen.targets_T,

@@ -86,6 +86,7 @@ def files_in(paths: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
             else sorted(path for path in given.rglob("*") if path.is_file())
         )
         found |= {path: None for path in files if path.resolve() not in left}
+    # a link and its file are searched once, under the name that comes first
     by_target = {path.resolve(): path for path in reversed(found)}
     return [path for path in found if by_target[path.resolve()] == path]
 
@@ -113,6 +114,7 @@ def proof_of(
         ``result`` is ``found``, ``unreadable`` (not found, but some parts were not searched) or
         ``nothing found``.
     """
+    # a new salt for each proof, so that the hashes of two proofs cannot be compared
     salt = secrets.token_hex(16)
     hidden = sorted(hashlib.sha256(f"{salt}{user}".encode()).hexdigest() for user in users)
     holding = [one for one in searched if one.found]
@@ -126,6 +128,7 @@ def proof_of(
             "ids_searched_byte_by_byte": sum(one.distinct for one in traces.ids),
             "events": traces.num_events,
             "stretches_of_history": len(traces.stretches),
+            # named, because these parts of the history were not searched for
             "stretches_that_others_have_too": traces.num_common,
         },
         "result": "found" if holding else "unreadable" if unread else "nothing found",
@@ -167,6 +170,7 @@ def signing_key(key_path: str) -> Any:
             serialization.NoEncryption(),
         )
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # private from the first byte, and never over a key that another command has just made
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(pem)
         return made
@@ -206,6 +210,8 @@ def is_signed(proof: dict[str, Any], public_key: str = "") -> bool:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     content = {key: value for key, value in proof.items() if key != "signature"}
+    # the key in the proof only shows that nothing was changed; anyone can sign with a key of their
+    # own
     if public_key and content.get("public_key") != public_key:
         return False
     try:
@@ -217,4 +223,5 @@ def is_signed(proof: dict[str, Any], public_key: str = "") -> bool:
 
 
 def _canonical(content: dict[str, Any]) -> bytes:
+    # one form for equal content, because a signature is of bytes
     return json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()

@@ -31,8 +31,10 @@ def stretches_of(values: Array) -> list[bytes]:
     if len(values) < LEAST:
         return []
     size = min(LONGEST, len(values))
+    # three places: a file may hold only a part of a history
     starts = sorted({0, (len(values) - size) // 2, len(values) - size})
     found = [values[start : start + size].astype(np.int64) for start in starts]
+    # an item that is repeated again and again occurs in many histories
     return [stretch.tobytes() for stretch in found if len(np.unique(stretch)) >= LEAST]
 
 
@@ -48,6 +50,7 @@ class Stretches:
             values = np.frombuffer(key, dtype=np.int64)
             self._by_head.setdefault(key[:_WIDTH], []).append((key, key))
             seconds.add(int(values[1]))
+            # files store ids and times in 32 bits too
             if np.abs(values).max() < 2**31:
                 narrow = values.astype(np.int32).tobytes()
                 self._by_head.setdefault(narrow[:_WIDTH], []).append((narrow, key))
@@ -70,6 +73,7 @@ class Stretches:
         if not self._by_head:
             return found
         for start in range(0, len(data), _PIECE):
+            # pieces overlap by the longest stretch, which may begin at the end of one
             piece = data[start : start + _PIECE + _WIDTH * (LONGEST + 1)]
             for place in self._places(piece, step):
                 for form, key in self._by_head.get(bytes(piece[place : place + _WIDTH]), ()):
@@ -89,6 +93,8 @@ class Stretches:
             view = np.frombuffer(piece, dtype=np.int64, count=count, offset=shift)
             hits = np.flatnonzero(np.asarray(pc.is_in(pa.array(view), value_set=self._heads)))
             if len(hits):
+                # a head alone is one number, which is frequent; the next number removes nearly all
+                # false hits
                 after = view[np.minimum(hits + 1, count - 1)]
                 hits = hits[np.isin(view[hits], self._narrow) | np.isin(after, self._seconds)]
                 found += (hits * _WIDTH + shift).tolist()

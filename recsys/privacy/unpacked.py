@@ -74,9 +74,11 @@ def parts(path: Path) -> Iterator[Part]:
 @contextmanager
 def _mapped(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
+        # an empty file cannot be mapped
         if path.stat().st_size == 0:
             yield b""
             return
+        # mapped: a file may be larger than the memory
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data
 
@@ -96,6 +98,7 @@ def kind_of(head: bytes) -> str:
 def _inside(path: Path, data: Any, where: str, depth: int) -> Iterator[Part]:
     kind = kind_of(bytes(data[:512]))
     try:
+        # as unreadable and not in silence: an archive may contain itself
         if depth == 0 and kind:
             raise ValueError(f"nested more than {DEEPEST} deep")
         if kind:
@@ -118,6 +121,7 @@ def _data_uris(data: Any, where: str, depth: int) -> Iterator[Part]:
 def _unpacked(content: bytes, where: str, depth: int) -> Iterator[Part]:
     with tempfile.NamedTemporaryFile(prefix="multigrain-") as file:
         file.write(content)
+        # the part is opened again by its name, which shows only what has left the buffer
         file.flush()
         yield from _part_of(Path(file.name), where, depth)
 
@@ -130,6 +134,7 @@ def _part_of(path: Path, where: str, depth: int) -> Iterator[Part]:
 
 def _streamed(reader: Any, where: str, depth: int) -> Iterator[Part]:
     """Yield the parts of a decompressed stream, as of a separate file."""
+    # on disk: a small file may unpack to more than the memory
     with tempfile.NamedTemporaryFile(prefix="multigrain-") as file:
         while piece := reader.read(_COPY):
             file.write(piece)
@@ -227,7 +232,9 @@ def _apart(column: Any) -> Any:
 
 def _sqlite(path: Path, where: str, depth: int) -> Iterator[Part]:
     """Yield the cells of every table, as a text may be spread over several pages of the file."""
+    # read-only: opening must not create a journal next to the file
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store:
+        # a cell that is not UTF-8 must not stop the search of the others
         store.text_factory = lambda content: content.decode("utf-8", "replace")
         tables = [
             row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")

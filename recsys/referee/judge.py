@@ -93,6 +93,7 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
             for metric, figures in chosen[name].seeds.items()
         }
     pairs = {metric: _pairs(names, stacked[metric], drawn[metric]) for metric in stacked}
+    # the smallest p-value is 2 / (resamples + 1), and Holm multiplies it by the number of pairs
     if resamples + 1 < 2 * len(names) * (len(names) - 1) / 2 / (1 - LEVEL):
         notes.append(
             f"{resamples:,} resamples are too few for {len(names)} methods: no difference can be"
@@ -112,6 +113,7 @@ class _Sample:
 
     def __init__(self, questions: Sequence[Queries], resamples: int, seed: int) -> None:
         users_B = np.concatenate([queries.histories.users_U for queries in questions])
+        # the queries of one user are not independent, so users are drawn and not queries
         _, self._user_B = np.unique(users_B, return_inverse=True)
         self._num_U = np.bincount(self._user_B).astype(np.float64)
         self._resamples, self._seed = resamples, seed
@@ -204,6 +206,7 @@ def _coverage(lists: Lists, protocol: Protocol) -> dict[str, float]:
 
 
 def _chosen(settings: Sequence[_Measured]) -> _Measured:
+    # a single setting needs no validation; any value is above −1
     return max(settings, key=lambda one: -1.0 if one.valid is None else one.valid)
 
 

@@ -116,6 +116,7 @@ def _judged(
         )
     items_E = rows.items_E[evaluated]
     order = np.lexsort(
+        # the last key is the most important one; ties are broken as in our own evaluation
         (tie_order(len(protocol.items))[items_E], rows.order_E[evaluated], queries_E[evaluated])
     )
     queries_E, items_E = queries_E[evaluated][order], items_E[order]
@@ -128,6 +129,7 @@ def _judged(
         had = queries.histories.of_targets()
         had_E = np.repeat(np.arange(len(queries)), had.lengths_U) * 2**32 + had.items_E
         unseen_E = ~np.isin(queries_E * 2**32 + items_E, had_E)
+        # scores of the whole catalogue include seen items, which the protocol leaves out
         queries_E, items_E = queries_E[unseen_E], items_E[unseen_E]
     ranks_E = np.arange(len(queries_E)) - np.searchsorted(queries_E, queries_E)
     width, k = int(ranks_E.max()) + 1, max(protocol.ks)
@@ -197,6 +199,7 @@ def _rows(table: pa.Table, order: str, protocol: Protocol, path: Path) -> _Rows:
     keys = found["user_id"] * 2**32 + found["item_id"]
     _check_once(keys, path, "item", ids)
     if order == "rank":
+        # a complex number holds both exactly, and ``np.unique`` compares it as a pair
         _check_once(
             found["user_id"] + 1j * values, path, "rank", {**ids, "rank": table.column("rank")}
         )

@@ -108,10 +108,12 @@ class Protocol:
     @cached_property
     def hash(self) -> str:
         """Hash of the rules and all rows; the same for Parquet and CSV."""
+        # of texts and not of files, because Parquet and CSV hold the same rows in other bytes
         digest = hashlib.sha256(json.dumps(self.rules, sort_keys=True).encode())
         digest.update("\n".join(self.items.to_pylist()).encode())
         for window in self.windows:
             for name, table in window.tables():
+                # the name too, so that a row cannot move to another table
                 digest.update(f"\0{window.name}/{name}\0".encode())
                 columns = [_texts(column) for column in table.columns]
                 digest.update(
@@ -140,6 +142,7 @@ class Protocol:
             [*SPLITS.values()], [window.splits[name].num_rows for name in SPLITS]
         ).astype(np.uint8)
         users_E = _dense(table.column("user_id"), self.users)
+        # by position and not by time, because times may tie or be unknown
         order = np.lexsort((table.column("position").to_numpy(), users_E))
         types = list(self.rules["event_types"])
         times = table.column("timestamp").cast(pa.int64()).fill_null(0).to_numpy()
@@ -239,6 +242,7 @@ def read_protocol(folder: Path) -> Protocol:
         negatives = _read(folder / name, "negatives", PAIRS) if rules["sample"] else None
         windows.append(Window(name, splits, ask, negatives))
     protocol = Protocol(rules, items, windows, record["about"])
+    # an edited protocol would compare methods on other data without a sign
     if protocol.hash != record["hash"]:
         raise ArtifactError(
             f"{folder} was changed after it was written: its rows have hash {protocol.hash[:12]},"

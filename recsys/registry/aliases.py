@@ -38,6 +38,7 @@ class Aliases:
         try:
             return str(self._client.get_model_version_by_alias(self.name, alias).version)
         except MlflowException as error:
+            # MLflow reports a missing alias in two ways; anything else is an outage
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return ""
@@ -58,6 +59,7 @@ class Aliases:
             The champion has changed since the decision.
         """
         now = self.version_of(CHAMPION)
+        # MLflow has no conditional change of an alias, so this only narrows the gap
         if now != champion:
             raise ArtifactError(
                 f"the champion of {self.name} was {_named(champion)} when this was decided and is"
@@ -65,6 +67,7 @@ class Aliases:
                 " `recsys promote` again"
             )
         if champion:
+            # first: after a crash in between, the champion is still the old one
             self._client.set_registered_model_alias(self.name, PREVIOUS, champion)
         self._client.set_registered_model_alias(self.name, CHAMPION, version)
         self.tag(version, {REPLACED: champion or "none"})
@@ -95,6 +98,7 @@ class Aliases:
             )
         self._client.set_registered_model_alias(self.name, CHAMPION, previous)
         before = self.tags(previous).get(REPLACED, "")
+        # the tag stays when the version is deleted
         if before.isdigit() and before != champion and self._exists(before):
             self._client.set_registered_model_alias(self.name, PREVIOUS, before)
         else:

@@ -91,6 +91,7 @@ class Owner:
             )
             return
         filesystem, inner = filesystem_of(within(self.run, f"{FOLDER}/{copy.key}.json"))
+        # object stores have no folders
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
             filesystem.create_dir(os.path.dirname(inner), recursive=True)
         with filesystem.open_output_stream(inner) as stream:
@@ -136,6 +137,7 @@ def owner_of(model_uri: str, tracking_uri: str) -> Owner | None:
         uris = [model_uri, _parent(model_uri)]
         return next((Owner(run=uri) for uri in uris if _has(within(uri, _RUN_FILE))), None)
     folder = Path(model_uri).absolute()
+    # a model is given as its run folder or as the bundle in it
     for parent in (folder, folder.parent):
         if (parent / _RUN_FILE).is_file() and (parent / "bundle" / DESCRIPTION).is_file():
             return Owner(run=str(parent))
@@ -149,6 +151,7 @@ def owner_of(model_uri: str, tracking_uri: str) -> Owner | None:
 def _noted(path: Path) -> Owner | None:
     content = json.loads(path.read_text(encoding="utf-8"))
     owner = Owner(*(str(content.get(key, "")) for key in ("run", "name", "tracking")))
+    # a URI without its password cannot be used to record anything
     return owner if MARK not in owner.tracking and (owner.run or owner.tracking) else None
 
 
@@ -201,4 +204,5 @@ def _parse(text: str | bytes) -> Copy | None:
         copy = Copy(**json.loads(text))
     except (ValueError, TypeError):
         return None
+    # tags can be changed by anyone with access to the registry, and `recsys forget` deletes by them
     return copy if copy.kind in get_args(Kind) and Path(copy.place).is_absolute() else None

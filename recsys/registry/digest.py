@@ -48,6 +48,7 @@ def listing(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        # a pipe or a device would also block the reader
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ArtifactError(
                 f"{folder} holds {name}, which is not a regular file; register the model again"
@@ -100,8 +101,10 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
     files = listing(folder)
     if not files:
         raise unreadable(uri, number, FileNotFoundError(f"there are no files at {version.source}"))
+    # a second file of weights is also a difference
     weights = [sha256 for path, sha256 in files.items() if path.endswith(f"/{_WEIGHTS}")]
     registered = tags.get(WEIGHTS_TAG)
+    # before the list of files, because this message says more
     if registered is not None and weights != [registered]:
         raise _changed_error(
             uri,

@@ -87,6 +87,7 @@ def _check_not_moved(name: str, recorded: Path | None, beside: Path) -> None:
     ConfigError
         It was moved.
     """
+    # only where the old place is gone and the new one exists was the store surely moved
     if recorded is None or recorded == beside or recorded.exists() or not beside.exists():
         return
     raise ConfigError(

@@ -76,6 +76,7 @@ def check_minimum(
     against = comparison.get("against", {}).get(best)
     why = "no baseline was measured"
     if against:
+        # a first version replaces nothing, so only a clear loss is a reason to refuse it
         is_below = against["high"] < 0 or (bool(before) and against["difference"] < 0)
         where = (
             "below" if is_below else "above" if against["low"] > 0 else "not distinguishable from"
@@ -161,6 +162,7 @@ def newest_versions(client: Any, name: str, most: int) -> list[Any]:
     list[Any]
         MLflow's descriptions of the versions.
     """
+    # MLflow's filter has no escape for a quote
     quote = '"' if "'" in name else "'"
     return list(
         client.search_model_versions(

@@ -87,6 +87,7 @@ def client(uri: str, writes: bool = False) -> Any:
         As in :func:`recsys.registry.store.ready`.
     """
     for name, value in _QUIET.items():
+        # before the import below, as MLflow reads some of them when it is imported
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
@@ -94,6 +95,7 @@ def client(uri: str, writes: bool = False) -> Any:
         logging.getLogger(logger).setLevel(logging.ERROR)
     # it logs a traceback of errors that it raises
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    # MLflow honours the variable everywhere else, so both must mean the same store
     registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
     for path in {sqlite_path(uri): None, sqlite_path(registry_uri): None}:
         if path is not None:
@@ -133,6 +135,7 @@ def short_timeouts(retries: int = 0) -> Iterator[None]:
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables within a block, unless the user has set them."""
+    # a user on a slow network may have set longer ones
     new = {key: value for key, value in values.items() if key not in os.environ}
     os.environ.update(new)
     try:
@@ -156,5 +159,6 @@ def active_uris(uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(before)
         mlflow.set_registry_uri(registry or "")
+        # MLflow writes the URI into the environment, where child processes would inherit it
         if registry is None:
             os.environ.pop("MLFLOW_REGISTRY_URI", None)

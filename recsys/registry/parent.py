@@ -153,6 +153,7 @@ def open_parent(uri: str, tracking_uri: str) -> Parent:
     folder = resolve(uri, tracking_uri)
     name = uri if is_remote(uri) else str(folder.absolute())
     if uri.startswith("models:"):
+        # an alias would name another model later
         name = pinned(uri, tracking_uri)
     return Parent(name, folder, read_bundle(folder))
 
@@ -204,6 +205,7 @@ def write_refitted(
         info.package_version = __version__
         info.created = datetime.now(UTC).isoformat(timespec="seconds")
         info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}
+        # these belong to the earlier weights, and ``finish`` writes them anew
         for stale in (DESCRIPTION, SELF_TEST, CARD):
             (aside / stale).unlink(missing_ok=True)
         finish(aside, info, card)

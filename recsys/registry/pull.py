@@ -62,6 +62,7 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
         raise ArtifactError(
             f"pull: got {uri!r}, expected models:/NAME@ALIAS or models:/NAME/VERSION"
         )
+    # fixed before the download, because the alias may move
     name, version = pinned(uri, tracking_uri).removeprefix("models:/").rsplit("/", 1)
     target = Path(folder).absolute()
     with writing_aside(target, f"artifacts/*/{DESCRIPTION}") as aside:
@@ -78,6 +79,7 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
         bundle_folder = bundle_in(aside, uri)
         bundle = read_bundle(bundle_folder)
         for file, entry in bundle.info.files.items():
+            # all files: reading a bundle checks only those that serving needs
             check_file(bundle_folder, file, entry)
         if not (aside / "MLmodel").is_file():
             raise ArtifactError(

@@ -73,6 +73,7 @@ class RecommenderModel(PythonModel):
         ArtifactError
             The bundle is damaged, or is not the one that was registered.
         """
+        # before anything in the folder is read
         check_description(
             context.artifacts[BUNDLE], (context.model_config or {}).get(BUNDLE_SHA256)
         )
@@ -106,6 +107,7 @@ class RecommenderModel(PythonModel):
             *(name for name in _MORE if any(name in answer for answer in answers)),
         ]
         return pd.DataFrame(
+            # as objects: pandas would turn a column of numbers and None into floats
             {name: pd.Series([a.get(name) for a in answers], dtype=object) for name in columns}
         )
 
@@ -114,6 +116,7 @@ def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
     """Requests as plain dictionaries, without empty cells and with default values."""
     if isinstance(model_input, pd.DataFrame):
         _check_columns(model_input)
+        # as objects first, or an integer column with an empty cell gives floats
         model_input = model_input.astype(object).to_dict(orient="records")
     if isinstance(model_input, dict):
         model_input = rows_of_columns(_plain(model_input), "the input")

@@ -97,6 +97,7 @@ def register(
     from recsys.serving.bundles import read_bundle
 
     folder = Path(bundle_folder)
+    # reading checks the bundle before anything is written to the registry
     bundle = read_bundle(folder)
     registry = tracker.client
     tags = version_tags(tracker, bundle, metrics)
@@ -151,6 +152,7 @@ def _create_version(
             source=logged.model_uri,
             run_id=tracker.run_id,
             model_id=logged.model_id,
+            # with the version and not after it: no version may exist without its digest
             tags={**tags, FILES_TAG: digest(files)},
             description=version_description(bundle, settings, metrics),
         )
@@ -195,5 +197,6 @@ def _ensure_name(registry: Any, name: str) -> None:
     try:
         registry.create_registered_model(name)
     except MlflowException as error:
+        # created without a look before, because two commands may register at the same time
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -53,6 +53,7 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     from mlflow import MlflowException
     from mlflow.artifacts import download_artifacts
 
+    # resolved once: the alias may move while the files are downloaded
     name, number = _name_and_version(uri, tracking_uri)
     try:
         with active_uris(tracking_uri):
@@ -64,6 +65,7 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
             )
     except (MlflowException, OSError) as error:
         raise unreadable(uri, number, error) from None
+    # before any code of the model is loaded
     check_version(client(tracking_uri), name, number, Path(folder))
     return bundle_in(Path(folder), uri)
 
@@ -120,6 +122,7 @@ def is_local(uri: str) -> bool:
     from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
     store: Any = ModelsArtifactRepository(uri)
+    # it may wrap another one of its kind
     while isinstance(store, ModelsArtifactRepository):
         store = store.repo
     return isinstance(store, LocalArtifactRepository)

@@ -193,16 +193,20 @@ def _upgrade(path: Path, revision: str) -> None:
     """Upgrade a store of an older MLflow in a copy; a backup of the old store stays next to it."""
     for _ in range(_TRIES):
         with _temporary_store(path) as aside, sqlite_errors(path), closing(connect(path)) as watch:
+            # changes whenever another connection commits
             before = watch.execute("PRAGMA data_version").fetchone()
             _copy_store(path, aside)
             backup = path.with_name(f"{path.name}.before-{newest_revision()}")
+            # before the migration, which changes the copy
             _copy_store(aside, backup)
             try:
                 _migrate(aside, path.parent)
             except MultigrainError:
                 raise
             except Exception as error:
+                # the store itself is unchanged, so its backup is of no use
                 backup.unlink(missing_ok=True)
+                # a full disk says nothing about the store
                 if _is_full(error):
                     raise
                 why = (
@@ -263,9 +267,11 @@ def _copy_store(source: Path, target: Path) -> None:
         if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() > last:
             raise locked_error(target)
 
+    # ``connect`` opens existing files only
     if not target.exists():
         target.touch(mode=0o666)
     with closing(connect(source)) as origin, closing(connect(target)) as copy:
+        # SQLite's own copy: another process may write to the source at the same time
         origin.backup(copy, progress=check, sleep=POLL_S)
 
 

@@ -56,6 +56,7 @@ def settled(path: Path) -> State:
     """The :class:`State` of a file, after waiting until no process changes its tables any more."""
     while True:
         state = look(path)
+        # MLflow commits each migration alone, so a store under creation looks partial
         if state.kind != "partial" or time.time() - _changed(path) > _SETTLE_S:
             return state
         time.sleep(POLL_S)
@@ -75,6 +76,7 @@ def look(path: Path) -> State:
     """
     if not path.exists():
         return State("absent")
+    # with a journal, another process is in the middle of its first transaction
     if path.stat().st_size == 0 and not path.with_name(f"{path.name}-journal").exists():
         return State("empty")
     with sqlite_errors(path), closing(connect(path)) as connection:
@@ -88,6 +90,7 @@ def look(path: Path) -> State:
             else ()
         )
         revisions = [str(revision) for (revision,) in rows]
+    # these two exist before MLflow's own tables
     named = {name for name in tables if not name.startswith(("alembic_", "sqlite_"))}
     if not named:
         return State("empty")
@@ -113,6 +116,7 @@ def check_writable(path: Path) -> None:
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open an existing SQLite file in autocommit mode; wait :data:`WAIT_S` for its lock."""
+    # ``rw``: without it SQLite would create an empty file under a mistyped path
     return sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None
     )

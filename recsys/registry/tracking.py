@@ -84,6 +84,7 @@ class Tracker:
         self.commit: tuple[str, bool] | None = (
             None  # of the working directory at the start of the run, where known
         )
+        # a remote run folder has a local one only where the caller made it
         self._folder = (
             folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
         )
@@ -124,6 +125,7 @@ class Tracker:
             self._monitor = None
         status = "FINISHED"
         if error is not None:
+            # a run that a person stopped is no failed run
             status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
             with suppress(
                 Exception
@@ -144,6 +146,7 @@ class Tracker:
             return
         from mlflow.entities import Param
 
+        # MLflow refuses another value for a parameter, which a resumed run may have
         known = self._client.get_run(self.run_id).data.params
         texts = {
             mlflow_name(key): redact(_text(value))[:_MAX_VALUE] for key, value in params.items()
@@ -218,6 +221,7 @@ class Tracker:
             key: [row.get(key) for row in rows]
             for key in dict.fromkeys(key for row in rows for key in row)
         }
+        # a resumed stage would otherwise add its rows a second time
         if name in self._client.get_run(self.run_id).data.tags.get("mlflow.loggedArtifacts", ""):
             import pandas as pd
 
@@ -295,9 +299,11 @@ class Tracker:
         try:
             run = self._client.get_run(self.run_id)
         except MlflowException as error:
+            # a server that is down must not look like a run that was deleted
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
+        # MLflow refuses to write to a deleted run
         return run if run.info.lifecycle_stage == "active" else None
 
     def _log_config(self) -> None:
@@ -322,6 +328,7 @@ def run_of_folder(tracking: TrackingConfig, run_dir: str, folder: Path | None = 
     """
     try:
         content = json.loads(((folder or Path(run_dir)) / RUN_FILE).read_text())
+        # an id of another store would name no run, or a wrong one
         same = content["uri"] == redact(tracking_uri(tracking, run_dir))
         return str(content["run_id"]) if same else ""
     except (OSError, ValueError, KeyError, TypeError):

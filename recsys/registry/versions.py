@@ -60,6 +60,7 @@ class Store:
             for one in _all_pages(
                 self._client.search_model_versions, filter_string=f"name = '{model.name}'"
             ):
+                # the search of versions leaves out their aliases
                 aliases = tuple(
                     alias
                     for alias, number in model.aliases.items()

@@ -27,6 +27,7 @@ class Axis:
     def labels(self) -> list[tuple[float, str]]:
         """Ticks as (percent, text), with as many decimals as their distance needs."""
         step = self.ticks[1] - self.ticks[0]
+        # the small number keeps 0.1 from rounding to two decimals
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         return [(self.at(tick), f"{tick:.{decimals}f}") for tick in self.ticks]
 
@@ -55,6 +56,7 @@ def axis(values: Sequence[float], from_zero: bool = False, count: int = 4) -> Ax
     low, high = min(finite), max(finite)
     if from_zero:
         low, high = min(0.0, low), max(0.0, high)
+    # equal values would divide by zero
     if high - low < 1e-12:
         low, high = (low - 0.5, high + 0.5) if not from_zero or high == 0 else (0.0, high * 1.25)
         low = max(low, 0.0) if from_zero else low

@@ -87,6 +87,7 @@ def score_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         named = [name for name in evaluation["model"] if parse_metric(name).k == k]
         for metric in sorted(named, key=lambda name: name != evaluation["metric"]):
             best = max(values[metric] for values in recommenders.values())
+            # a larger value of these is not always better, so none is marked as best
             accuracy = parse_metric(metric).kind not in ("coverage", "novelty", "gini", "diversity")
             cells = [
                 {

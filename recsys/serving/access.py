@@ -101,7 +101,9 @@ def check_token(given: Sequence[bytes], kept_sha256: str) -> None:
     if len(given) > 1:
         raise CallError(400, "got several Authorization headers, expected one", _CHALLENGE)
     scheme, _, token = (given[0] if given else b"").strip(b" \t").partition(b" ")
+    # hashes of one length, so that the comparison does not reveal the length of the token
     sent = hashlib.sha256(token.strip(b" \t")).hexdigest()
+    # before the other checks, so that every refusal takes the same time
     is_same = hmac.compare_digest(sent, kept_sha256)
     if not given or scheme.lower() != _SCHEME.encode() or not is_same:
         raise CallError(401, _refusal(scheme if given else None), _CHALLENGE)

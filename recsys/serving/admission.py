@@ -74,6 +74,8 @@ def admit(
         if kind != "application/json":
             raise CallError(415, f"Content-Type: got {kind[:80]}, expected application/json")
     announced = headers.get("content-length", "0")
+    # ``isdigit`` is also true for ², which ``int`` refuses; ``int`` also refuses more than 4300
+    # digits, and 20 digits are too many anyway
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > limits.max_bytes:
         raise too_large(limits.max_bytes)
 
@@ -92,6 +94,7 @@ def _admit_stock(tokens: Sequence[bytes], stock_sha256: str | None) -> None:
             "this server does not accept stock changes; to enable them, start it with"
             " serve.stock_token_env",
         )
+    # a replica has no hash: the front has already checked the token
     if stock_sha256 is not None:
         check_token(tokens, stock_sha256)
 

@@ -52,7 +52,9 @@ class AnswerLog:
         )
         path = self._folder / f"{PREFIX}{now:%Y%m%d}-{self._name}.jsonl"
         try:
+            # ``closefd``: the descriptor holds the lock, and ``_appending`` closes it
             with _appending(path) as handle, os.fdopen(handle, "wb", closefd=False) as file:
+                # JSON can hold half of a surrogate pair in an id, which strict UTF-8 refuses
                 file.write(text.encode("utf-8", "surrogatepass"))
         except OSError as error:
             if not self._failed:
@@ -63,6 +65,7 @@ class AnswerLog:
                 )
             self._failed = True
             return False
+        # a failure after a recovery is reported again
         self._failed = False
         return True
 
@@ -323,6 +326,7 @@ def _files(paths: Sequence[str]) -> list[Path]:
                     " serve.log"
                 )
         found += mine
+    # a file may match several of the patterns
     return list(dict.fromkeys(found))
 
 
@@ -346,6 +350,7 @@ def _logged(row: bytes, where: str) -> Logged:
             f"{where}: answer_id must be a string and item_ids a list of strings; restore the file"
             " from a backup"
         )
+    # off-policy estimates divide by the propensities
     if chances is not None and not (
         _are(chances, (int, float))
         and len(chances) == len(items)

@@ -120,14 +120,17 @@ def attributed(
         found = None
         if answer_id is not None:
             mine_id = by_id.get(answer_id, -1)
+            # the event may name an item that the answer did not show
             if mine_id >= 0 and item in logged[mine_id].item_ids:
                 found = mine_id, logged[mine_id].item_ids.index(item)
         elif seconds is not None:
+            # in order of time, because ``logged`` is, so a binary search finds the newest answer
             mine = shown.get((user, item), [])
             newest = bisect_right(mine, seconds + _SLACK_S, key=lambda one: one[0]) - 1
             if newest >= 0 and seconds - mine[newest][0] <= window_s:
                 found = mine[newest][1:]
         if found is None:
+            # counted and not an error: events may come from lists that were not logged
             num_lost += 1
         else:
             rewards[found[0]][found[1]] += reward

@@ -145,6 +145,7 @@ def _write(
         The numbers of users, of rows, and of users who got the most popular items.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    # in the same folder, because a rename works only within one file system
     aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
     num_users = num_rows = num_fallback = 0
     try:
@@ -154,6 +155,7 @@ def _write(
         ):
             for table in tables:
                 writer.write_table(filled_up(table, schema), row_group_size=_ROWS_A_GROUP)
+                # the table has one row per item; the first rank stands for the user
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
                 num_users, num_rows = num_users + len(firsts), num_rows + len(table)
                 pace.add(len(firsts))
@@ -185,6 +187,7 @@ def is_small(
             pq.read_metadata(Path(bundle_folder) / USERS).num_rows <= _BATCHES_HERE * batch_size
         )
     except (OSError, pa.ArrowException):
+        # the two checks fail for the same reason, and this one knows the cure
         read_bundle(bundle_folder)  # raises the error that names what is wrong
         raise
 
@@ -296,6 +299,7 @@ def _quiet_and_in_order() -> Iterator[None]:
     """Run Ray Data without progress bars and log lines, and keep the order of the blocks."""
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, context.execution_options.preserve_order, logger.level
+    # answers must be in the order of the users, and blocks finish in any order
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
     context.print_on_execution_start = False
     logger.setLevel(logging.ERROR)

@@ -72,6 +72,7 @@ class CallError(Exception):
         super().__init__(message)
         self.status, self.headers = status, headers
 
+    # an exception is pickled with its ``args``, which lack the status; it travels between processes
     def __reduce__(self) -> tuple[Any, ...]:
         return CallError, (self.status, str(self), self.headers)
 

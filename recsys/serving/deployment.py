@@ -82,6 +82,7 @@ class Replicas:
 
     def __init__(self, handle: Any, limits: Limits) -> None:
         self._handle, self._limits, self._name = handle, limits, uuid4().hex
+        # no CPU is reserved, so that the reader takes no place of a replica
         self._reader: Any = ray.remote(num_cpus=0, max_restarts=-1)(Reader).remote()
         self._about: dict[str, Any] = {}
         self._num_scored = 0
@@ -103,12 +104,14 @@ class Replicas:
             The body is refused, or the replica stopped (503).
         """
         try:
+            # a stock change is no list of requests, so it has no slices
             if len(incoming.body) > _LARGE_BODY and incoming.path != STOCK:
                 found = await self._reader.read.remote(
                     incoming.path, incoming.body, self._limits, self._num_scored
                 )
                 if isinstance(found, CallError):
                     raise found
+                # without the body: the slices hold all of it
                 incoming = replace(incoming, body=b"", slices=found)
             reply: Reply = await self._handle.answer.remote(incoming)
             return reply
@@ -127,6 +130,7 @@ class Replicas:
     async def _poll(self) -> None:
         """Poll a replica for the description of its model."""
         while True:
+            # whatever the error is, the next poll may succeed; until then ``about`` expires
             with suppress(Exception):
                 about, self._num_scored = await asyncio.wait_for(
                     self._handle.about.remote(), _UNHEARD_S
@@ -183,6 +187,7 @@ class Gate:
         patience = self._front.patience
         self._front.stop(min(patience.body_timeout_s, _LAST_BODY_S))
         started = time.monotonic()
+        # at least ``drain_s``: a load balancer needs time to see that this server refuses calls
         while time.monotonic() - started < self._drain_s or (
             self._front.num_open()
             and time.monotonic() - started < patience.timeout_s + _LAST_BODY_S
@@ -200,6 +205,7 @@ def recommender(settings: ServeConfig) -> Any:
         name="recommender",
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": settings.cpus},
+        # the front limits the calls; Serve must not hold some of them back in its own queue
         max_ongoing_requests=settings.max_waiting + MORE_ONGOING,
         graceful_shutdown_timeout_s=settings.timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
@@ -243,6 +249,7 @@ class Server:
             self.offer(bundle, about, side)
         self._gate = self._listening()
         serve.start(
+            # the front replaces the proxy of Serve
             proxy_location="Disabled",
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
@@ -294,6 +301,7 @@ class Server:
         """
         left = 0
         if self._gate is not None:
+            # a front that has died has no calls left to answer
             with suppress(ray.exceptions.RayError):
                 left = int(ray.get(self._gate.close.remote()))
             ray.kill(self._gate)

@@ -46,6 +46,7 @@ def by_relevance(
     [0, 2, 1]
     """
     low, high = scores_P.min(initial=np.inf), scores_P.max(initial=-np.inf)
+    # scaled, because cosines are within [−1, 1] and scores have any scale
     relevance_P = (scores_P - low) / (high - low) if high > low else np.ones(len(scores_P))
     nearest_P, left_P = np.zeros(len(scores_P)), np.ones(len(scores_P), dtype=bool)
     order = np.zeros(len(scores_P) if most is None else min(most, len(scores_P)), dtype=np.int64)
@@ -97,6 +98,7 @@ def page_by_category(
     waiting: deque[int] = deque()
     fresh = iter(range(len(ranked_R)))
     chosen: list[int] = []
+    # page by page from the first one, so that no item is on two pages
     for _ in range(page + 1):
         counts: Counter[int] = Counter()
         chosen = []
@@ -115,6 +117,7 @@ def page_by_category(
         passed.extend(waiting)
         while len(chosen) < k and (found := next(fresh, None)) is not None:
             take(found) if fits(found) else passed.append(found)
+        # a deeper ranking may still fill the page
         if len(chosen) < k and not is_whole:
             return None
         waiting = passed

@@ -94,6 +94,7 @@ class Explainer:
             ]
         items, effects_VR = self._item_effects(encoded, rows_R)
         friends, speaks_VR = self._friend_shares(encoded, rows_R)
+        # in relation to the scores, as their scale differs from model to model
         least = _LEAST * max(abs(score) for score in answer.scores)
         found = []
         for rank in range(len(rows_R)):
@@ -119,6 +120,7 @@ class Explainer:
         R].
         """
         [seen] = encoded.visible
+        # newest first; the limit bounds the number of forward passes of one request
         items = list(dict.fromkeys(seen.items_E[::-1].tolist()))[:MAX_EFFECTS]
         variants = [seen, *(seen.without(item) for item in items)]
         scores_VR = self._scores(self._contributions(encoded, variants), rows_R)
@@ -141,6 +143,7 @@ class Explainer:
         """The contributions for variants of one request; the text of its past is not changed."""
         rows = torch.zeros(len(variants), dtype=torch.int64)
         text = self._recommender.scorer.past_texts(encoded.visible)
+        # the text needs the text encoder, which is too slow to run for every variant
         again = EncodedRequests(
             list(encoded.requests) * len(variants),
             variants,

@@ -72,6 +72,7 @@ class Explorer:
             ranks_P = generator.permutation(size)
         propensities_P = (1 - self.share) * (ranks_P == np.arange(size)) + self.share / max(size, 1)
         page = slice(request.offset, request.offset + request.k)
+        # the whole pool is ordered before the page is cut, so that pages do not overlap
         shown_R = np.concatenate([pool_P[ranks_P], items_R[size:]])
         return shown_R[page], np.concatenate([propensities_P, np.ones(len(items_R) - size)])[page]
 

@@ -61,6 +61,7 @@ def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: f
     DataError
         There are no rows, or the share of bad rows is above ``max_bad``.
     """
+    # the sign of a reward is the label of the row, and its size the weight; 0 has neither
     nothing = [name for name, reward in rewards.items() if reward == 0 or not np.isfinite(reward)]
     if nothing:
         raise ConfigError(
@@ -224,6 +225,7 @@ def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Arr
     """The queries to encode, one per distinct user and history, and the query number of
     every row.
     """
+    # feedback has many rows of one user, and encoding is the expensive part
     numbers: dict[tuple[str, tuple[str, ...] | None], int] = {}
     keys = [
         (user, None if history is None else tuple(history))
@@ -248,6 +250,7 @@ def _encode(
     parts = model.unit_contributions(chunk)
     fusion = model.encoders.fusion
     with torch.inference_mode():
+        # the gate was trained without members that were added in closed form
         trained_BKD = parts.vectors_BKD[:, : fusion.names_K, : model.config.width]
         gate_BK = (
             fusion.gate_logits(trained_BKD)

@@ -212,6 +212,7 @@ class Front:
                     self._held += len(chunk)
                     if len(found) > self.limits.max_bytes:
                         raise too_large(self.limits.max_bytes)
+                    # at least 1 MiB each: a small serve.max_bytes must not refuse many small bodies
                     if self._held > _HELD_BODIES * max(self.limits.max_bytes, 1 << 20):
                         raise CallError(
                             503,
@@ -317,6 +318,7 @@ class Front:
             (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in named
         ]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        # an open reply keeps uvicorn from closing the connection before the rest is read
         await send({"type": "http.response.body", "body": reply.body, "more_body": unread})
         if unread:
             with suppress(TimeoutError):
@@ -348,6 +350,7 @@ class _Head:
     def of(cls, scope: MutableMapping[str, Any]) -> _Head:
         given: list[tuple[bytes, bytes]] = list(scope["headers"])
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in given}
+        # a list, because the dictionary keeps only the last of several headers
         tokens = [value for name, value in given if name.lower() == b"authorization"]
         headers.pop("authorization", None)  # checked here; the replicas do not need it
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers

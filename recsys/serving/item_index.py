@@ -85,6 +85,7 @@ def _measure(folder: Path, bundle: Bundle, index: ItemIndex | None) -> float:
         calibrate(index, _users(bundle), bundle.model.item_vectors_ND) if index is not None else 0.0
     )
     if index is None or reached < RECALL:
+        # an index with a low recall must not stay: a bundle with the file uses it
         (folder / INDEX).unlink()
         bundle.info.index = {}
     else:

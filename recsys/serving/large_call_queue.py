@@ -28,6 +28,7 @@ class LargeCallQueue:
             yield
             return
         loop = asyncio.get_running_loop()
+        # a lock belongs to one event loop, and a service may live longer than a loop
         if self._lock is None or self._loop is not loop:
             self._lock, self._loop = asyncio.Lock(), loop
         async with self._lock:

@@ -67,6 +67,7 @@ def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slice
         return error
     except UserError as error:
         return CallError(400, str(error))
+    # as JSON, because the replica parses one slice at a time and must not hold all requests
     parts = tuple(json.dumps(rows.rows[cut]).encode() for cut in slices(requests, num_scored))
     return Slices(
         rows.form,

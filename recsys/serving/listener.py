@@ -54,6 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_head_timer()
         if self._head_timer is not None:
             self._head_bytes += len(data)
+        # first the parser: where this piece completes the head, it stops the timer
         super().data_received(data)
         if (
             self._head_timer is not None
@@ -90,6 +91,7 @@ class Listener:
             http=BoundedProtocol,
             ws="none",
             lifespan="off",
+            # uvicorn must not replace the logging of this process
             log_config=None,
             log_level=None,
             access_log=False,
@@ -103,6 +105,7 @@ class Listener:
         self._connecting: set[asyncio.Task[Any]] = set()
         _allow_many_connections()
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        # a restart must not wait until connections of the previous server leave TIME_WAIT
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.setblocking(False)
         self._socket.bind((host, port))
@@ -122,6 +125,7 @@ class Listener:
         if self._socket.fileno() < 0:
             return
         self._loop.remove_reader(self._socket.fileno())
+        # as many as the queue can hold, because closing the socket resets those that stay in it
         self._accept(_BACKLOG)
         self._socket.close()
         deadline = self._loop.time() + _CLOSING_S
@@ -130,12 +134,14 @@ class Listener:
         ):
             await asyncio.sleep(0.02)
         for connection in list(self._state.connections):
+            # closes an idle connection at once, and another one after its reply
             connection.shutdown()
         while self._loop.time() < deadline + _CLOSING_S and (
             self._state.connections or self._state.tasks
         ):
             await asyncio.sleep(0.02)
         for task in self._tasks:
+            # the update of the date never ends by itself
             task.cancel()
 
     def _accept(self, most: int) -> None:
@@ -166,12 +172,14 @@ class Listener:
 
     def _start_task(self, awaitable: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(awaitable)
+        # the event loop has only weak references to its tasks
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _update_date_header(self) -> None:
         while True:
+            # ``uvicorn.Server``, which otherwise does this, does not run here
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             await asyncio.sleep(1)
 

@@ -163,6 +163,7 @@ class ModelHolder:
         that failed.
         """
         living = self._living()
+        # a set: replicas usually fail with the same error
         errors = {replica.failed[serial] for replica in living if serial in replica.failed}
         return (
             len(living),

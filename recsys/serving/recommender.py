@@ -114,6 +114,7 @@ class Recommender:
 
     def user_row(self, user_id: str) -> int:
         """The dense id of a user, -1 for one the bundle does not know."""
+        # the id itself first: a caller may already send the pseudonym
         row = self._user_rows.get(user_id, -1)
         return row if row >= 0 else self._user_rows.get(self._known_as(user_id), -1)
 
@@ -160,6 +161,7 @@ class Recommender:
         attributes = self.scorer.attributes.encode(
             [request.attributes for request in requests], numbers
         )
+        # friends are gathered like listed items, so they take as much memory
         longest = max((max(r.depth, len(r.friends or ())) for r in requests), default=1)
         longest = max(longest, explorer.pool) if explorer is not None else longest
         size = self.scorer.chunk_size(longest)
@@ -337,7 +339,9 @@ class Recommender:
                 page = self.pager.cut(request, items, is_whole, partial(standings.scores, row))
                 if page is not None:
                     break
+                # in large steps, so that few rankings are repeated
                 reached = min(_DEEPER * reached, self.bundle.num_items)
+                # only this row: other requests of the chunk need no deeper ranking
                 mine = standings.of_row(row).top(reached)[0]
             pages[row, : len(page)] = page
         return pages, drawn
@@ -360,6 +364,7 @@ class Recommender:
             shares_KR.sum(0) if is_of_model else self.bundle.popularity_N[page_R].astype(np.float64)
         )
         scores_R = scores_R if raised_R is None else scores_R + raised_R
+        # a diverse or explored page has its own order, which must stay
         if not is_reordered(request) and is_of_model and propensities is None:
             # The ranking used float32 scores; float64 scores may differ in the last digits.
             order_R = np.argsort(-scores_R, kind="stable")
@@ -373,6 +378,7 @@ class Recommender:
         boosts = None
         if raised_R is not None and plan.selection is not None and plan.selection.log_N is not None:
             boosts = [
+                # float32 logarithms: the request's own factor comes back without rounding noise
                 float(f"{factor:.6g}")
                 for factor in np.exp(plan.selection.log_N[page_R].astype(np.float64))
             ]

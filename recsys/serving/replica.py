@@ -59,10 +59,12 @@ class Replica:
         self._is_own_holder = holder is None
         self._holder, self._name = holder or serve.get_deployment_actor(MODEL_HOLDER), uuid4().hex
         self._has_ended = False
+        # without hashes: the front has checked the tokens
         self._service = service_of(settings, replace(limits, token_sha256="", stock_sha256=None))
         self._service.restock(ray.get(self._holder.stock.remote()))
         self._serials: dict[Side, int] = {}
         self._failed: dict[int, str] = {}
+        # one thread, so that a slice of a large call runs between two batches
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
         self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
@@ -177,6 +179,7 @@ class Replica:
             _LOG.exception(
                 "model %d cannot be loaded; model %d keeps answering", offered, self._serials[side]
             )
+            # a new dictionary: the event loop may be sending the current one to the holder
             self._failed = {**self._failed, offered: f"{type(error).__name__}: {error}"}
             self._service.counts.add("failed_swaps_total")
 

@@ -34,12 +34,14 @@ def read_requests(path: str) -> list[dict[str, Any]]:
         The file does not exist or is empty, or a line is not a request; names the file and line.
     """
     found: list[dict[str, Any]] = []
+    # not ``splitlines``, which also breaks lines at a lone carriage return
     for number, line in enumerate(_content(path).split(b"\n"), start=1):
         line = line.strip(b" \t\r")
         if not line:
             continue
         try:
             row = read_json(line)
+            # parsed here only for the message with the line; the caller parses it again
             parse_requests([row])
         except ValueError as error:
             hint = (
@@ -82,6 +84,7 @@ def _unpacked(path: str, content: bytes) -> Iterator[bytes]:
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
         while piece := file.read(_PIECE):
             total += len(piece)
+            # a small file may decompress to all of the memory
             if total > max(_PIECE, min(_MAX_BYTES, 200 * len(content))):
                 raise RequestError(
                     f"{KEY}: {path} decompresses to more than 200 times its size; give the"

@@ -69,6 +69,8 @@ class RankedCatalogue:
         if selection is None or selection.log_N is None:
             ranked_R = self.by_popularity
             if selection is None:
+                # at most so many of the first are hidden, so the rest of the catalogue is not
+                # needed
                 ranked_R = ranked_R[: k + len(hidden_E)]
             else:
                 ranked_R = ranked_R[selection.allowed.among(ranked_R)][: k + len(hidden_E)]
@@ -177,6 +179,7 @@ class RequestScores:
         logs_R = selection.log_N[items_R]
         if not self.usable_B[row]:
             return np.asarray(logs_R.astype(np.float64) * self.shelf.popularity_spread)
+        # multiplied in float32, as the ranking does, so that both have the same digits
         return np.asarray((logs_R * self.spread_B[row].numpy()).astype(np.float64))
 
     def scores(self, row: int, items_R: Array) -> Array:

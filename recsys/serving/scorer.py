@@ -153,6 +153,7 @@ class RequestScorer:
                 signal: rows_BX[rows_b] if isinstance(rows_BX, Tensor) else rows_BX.take(rows_b)
                 for signal, rows_BX in signals.items()
             }
+            # each horizon needs its own forward pass
             pieces.append(
                 (
                     rows_b,
@@ -168,6 +169,7 @@ class RequestScorer:
         if self._texts is None:
             return None
         stored_U = self._histories.lengths_U
+        # a longer history than the stored one means that the request brings newer events
         is_new = [seen.user < 0 or len(seen.items_E) > stored_U[seen.user] for seen in visible]
         pasts = [
             (s.items_E, s.types_E) if new else None for s, new in zip(visible, is_new, strict=True)
@@ -216,11 +218,13 @@ def _hidden(queries: Queries, exclude_B: Array, plans: Sequence[Plan] = ()) -> t
     is_hidden_E = np.repeat(exclude_B, histories.lengths_U) & histories.are_targets_E
     rows_E = np.repeat(np.arange(len(queries)), histories.lengths_U)[is_hidden_E]
     hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
+    # without exclusions the rows already ascend
     if not any(len(plan.excluded) for plan in plans):
         return rows_E, hidden_E
     rows_E = np.concatenate(
         [rows_E, *(np.full(len(plan.excluded), row) for row, plan in enumerate(plans))]
     )
     hidden_E = np.concatenate([hidden_E, *(plan.excluded for plan in plans)])
+    # the search expects rows in ascending order
     order_E = np.argsort(rows_E, kind="stable")
     return rows_E[order_E], hidden_E[order_E]

@@ -135,11 +135,13 @@ class Service:
         from recsys.serving.recommender import Recommender
 
         recommender = Recommender(bundle)
+        # before it answers: a new model must not list an item that is out of stock
         recommender.catalogue.set_stock(self.stock.out)
         request = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
         recommender.recommend(
             [request]
         )  # fills the caches that the first request would have to fill
+        # a new dictionary: running calls keep the one that they began with
         self._held = {**self._held, side: (recommender, about)}
 
     @property
@@ -167,6 +169,7 @@ class Service:
         its own call.
         """
         assert "a" in self._held, "a model is adopted before the first call"
+        # read once, so that all jobs of the batch have the same models
         held = self._held
         self.counts.add("batches_total")
         self.counts.add("batched_calls_total", len(jobs))
@@ -179,6 +182,7 @@ class Service:
             answers = iter(self._answer_by_side(held, [request for job in jobs for request in job]))
             return [Answered([next(answers) for _ in job], version, models) for job in jobs]
         except RequestError as error:
+            # with several jobs, each is answered again alone, so that only the bad one fails
             if len(jobs) == 1:
                 return [error]
         outcomes: list[Outcome] = []
@@ -285,6 +289,7 @@ class Service:
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
         if incoming.path == OPENAPI:
+            # reading the facts of a model may take long, and other calls must not wait
             return await asyncio.to_thread(self._document)
         if incoming.path == DOCS:
             return await asyncio.to_thread(docs, self.server or self.limits.server)
@@ -331,6 +336,7 @@ class Service:
             number = len(cuts) if found is None else len(found.parts)
             answered = await self._answered(jobs, number > 1, ask_alone if number > 1 else ask)
             if answered is not None:
+                # only when the call is complete: slices of a try that was given up were never shown
                 self._log(answered)
                 version = ", ".join(sorted(answered.versions)) or _version(self.about)
                 return replace(joined(form, answered.parts), headers=((VERSION_HEADER, version),))
@@ -359,10 +365,12 @@ class Service:
         """  # noqa: DOC501
         collected, version, first = _CallAnswers(), "", 0
         for job in jobs:
+            # a turn for each slice, so that several large calls take turns
             async with self._lane.turn(is_large):
                 outcome = await ask(job)
                 if isinstance(outcome, RequestError):
                     raise _renumbered(outcome, first)
+                # one list must not have items of two models
                 if collected.parts and outcome.version != version:
                     return None
                 version, first = outcome.version, first + len(job)

@@ -83,7 +83,9 @@ class Similar:
         similarity_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[
             by
         ](item)
+        # a copy, because the answer shows the similarity without boosts
         scores_N = similarity_N.copy()
+        # an item is always the most similar to itself
         scores_N[item] = -np.inf
         raised_N, spread = self._apply_rules(scores_N, plan)
         depth = min(request.depth, len(scores_N))
@@ -186,6 +188,7 @@ class Similar:
         if selection is not None and selection.log_N is not None:
             log_N = selection.log_N.astype(np.float64)
             finite = scores_N[np.isfinite(scores_N)]
+            # in units of the scores, so that one factor means the same for every method
             spread = (float(finite.std()) if len(finite) else 0.0) or 1.0
             scores_N += log_N * spread
         if selection is not None:
@@ -200,6 +203,7 @@ class Similar:
         text = self._bundle.item_text
         assert text is not None, "_way has checked it"
         whole = torch.as_tensor(text)
+        # text vectors may be stored as float16
         item_T = whole[item].float()
         item_T = item_T / item_T.norm().clamp(min=1e-12)
         found = []
@@ -207,6 +211,7 @@ class Similar:
             piece = whole[start : start + _ROWS].float()
             lengths = piece.norm(dim=1)
             cosines = piece @ item_T / lengths.clamp(min=1e-12)
+            # an item without text is not similar to anything, rather than 0
             found.append(torch.where(lengths > 0, cosines, -torch.inf))
         return torch.cat(found).numpy().astype(np.float64)
 
@@ -227,7 +232,9 @@ class Similar:
         rows = np.repeat(np.arange(len(taken)), lengths)
         is_target = histories.are_targets_E[events_E]
         num_items = self._bundle.num_items
+        # a user who had an item several times counts once
         pairs = np.unique(rows[is_target] * num_items + histories.items_E[events_E[is_target]])
+        # the factor scales the sample up to all users of the item
         together_N = np.bincount(pairs % num_items, minlength=num_items) * (len(users) / len(taken))
         counts_N = np.diff(self._users_by_item[0])
         scores_N = together_N / (np.sqrt(counts_N * float(len(users))) + _SHRINKAGE)

@@ -74,12 +74,14 @@ def byte_ranges(
     SourceError
         A line is too long.
     """  # noqa: DOC501
+    # the fallback for a range with a quote that is never closed
     lines = replace(dialect, multiline=False)
     row, buffer = 1, b""
     with file.stream() as stream:
         _skip(stream, start, file)
         while block := stream.read(chunk_bytes):
             buffer += block
+            # a byte-order mark would become part of the first id
             if start == 0 and buffer.startswith(codecs.BOM_UTF8):
                 start, buffer = len(codecs.BOM_UTF8), buffer[len(codecs.BOM_UTF8) :]
             cut = count = -1
@@ -88,12 +90,14 @@ def byte_ranges(
                 by_line = not is_sound or (cut == 0 and len(buffer) > MAX_ROW_BYTES)
                 if by_line:
                     cut, count, _ = _last_row_end(buffer, lines, 0)
+                    # not even one line ends within the size of a row
                     if cut == 0:
                         raise row_too_long(file.path, row)
                 if cut:
                     yield ByteRange(start, cut, row, count, by_line), buffer[:cut]
                     start, row, buffer = start + cut, row + count, buffer[cut:]
     if buffer:
+        # the last row may have no line end; with one it is found like the others
         cut, count, is_sound = _last_row_end(buffer + b"\n", dialect, num_columns)
         if cut <= len(buffer) or not is_sound:
             yield (
@@ -115,9 +119,11 @@ def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int,
     if not (dialect.quoted and dialect.multiline) or data.find(_QUOTE, 0, end) < 0:
         count = data.count(b"\n", 0, end)
         if count > _MOST_ROWS:
+            # only here positions are needed; they take eight bytes a line
             end = int(np.flatnonzero(_codes(data) == _NEWLINE)[_MOST_ROWS - 1]) + 1
             count = _MOST_ROWS
         return end, count, True
+    # only a line with an odd number of quotes can open or close a cell over several lines
     ends, is_odd = _odd_lines(data[:end])
     inside = np.zeros(len(ends), dtype=bool)
     opened, is_sound = -1, True
@@ -143,6 +149,7 @@ def _is_row(data: bytes, dialect: Dialect, num_columns: int) -> bool:
     """Whether lines are one strictly valid row: the right number of cells, and no text after a
     closing quote.
     """
+    # the default of 128 KiB would call a long but valid text wrong
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     try:
         text = data.decode(dialect.encoding)
@@ -207,6 +214,7 @@ def _skip(stream: Any, count: int, file: InputFile) -> None:
     while count > 0:
         skipped = len(stream.read(min(count, CHUNK_BYTES)))
         if skipped == 0:
+            # a file that was cut since it was found has another message
             file.check_unchanged()
             raise SourceError(f"{file.path} ends before its first row; check the file and the disk")
         count -= skipped

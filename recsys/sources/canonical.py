@@ -59,6 +59,7 @@ class CanonicalAdapter(SourceAdapter):
     def files(self) -> list[InputFile]:
         """All input files."""
         lookups = [file for patterns in self.config.lookup.values() for file in find(patterns)]
+        # one file may have several tables
         tables = [file for table in self._tables().values() for file in table.files]
         return list({file.path: file for file in (*tables, *lookups)}.values())
 
@@ -69,6 +70,7 @@ class CanonicalAdapter(SourceAdapter):
 
     def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
         """Skip the files of events in ``known`` and return the number left."""
+        # the description first, so that most files need not be read for their hash
         seen = [
             {key: value for key, value in file.items() if key != "fingerprint"} for file in known
         ]
@@ -76,6 +78,7 @@ class CanonicalAdapter(SourceAdapter):
         table = self._tables()["events"]
         for file in table.files:
             now = _known(file, table)
+            # by content too: a file may have been moved or copied
             if now in seen or _content(now | {"fingerprint": self.hash_of(file)}) in hashes:
                 self._left_out |= {file.path}
         return sum(file.path not in self._left_out for file in table.files)
@@ -254,6 +257,7 @@ class CanonicalAdapter(SourceAdapter):
             patterns: list[str] = getattr(config, name)
             files = find(patterns)
             if table is schema.EVENTS:
+                # a file may be in ``events`` and in ``split_files``; its events count once
                 files = list({file.path: file for file in [*files, *named]}.values())
                 files = [file for file in files if file.path not in self._left_out]
             if files:

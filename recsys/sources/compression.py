@@ -69,9 +69,11 @@ def compression_of(path: str, name: str, head: bytes) -> str:
             raise SourceError(
                 f"{path} is compressed with {kind}, which is not supported; unpack it ({READ})"
             )
+    # their first bytes are those of zip, but a table is not one file of the archive
     if name.lower().endswith(_DOCUMENTS):
         return ""
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
+    # the bytes first: downloads often have a wrong ending
     return found or next(
         (kind for ending, kind in ENDINGS.items() if name.lower().endswith(ending)), ""
     )
@@ -115,6 +117,7 @@ class Unpacked:
         """
         with _said(self._path, self._kind):
             found = bytes(self._stream.read(count))
+        # counted as it is read, because the size in a header can be false
         self._count += len(found)
         if self._count > max(FREE_BYTES, MAX_RATIO * self._size):
             raise SourceError(

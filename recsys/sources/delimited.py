@@ -163,9 +163,11 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
         schema.RAW: raw_text(cells.table, checked.column(schema.REASON), origin.delimiter),
     }
     good = finish(checked, layout, provenance)
+    # without broken rows the good ones are already in the order of the file
     if not cells.broken_rows:
         return good
     scale = MOST_MEMBERS if layout.lists else 1
+    # the order number of a row with lists leaves room for its members
     broken = bad_rows(
         layout,
         UNREADABLE,
@@ -255,6 +257,7 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
         The head is not text, or is text in another encoding.
     """
     for mark, name in _BOMS:
+        # Excel saves "Unicode text" so; its zero bytes would otherwise be called binary data
         if head.startswith(mark):
             raise SourceError(
                 f"{file.path} is {name} (Excel calls it Unicode text); expected {encoding}: save it"
@@ -262,6 +265,7 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
             )
     if head.startswith(_SQLITE):
         raise SourceError(f"{file.path} is an SQLite database; export its tables as CSV or Parquet")
+    # the head of a Parquet file may be free of zero bytes
     if b"\0" in head or head.startswith(b"PAR1"):
         kind = "a Parquet file" if head.startswith(b"PAR1") else "binary data"
         raise SourceError(
@@ -270,8 +274,10 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     for start, what in _NO_TABLES.items():
         if head.lstrip().lower().startswith(start):
             raise SourceError(f"{file.path} is {what}, not a table; download the file itself")
+    # the last line may end in the middle of a character
     lines = head.split(b"\n")[:-1] or [head]
     wrong = [number for number, line in enumerate(lines, 1) if not decodable(line, encoding)]
+    # a few wrong lines are bad rows; in the first line they spoil the names of columns
     if len(wrong) > _MAX_UNDECODABLE * len(lines) or (wrong and wrong[0] == 1):
         raise SourceError(
             f"{file.path}: line {wrong[0]} is not {encoding} text ({len(wrong)} of the first"
@@ -298,6 +304,7 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
     compressed file is one piece.
     """
     if piece.file.compressed:
+        # no position in compressed bytes can be reached without all before it
         piece.file.check_unpacked()
         return [piece]
     found = byte_ranges(
@@ -331,6 +338,7 @@ def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Ce
     for column, title in zip(cells.table.columns, titles, strict=False):
         if not title:
             continue
+        # most blocks have no repeated header, so the search ends at the first columns
         again &= np.asarray(pc.fill_null(pc.equal(column, title), False))
         if not again.any():
             return cells
@@ -366,6 +374,7 @@ def translated(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Di
         Good rows as text, and the rows that could not be parsed.
     """
     data, simple = plain(data, dialect)
+    # Arrow knows only delimiters of one byte
     if len(simple.delimiter) == 1 and simple.delimiter.isascii():
         cells = parse(data, byte_range, num_columns, simple)
     else:
@@ -414,8 +423,10 @@ def parse(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Dialect
     dialect : Dialect
         How cells are separated, quoted and encoded.
     """
+    # a quote that is never closed would otherwise swallow the rest of the range
     dialect = replace(dialect, multiline=dialect.multiline and not byte_range.by_line)
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
+        # a mark replaces what does not decode, and ``_why`` recognises it
         data = data.decode(dialect.encoding, errors="replace").encode()
     if data.count(b"\r") != data.count(b"\r\n"):
         # a lone carriage return does not end a row
@@ -425,6 +436,8 @@ def parse(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Dialect
         data, "utf-8"
     ):  # Arrow prints a traceback for a short row that is not UTF-8
         try:
+            # Arrow and the pass that cut the file may read odd quotes in two ways; then each row is
+            # read alone
             return _parse_fast(data, byte_range, num_columns, dialect)
         except (pa.ArrowInvalid, _Miscounted):
             pass
@@ -446,6 +459,8 @@ def _parse_fast(data: bytes, byte_range: ByteRange, num_columns: int, dialect: D
 
     table = pa.csv.read_csv(
         pa.BufferReader(data),
+        # without threads, because only then Arrow knows the number of an invalid row; in one
+        # block, because a row must not be longer than a block
         read_options=pa.csv.ReadOptions(
             column_names=names, block_size=len(data) + 1, use_threads=False
         ),
@@ -453,11 +468,13 @@ def _parse_fast(data: bytes, byte_range: ByteRange, num_columns: int, dialect: D
             delimiter=dialect.delimiter,
             quote_char='"' if dialect.quoted else False,
             newlines_in_values=dialect.quoted and dialect.multiline,
+            # blank lines must count, or the numbers of the rows after them are wrong
             ignore_empty_lines=False,
             invalid_row_handler=skip,
         ),
         convert_options=pa.csv.ConvertOptions(
             column_types={name: pa.string() for name in names},
+            # not Arrow's own list of missing values: an id may be "NA"
             strings_can_be_null=True,
             null_values=[""],
         ),
@@ -480,6 +497,7 @@ def _not_blank(table: pa.Table, positions: Any, data: bytes, dialect: Dialect) -
     """
     is_empty = np.ones(table.num_rows, dtype=bool)
     for column in table.columns:
+        # a blank line is null in every column, so one full column is enough
         if column.null_count == 0:
             return None
         is_empty &= np.asarray(column.is_null())
@@ -495,6 +513,7 @@ def _parse_rows(data: bytes, byte_range: ByteRange, num_columns: int, dialect: D
     rows: list[int] = []
     broken: list[tuple[int, str]] = []
     for row, line in enumerate(_whole_rows(data, dialect), byte_range.first_row):
+        # lines are split at the line feed, so CRLF leaves the carriage return
         text = line.decode(errors="replace").rstrip("\r")
         if not text.strip():
             continue

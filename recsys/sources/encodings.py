@@ -143,8 +143,10 @@ def encoding_of(head: bytes) -> str:
 def found_encoding(head: bytes) -> FoundEncoding:
     """The encoding of the first bytes of a file, with an example of its words."""
     lines = head.split(b"\n")
+    # without the last line, which may end in the middle of a character
     high = [line for line in lines[:-1] or lines if not line.isascii()]
     wrong = [line for line in high if not is_utf8(line)]
+    # a few damaged lines do not make another encoding
     if not wrong or len(wrong) < 0.1 * len(high):
         return FoundEncoding("utf-8")
     data = b"\n".join(wrong)
@@ -200,10 +202,13 @@ def _of_latin_letters(data: bytes) -> FoundEncoding:
         for weights in languages:
             for letter, weight in weights.items():
                 every[letter] = every.get(letter, 0.0) + weight
+        # each language alone fits its own text better; all together fit a catalogue in several
+        # languages
         best = max(_likelihood(data, name, _shares(of_one)) for of_one in (*languages, every))
         scores[name] = best - (_OLD if is_old else 0.0)
     western = scores.pop("cp1252")
     name, best = max(scores.items(), key=lambda pair: pair[1])
+    # single marks such as a degree sign are letters in another encoding
     if best < western + _CLEARLY or not _has_words(data, name):
         second, best, name = name, western, "cp1252"
         is_near = scores[second] > western and _decoded(data, second) != _decoded(data, name)
@@ -211,6 +216,7 @@ def _of_latin_letters(data: bytes) -> FoundEncoding:
         second = max((other for other in scores if other != name), key=lambda key: scores[key])
         is_near = scores[second] > best - _CLEARLY / 2
         is_near = is_near and _decoded(data, second) != _decoded(data, name)
+    # the Windows encodings differ from the ISO ones only in these bytes
     has_controls = any(0x80 <= code < 0xA0 for code in data)
     if not has_controls:
         name = {"cp1252": "latin-1", "cp1254": "iso8859_9"}.get(name, name)
@@ -246,6 +252,7 @@ def _probabilities(text: str, shares: Mapping[str, float]) -> Iterator[float]:
                 if character in _MARKS and character not in _BEHIND_LETTERS and before.isalpha():
                     share *= _AFTER_LETTER
             if character.isupper() and before.islower():
+                # a wrong encoding often gives a capital letter in the middle of a word
                 share *= _IN_WORD
             elif character.islower() and before.isupper() and ord(before) >= 0x80:
                 share *= 0.5

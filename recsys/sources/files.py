@@ -59,6 +59,7 @@ class InputFile:
         '.csv'
         """
         stem = plain_name(self.name).lower()
+        # ``NAME.zip`` does not say what is inside
         if "." not in stem and self.name.lower().endswith(".zip"):
             with self.opened() as source:
                 stem = member_name(source, self.path).lower()
@@ -78,6 +79,7 @@ class InputFile:
             with storage_errors(self.path), filesystem.open_input_file(inner) as source:
                 head = bytes(source.read_at(min(SNIFFED, self.size), 0))
         except OSError as error:
+            # a file that was deleted meanwhile gives the clearer message
             self.check_unchanged()
             raise SourceError(
                 f"{self.path} cannot be read: {error}; check the file and the disk"
@@ -169,6 +171,7 @@ class InputFile:
     def fingerprint(self) -> str:
         """Hash of the content; for large files, of size and modification time."""
         digest = hashlib.sha256()
+        # hashing a large file takes as long as reading it
         if self.size > HASHED_WHOLE:
             self.check_unchanged()
             digest.update(f"{self.size} {self.modified}".encode())
@@ -266,13 +269,16 @@ def find(patterns: Iterable[str]) -> list[InputFile]:
 def _find_one(pattern: str) -> list[InputFile]:
     scheme, body, query = _split_uri(pattern)
     special = re.search(r"[*?\[]", body)
+    # a name with brackets may be a real file, so it is looked up before it is a pattern
     if special is None or _info(pattern).type != pyarrow.fs.FileType.NotFound:
         if _info(pattern).type != pyarrow.fs.FileType.Directory:
             return [input_file(pattern)]
         base, glob = body.rstrip("/"), ""
     else:
+        # listing starts at the deepest folder without a wildcard
         base = body[: special.start()].rpartition("/")[0]
         glob = body[len(base) :].strip("/")
+    # empty files such as Spark's _SUCCESS have no rows
     files = [file for file in _below(pattern, scheme, base, query, glob) if file.size > 0]
     if not files:
         check_bucket(pattern)
@@ -294,8 +300,10 @@ def _below(pattern: str, scheme: str, base: str, query: str, glob: str) -> Itera
         raise SourceError(
             f"cannot list {folder} for {pattern}: {error}; name the files or folders"
         ) from None
+    # a listing has no fixed order, and the order of files is the order of rows
     for info in sorted(found, key=lambda entry: entry.path):
         relative = info.path[len(inner) :].lstrip("/")
+        # Spark and Hive write their own files under such names
         hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
         if (
             info.type != pyarrow.fs.FileType.File
@@ -375,12 +383,14 @@ def _character_class(part: str) -> str:
     negated = part[1] == "!"
     members = (
         part[1 + negated : -1]
+        # special in a regular expression, but plain characters in a glob
         .replace("\\", "\\\\")
         .replace("[", "\\[")
         .replace("]", "\\]")
         .replace("^", "\\^")
     )
     members = (
+        # Python warns of these pairs, because they may become set operations
         members.replace("&&", "&\\&")
         .replace("||", "|\\|")
         .replace("~~", "~\\~")

@@ -105,6 +105,7 @@ def looks_like_names(first: tuple[str, ...], below: list[tuple[str, ...]]) -> st
     """The reason why a row is a header and not data; "" if it may be data."""
     for index, cell in enumerate(first):
         column = [row[index] for row in below if len(row) == len(first)]
+        # a single row below is too little evidence
         if len(column) > 1 and cell.strip() and not is_value(cell) and all(map(is_value, column)):
             return f"{cell.strip()!r} is above numbers or times"
         if is_name(cell) and cell not in column:
@@ -144,6 +145,7 @@ def consistent(texts: Sequence[str], dialect: Dialect) -> list[str]:
         if other != dialect.delimiter and len(sizes) == 1 and min(sizes) > 1:
             found.append(other)
     if len(found) > 1 and BLANKS in found:
+        # text inside cells has blanks too, so another separator that fits is the likelier one
         found.remove(BLANKS)
     return found
 

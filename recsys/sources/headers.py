@@ -189,11 +189,13 @@ def _sized(
         No row below has as many cells as the header has names.
     """
     sizes = {len(row) for row in below}
+    # rows of several sizes are bad rows; they do not say that the header is wrong
     if len(names) in sizes or len(sizes) > 1 or len(below) < 2:
         return names
     size = sizes.pop()
     if size == len(names) + 1 and not any(row[-1].strip() for row in below):
         return (*names, "")  # each row ends with a separator, the header does not
+    # one cell per row means a wrong separator, not a missing name
     if size == 1:
         return names  # the header has another separator than the rows; each row reports it
     if comment:

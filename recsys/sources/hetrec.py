@@ -99,6 +99,7 @@ class HetRecLastFmAdapter(SourceAdapter):
         known = tags.filter(pc.is_null(tags.column(schema.REASON)))
         tag_ids, tag_texts = (known.column(name).combine_chunks() for name in ("tag_id", TAG))
         columns = (schema.USER_ID, schema.ITEM_ID, "tag_id", "day", "month", "year")
+        # a tag may be "none", which is else a missing value
         layout = replace(tagged, rules=_TAGS.rules)
         events += [
             TagPiece(piece, tag_ids, tag_texts)
@@ -152,6 +153,7 @@ class HetRecLastFmAdapter(SourceAdapter):
             )
         reason = pc.if_else(is_known, pa.scalar(None, pa.string()), UNKNOWN_PAIR)
         reasons = pc.coalesce(pairs.column(schema.REASON), reason)
+        # good rows have no raw text, but an unknown pair becomes a bad row and must show itself
         raw = pc.coalesce(pairs.column(schema.RAW), keys)
         pairs = _replace(_replace(pairs, schema.REASON, reasons), schema.RAW, raw)
         held_out = keys.filter(pc.and_(is_known, is_good)).combine_chunks()
@@ -240,6 +242,7 @@ def _open(
     dialect = _LATIN if latin else TSV
     header = read_header(file, dialect)
     expected = _COLUMNS.get(file.name, _COLUMNS["user_artists.dat"][:2])
+    # the release is fixed, so other columns mean another file
     if header.columns != expected:
         raise SourceError(
             f"{file.path}: found the columns {', '.join(header.columns)}, expected"

@@ -45,8 +45,10 @@ def id_of_number(literal: str) -> str | None:
         return literal
     if not number.is_finite():
         return None
+    # "-0" and "0.0" are the same id
     if number == 0:
         return "0"
+    # written out, 1e999999 would be a text of a megabyte
     if abs(number.adjusted()) > _MOST_DIGITS:
         return literal
     text = format(number, "f")
@@ -115,6 +117,7 @@ def check_whole_in_float(values: pa.Array, where: str) -> None:
     SourceError
         A float would change one of them.
     """
+    # as float: the absolute value of the smallest int64 overflows
     size = np.abs(np.asarray(values.drop_null()).astype(np.float64))
     if len(size) and size.max() >= _EXACT[64]:
         raise SourceError(
@@ -125,6 +128,7 @@ def check_whole_in_float(values: pa.Array, where: str) -> None:
 
 def _check_exact(values: pa.Array, where: str, first_row: int) -> None:
     numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    # at the bound itself, a float may stand for this number or the next
     bound = _EXACT[values.type.bit_width]
     wrong = np.flatnonzero(np.isfinite(numbers) & (np.abs(numbers) >= bound))
     if len(wrong):

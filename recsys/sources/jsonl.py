@@ -117,6 +117,7 @@ class JsonlPiece:
             values = [value_at(record.values, key) for record in records]
             columns[key], lost = column(values, kind, self.layout.rules.absent)
             if lost and name in known:  # the row rules give the reason
+                # as text, because a number column would show a misfit as a missing value
                 columns[key] = pa.array([text_of(value) for value in values], pa.string())
             else:
                 misfits.update(lost)
@@ -180,6 +181,7 @@ class JsonSequencePiece:
             records: list[Record] = []
             broken: list[tuple[int, str]] = []
             for row, text in part:
+                # half a character must reach the parser, which makes it a bad row
                 raw = text.encode(errors="surrogatepass")
                 values = parse_object(raw)
                 if values is None:
@@ -248,6 +250,7 @@ def read_keys(file: InputFile) -> dict[str, pa.DataType]:
     check_encoding(file, head, "utf-8")
     is_sampled = not file.compressed and file.size > _HEAD_BYTES
     lines = (head[:_FIRST_BYTES] if is_sampled else head).split(b"\n")
+    # the head ends in the middle of a line
     lines = lines[:-1] if len(head) >= _HEAD_BYTES - len(BOM_UTF8) and len(lines) > 1 else lines
     objects = [value for value in map(parse_object, lines) if value is not None]
     if objects and not is_read_by_element(head):
@@ -288,6 +291,7 @@ def _samples(file: InputFile) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     starts = np.linspace(_FIRST_BYTES, file.size - _SAMPLE_BYTES, _SAMPLES).astype(int)
     for start in dict.fromkeys(starts.tolist()):
+        # a sample starts in the middle of a line
         lines = file.read(start, min(_SAMPLE_BYTES, file.size - start)).split(b"\n")[1:]
         whole = lines if start + _SAMPLE_BYTES >= file.size else lines[:-1]
         found += [value for value in map(parse_object, whole) if value is not None]
@@ -310,11 +314,13 @@ def _parse_fast(
     try:
         table = pa.json.read_json(
             pa.BufferReader(data),
+            # one block: Arrow refuses an object that is longer than a block
             pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
             options,
         )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
+    # Arrow skips blank lines, and the numbers of rows would be wrong
     if table.num_rows != byte_range.num_rows:
         return None
     table = table.select(list(keys))

@@ -25,6 +25,7 @@ class LinkedPiece:
     def read(self) -> Iterator[pa.Table]:
         """Yield finished blocks."""
         for block in self.items.read():
+            # the position of the first equal id, so the first link counts
             rows = pc.index_in(block.column(schema.ITEM_ID), value_set=self.item_ids)
             entities = self.entity_ids.take(rows.combine_chunks())
             yield block.set_column(

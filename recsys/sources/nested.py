@@ -114,6 +114,7 @@ def value_at(value: Mapping[str, Any], path: str) -> Any:
             found = [value_at(member or {}, rest) for member in inner]
         else:
             continue
+        # a key may have a dot itself, so another split of the path may have the value
         if found is not None:
             return found
     return None
@@ -143,6 +144,7 @@ def _types(path: str, kind: pa.DataType) -> dict[str, pa.DataType]:
         }
     if is_list(kind) and pa.types.is_struct(kind.value_type):
         inside = _types(path, kind.value_type)
+        # a list in a list has no column form
         if not any(is_list(of) for of in inside.values()):
             return {name: pa.list_(of) for name, of in inside.items()}
     return {path: kind}

@@ -57,11 +57,13 @@ class ParquetPiece:
                 metadata = pq.read_metadata(source)
                 stored = stored_bytes(metadata, self.group)
                 tops = metadata.schema.to_arrow_schema()
+                # several fields of one struct are read once
                 read = list(dict.fromkeys(read_as(name, tops.names, tops.types) for name in names))
                 parquet = pq.ParquetFile(
                     source,
                     metadata=metadata,
                     read_dictionary=repeated_texts(metadata, self.group, read),
+                    # without it a flipped bit would silently change an id
                     page_checksum_verification=True,
                 )
                 rows = rows_at_once(source, metadata, self.group, read, where)
@@ -72,6 +74,7 @@ class ParquetPiece:
                     # else a text that is not UTF-8 would fail in a later stage
                     batch.validate(full=True)
                     for part in decoded_parts(flat_batch(batch, names), where):
+                        # the footer may lie, so the decoded bytes are counted, too
                         decoded += part.nbytes
                         check_decoded(decoded, stored, where)
                         yield part

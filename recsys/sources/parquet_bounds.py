@@ -46,9 +46,11 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
     """
     check_column_count(metadata.num_columns, where)
     for number in range(metadata.num_row_groups):
+        # first the totals: they can be read even if a column chunk is damaged
         check_decoded(
             metadata.row_group(number).total_byte_size, size, f"{where}: row group {number}"
         )
+    # before columns are touched, because a damaged one ends the process (see there)
     _check_chunks(source, metadata, where)
     widths = _widths(metadata)
     for number in range(metadata.num_row_groups):
@@ -56,6 +58,8 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
         decoded = stored = 0
         for index in range(metadata.num_columns):
             column = group.column(index)
+            # the uncompressed size counts a repeated value once; the number of values gives the
+            # rest
             decoded += max(column.total_uncompressed_size, column.num_values * widths[index])
             stored += column.total_compressed_size
         check_decoded(decoded, stored, f"{where}: row group {number}")
@@ -151,6 +155,7 @@ def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
         if pa.types.is_dictionary(column.type) and _is_binary(column.type.value_type):
             most = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
             _check_text(most, name, where)
+            # in the worst case one row has the longest text of every column
             longest += most
     rows = max(int(_BATCH_BYTES // max(longest, 1)), 1)
     for start in range(0, batch.num_rows, rows):
@@ -176,11 +181,13 @@ def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], w
     per_row = sum(
         widths[index] * max(column.num_values / rows, 1) for index, column in columns.items()
     )
+    # flat texts are read as dictionaries and are small until they are decoded
     inner = [path for path in _texts(metadata, group, names) if path not in names]
     if inner:
         by_path = {column.path_in_schema: column for column in columns.values()}
         for path, longest in _longest_texts(source, metadata, group, names, inner).items():
             column = by_path[path]
+            # no text can be longer than the whole column
             longest = column.total_uncompressed_size if longest is None else longest
             _check_text(longest, path, where)
             per_row += longest * max(column.num_values / rows, 1)
@@ -247,6 +254,7 @@ def _lengths(column: Any) -> list[int | None]:
     """Length of the longest text of each dictionary in a column."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
+        # an extension type hides its dictionary
         return _lengths(column.storage)
     if pa.types.is_dictionary(kind):
         longest = pc.max(pc.binary_length(column.dictionary)).as_py()

@@ -44,6 +44,7 @@ def plain(data: bytes, dialect: Dialect) -> tuple[bytes, Dialect]:
     if is_plain(dialect):
         return data, dialect
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
+        # the separator below is searched as UTF-8
         data = data.decode(dialect.encoding, errors="replace").encode()
         dialect = replace(dialect, encoding="utf-8")
     if dialect.comment:

@@ -245,7 +245,9 @@ def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> p
         broken = [row for row, line in enumerate(lines) if not is_utf8(line)]
     unreadable = [lines[row].decode(errors="replace") for row in broken]
     for row in broken:
+        # keeps its place, so that the numbers of later lines stay right
         lines[row] = b""
+    # the cast checks UTF-8 and fails for the whole array, so bad lines are already empty
     text = pc.utf8_trim_whitespace(pa.array(lines, pa.binary()).cast(pa.string()))
     given = np.flatnonzero(np.asarray(pc.not_equal(text, "")))
     text = text.take(pa.array(given))
@@ -277,12 +279,14 @@ def _events(
     line = np.repeat(np.arange(len(lengths)), per_line)
     position = np.arange(int(per_line.sum())) - np.repeat(np.cumsum(per_line) - per_line, per_line)
     is_empty = np.repeat(lengths == 1, per_line)
+    # any valid position: the mask hides it
     source = np.where(is_empty, 0, offsets[:-1][line] + 1 + position)
     items = flat.take(pa.array(source, mask=is_empty))
     raw = pa.table({schema.USER_ID: users.take(pa.array(line)), schema.ITEM_ID: items})
     checked = check_rows(raw, layout)
     rows = line_numbers[line]
     shown = (
+        # a line can have millions of items, and each bad row would store it
         pa.table({"line": pc.utf8_slice_codeunits(text, 0, _RAW_LIMIT).take(pa.array(line))})
         if is_empty.any()
         else raw

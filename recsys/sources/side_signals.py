@@ -104,6 +104,7 @@ def item_studios(world: World, first: int, stop: int) -> Array:
     array, [N] int
         Studio numbers.
     """
+    # even parts for items and odd ones for studios, so that the streams are independent
     rng = world.stream(TRIPLES, 2 * first)
     return _signal(world.studio_N[first:stop], len(world.owner_S), world.config.knowledge, rng)
 
@@ -191,6 +192,7 @@ def images(world: World, first: int, stop: int) -> Array:
     array, [N, X] float32
         Image vectors.
     """
+    # part 0 of the stream is for prototypes, so that every range of items has the same
     prototypes = 2 * world.stream(IMAGES, 0).integers(2, size=(world.num_communities, IMAGE)) - 1
     noise = world.stream(IMAGES, 1 + first).standard_normal((stop - first, IMAGE))
     seen = world.config.media * prototypes[world.style_N[first:stop]] + noise

@@ -189,6 +189,7 @@ def _named(head: FileHead, source: TableFiles, rename: Mapping[str, str]) -> Nam
         header.cure if header else "",
         _OR_COLUMNS if header and not header.is_given else "",
     )
+    # a rename of a value as if it were a name would lose the first row without an error
     if header is not None and not header.is_given and source.form.header == "auto":
         reason = next((why for name, why in header.suspects.items() if name in rename), "")
         if reason:

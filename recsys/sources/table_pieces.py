@@ -226,6 +226,7 @@ def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Loo
     every = {**layout.table.optional, **dict(layout.extras)}
     given_names = {name for head in heads for name in head.names}
     types = tuple((name, kind) for name, kind in every.items() if name in given_names)
+    # for the cache of a task: pieces themselves are large to compare
     identity = (column, key, tuple(own.items()), *((f.path, f.size, f.modified) for f in files))
     return Lookup(column, key, types, identity, pieces_of_heads(source, heads))
 
@@ -233,6 +234,7 @@ def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Loo
 def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataType:
     try:
         schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
+        # permissive: an integer column may be float in the file with missing values
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         raise SourceError(
@@ -275,6 +277,7 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
             ]
             renamed = {name: to for name, to, _ in fields}
             added = {name for lookup in layout.lookups for name, _ in lookup.types}
+            # a JSON key may first occur after the head
             later = fields_after_head(dict(head.columns), renamed, layout.table)
             fields += [field for field in later if field[1] not in added]
             return [

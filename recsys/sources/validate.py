@@ -133,6 +133,8 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
         columns[name] = (
             ids(given[name], layout.rules) if name in given else pa.nulls(count, pa.string())
         )
+        # first, because the first reason of a row is shown, and a row without an id cannot be used
+        # at all
         verdicts.append((missing(name), pc.is_null(columns[name])))
     together = layout.times.read(given, layout.rules)
     for name, kind in layout.table.optional.items():
@@ -238,6 +240,7 @@ def raw_text(raw: pa.Table, reasons: pa.ChunkedArray, delimiter: str) -> pa.Arra
     is_bad = pc.is_valid(reasons)
     if raw.num_columns == 0 or not pc.any(is_bad).as_py():
         return pa.nulls(raw.num_rows, pa.string())
+    # only bad rows need a text, and there are few
     bad = raw.filter(is_bad)
     cells = [as_text(_flat(column)) for column in bad.columns]
     joined = pc.binary_join_element_wise(
@@ -275,6 +278,7 @@ def _optional(
 
 def _standard_splits(texts: pa.Array) -> pa.Array:
     """Standard names of splits, from usual names in any case; other texts stay."""
+    # there are few different texts, so Python looks at each once
     spelled = pc.unique(texts).drop_null().to_pylist()
     words = {text: SPLIT_WORDS[text.lower()] for text in spelled if text.lower() in SPLIT_WORDS}
     words = {text: word for text, word in words.items() if text != word}

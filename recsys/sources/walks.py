@@ -79,6 +79,7 @@ def _step(
     chosen_R = np.full(len(rows_R), -1, dtype=np.int64)
     left = np.arange(len(rows_R))
     for attempt in range(_TRIES):
+        # a small group may be used up; the last try takes any item, and says so
         if attempt == _TRIES - 1:
             mechanism_R[left], group_R[left] = MECHANISMS.index("noise"), world.any_group
         drawn_RC = world.groups.draw(np.repeat(group_R[left, None], _CANDIDATES, axis=1), rng)
@@ -98,6 +99,7 @@ def _step(
         if len(left) == 0:
             break
     warm = np.flatnonzero(world.release_N == 0)
+    # a repeated item is better than a user with a gap
     chosen_R[left] = warm[rng.integers(len(warm), size=len(left))]
     return chosen_R, mechanism_R
 
@@ -159,6 +161,7 @@ def _times(lengths_U: Array, steps: int, rng: np.random.Generator) -> Array:
     """Increasing times of each user between a random arrival and the end; unused steps are 1."""
     arrival = rng.random((len(lengths_U), 1)) * 0.7
     times = arrival + (1 - arrival) * rng.random((len(lengths_U), steps))
+    # after all real times, so that sorting keeps unused steps at the end
     times[np.arange(steps) >= lengths_U[:, None]] = 1.0
     times.sort(axis=1)
     return times

@@ -125,6 +125,7 @@ class Groups:
             )
             - 1
         )
+        # rounding of the cumulative weights may reach into the neighbouring group
         items: Array = self.order_P[np.minimum(np.maximum(position, start), end - 1)]
         return items
 
@@ -190,6 +191,7 @@ class World:
 
     def stream(self, kind: int, part: int) -> np.random.Generator:
         """An independent random stream of the seed."""
+        # by part, so that a bundle has the same rows whichever task makes it
         return np.random.default_rng([self.config.seed, kind, part])
 
 
@@ -281,6 +283,7 @@ def _world(config: str) -> World:
 
 def world_of(config: SyntheticSource) -> World:
     """The world of a configuration; each task builds it once and caches it."""
+    # as text, because a configuration cannot be hashed for the cache
     return _world(config.model_dump_json())
 
 

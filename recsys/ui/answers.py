@@ -100,6 +100,7 @@ def list_for(opened: LoadedModel, question: Question) -> List:
     """
     recommender = opened.recommender
     is_known = bool(question.user) and recommender.user_row(question.user) >= 0
+    # at the end of the data, so that the list does not change with the clock
     of_the_past = is_known and not question.items and recommender.newest > 0
     row: dict[str, Any] = {"k": question.k, "explain": question.explain}
     row |= {"user_id": question.user} if question.user else {}

@@ -55,6 +55,7 @@ class Pages:
         self, runs: Runs, gate: Gate, loaded: LoadedModels, comparisons: Comparisons
     ) -> None:
         self.runs, self.gate, self.loaded, self.comparisons = runs, gate, loaded, comparisons
+        # the text of a card comes from the registry, so it must not bring scripts or load images
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
         self._templates = environment(
             jinja2.PackageLoader("recsys.ui"),
@@ -121,6 +122,7 @@ def application(
     password_sha256
         SHA-256 of the token that the browser must send; empty: no token.
     """
+    # FastAPI's own pages load scripts from another site, which the policy forbids
     app = FastAPI(title="Multigrain", docs_url=None, redoc_url=None, openapi_url=None)
     pages = Pages(runs, gate, loaded, Comparisons(compare))
     _add_runs(app, pages)
@@ -162,6 +164,7 @@ def _add_runs(app: FastAPI, pages: Pages) -> None:
         path = pages.run(key).report(name)
         if path is None:
             raise ArtifactError(f"the run {key!r} has no such report")
+        # a report is a file that others may have written, so it runs in a sandbox
         headers = {"Content-Security-Policy": REPORT_POLICY}
         return HTMLResponse(path.read_text(encoding="utf-8"), headers=headers)
 
@@ -232,6 +235,7 @@ def _add_static(app: FastAPI) -> None:
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
+        # a list of names and not a path, so that no other file can be read
         if name not in _STATIC:
             raise HTTPException(404)
         package, path, kind = _STATIC[name]
@@ -256,6 +260,7 @@ def _add_try(app: FastAPI, pages: Pages) -> None:
         opened, trouble = _opened(pages, model)
         if pick and opened is not None:
             fields = {"model": opened.choice.key, "user": some_user(opened), "k": k}
+            # a redirect, so that a reload keeps the user instead of drawing another one
             return RedirectResponse(link("/try", **fields), 303)
         items = tuple(dict.fromkeys(one for one in item if one))
         question = Question(user.strip(), items, k, seen, explain)

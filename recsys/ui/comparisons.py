@@ -67,6 +67,7 @@ class Comparisons:
 
     def _make(self, comparison: Comparison, first: str, second: str) -> None:
         try:
+            # one at a time, because each ranks a whole test split
             with self._turn:
                 comparison.record = self._compare(first, second)
         except MultigrainError as error:

@@ -54,9 +54,11 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
+                    # a page may have its own policy, such as a report
                     headers.setdefault(name, value)
             await send(message)
 
+        # with the headers on refusals too
         refusal = self._refusal(Headers(scope=scope), scope["method"])
         await (refusal or self._app)(scope, receive, send_guarded)
 
@@ -72,6 +74,7 @@ class Guard:
             return PlainTextResponse(
                 "This dashboard is read-only; use GET or HEAD.\n", 405, {"Allow": "GET, HEAD"}
             )
+        # another port of localhost is the same site, but may be another program
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _is_a_visit(
             headers
         ):
@@ -101,6 +104,7 @@ class Guard:
             _, _, password = base64.b64decode(sent.strip(), validate=True).decode().partition(":")
         except ValueError:
             return False
+        # equal lengths and a comparison in constant time, so that timing does not reveal the token
         found = hashlib.sha256(password.encode()).hexdigest()
         return scheme.lower() == "basic" and hmac.compare_digest(found, self._password_sha256)
 

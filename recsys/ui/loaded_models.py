@@ -75,12 +75,14 @@ class LoadedModel:
             - begins.to_numpy(zero_copy_only=False).astype(int)
             - equals.to_numpy(zero_copy_only=False).astype(int)
         )
+        # the last key is the most important one
         order = np.lexsort((-self.bundle.popularity_N[rows], rank))[:_SUGGESTED]
         return [self.bundle.item_ids[row] for row in rows[order]]
 
     @cached_property
     def _lower(self) -> tuple[pa.Array, pa.Array]:
         ids, titles = (
+            # the titles of a large catalogue may have more than 2 GiB, the limit of ``string``
             pa.array(texts, pa.large_string())
             for texts in (self.bundle.item_ids, self.bundle.titles)
         )
@@ -107,6 +109,7 @@ class LoadedModels:
         """All models: the model given at the start, champions, other versions, run folders."""
         found = [Choice("named", redact(self._named), self._named)] if self._named else []
         versions = [version for model in self._gate.models() for version in model.versions]
+        # the first choice is the default of every page
         versions.sort(key=lambda version: ("champion" not in version.aliases, not version.aliases))
         found += [Choice(version.key, version.label, version.uri) for version in versions]
         found += [

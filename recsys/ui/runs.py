@@ -124,6 +124,7 @@ class Runs:
 
     def _from_mlflow(self) -> tuple[list[Run], str]:
         when, runs, trouble = self._of_mlflow
+        # a page reads the runs several times, and a server that is down takes seconds to fail
         if time.monotonic() - when > _FRESH_S:
             runs, trouble = _of_mlflow(self.tracking_uri)
             self._of_mlflow = (time.monotonic(), runs, trouble)

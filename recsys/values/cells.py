@@ -40,9 +40,11 @@ def ids(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
     if pa.types.is_floating(column.type):
         values = column.to_numpy(zero_copy_only=False).astype(np.float64)
         whole = np.isfinite(values) & (np.abs(values) < 2**53) & (values == np.floor(values))
+        # through integers: the text of a float is "7.0" or has an exponent
         whole_text = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
         text = pc.if_else(pa.array(whole), whole_text, pa.array(values).cast(pa.string()))
         return pc.if_else(pa.array(np.isfinite(values)), text, None)
+    # an integer can only be a missing value if the configuration names a number
     if pa.types.is_integer(column.type) and not any(
         form.strip("+-").isdigit() for form in rules.absent
     ):
@@ -130,9 +132,11 @@ def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
     values, wrong = numbers(column, rules)
     if not is_text(column.type) or not pc.any(wrong).as_py():
         return values
+    # only cells that are no plain number pay for the regular expressions
     rows = pa.array(np.flatnonzero(np.asarray(wrong)))
     bare = pl.Series(pl.from_arrow(as_text(column).take(rows))).str.strip_chars()
     bare = bare.str.replace(_UNIT_BEFORE, "$1").str.replace(_UNIT_BEHIND, "$1")
+    # with a decimal comma, a comma between digits is not a separator of thousands
     if rules.decimal == ".":
         grouped = bare.str.contains(_COMMA_GROUPED).fill_null(False)
         bare = pl.select(
@@ -163,6 +167,7 @@ def _ratings_as_numbers(texts: pl.Series, rules: CellRules) -> pl.Series:
 def _with_points(texts: pl.Series) -> pl.Series:
     """Numbers with a decimal comma as numbers with a point; null for any other text."""
     plain = pl.select(pl.when(texts.str.contains(_DIGITS_AND_COMMA)).then(texts)).to_series()
+    # grouped numbers are rare, so the second expression runs only on the rest
     left = plain.is_null() & texts.is_not_null()
     if left.any():
         grouped = pl.select(pl.when(left & texts.str.contains(_GROUPED)).then(texts)).to_series()
@@ -220,6 +225,7 @@ def _lists_of_texts(lists: pa.ListArray, rules: CellRules) -> pa.ListArray:
         pa.array(offsets),
         members.filter(pa.array(~dropped)),
         type=lists.type,
+        # a missing list must not become an empty one
         mask=pc.is_null(lists),
     )
 

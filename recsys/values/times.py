@@ -93,6 +93,7 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
             False
         )
     elif is_moment:
+        # not safe: nanoseconds below a microsecond are cut off
         naive = column.cast(pa.timestamp("us"), safe=False)
         micros = pl.Series(pl.from_arrow(naive.cast(pa.int64())))
         present = micros.is_not_null()
@@ -133,6 +134,7 @@ def _of_floats(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Serie
     """
     values = values.fill_nan(None)
     present = values.is_not_null()
+    # above 2^53 a float may stand for another integer
     is_whole = ((values.abs() < 2**53) & (values == values.floor())).fill_null(False)
     whole = pl.select(pl.when(is_whole).then(values)).to_series().cast(pl.Int64, strict=False)
     if rules.time_format:
@@ -171,8 +173,10 @@ def _whole_numbers(
     micros = _scaled(whole)
     for digits in CALENDAR:
         first, end = calendar_range(digits)
+        # most columns have no calendar number, and the check of all numbers is slow
         if highest >= first and lowest < end:
             micros = _with_calendar(micros, whole, digits)
+    # no number is small enough to be a serial date, a year or a missing time
     if lowest > SERIALS[1]:
         return micros, present
     found: Any = micros.max()
@@ -193,6 +197,7 @@ def _nothing(count: int) -> pl.Series:
 
 def _scaled(values: pl.Series) -> pl.Series:
     """Epoch numbers of any unit as microseconds; integers are not converted through floats."""
+    # the bounds are powers of ten between the present in one unit and the next
     size = values.abs()
     scaled = pl.when(size < 1e11).then(values * 1_000_000).when(size < 1e14).then(values * 1_000)
     micros = scaled.when(size < 1e17).then(values).otherwise(values // 1_000)
@@ -215,6 +220,7 @@ def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Serie
     times, is_valid = micros_of_calendar_numbers(numbers[rows], digits)
     if CALENDAR[digits]:
         of_that_size = (numbers >= 10 ** (digits - 1)) & (numbers < 10**digits)
+        # random numbers of this size are sometimes valid dates, but far fewer than half of them
         if 2 * int(is_valid.sum()) < int(of_that_size.sum()):
             return micros
     found = pl.select(pl.when(pl.Series(is_valid)).then(pl.Series(times))).to_series()
@@ -239,6 +245,7 @@ def micros_of_calendar_numbers(numbers: Array, digits: int) -> tuple[Array, Arra
     is_month = (month >= 1) & (month <= 12)
     months = ((years - 1970) * 12 + np.where(is_month, month, 1) - 1).astype("datetime64[M]")
     days = months.astype("datetime64[D]") + (day - 1)
+    # 30 February would become a day in March
     same_month = days.astype("datetime64[M]") == months
     is_valid = is_month & (day >= 1) & same_month & (hour < 24) & (minute < 60) & (second < 60)
     seconds = days.astype(np.int64) * 86_400 + hour * 3600 + minute * 60 + second
@@ -269,6 +276,7 @@ def _of_texts(texts: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]
     if no_number.any():
         positions = no_number.arg_true()
         times = times.scatter(positions, _of_calendar_texts(rest.gather(positions)))
+    # a NaN is missing, but a text that is no number is a wrong cell
     present = present.scatter(rows, is_given | no_number | numbers.is_nan().fill_null(False))
     latest: Any = times.max()
     micros, present = _whole_numbers(whole, present, latest=(latest or 0) / _SECOND)
@@ -301,6 +309,7 @@ def _of_calendar_texts(texts: pl.Series) -> pl.Series:
 
 def _of_iso(texts: pl.Series) -> pl.Series:
     """Microseconds of ISO 8601 texts; unusual spellings are first rewritten to a usual one."""
+    # the usual forms first, without the regular expressions below, which take most of the time
     found = _first_fit(texts, _ISO_FORMS)
     left = found.is_null()
     if not left.any():
@@ -367,6 +376,7 @@ def _of_serials(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
     texts = texts.str.strip_chars()
     present = (texts.is_not_null() & (texts != "")).fill_null(False)
     days = texts.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
+    # 25,569 days from 1899-12-30 to 1970-01-01; rounded, as a fraction of a day is not exact
     seconds = ((days - 25_569) * 86_400).round()
     return (seconds * _SECOND).cast(pl.Int64, strict=False), present
 
@@ -383,6 +393,7 @@ def _of_format(texts: pl.Series, form: str) -> pl.Series:
         return found
     rows = left.arg_true()
     rest = texts.gather(rows)
+    # Python's parser is slow, and times often repeat
     known = {text: _strptime(text, form) for text in rest.unique()}
     times = pl.Series([known[text] for text in rest], dtype=pl.Int64)
     return found.scatter(rows, times)
