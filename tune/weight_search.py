@@ -314,25 +314,13 @@ def confirmed(
     changed, why = verdict(config.train, config.tune, trials, found)
     space, picked, ours = trials.space, found.picked, trained.frozen.encoders
     values_K = space.today_K if picked.shares_K is None else space.values(picked.shares_K)
+    measures = (config.train, config.evaluate, config.seed)
     valid, whole = evaluated(
-        config.train,
-        config.evaluate,
-        config.seed,
-        dataset,
-        frozen,
-        space.for_model(frozen.encoders, values_K),
-        Split.TRAIN,
+        *measures, dataset, frozen, space.for_model(frozen.encoders, values_K), Split.TRAIN
     )
     through = Split.VALID if trained.refit else Split.TRAIN
     test, _ = evaluated(
-        config.train,
-        config.evaluate,
-        config.seed,
-        dataset,
-        trained.frozen,
-        space.for_model(ours, values_K),
-        through,
-        Split.TEST,
+        *measures, dataset, trained.frozen, space.for_model(ours, values_K), through, Split.TEST
     )
     users = trials.cache.queries.histories.users_U.tolist()
     apart = max(

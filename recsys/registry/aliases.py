@@ -69,8 +69,9 @@ class Aliases:
         if champion:
             # first: after a crash in between, the champion is still the old one
             self._client.set_registered_model_alias(self.name, PREVIOUS, champion)
-        self._client.set_registered_model_alias(self.name, CHAMPION, version)
+        # before the alias moves: a rollback of this champion needs it
         self.tag(version, {REPLACED: champion or "none"})
+        self._client.set_registered_model_alias(self.name, CHAMPION, version)
 
     def roll_back(self) -> tuple[str, str]:
         """Make the version with the alias ``previous`` the champion again.

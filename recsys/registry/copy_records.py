@@ -22,7 +22,7 @@ import pyarrow.fs
 
 from recsys.bundle.checksums import DESCRIPTION
 from recsys.config.redaction import MARK
-from recsys.registry.mlflow_client import client
+from recsys.registry.mlflow_client import all_pages, client
 from recsys.storage.filesystems import filesystem_of
 from recsys.storage.uris import is_remote, within, without_query
 
@@ -191,7 +191,7 @@ def of_models(uri: str, names: Iterable[str]) -> Iterator[tuple[str, Copy]]:
     """
     registry: Any = client(uri)
     wanted = set(names)
-    for model in registry.search_registered_models(max_results=1000):
+    for model in all_pages(registry.search_registered_models):
         if model.name in wanted:
             for key, text in sorted(model.tags.items()):
                 copy = _parse(text) if key.startswith(_TAG) else None

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from recsys.config import RegistryConfig
 from recsys.registry.logged_values import mlflow_name
+from recsys.registry.mlflow_client import name_is
 from recsys.report.first_screen import best_baseline
 
 EVENTS_TAG: Final = "dataset.events"
@@ -162,11 +163,9 @@ def newest_versions(client: Any, name: str, most: int) -> list[Any]:
     list[Any]
         MLflow's descriptions of the versions.
     """
-    # MLflow's filter has no escape for a quote
-    quote = '"' if "'" in name else "'"
     return list(
         client.search_model_versions(
-            f"name = {quote}{name}{quote}", max_results=most, order_by=["version_number DESC"]
+            name_is(name), max_results=most, order_by=["version_number DESC"]
         )
     )
 

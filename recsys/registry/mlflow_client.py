@@ -162,3 +162,21 @@ def active_uris(uri: str) -> Iterator[None]:
         # MLflow writes the URI into the environment, where child processes would inherit it
         if registry is None:
             os.environ.pop("MLFLOW_REGISTRY_URI", None)
+
+
+def name_is(name: str) -> str:
+    """The filter of a search for a registered model, or for its versions, by name."""
+    # MLflow's filter has no escape for a quote
+    quote = '"' if "'" in name else "'"
+    return f"name = {quote}{name}{quote}"
+
+
+def all_pages(search: Any, **options: Any) -> Iterator[Any]:
+    """The results of all pages of a search of MLflow's client."""
+    token: str | None = None
+    while True:
+        page = search(**options, **({"page_token": token} if token else {}))
+        yield from page
+        token = page.token
+        if not token:
+            return

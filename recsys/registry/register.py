@@ -18,7 +18,7 @@ from recsys.registry.aliases import Aliases
 from recsys.registry.digest import FILES_TAG, LISTING, digest, dump
 from recsys.registry.logged_model import log_model, logged_files
 from recsys.registry.minimum import EVENTS_TAG, Minimum, alias_command, check_minimum, num_events
-from recsys.registry.mlflow_client import active_uris
+from recsys.registry.mlflow_client import active_uris, name_is
 from recsys.registry.tracking import Tracker
 from recsys.registry.version_tags import final_tags, version_tags
 
@@ -187,7 +187,7 @@ def _version_of_interrupted_run(registry: Any, name: str, tags: Mapping[str, str
     """The version that an interrupted command of the same run has already created of this model; 0
     for none.
     """
-    found = registry.search_model_versions(f"name = '{name}' and run_id = '{tags['run_id']}'")
+    found = registry.search_model_versions(f"{name_is(name)} and run_id = '{tags['run_id']}'")
     return max((int(one.version) for one in found if tags.items() <= one.tags.items()), default=0)
 
 

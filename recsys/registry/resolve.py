@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from recsys.bundle.description import DESCRIPTION
 from recsys.errors import ArtifactError, NotRegistered
@@ -19,9 +19,6 @@ from recsys.registry.mlflow_client import active_uris, client, sqlite_path
 from recsys.storage.filesystems import check_bucket, filesystem_of, read_bytes, storage_errors
 from recsys.storage.mirror import download, downloaded, temporary_folder
 from recsys.storage.uris import is_remote, within
-
-if TYPE_CHECKING:
-    pass
 
 _URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recsys.bundle.description import USERS
 from recsys.registry.experiments import local_path
-from recsys.registry.mlflow_client import client
+from recsys.registry.mlflow_client import all_pages, client, name_is
 from recsys.storage.mirror import temporary_folder
 
 _KEPT_TAGS: Final = "promotion."
@@ -56,9 +56,9 @@ class Store:
 
     def versions(self) -> Iterator[Version]:
         """Every version of every registered model."""
-        for model in _all_pages(self._client.search_registered_models):
-            for one in _all_pages(
-                self._client.search_model_versions, filter_string=f"name = '{model.name}'"
+        for model in all_pages(self._client.search_registered_models):
+            for one in all_pages(
+                self._client.search_model_versions, filter_string=name_is(model.name)
             ):
                 # the search of versions leaves out their aliases
                 aliases = tuple(
@@ -152,7 +152,7 @@ class Store:
         from mlflow.entities import ViewType
 
         found = []
-        for experiment in _all_pages(self._client.search_experiments, view_type=ViewType.ALL):
+        for experiment in all_pages(self._client.search_experiments, view_type=ViewType.ALL):
             folder = local_path(str(experiment.artifact_location))
             if folder is not None and folder.is_dir() and folder not in found:
                 found.append(folder)
@@ -164,7 +164,7 @@ class Store:
 
         found = {
             str(experiment.artifact_location)
-            for experiment in _all_pages(self._client.search_experiments, view_type=ViewType.ALL)
+            for experiment in all_pages(self._client.search_experiments, view_type=ViewType.ALL)
         }
         return sorted(uri for uri in found if local_path(uri) is None)
 
@@ -179,14 +179,3 @@ def known_users(path: Path, users: pa.Array) -> list[int]:
     ids = pq.read_table(path, columns=["user_id"]).column("user_id")
     found = pc.is_in(ids, value_set=users)
     return [row for row, held in enumerate(found.to_pylist()) if held]
-
-
-def _all_pages(search: Any, **options: Any) -> Iterator[Any]:
-    """The results of all pages of a search."""
-    token: str | None = None
-    while True:
-        page = search(**options, **({"page_token": token} if token else {}))
-        yield from page
-        token = page.token
-        if not token:
-            return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +16,7 @@ from recsys.serving.calls import CallError
 _CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="multigrain"'),)
 _LEAST_TOKEN: Final = 16  # characters; shorter tokens can be guessed
 _SCHEME: Final = "bearer"
-_VISIBLE: Final = {*string.ascii_letters, *string.digits, *string.punctuation}
+_OTHERS: Final = ("basic", "digest", "negotiate", "ntlm", "hoba", "token", "apikey", "key")
 
 
 @dataclass(frozen=True)
@@ -115,5 +114,7 @@ def _refusal(scheme: bytes | None) -> str:
         return f"this server requires a token: {cure}"
     if scheme.lower() == _SCHEME.encode():
         return f"the token is wrong; {cure}"
-    name = "".join(letter for letter in scheme[:20].decode("latin-1") if letter in _VISIBLE)
-    return f"the authorization scheme {name!r} is not supported; {cure}"
+    # only known schemes are named: without a scheme the first word is the token itself
+    name = scheme.decode("latin-1").lower()
+    what = f"the authorization scheme {name}" if name in _OTHERS else "this authorization scheme"
+    return f"{what} is not supported; {cure}"

@@ -47,21 +47,21 @@ class AnswerLog:
     def write(self, lines: Sequence[dict[str, Any]]) -> bool:
         """Append the lines; True where they were written."""
         now = datetime.now(UTC)
-        text = "".join(
-            json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines
-        )
         path = self._folder / f"{PREFIX}{now:%Y%m%d}-{self._name}.jsonl"
         try:
+            text = "".join(
+                json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines
+            )
             # ``closefd``: the descriptor holds the lock, and ``_appending`` closes it
             with _appending(path) as handle, os.fdopen(handle, "wb", closefd=False) as file:
                 # JSON can hold half of a surrogate pair in an id, which strict UTF-8 refuses
                 file.write(text.encode("utf-8", "surrogatepass"))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if not self._failed:
                 _LOG.error(
                     "serve.log: cannot write %s (%s); the server continues without a log",
                     path,
-                    error.strerror,
+                    getattr(error, "strerror", None) or error,
                 )
             self._failed = True
             return False

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 import time
@@ -345,6 +346,9 @@ def test_log_requires_local_folder_and_exploration_requires_log(tmp_path: Path) 
     followed.check_log(ServeConfig(log=str(tmp_path / "new/folder")))
     assert (tmp_path / "new/folder").is_dir() and not list((tmp_path / "new/folder").iterdir())
     assert AnswerLog(str(tmp_path / "new/folder")).write([{"a": 1}])
+    assert not AnswerLog(str(tmp_path / "other")).write([{"a": math.nan}]), (
+        "no call fails by its log"
+    )
 
 
 @pytest.mark.slow

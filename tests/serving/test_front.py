@@ -247,7 +247,7 @@ def test_every_kind_of_authorization_header_gets_its_reply(headers: list[str], s
         found, message, body = await served.ask(call("/recommend", b"12345", "POST", *headers))
         assert found == status
         if "error" in body.decode():
-            assert message["www-authenticate"].startswith("bearer") and TOKEN.encode() not in body
+            assert message["www-authenticate"].startswith("bearer") and b"open" not in body
         assert (await served.ask(call("/health", b"", "GET", *headers[:1])))[0] in (200, 400)
 
     run(test, TOKEN)
