@@ -244,6 +244,12 @@ class Queries:
             shape = (len(self.histories), self.histories.context_EC.shape[1])
             object.__setattr__(self, "context_BC", np.zeros(shape, dtype=np.int16))
 
+    @classmethod
+    def without_targets(cls, histories: Histories, **rest: Array) -> Queries:
+        """A query after the last event of each history; ``rest`` has other fields."""
+        offsets = np.zeros(len(histories) + 1, dtype=np.int64)
+        return cls(histories, offsets, np.zeros(0, dtype=np.int32), **rest)
+
     def __len__(self) -> int:
         return len(self.histories)
 

@@ -129,10 +129,7 @@ def _counts(
     """
     counts_NK, weight_K, heaviest, users = None, np.zeros(0), 0.0, 0
     for shard in dataset.shards():
-        seen = shard.through(through)
-        queries = Queries(
-            seen, np.zeros(len(seen) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
-        )
+        queries = Queries.without_targets(shard.through(through))
         for piece in queries.chunks(1024):
             p_BK = memberships(model, piece)
             assert p_BK is not None

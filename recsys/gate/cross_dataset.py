@@ -62,8 +62,9 @@ class CrossDatasetScorer:
         """
         histories = self.histories(queries.histories)
         asked_BC = self._recoded(queries.context_BC)
-        nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
-        return Queries(histories, *nothing, asked_BC, queries.asked_at_B)
+        return Queries.without_targets(
+            histories, context_BC=asked_BC, asked_at_B=queries.asked_at_B
+        )
 
     def histories(self, histories: Histories) -> Histories:
         """The same events with the dense ids of the bundle, without those on unknown items."""

@@ -44,10 +44,10 @@ class ModelSizes:
     max_history: int
     num_users: int
     num_items: int
-    num_types: int
-    text_width: int
-    ordered: bool
-    timed: bool
+    num_types: int = 1
+    text_width: int = 0
+    ordered: bool = True
+    timed: bool = False
     context: tuple[
         tuple[str, int], ...
     ] = ()  # context columns: name and number of codes, 0 for numbers

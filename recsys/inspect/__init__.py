@@ -3,10 +3,10 @@ ids, a split.
 
 The steps::
 
-    arguments → files (arguments.py) → form and sample (forms.py, samples.py)
+    arguments → files (input_files.py) → form and sample (forms.py, samples.py)
               → kinds of columns (columns.py)
               → which table holds the events, and what the others are, by ids in common
-                (tables.py, roles.py)
+                (sampled_tables.py, roles.py)
               → statistics of the events: repeats, times, types (event_statistics.py)
               → a configuration with reasons (proposal.py)
 """

@@ -170,8 +170,7 @@ def friends_of(visible: Sequence[RequestView]) -> Tensor | None:
 
 def as_queries(histories: Histories, asked_at_B: Array = NO_TIMES) -> Queries:
     """Histories as queries without targets at these times; by default the times are unknown."""
-    nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
-    return Queries(histories, *nothing, asked_at_B=asked_at_B)
+    return Queries.without_targets(histories, asked_at_B=asked_at_B)
 
 
 def present_signals(found: Mapping[str, Any]) -> dict[str, Any]:
