@@ -27,7 +27,7 @@ from recsys.data.repeats import repeats_line
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
-from recsys.evaluation.cluster_descriptions import describe_strata
+from recsys.evaluation.cluster_descriptions import describe_user_clusters
 from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.example_users import example_users
@@ -102,7 +102,9 @@ def _all_metrics(
             evaluation.ranking, variants, config.train, config.evaluate, config.seed
         )
     through = Split.VALID if trained.refit else Split.TRAIN
-    clusters = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
+    clusters = describe_user_clusters(
+        trained.frozen, dataset, through, trained.choices.get("strata", {})
+    )
     if clusters is not None:
         metrics["strata"] = clusters
     _add_panels(metrics, config.promote, folder, dataset, trained.frozen)

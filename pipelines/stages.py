@@ -340,7 +340,7 @@ UPDATES: Final[dict[str, Verb]] = {
         ("parent", "feedback"),
     ),
     "strata": Verb(
-        "pipelines.update:update_strata",
+        "pipelines.update:update_user_clusters",
         "fit the user clusters (key stratum) to old and new events",
         ("parent", "prepare", "strata"),
     ),

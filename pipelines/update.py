@@ -52,7 +52,7 @@ from recsys.training.fresh_model import Start
 from recsys.training.members import refuse_stacked, trained_part
 from recsys.training.refit_fusion import Refit, refit_fusion
 from recsys.training.separate_models import own_config, own_weights, sections
-from recsys.training.user_clusters import refit_strata, stratum_of
+from recsys.training.user_clusters import refit_user_clusters, stratum_module
 from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
 
 # Weights with validation users fewer than this share of the best alternative are not used.
@@ -354,7 +354,7 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
     register_changed(config, folder, parent, changed, losses, extra)
 
 
-def update_strata(config: Config, folder: RunFolder) -> None:
+def update_user_clusters(config: Config, folder: RunFolder) -> None:
     """Fit only the user clusters (strata) to old and new events; the model's users and items stay
     the same.
 
@@ -371,7 +371,7 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         )
         check_settings(parent, config.model)
         model = parent.bundle.model
-    module = stratum_of(model)
+    module = stratum_module(model)
     if module is None:
         raise ConfigError(f"{parent.uri} has no granularity stratum; train a model with it enabled")
     with ray_session(config.train, config.ray):
@@ -387,7 +387,7 @@ def update_strata(config: Config, folder: RunFolder) -> None:
                 " with data.interactions"
             )
         before = model.encoders.state_dict()
-        after = refit_strata(
+        after = refit_user_clusters(
             config.model.max_history, config.train, config.seed, dataset, model
         ).encoders.state_dict()
         # only what changed is written, so that the rest is exactly that of the parent
@@ -396,7 +396,7 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         }
         of_measured = None
         if parent.seen_all:  # the evaluated model has other user vectors, so other prototypes
-            other = refit_strata(
+            other = refit_user_clusters(
                 config.model.max_history, config.train, config.seed, dataset, parent.measured()
             ).encoders.state_dict()
             of_measured = {name: other[name] for name in changed}

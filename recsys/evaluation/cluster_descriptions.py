@@ -45,7 +45,7 @@ def memberships(model: FrozenModel, queries: Queries) -> Array | None:
     return found
 
 
-def strata_of_users(model: FrozenModel, queries: Queries) -> list[list[dict[str, float]]]:
+def user_clusters_of(model: FrozenModel, queries: Queries) -> list[list[dict[str, float]]]:
     """The clusters of every query with the largest weights, ``{stratum, weight}``, numbered from 1;
     may be empty.
     """
@@ -59,7 +59,7 @@ def strata_of_users(model: FrozenModel, queries: Queries) -> list[list[dict[str,
     ]
 
 
-def describe_strata(
+def describe_user_clusters(
     model: FrozenModel, dataset: PreparedDataset, through: Split, choices: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The user clusters for ``metrics.json`` and the report; None for a model without them.
@@ -88,24 +88,26 @@ def describe_strata(
         return None
     counts_KN, weight_K, sharpness = _counts(model, dataset, through)
     titles, texts = item_titles(dataset.features), _texts(dataset.features)
-    strata = module.strata()
-    apart_KK = strata.bias_K[:, None] + strata.bias_K - 2 * strata.axes_KT @ strata.centroids_KT.T
+    clusters = module.clusters()
+    apart_KK = (
+        clusters.bias_K[:, None] + clusters.bias_K - 2 * clusters.axes_KT @ clusters.centroids_KT.T
+    )
     np.fill_diagonal(apart_KK, np.inf)
-    within = float((strata.within_K * strata.size_K).sum() / max(strata.size_K.sum(), 1))
+    within = float((clusters.within_K * clusters.size_K).sum() / max(clusters.size_K.sum(), 1))
     lift_KN = _contributions(counts_KN)
     terms_K = _terms(texts, counts_KN)
     return {
         "method": module.config.method,
         "by": "text" if module.reads_text else "item vectors",
-        "explained": 1 - within / strata.total if strata.total > 0 else 0.0,
+        "explained": 1 - within / clusters.total if clusters.total > 0 else 0.0,
         "sharpness": sharpness,
         "choice": dict(choices),
         "strata": [
             {
                 "stratum": k + 1,
                 "share": float(weight_K[k] / max(weight_K.sum(), 1e-12)),
-                "members": int(strata.size_K[k]),
-                "radius": float(np.sqrt(strata.within_K[k])),
+                "members": int(clusters.size_K[k]),
+                "radius": float(np.sqrt(clusters.within_K[k])),
                 "nearest": (
                     float(np.sqrt(max(apart_KK[k].min(), 0.0))) if len(apart_KK) > 1 else None
                 ),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.titles import item_titles
-from recsys.evaluation.cluster_descriptions import strata_of_users
+from recsys.evaluation.cluster_descriptions import user_clusters_of
 from recsys.evaluation.interest_drift import interest_drift_of
 from recsys.evaluation.ranking import Ranking
 from recsys.model import FrozenModel
@@ -41,7 +41,7 @@ def example_users(
     Each example is ``{user, history: [title], recommendations: [{item, title, score, shares:
     {granularity: float}, hit}], interest_drift, strata}``. ``history`` starts with the oldest item.
     ``interest_drift`` is from :func:`interest_drift_of`, None without the granularity evolution.
-    ``strata`` are the user clusters from :func:`strata_of_users`, the largest weight
+    ``strata`` are the user clusters from :func:`user_clusters_of`, the largest weight
     first.
 
     Parameters
@@ -79,7 +79,7 @@ def example_users(
     drifts: list[dict[str, Any] | None] = [*interest_drift_of(model, dataset, queries)] or [
         None
     ] * num_examples
-    clusters = strata_of_users(model, queries)
+    clusters = user_clusters_of(model, queries)
     examples = []
     for number, (shares_KR, history, row, drift, of_user) in enumerate(
         zip(shares_EKR, queries.chunks(1), rows_E, drifts, clusters, strict=True), 1

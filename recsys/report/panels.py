@@ -321,7 +321,7 @@ def ratings_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"events": ratings["events"], "cards": cards}
 
 
-def strata_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+def user_clusters_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     """The user clusters in ``evaluation["strata"]``, and the scores of the candidates for their
     number on one axis.
     """

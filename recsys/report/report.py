@@ -27,9 +27,9 @@ from recsys.report.panels import (
     members_panel,
     ratings_panel,
     signals_panel,
-    strata_panel,
     trade_off_panel,
     trust_panel,
+    user_clusters_panel,
 )
 from recsys.report.scores import score_cards, score_panels, score_tables, segment_bars
 from recsys.report.wording import (
@@ -145,7 +145,7 @@ def _details(
         "shown_colours": _shown(colours, examples),
         "examples": [_example(example) for example in examples],
         "interest_drift": interest_drift_panel(examples),
-        "strata": strata_panel(evaluation),
+        "strata": user_clusters_panel(evaluation),
         "own": list(evaluation.get("panels", {}).values()),
         "ratings": ratings_panel(evaluation),
         "timing": _timing(evaluation["timing"]),

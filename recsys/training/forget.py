@@ -29,7 +29,7 @@ from recsys.training.pruned import KEPT
 from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
 from recsys.training.separate_models import sections
-from recsys.training.user_clusters import refit_strata, stratum_of
+from recsys.training.user_clusters import refit_user_clusters, stratum_module
 
 # tensor names end in their axes; users are the first axis here
 _OF_USERS: Final = re.compile(r"_V[A-Z0-9]*(\.|$)")
@@ -98,10 +98,10 @@ def _made(
     frozen = assemble(
         config, dataset, through, weights, trained.choices, trained.frozen.sizes.inputs
     )
-    if stratum_of(frozen) is None:
+    if stratum_module(frozen) is None:
         return frozen, weights
     before = frozen.encoders.state_dict()
-    renewed = refit_strata(
+    renewed = refit_user_clusters(
         config.model.max_history, config.train, config.seed, dataset, frozen, through
     )
     after = renewed.encoders.state_dict()

@@ -37,7 +37,7 @@ from recsys.training.pruned import pruned_names, without
 from recsys.training.rating_head import RATINGS, choose_constants
 from recsys.training.shared_validation import Validate
 from recsys.training.time_limit import seconds_an_epoch
-from recsys.training.user_clusters import STRATA, choose_strata
+from recsys.training.user_clusters import STRATA, choose_user_clusters
 
 UNREFITTED: Final = "unrefitted"  # key of the choices of a training: why there was no refit
 
@@ -84,7 +84,7 @@ def choose(training: Training) -> None:
     config, choices, start = training.config, training.progress.choices, training.start
     if config.model.granularities.stratum.enabled and STRATA not in choices:
         known = {"chosen": start.inputs.get(STRATUM, 0), "candidates": {}} if start else None
-        choices[STRATA] = known or choose_strata(
+        choices[STRATA] = known or choose_user_clusters(
             config.model, config.seed, training.dataset, training.context
         )
     if CONSTANTS not in choices:

@@ -30,7 +30,12 @@ from recsys.data.histories import Array, Histories, Split
 from recsys.data.whitening import whiten
 from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ModelSizes
-from recsys.granularities.stratum.clustering import Strata, UserVectors, choices_counts, fit_strata
+from recsys.granularities.stratum.clustering import (
+    UserClusters,
+    UserVectors,
+    choices_counts,
+    fit_user_clusters,
+)
 from recsys.granularities.stratum.model import Stratum
 from recsys.losses import full_softmax, sampled_softmax
 from recsys.model import FrozenModel
@@ -43,7 +48,7 @@ _MAX_ROWS, _ROWS = 4096, 64  # users that it reads, in all and per step
 _RIDGE: Final = 0.1  # penalty in nats for moving every prototype by its own size
 
 
-def choose_strata(
+def choose_user_clusters(
     model: ModelConfig, seed: int, dataset: PreparedDataset, context: TrainContext
 ) -> dict[str, Any]:
     """Choose the number of clusters with the highest likelihood of the validation events.
@@ -88,9 +93,9 @@ def choose_strata(
     popularity_N /= popularity_N.sum()
     scores = {}
     for number in possible:
-        strata = fit_strata(users, number, section.method, seed)
+        clusters = fit_user_clusters(users, number, section.method, seed)
         scores[number] = _log_likelihood(
-            strata, users, popularity_N, section.temperature, (users_P, items_P)
+            clusters, users, popularity_N, section.temperature, (users_P, items_P)
         )
     best = max(scores, key=lambda number: (scores[number], -number))
     chosen = int(context.from_first(torch.tensor(best)))  # rounding must not make workers differ
@@ -129,7 +134,7 @@ def _targets(dataset: PreparedDataset, users: UserVectors) -> tuple[Array, Array
 
 
 def _log_likelihood(
-    strata: Strata,
+    clusters: UserClusters,
     users: UserVectors,
     popularity_N: Array,
     temperature: float,
@@ -137,16 +142,16 @@ def _log_likelihood(
 ) -> float:
     users_P, items_P = targets
     mass = len(popularity_N)
-    counts_KN = choices_counts(strata, users, temperature)
+    counts_KN = choices_counts(clusters, users, temperature)
     q_KN = (counts_KN + mass * popularity_N) / (counts_KN.sum(axis=1, keepdims=True) + mass)
     total = 0.0
     for piece in np.array_split(np.arange(len(users_P)), max(1, len(users_P) // 8192)):
-        p_PK = strata.memberships(users.of(users_P[piece]), temperature)
+        p_PK = clusters.memberships(users.of(users_P[piece]), temperature)
         total += float(np.log(np.einsum("pk,kp->p", p_PK, q_KN[:, items_P[piece]])).sum())
     return total / max(len(users_P), 1)
 
 
-def refit_strata(
+def refit_user_clusters(
     max_history: int,
     train: TrainConfig,
     seed: int,
@@ -196,7 +201,7 @@ def refit_strata(
     encoders = copy.deepcopy(frozen.encoders)
     rest = frozen.items, frozen.states, frozen.popularity_N, frozen.rating_head
     renewed = FrozenModel(frozen.config, frozen.sizes, encoders, *rest)
-    module = stratum_of(renewed)
+    module = stratum_module(renewed)
     assert module is not None
     graphs = build_graphs(dataset, through)
     known_E = graphs.items_E < frozen.sizes.num_items
@@ -211,7 +216,7 @@ def refit_strata(
     return renewed
 
 
-def stratum_of(model: FrozenModel) -> Stratum | None:
+def stratum_module(model: FrozenModel) -> Stratum | None:
     """The module of the granularity stratum; None if the model does not have it."""
     return next(
         (module for _, module in model.encoders.each() if isinstance(module, Stratum)), None

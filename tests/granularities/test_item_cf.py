@@ -27,7 +27,7 @@ from recsys.serving.request_parsing import parse_requests
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.refit_fusion import Evidence, refit_fusion
-from recsys.training.user_clusters import refit_strata
+from recsys.training.user_clusters import refit_user_clusters
 from tests.handmade import small_world
 
 USERS, ITEMS, TEXT = 30, 14, 5
@@ -261,7 +261,9 @@ def test_strata_are_refitted_next_to_item_cf(
     next_to_item_cf: tuple[Config, PreparedDataset, FrozenModel],
 ) -> None:
     config, dataset, frozen = next_to_item_cf
-    renewed = refit_strata(config.model.max_history, config.train, config.seed, dataset, frozen)
+    renewed = refit_user_clusters(
+        config.model.max_history, config.train, config.seed, dataset, frozen
+    )
     queries = dataset.histories().queries(Split.TEST)
     assert torch.equal(
         renewed.contributions(queries)[0][:, -1], frozen.contributions(queries)[0][:, -1]

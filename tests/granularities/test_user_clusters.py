@@ -18,15 +18,15 @@ from recsys.data.batches import every_position, last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.errors import ConfigError
-from recsys.evaluation.cluster_descriptions import describe_strata, strata_of_users
+from recsys.evaluation.cluster_descriptions import describe_user_clusters, user_clusters_of
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
-from recsys.granularities.stratum import clustering as strata_module
+from recsys.granularities.stratum import clustering as clustering
 from recsys.granularities.stratum.clustering import (
-    Strata,
+    UserClusters,
     UserVectors,
     choices_counts,
-    fit_strata,
+    fit_user_clusters,
     match,
 )
 from recsys.granularities.stratum.model import Stratum
@@ -35,7 +35,7 @@ from recsys.model import FrozenModel
 from recsys.training.context import TrainContext
 from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.phases import fit
-from recsys.training.user_clusters import choose_strata, refit_strata, stratum_of
+from recsys.training.user_clusters import choose_user_clusters, refit_user_clusters, stratum_module
 from tests.handmade import leave_last, train_events, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,25 +90,25 @@ def test_user_vectors_are_unit_means_of_unit_vectors() -> None:
 
 def test_distances_equal_those_of_the_whole_matrix() -> None:
     users = some_users()
-    strata = fit_strata(users, 4, "kmeans", 0)
+    clusters = fit_user_clusters(users, 4, "kmeans", 0)
     a_UN, u_UT = similarity(users), users.of(users.active_U)
-    nearest = strata.nearest(u_UT)
+    nearest = clusters.nearest(u_UT)
     means_KN = np.stack([a_UN[nearest == k].mean(axis=0) for k in range(4)])
     naive_UK = np.square(a_UN[:, None] - means_KN).mean(axis=2)
     assert (naive_UK.argmin(axis=1) == nearest).all()
-    np.testing.assert_array_equal(strata.size_K, np.bincount(nearest))
+    np.testing.assert_array_equal(clusters.size_K, np.bincount(nearest))
     np.testing.assert_allclose(
-        strata.within_K, [naive_UK[nearest == k, k].mean() for k in range(4)], rtol=1e-4
+        clusters.within_K, [naive_UK[nearest == k, k].mean() for k in range(4)], rtol=1e-4
     )
     np.testing.assert_allclose(
-        strata.total, np.square(a_UN - a_UN.mean(axis=0)).mean(axis=1).mean(), rtol=1e-4
+        clusters.total, np.square(a_UN - a_UN.mean(axis=0)).mean(axis=1).mean(), rtol=1e-4
     )
     np.testing.assert_allclose(
-        strata.gap, (naive_UK.mean(axis=1) - naive_UK.min(axis=1)).mean(), rtol=1e-4
+        clusters.gap, (naive_UK.mean(axis=1) - naive_UK.min(axis=1)).mean(), rtol=1e-4
     )
-    p_UK = np.exp(-naive_UK / (0.5 * strata.gap))
+    p_UK = np.exp(-naive_UK / (0.5 * clusters.gap))
     np.testing.assert_allclose(
-        strata.memberships(u_UT, 0.5), p_UK / p_UK.sum(axis=1, keepdims=True), rtol=1e-3
+        clusters.memberships(u_UT, 0.5), p_UK / p_UK.sum(axis=1, keepdims=True), rtol=1e-3
     )
 
 
@@ -116,7 +116,7 @@ def test_kmeans_equals_kmeans_over_the_rows_of_the_whole_matrix() -> None:
     """Not K-means over u: the Gram matrix stretches the directions of the items."""
     users = some_users()
     whole = KMeans(4, n_init=20, random_state=0).fit(similarity(users).astype(np.float64))
-    ours = fit_strata(users, 4, "kmeans", 0)
+    ours = fit_user_clusters(users, 4, "kmeans", 0)
     assert same_partition(ours.nearest(users.of(users.active_U)), whole.labels_)
     inertia = float((ours.size_K * ours.within_K).sum()) * int(users.has_vector_N.sum())
     assert inertia == pytest.approx(whole.inertia_, rel=1e-4)
@@ -127,7 +127,7 @@ def test_hierarchy_equals_ward_over_the_rows_of_the_whole_matrix() -> None:
     whole = AgglomerativeClustering(3, linkage="ward").fit_predict(
         similarity(users).astype(np.float64)
     )
-    ours = fit_strata(users, 3, "hierarchical", 0)
+    ours = fit_user_clusters(users, 3, "hierarchical", 0)
     assert same_partition(ours.nearest(users.of(users.active_U)), whole)
 
 
@@ -137,33 +137,33 @@ def test_blocks_and_two_stages_find_the_same_strata(
 ) -> None:
     """Small limits, as for millions of users: three kinds of users stay three strata."""
     for name, limit in {"BLOCK": 64, "WHOLE": 100, "MICRO": 30}.items():
-        monkeypatch.setattr(strata_module, name, limit)
+        monkeypatch.setattr(clustering, name, limit)
     users = some_users(num_users=600)
-    found = fit_strata(users, GROUPS, method, 0)
+    found = fit_user_clusters(users, GROUPS, method, 0)
     assert same_partition(found.nearest(users.of(users.active_U)), users.active_U % GROUPS)
 
 
 def test_two_fits_are_equal_by_seed() -> None:
-    one, two = (fit_strata(some_users(), 4, "kmeans", 7) for _ in range(2))
+    one, two = (fit_user_clusters(some_users(), 4, "kmeans", 7) for _ in range(2))
     np.testing.assert_array_equal(one.centroids_KT, two.centroids_KT)
 
 
 def test_too_few_users_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_strata 99: only 58 users"):
-        fit_strata(some_users(), 99, "kmeans", 0)
+        fit_user_clusters(some_users(), 99, "kmeans", 0)
 
 
 def test_matching_restores_the_numbering() -> None:
     users = some_users()
-    strata = fit_strata(users, 4, "kmeans", 0)
-    moved = strata.reordered(np.array([2, 0, 3, 1]))
-    np.testing.assert_array_equal(match(strata, moved, users).centroids_KT, strata.centroids_KT)
+    clusters = fit_user_clusters(users, 4, "kmeans", 0)
+    moved = clusters.reordered(np.array([2, 0, 3, 1]))
+    np.testing.assert_array_equal(match(clusters, moved, users).centroids_KT, clusters.centroids_KT)
 
 
 def test_counts_of_strata_sum_to_the_events() -> None:
     users = some_users()
-    strata = fit_strata(users, 3, "kmeans", 0)
-    hard, soft = choices_counts(strata, users), choices_counts(strata, users, 0.5)
+    clusters = fit_user_clusters(users, 3, "kmeans", 0)
+    hard, soft = choices_counts(clusters, users), choices_counts(clusters, users, 0.5)
     events_N = np.asarray(users.matrix[users.active_U].sum(axis=0)).ravel()
     np.testing.assert_allclose(hard.sum(axis=0), events_N)
     np.testing.assert_allclose(soft.sum(axis=0), events_N, rtol=1e-6)
@@ -234,7 +234,7 @@ def test_positions_see_their_past_only() -> None:
     torch.testing.assert_close(p, alone)
 
 
-def item_strata(users: UserVectors) -> tuple[Stratum, Graphs, Any]:
+def item_clusters(users: UserVectors) -> tuple[Stratum, Graphs, Any]:
     """Three strata by item vectors, not yet fitted, the users' events as graphs, and a history of
     each kind.
     """
@@ -251,7 +251,7 @@ def test_refit_keeps_prototypes_with_their_members() -> None:
     before.
     """
     users = some_users()
-    module, graphs, batch = item_strata(users)
+    module, graphs, batch = item_clusters(users)
     items = ItemView(torch.as_tensor(users.unit_NT), torch.zeros(NUM_ITEMS, 0))
     module.refit(graphs, items, 0)
     before = module.memberships(batch, items)[0].argmax(1)
@@ -268,7 +268,7 @@ def test_refit_follows_vectors_that_changed() -> None:
     so they stay.
     """
     users = some_users()
-    module, graphs, batch = item_strata(users)
+    module, graphs, batch = item_clusters(users)
     module.refit(graphs, ItemView(torch.as_tensor(users.unit_NT), torch.zeros(NUM_ITEMS, 0)), 0)
     prototypes, centroids = module.prototypes_KD.detach().clone(), module.centroids_KT.clone()
     drifted = torch.as_tensor(users.unit_NT) + 0.2 * torch.randn(
@@ -330,7 +330,7 @@ def settings(**stratum: Any) -> Config:
 
 def test_validation_chooses_the_number_of_strata(tmp_path: Path) -> None:
     config = settings(num_strata=[2, 4])
-    choice = choose_strata(config.model, config.seed, kinds(tmp_path), TrainContext())
+    choice = choose_user_clusters(config.model, config.seed, kinds(tmp_path), TrainContext())
     assert choice["chosen"] == 4
     assert choice["candidates"]["4"] > choice["candidates"]["2"] > choice["popularity"]
     assert choice["candidates"]["4"] == pytest.approx(-np.log(6), abs=0.5), (
@@ -341,12 +341,12 @@ def test_validation_chooses_the_number_of_strata(tmp_path: Path) -> None:
 def test_single_number_is_used_and_too_many_strata_are_refused(tmp_path: Path) -> None:
     dataset = kinds(tmp_path)
     five, many = settings(num_strata=5), settings(num_strata=[100, 200])
-    assert choose_strata(five.model, five.seed, dataset, TrainContext()) == {
+    assert choose_user_clusters(five.model, five.seed, dataset, TrainContext()) == {
         "chosen": 5,
         "candidates": {},
     }
     with pytest.raises(ConfigError, match="only 80 users"):
-        choose_strata(many.model, many.seed, dataset, TrainContext())
+        choose_user_clusters(many.model, many.seed, dataset, TrainContext())
 
 
 def trained(dataset: PreparedDataset, config: Config) -> Any:
@@ -362,7 +362,7 @@ def test_training_learns_the_taste_of_strata(tmp_path: Path) -> None:
     assert result.choices["strata"]["chosen"] == result.frozen.sizes.inputs["stratum"] == 4
     # chance is .15; with the known kind two items are left, which gives (1 + .63) / 2 = .82
     assert max(report.get("ndcg@5", 0.0) for report in result.history) > 0.5
-    found = describe_strata(result.frozen, dataset, Split.VALID, result.choices["strata"])
+    found = describe_user_clusters(result.frozen, dataset, Split.VALID, result.choices["strata"])
     assert found is not None and found["choice"]["chosen"] == 4 and found["explained"] > 0.5
     assert sum(row["share"] for row in found["strata"]) == pytest.approx(1)
     kinds_of = [
@@ -374,7 +374,7 @@ def test_training_learns_the_taste_of_strata(tmp_path: Path) -> None:
         (2,),
         (3,),
     ], "the panel of each stratum shows the items of its kind"
-    (own,) = strata_of_users(
+    (own,) = user_clusters_of(
         result.frozen, dataset.histories().queries(Split.TEST).take(np.array([0]))
     )
     assert own[0]["weight"] > 0.5
@@ -404,18 +404,22 @@ def test_update_of_strata_alone_fits_newer_events(tmp_path: Path) -> None:
     good = validate(frozen, queries).mean()
     assert (
         validate(
-            refit_strata(config.model.max_history, config.train, config.seed, dataset, frozen),
+            refit_user_clusters(
+                config.model.max_history, config.train, config.seed, dataset, frozen
+            ),
             queries,
         ).mean()
         > good - 0.03
     )
-    module = stratum_of(frozen)
+    module = stratum_module(frozen)
     assert module is not None
     with torch.no_grad():
         module.prototypes_KD.copy_(module.prototypes_KD.roll(1, 0))
     before = {name: tensor.clone() for name, tensor in frozen.tensors().items()}
     bad = validate(frozen, queries).mean()
-    renewed = refit_strata(config.model.max_history, config.train, config.seed, dataset, frozen)
+    renewed = refit_user_clusters(
+        config.model.max_history, config.train, config.seed, dataset, frozen
+    )
     assert bad < 0.2 < good - 0.3 < validate(renewed, queries).mean()
     for name, tensor in renewed.tensors().items():
         assert torch.equal(frozen.tensors()[name], before[name])
@@ -433,8 +437,8 @@ def test_update_of_strata_alone_leaves_out_unknown_items(tmp_path: Path) -> None
     grown = [[(24, 0, 1, Split.TRAIN), *walk] for walk in walks]
     more = write_dataset(tmp_path / "new", grown, 26)
     old, new = (
-        refit_strata(config.model.max_history, config.train, config.seed, dataset, frozen),
-        refit_strata(config.model.max_history, config.train, config.seed, more, frozen),
+        refit_user_clusters(config.model.max_history, config.train, config.seed, dataset, frozen),
+        refit_user_clusters(config.model.max_history, config.train, config.seed, more, frozen),
     )
     for name, tensor in old.tensors().items():
         torch.testing.assert_close(new.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
@@ -456,7 +460,7 @@ def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) ->
     frozen = trained(dataset, config).frozen
     other = write_dataset(tmp_path / "b", [train_events(0, 1, 2)], 5)
     with pytest.raises(ConfigError, match="5 items, the model 24"):
-        refit_strata(config.model.max_history, config.train, config.seed, other, frozen)
+        refit_user_clusters(config.model.max_history, config.train, config.seed, other, frozen)
     plain = build_config(
         {"model": {"width": 8, "granularities": {"collaborative": {"enabled": True}}}}
     )
@@ -464,12 +468,12 @@ def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) ->
         build_graphs(dataset, Split.TRAIN)
     )
     with pytest.raises(ConfigError, match="no granularity stratum"):
-        refit_strata(plain.model.max_history, plain.train, plain.seed, dataset, without)
+        refit_user_clusters(plain.model.max_history, plain.train, plain.seed, dataset, without)
 
 
 def test_one_given_centroid_has_the_total_inertia_and_no_gap() -> None:
     users = some_users()
-    one = Strata.of_centroids(users.of(users.active_U).mean(axis=0, keepdims=True), users)
+    one = UserClusters.of_centroids(users.of(users.active_U).mean(axis=0, keepdims=True), users)
     assert one.within_K[0] == pytest.approx(one.total, rel=1e-5) and one.gap == pytest.approx(
         0, abs=1e-9
     )

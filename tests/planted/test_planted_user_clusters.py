@@ -20,7 +20,7 @@ from recsys.granularities.stratum.clustering import UserVectors
 from recsys.model import FrozenModel
 from recsys.sources.world import USER_CLUSTERS, tastes, world_of
 from recsys.training.fresh_model import build_graphs
-from recsys.training.user_clusters import stratum_of
+from recsys.training.user_clusters import stratum_module
 from tests.planted import (
     is_no_loss,
     margin,
@@ -81,10 +81,10 @@ def test_validation_finds_the_number_of_strata_and_the_strata(
     truth_V = np.concatenate(
         [tastes(world, bundle).user_cluster_U for bundle in range(world.num_bundles)]
     )
-    module = stratum_of(model)
+    module = stratum_module(model)
     assert module is not None
     users = module.user_vectors(build_graphs(planted, Split.TRAIN), model.items)
-    assert purity(users, module.strata().nearest(users.of(users.active_U)), truth_V) > 0.6
+    assert purity(users, module.clusters().nearest(users.of(users.active_U)), truth_V) > 0.6
 
 
 def purity(users: UserVectors, found_U: Array, truth_V: Array) -> float:

@@ -81,7 +81,7 @@ class UserVectors:
 
 
 @dataclass(frozen=True)
-class Strata:
+class UserClusters:
     """Fitted strata. ``axes_KT`` = μ_k G and ``bias_K`` = μ_kᵀ G μ_k, so that d²(u, k) = uᵀGu − 2
     u·axes_k + bias_k.
     """
@@ -96,7 +96,7 @@ class Strata:
     gap: float
 
     @staticmethod
-    def of_centroids(centroids_KT: Array, users: UserVectors) -> Strata:
+    def of_centroids(centroids_KT: Array, users: UserVectors) -> UserClusters:
         """Assign the users to given centroids and compute the statistics."""
         gram_TT = users.gram_TT
         axes_KT = centroids_KT @ gram_TT
@@ -114,7 +114,7 @@ class Strata:
         num = max(len(users), 1)
         mean_T = mean_T / num
         total = max(float(square / num - mean_T @ gram_TT @ mean_T), 0.0)
-        return Strata(
+        return UserClusters(
             centroids_KT, axes_KT, bias_K, size_K, sum_K / np.maximum(size_K, 1), total, gap / num
         )
 
@@ -128,13 +128,15 @@ class Strata:
         p_RK = np.exp(logits_RK - logits_RK.max(axis=1, keepdims=True))
         return np.asarray(p_RK / p_RK.sum(axis=1, keepdims=True))
 
-    def reordered(self, order_K: Array) -> Strata:
+    def reordered(self, order_K: Array) -> UserClusters:
         """Renumber: stratum k becomes the one that was ``order_K[k]``."""
         names = ("centroids_KT", "axes_KT", "bias_K", "size_K", "within_K")
         return replace(self, **{name: getattr(self, name)[order_K] for name in names})
 
 
-def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -> Strata:
+def fit_user_clusters(
+    users: UserVectors, num_strata: int, method: Method, seed: int
+) -> UserClusters:
     """Cluster the users.
 
     ``hierarchical`` is Ward's agglomeration: of the users themselves if they are few, else of
@@ -153,23 +155,23 @@ def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -
         )
     root_TT = _root(users.gram_TT)
     if method == "kmeans":
-        micro_MT, stratum_M = _kmeans(users, root_TT, num_strata, seed), np.arange(num_strata)
+        micro_MT, cluster_M = _kmeans(users, root_TT, num_strata, seed), np.arange(num_strata)
     else:
-        micro_MT, stratum_M = _ward(users, root_TT, num_strata, seed)
+        micro_MT, cluster_M = _ward(users, root_TT, num_strata, seed)
     half_M = np.einsum("mt,mt->m", micro_MT, micro_MT) / 2
     sum_KT, size_K = np.zeros((num_strata, len(root_TT))), np.zeros(num_strata)
     for _, u_RT in users.blocks():
-        stratum_R = stratum_M[(u_RT @ root_TT @ micro_MT.T - half_M).argmax(axis=1)]
-        np.add.at(sum_KT, stratum_R, u_RT)
-        size_K += np.bincount(stratum_R, minlength=num_strata)
+        cluster_R = cluster_M[(u_RT @ root_TT @ micro_MT.T - half_M).argmax(axis=1)]
+        np.add.at(sum_KT, cluster_R, u_RT)
+        size_K += np.bincount(cluster_R, minlength=num_strata)
     everyone_T = sum_KT.sum(axis=0) / max(len(users), 1)  # centroid of an empty stratum
     centroids_KT = np.where(
         size_K[:, None] > 0, sum_KT / np.maximum(size_K, 1)[:, None], everyone_T
     )
-    return Strata.of_centroids(centroids_KT, users)
+    return UserClusters.of_centroids(centroids_KT, users)
 
 
-def match(before: Strata, after: Strata, users: UserVectors) -> Strata:
+def match(before: UserClusters, after: UserClusters, users: UserVectors) -> UserClusters:
     """Reorder ``after`` to match the numbering of ``before``, so that most users keep their stratum
     number.
 
@@ -178,16 +180,16 @@ def match(before: Strata, after: Strata, users: UserVectors) -> Strata:
 
     Parameters
     ----------
-    before : Strata
+    before : UserClusters
         Strata whose numbering is kept.
-    after : Strata
+    after : UserClusters
         The new strata, as many as ``before``.
     users : UserVectors
         The users to count, with the current vectors.
 
     Returns
     -------
-    Strata
+    UserClusters
         The strata of ``after``, renumbered.
     """
     num = len(before.bias_K)
@@ -197,7 +199,9 @@ def match(before: Strata, after: Strata, users: UserVectors) -> Strata:
     return after.reordered(linear_sum_assignment(shared_KK, maximize=True)[1])
 
 
-def choices_counts(strata: Strata, users: UserVectors, temperature: float | None = None) -> Array:
+def choices_counts(
+    clusters: UserClusters, users: UserVectors, temperature: float | None = None
+) -> Array:
     """How often each stratum's users chose each item: [K, N] float64; by members, or by soft
     memberships.
 
@@ -211,12 +215,12 @@ def choices_counts(strata: Strata, users: UserVectors, temperature: float | None
         Softness of the memberships, in units of ``strata.gap``; None: each user counts in the
         nearest stratum alone.
     """
-    counts_KN = np.zeros((len(strata.bias_K), users.matrix.shape[1]))
+    counts_KN = np.zeros((len(clusters.bias_K), users.matrix.shape[1]))
     for users_R, u_RT in users.blocks():
         if temperature is None:
-            p_RK = np.eye(len(counts_KN))[strata.nearest(u_RT)]
+            p_RK = np.eye(len(counts_KN))[clusters.nearest(u_RT)]
         else:
-            p_RK = strata.memberships(u_RT, temperature)
+            p_RK = clusters.memberships(u_RT, temperature)
         counts_KN += (users.matrix[users_R].T @ p_RK).T
     return counts_KN
 

@@ -29,10 +29,10 @@ from torch.nn.functional import normalize
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.stratum.clustering import (
-    Strata,
+    UserClusters,
     UserVectors,
     choices_counts,
-    fit_strata,
+    fit_user_clusters,
     match,
 )
 from recsys.granularities.stratum.section import StratumConfig
@@ -98,18 +98,18 @@ class Stratum(Granularity):
             There are fewer users with a vector than strata.
         """
         users = self.user_vectors(graphs, items)
-        strata = fit_strata(users, self.num_strata, self.config.method, seed)
+        clusters = fit_user_clusters(users, self.num_strata, self.config.method, seed)
         if self.is_fitted:
-            strata = match(self.strata(), strata, users)
+            clusters = match(self.clusters(), clusters, users)
         else:
-            counts_KN = choices_counts(strata, users)
+            counts_KN = choices_counts(clusters, users)
             share_KN = torch.as_tensor(
                 counts_KN / np.maximum(counts_KN.sum(1, keepdims=True), 1)
             ).float()
             # the maximum with 1 above leaves an empty stratum at the zero vector
             means_KD = share_KN.to(items.vectors_SD.device) @ items.vectors_SD.float()
             self.prototypes_KD.copy_(normalize(means_KD, dim=1) * math.sqrt(means_KD.shape[1]))
-        self.set_strata(strata)
+        self.set_clusters(clusters)
 
     def user_vectors(self, graphs: Graphs, items: ItemView) -> UserVectors:
         """The training users of the graphs, with the current vectors; ``items`` is the whole
@@ -118,19 +118,19 @@ class Stratum(Granularity):
         users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
         return UserVectors(users_E, items_E, self._unit(items).cpu().numpy(), graphs.num_users)
 
-    def strata(self) -> Strata:
+    def clusters(self) -> UserClusters:
         """The fitted strata."""
         arrays = {
             name: getattr(self, name).cpu().double().numpy()
             for name, shape in _FITTED.items()
             if shape
         }
-        return Strata(**arrays, total=float(self.total), gap=float(self.gap))
+        return UserClusters(**arrays, total=float(self.total), gap=float(self.gap))
 
-    def set_strata(self, strata: Strata) -> None:
+    def set_clusters(self, clusters: UserClusters) -> None:
         """Set fitted strata."""
         for name in _FITTED:
-            getattr(self, name).copy_(torch.as_tensor(getattr(strata, name)))
+            getattr(self, name).copy_(torch.as_tensor(getattr(clusters, name)))
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         """Memberships times prototypes, and where a history has a vector.
