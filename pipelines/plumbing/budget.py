@@ -25,7 +25,7 @@ _LEAST_MEMBERS: Final = (
     0.15  # the same for the choice of the members' constants: no model without it
 )
 _MEMBERS: Final = 0.5  # share of the time after the training; the rest is for refit and evaluation
-_GOES_ON: Final = 5  # continuing from evaluated weights trains at most one epoch for every 5 chosen
+_CONTINUES: Final = 5  # continuing from evaluated weights trains at most 1 epoch for every 5 chosen
 _OVER: Final = 0.1  # share of the budget by which the training on all events may be late
 
 
@@ -113,7 +113,7 @@ class Budget:
         room = self.final_s() - self.start_s
         if wanted * pace <= room:
             return None
-        return max(0, min(int(room / max(pace, 1e-9)), wanted // _GOES_ON))
+        return max(0, min(int(room / max(pace, 1e-9)), wanted // _CONTINUES))
 
     def final_s(self) -> float:
         """Seconds for the training on all events; the members are fitted on all events after it."""
