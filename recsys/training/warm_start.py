@@ -2,10 +2,12 @@
 dataset.
 
 Why: training from scratch on every new partition takes hours; from the earlier weights, a few
-epochs are enough. Old users, items, event types, entities and relations keep their dense ids (see
-``Vocabulary``), so one rule covers every parameter: with an equal shape it is copied; a table whose
-first axis grew like one of these vocabularies keeps its old rows, and its new rows are those of a
-fresh model. Legend: E events.
+epochs are enough.
+
+Old users, items, event types, entities and relations keep their dense ids (see ``Vocabulary``), so
+one rule covers every parameter. A parameter with an equal shape is copied. A table whose first axis
+grew like one of these vocabularies keeps its old rows; its new rows are those of a fresh model.
+Legend: E events.
 """
 
 from __future__ import annotations
