@@ -61,7 +61,7 @@ def final_model(
     trained : TrainResult
         The evaluated model.
     go_on : int | None
-        None: train from scratch, for as many epochs as validation chose. A number: train so many
+        None: train from scratch, for as many epochs as validation chose. A number: train this many
         further epochs from the evaluated weights, for example when time is short; 0 trains nothing,
         so that only graphs and closed-form granularities use all events. With None, an updated
         model also continues from its evaluated weights, for as many epochs as the update chose.

@@ -175,7 +175,7 @@ class PlannedSearch(Searcher):
         if now - self.looked < _LOOK_S:
             return
         if self.looked and now - self.looked > _AWAY_S:
-            # silence while the driver slept says nothing about the trials
+            # heartbeats missed while the driver slept do not count
             self.pulse.restart()
         self.looked = now
         for theirs in controller.get_live_trials():

@@ -71,7 +71,7 @@ class Budget:
         self._part, self._since = part, now
 
     def deadline(self, seconds: float) -> Deadline:
-        """A deadline in so many seconds, on a clock that other processes share."""
+        """A deadline this many seconds from now, on a clock that other processes share."""
         return Deadline(time.time() + seconds)
 
     def training_s(self, name: str = "") -> float:
@@ -107,7 +107,7 @@ class Budget:
         Returns
         -------
         int | None
-            None: a training from scratch fits. A number: train so many epochs more, starting from
+            None: a training from scratch fits. A number: train this many epochs more, starting from
             the evaluated weights.
         """
         room = self.final_s() - self.start_s

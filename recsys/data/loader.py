@@ -6,7 +6,8 @@ more than one window of the events.
 
 Shards are grouped into windows once. An epoch visits the windows in random order, shuffles the rows
 inside a window, and cuts them into global batches. A worker takes every ``world_size``-th row of a
-global batch. """
+global batch.
+"""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ Why exact: metrics on sampled candidates can order recommenders wrongly (Krichen
 
 If a scorer has user and item vectors, its users are encoded in chunks of similar length, to avoid
 padding. They are scored some rows at a time into one buffer that fits into the processor's cache,
-because allocating a matrix of all scores costs more than the product. Legend: B queries, b queries of a
-chunk, K list length, N items, P targets, E events, D width.
+because allocating a matrix of all scores costs more than the product.
+
+Legend: B queries, b queries of a chunk, K list length, N items, P targets, E events, D width.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ def _sort(
     elif groups:
         found.triples.append(name)
     else:
-        found.idle[column.name] = "codes without a meaning of their own"
+        found.idle[column.name] = "codes whose meaning is unknown"
 
 
 def _sort_number(
