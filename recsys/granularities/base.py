@@ -48,9 +48,8 @@ class ModelSizes:
     text_width: int
     ordered: bool
     timed: bool
-    context: tuple[
-        tuple[str, int], ...
-    ] = ()  # context columns: name and number of codes, 0 for numbers
+    # context columns: name and number of codes, 0 for numbers
+    context: tuple[tuple[str, int], ...] = ()
     # by signal: plain JSON values, see ``size``
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
