@@ -61,7 +61,7 @@ def final_model(
     trained : TrainResult
         The evaluated model.
     go_on : int | None
-        None: train from scratch, for as many epochs as validation chose. A number: train so many
+        None: train from scratch, for as many epochs as validation chose. A number: train this many
         further epochs from the evaluated weights, for example when time is short; 0 trains nothing,
         so that only graphs and closed-form granularities use all events. With None, an updated
         model also continues from its evaluated weights, for as many epochs as the update chose.
@@ -88,7 +88,7 @@ def final_model(
         final = final_plan(trained, origin, 0)
         identity["training"] = training_digest(config, dataset, None, final)
         result, description = _untrained(trained), describe(dataset, final)
-    apart = _trained_apart(config, folder, dataset, trained, final.goes_on)
+    apart = _trained_apart(config, folder, dataset, trained, final.continues)
     result = replace(result, weights={**result.weights, **apart})
     settle_threads(config.model, config.train, dataset.num_items, folder.progress)
     frozen = assemble_final(config, dataset, final, result.weights)
@@ -184,7 +184,7 @@ def planned(folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -
 def describe(dataset: PreparedDataset, final: Final) -> dict[str, Any]:
     """Description of the final model: events, epochs, and its start weights."""
     events = sum(len(shard.through(Split.TEST).items_E) for shard in dataset.shards())
-    start = "anew" if final.trains and not final.goes_on else "measured"
+    start = "anew" if final.trains and not final.continues else "measured"
     return {
         "through": "test",
         "events": events,
@@ -200,12 +200,16 @@ def _line(description: dict[str, Any], final: Final) -> str:
     )
     if not final.trains:
         return f"fitting the final model {on}"
-    more = " more, from the evaluated weights" if final.goes_on else ""
+    more = " more, from the evaluated weights" if final.continues else ""
     return f"training the final model {on}; {final.epochs} epoch{'s' * (final.epochs != 1)}{more}"
 
 
 def _trained_apart(
-    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult, goes_on: bool
+    config: Config,
+    folder: RunFolder,
+    dataset: PreparedDataset,
+    trained: TrainResult,
+    continues: bool,
 ) -> dict[str, Tensor]:
     """Train the separately trained models on all events and return their weights.
 
@@ -215,7 +219,7 @@ def _trained_apart(
     weights = {key: tensor for key, tensor in trained.weights.items() if key not in others}
     budget = folder.budget
     for name in sections(config.model):
-        final = Final.of_apart(config, trained, name, goes_on)
+        final = Final.of_apart(config, trained, name, continues)
         if final is None or not final.trains:
             continue
         if budget is not None and budget.final_s() < budget.expected.get(f"{name}, final", 0.0):
@@ -230,7 +234,7 @@ def _trained_apart(
         with ray_session(config.train, config.ray):
             seconds = math.inf if budget is None else budget.final_s()
             how = dataset, reporter(folder, lambda _: None), folder.progress, budget, seconds
-            own = trained_on(own_config(config, name, goes_on), *how, final=final)
+            own = trained_on(own_config(config, name, continues), *how, final=final)
         if is_whole(own, final):
             weights |= named(name, own.weights)
     return weights

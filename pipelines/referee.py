@@ -256,7 +256,7 @@ def score(config: Config, command: str) -> dict[str, Any]:
     settings = config.referee
     if not settings.lists:
         raise ConfigError(
-            f"referee.lists: whose? --lists NAME=FILE …; usage: {VERBS['referee'].usage}"
+            f"referee.lists is empty; give --lists NAME=FILE …; usage: {VERBS['referee'].usage}"
         )
     methods = methods_of(settings.lists)
     protocol = read_protocol(Path(settings.protocol))

@@ -213,10 +213,10 @@ def _section(words: Sequence[str]) -> SubmitConfig:
     arguments = parse(words)
     if arguments.config is not None:
         return load_config(config_file(arguments.config), arguments.overrides).submit
-    strays = [name for name, _ in arguments.overrides if not name.startswith("submit.")]
-    if strays:
+    refused = [name for name, _ in arguments.overrides if not name.startswith("submit.")]
+    if refused:
         raise UsageError(
-            f"--{strays[0]}: actions on jobs only read --config and --submit.… options"
+            f"--{refused[0]}: actions on jobs only read --config and --submit.… options"
         )
     values = {
         name.removeprefix("submit."): parse_value(name, text) for name, text in arguments.overrides

@@ -171,7 +171,7 @@ def _with_apart(
             continue
         folder.progress(f"training {name} separately, {number} of {len(names)}")
         start = None if descent is None else descent.apart.get(name)
-        own = own_config(config, name, goes_on=start is not None)
+        own = own_config(config, name, continues=start is not None)
         report = reporter(folder, lambda _: None)
         seconds = math.inf if budget is None else budget.training_s(name)
         how = report, folder.progress, budget, seconds, validate, start

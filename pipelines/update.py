@@ -261,7 +261,7 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
             " on: starting from its evaluated weights"
         )
     settings = trained_part(config)
-    grown, anew = warm_start(settings.model, settings.train, settings.seed, dataset, earlier)
+    grown, missing = warm_start(settings.model, settings.train, settings.seed, dataset, earlier)
     new = [
         f"{dataset.num_users - earlier.sizes.num_users:,} users",
         f"{dataset.num_items - earlier.sizes.num_items:,} items",
@@ -276,10 +276,10 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         if section.signal in earlier.sizes.inputs
     ]
     # the parent's stacking dropped them
-    anew = [*anew, *(name for name in sections(config.model) if name not in known)]
-    if anew:
+    missing = [*missing, *(name for name in sections(config.model) if name not in known)]
+    if missing:
         folder.progress(
-            f"training from scratch, because the parent has no weights for it: {', '.join(anew)}"
+            f"training from scratch, because the parent has no weights for it: {', '.join(missing)}"
         )
     apart = {name: _grown_apart(config, dataset, earlier, name) for name in known}
     return Descent(

@@ -101,7 +101,7 @@ class Pulse:
         """Note that a trial is handed out."""
         self.seen[trial_id] = _Seen(key, self.clock())
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Count all pauses from now: the driver itself was stopped, so they are not the trials'
         fault.
         """

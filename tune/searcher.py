@@ -175,8 +175,8 @@ class PlannedSearch(Searcher):
         if now - self.looked < _LOOK_S:
             return
         if self.looked and now - self.looked > _AWAY_S:
-            # silence while the driver slept says nothing about the trials
-            self.pulse.begin_anew()
+            # heartbeats missed while the driver slept do not count
+            self.pulse.restart()
         self.looked = now
         for theirs in controller.get_live_trials():
             if theirs.trial_id not in self.running or theirs.trial_id in self.errors:

@@ -149,14 +149,14 @@ def continued(
     done : int
         The epoch of the trial's checkpoint; 0 without one.
     """
-    anew = in_time(config, best, deadline)
+    fresh = in_time(config, best, deadline)
     if not done or not pace_of(best):
-        return anew, 0
+        return fresh, 0
     wanted = config.train.epochs
     if not is_ended(best):
         reached = (done + _affordable(best, deadline)) / (1 + config.train.refit)
-        if anew is not None and reached < min(wanted, _MUCH_LONGER * anew.train.epochs):
-            return anew, 0
+        if fresh is not None and reached < min(wanted, _MUCH_LONGER * fresh.train.epochs):
+            return fresh, 0
     tried = plan.configs[best.number].train
     changes = {"evaluate_every": tried.evaluate_every, "patience": tried.patience}
     return config.model_copy(update={"train": config.train.model_copy(update=changes)}), done

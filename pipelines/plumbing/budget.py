@@ -25,7 +25,7 @@ _LEAST_MEMBERS: Final = (
     0.15  # the same for the choice of the members' constants: no model without it
 )
 _MEMBERS: Final = 0.5  # share of the time after the training; the rest is for refit and evaluation
-_GOES_ON: Final = 5  # continuing from evaluated weights trains at most one epoch for every 5 chosen
+_CONTINUES: Final = 5  # continuing from evaluated weights trains at most 1 epoch for every 5 chosen
 _OVER: Final = 0.1  # share of the budget by which the training on all events may be late
 
 
@@ -71,7 +71,7 @@ class Budget:
         self._part, self._since = part, now
 
     def deadline(self, seconds: float) -> Deadline:
-        """A deadline in so many seconds, on a clock that other processes share."""
+        """A deadline this many seconds from now, on a clock that other processes share."""
         return Deadline(time.time() + seconds)
 
     def training_s(self, name: str = "") -> float:
@@ -107,13 +107,13 @@ class Budget:
         Returns
         -------
         int | None
-            None: a training from scratch fits. A number: train so many epochs more, starting from
+            None: a training from scratch fits. A number: train this many epochs more, starting from
             the evaluated weights.
         """
         room = self.final_s() - self.start_s
         if wanted * pace <= room:
             return None
-        return max(0, min(int(room / max(pace, 1e-9)), wanted // _GOES_ON))
+        return max(0, min(int(room / max(pace, 1e-9)), wanted // _CONTINUES))
 
     def final_s(self) -> float:
         """Seconds for the training on all events; the members are fitted on all events after it."""

@@ -75,15 +75,12 @@ class Bundle:
     user_ids: list[str]
     histories: Histories  # row = dense user id; all events, each with its split
     index: ItemIndex | None = None  # for large catalogues, so that not every item must be scored
-    attributes: ItemAttributes | None = (
-        None  # for rules of requests; None in bundles of earlier releases
-    )
-    text_NT: Array | None = (
-        None  # int8 text vectors of items, zero without text; None: in the weights, or no texts
-    )
-    friends: tuple[Array, Array] | None = (
-        None  # start of each user's friends [U + 1], and the friends' dense ids
-    )
+    # for rules of requests; None in bundles of earlier releases
+    attributes: ItemAttributes | None = None
+    # int8 text vectors of items, zero without text; None: in the weights, or no texts
+    text_NT: Array | None = None
+    # start of each user's friends [U + 1], and the friends' dense ids
+    friends: tuple[Array, Array] | None = None
 
     def friends_of(self, user: int) -> list[int]:
         """The friends of a known user, largest weight first; empty where the bundle has none."""

@@ -53,21 +53,22 @@ def _of_data(data: DataConfig) -> Iterator[str]:
             "data.split.kind leave-last needs an order, and data.order is none; set data.split.kind"
             " ratio"
         )
-    strays = sorted({*data.context_numbers} - {*data.context})
-    if strays:
+    unknown = sorted({*data.context_numbers} - {*data.context})
+    if unknown:
         yield (
-            f"data.context_numbers names {', '.join(strays)}, not in data.context; add it there too"
+            f"data.context_numbers names {', '.join(unknown)}, not in data.context; add it"
+            " there too"
         )
     if data.text.event_types and not data.text.event_column:
         yield (
             "data.text.event_types is set and data.text.event_column is empty: name the column with"
             " their text"
         )
-    strays = sorted({*data.targets} - {*data.interactions}) if data.interactions else []
-    strays += sorted({*data.targets} & {*data.text.event_types})
-    if strays:
+    unknown = sorted({*data.targets} - {*data.interactions}) if data.interactions else []
+    unknown += sorted({*data.targets} & {*data.text.event_types})
+    if unknown:
         yield (
-            f"data.targets names {', '.join(strays)}, which data.interactions or"
+            f"data.targets names {', '.join(unknown)}, which data.interactions or"
             " data.text.event_types exclude from the history: add it to data.interactions, or"
             " remove it"
         )

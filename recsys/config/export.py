@@ -36,7 +36,8 @@ class ExportConfig(Section):
         ),
     )
     without: list[str] = Field(
-        [], description="fitted members that are left out of onnx; the answers then differ"
+        [],
+        description="closed-form members that are left out of onnx; the answers then differ",
     )
 
     @field_validator("to", mode="before")

@@ -79,9 +79,9 @@ def _from_outside(value: Any) -> GranularityConfig:
             " letter"
         )
     cls = load(offer, GranularityConfig)
-    if strays := [key for key in tree if key not in cls.model_fields]:
+    if unknown := [key for key in tree if key not in cls.model_fields]:
         raise ValueError(
-            f"unknown key {', '.join(map(str, strays))}; valid keys here:"
+            f"unknown key {', '.join(map(str, unknown))}; valid keys here:"
             f" {choices(cls.model_fields)}"
         )
     section: GranularityConfig = cls.model_validate(tree)

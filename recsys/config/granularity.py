@@ -45,19 +45,15 @@ class GranularityConfig(Section):
     A subclass sets :attr:`module` and its keys, and overrides what differs from the defaults here.
     """
 
-    module: ClassVar[str] = (
-        ""  # ``package.module:Class`` of its Granularity, imported when a model is built
-    )
+    # ``package.module:Class`` of its Granularity, imported when a model is built
+    module: ClassVar[str] = ""
     always_closed_form: ClassVar[bool] = False  # fitted in closed form with all keys
-    reads: ClassVar[str] = (
-        ""  # side signal that it reads, "": none; granularities of one signal share its input
-    )
-    candidates: ClassVar[
-        tuple[str, ...]
-    ] = ()  # keys whose lists of values validation chooses from, see Several
-    per_user: ClassVar[bool] = (
-        False  # reads only the history of the requested user, so that it can train privately
-    )
+    # side signal that it reads, "": none; granularities of one signal share its input
+    reads: ClassVar[str] = ""
+    # keys whose lists of values validation chooses from, see Several
+    candidates: ClassVar[tuple[str, ...]] = ()
+    # reads only the history of the requested user, so that it can train privately
+    per_user: ClassVar[bool] = False
     effort: ClassVar[float] = 1.0  # cost of fitting and ranking; that of item_knn is 1
     smaller: ClassVar[str] = ""  # keys of its section that reduce the memory of its fit
 

@@ -58,5 +58,5 @@ class RefereeConfig(Section):
     bootstrap: int = Field(
         10_000,
         ge=1000,
-        description="bootstrap resamples of users; many pairs of methods need more than one pair",
+        description="bootstrap resamples of users; more pairs of methods need more resamples",
     )

@@ -18,9 +18,8 @@ PathOrUri = Annotated[str, AfterValidator(expanded)]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are checked on assignment as well."""
 
-    dotted: ClassVar[str] = (
-        ""  # path of the section; needed only where a key was renamed, see ``renamed``
-    )
+    # path of the section; needed only where a key was renamed, see ``renamed``
+    dotted: ClassVar[str] = ""
 
     model_config = ConfigDict(
         extra="forbid",

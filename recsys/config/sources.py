@@ -448,9 +448,9 @@ def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
             f" {kind!r})"
         )
     cls = load(offer, OutsideSource)
-    if strays := sorted({*value} - {*cls.model_fields}):
+    if unknown := sorted({*value} - {*cls.model_fields}):
         raise ValueError(
-            f"unknown key {', '.join(strays)}; valid keys here:"
+            f"unknown key {', '.join(unknown)}; valid keys here:"
             f" {', '.join(sorted(cls.model_fields))}"
         )
     return cls.model_validate(value)

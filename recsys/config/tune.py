@@ -78,7 +78,9 @@ class TuneConfig(Section):
     )
     min_epochs: int = Field(5, ge=1, description="epochs that every trial gets (asha)")
     reduction: int = Field(
-        3, ge=2, description="factor: one of so many trials continues at each rung (asha)"
+        3,
+        ge=2,
+        description="reduction factor: one in this many trials continues at each rung (asha)",
     )
     concurrent: int = Field(
         0,

@@ -1,10 +1,12 @@
 """Shuffled training batches from the shards: bounded memory, the same for any number of workers.
 
 Why not a generic loader: every worker must get its slice of the *same* global batch, so that two
-workers give the same loss as one; no row may be dropped to balance the workers; and no worker may
-hold more than one window of the events. Shards are grouped into windows once. An epoch visits the
-windows in random order, shuffles the rows inside a window, and cuts them into global batches. A
-worker takes every ``world_size``-th row of a global batch.
+workers give the same loss as one. No row may be dropped to balance the workers. No worker may hold
+more than one window of the events.
+
+Shards are grouped into windows once. An epoch visits the windows in random order, shuffles the rows
+inside a window, and cuts them into global batches. A worker takes every ``world_size``-th row of a
+global batch.
 """
 
 from __future__ import annotations

@@ -29,9 +29,8 @@ class Baseline(ABC):
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         self.constants: Constants = dict(self.grid[0])
-        self.validation: float | None = (
-            None  # metric of the chosen constants on validation, fitted on training only
-        )
+        # metric of the chosen constants on validation, fitted on training only
+        self.validation: float | None = None
         self.seconds = 0.0  # choice and fits together
 
     @classmethod

@@ -1,8 +1,8 @@
 """The second half of the leak audit: on which events the model and the baselines were fitted.
 
-The graph of a model and the matrix of a baseline are gone at evaluation, but both keep one figure
-that can be checked: the number of users of every item, from which the model recommends to a user
-without signals, and a baseline for an empty history. A single extra event in the fit changes it.
+The graph of a model and the matrix of a baseline are gone at evaluation. Both keep one figure that
+can be checked: the number of users of every item. The model recommends from it to a user without
+signals, and a baseline uses it for an empty history. A single extra event in the fit changes it.
 Legend: N items.
 """
 

@@ -198,6 +198,6 @@ def _neighbourhoods(vectors_ND: Array, titles_N: Sequence[str]) -> Groups:
         sums_GD = np.stack([unit_ND[group_N == g].sum(axis=0) for g in range(count)])
         norms_G1 = np.linalg.norm(sums_GD, axis=1, keepdims=True)
         centres_GD = np.where(norms_G1 > 0, sums_GD / np.maximum(norms_G1, 1e-12), centres_GD)
-    likeness_NG = unit_ND @ centres_GD.T
-    labels = [f"near {titles_N[item]}" for item in likeness_NG.argmax(axis=0)]
-    return Groups("neighbourhood of item vectors", labels, likeness_NG.argmax(axis=1))
+    similarity_NG = unit_ND @ centres_GD.T
+    labels = [f"near {titles_N[item]}" for item in similarity_NG.argmax(axis=0)]
+    return Groups("neighbourhood of item vectors", labels, similarity_NG.argmax(axis=1))

@@ -1,10 +1,12 @@
 """Exact full ranking of the catalogue for every query, in chunks.
 
 Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020).
+
 If a scorer has user and item vectors, its users are encoded in chunks of similar length, to avoid
-padding, and scored some rows at a time into one buffer that fits into the processor's cache:
-allocating a matrix of all scores costs more than the product. Legend: B queries, b queries of a
-chunk, K list length, N items, P targets, E events, D width.
+padding. They are scored some rows at a time into one buffer that fits into the processor's cache,
+because allocating a matrix of all scores costs more than the product.
+
+Legend: B queries, b queries of a chunk, K list length, N items, P targets, E events, D width.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def _of_items(dataset: PreparedDataset, through: Split) -> dict[str, Array]:
     found = {
         "item text": dataset.has_text_N,
         "item attributes": described(dataset.features, dataset.num_items, no_attributes),
-        "item facts": dataset.item_entities() >= 0,
+        "item triples": dataset.item_entities() >= 0,
     }
     there = {name: has_N for name, has_N in found.items() if has_N.any()}
     return {**there, "items seen in training": dataset.item_counts_N(through) > 0}

@@ -61,10 +61,10 @@ def target_report(
     found = {REPEATED: _entry(values, had_P, train, model)}
     kind, k = parse_metric(train.metric)
     at, chunk = QUERY_METRICS[kind], evaluate.chunk_users
-    anew = {name: rank(scorer, queries, k, True, chunk) for name, scorer in scorers.items()}
-    if len(anew[model]):
+    unseen = {name: rank(scorer, queries, k, True, chunk) for name, scorer in scorers.items()}
+    if len(unseen[model]):
         values = {
-            name: at(ranking.hits_BK, ranking.num_targets_B, k) for name, ranking in anew.items()
+            name: at(ranking.hits_BK, ranking.num_targets_B, k) for name, ranking in unseen.items()
         }
         found[NEW] = _entry(values, ~had_P, train, model)
     return found

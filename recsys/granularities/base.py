@@ -48,9 +48,8 @@ class ModelSizes:
     text_width: int = 0
     ordered: bool = True
     timed: bool = False
-    context: tuple[
-        tuple[str, int], ...
-    ] = ()  # context columns: name and number of codes, 0 for numbers
+    # context columns: name and number of codes, 0 for numbers
+    context: tuple[tuple[str, int], ...] = ()
     # by signal: plain JSON values, see ``size``
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 

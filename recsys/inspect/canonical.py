@@ -20,7 +20,7 @@ from recsys.inspect.column_uses import (
     why_unused,
 )
 from recsys.inspect.columns import Column, bare_tokens
-from recsys.inspect.common_names import SESSION, likeness
+from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_columns import (
     EventColumns,
@@ -265,7 +265,7 @@ class _Canonical:
             and column.kind in ("token", "flag")
             # context is known at a request only if it is one of few values
             and 2 <= column.num_distinct <= _MOST_CONTEXT
-            and likeness(column.name, SESSION) < 0.8
+            and similarity(column.name, SESSION) < 0.8
         ]
 
     # --------------------------------------------------------------------------------------- tables

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.columns import Column
-from recsys.inspect.common_names import ADDRESS, ITEM, SESSION, TEXT, has_id, likeness
+from recsys.inspect.common_names import ADDRESS, ITEM, SESSION, TEXT, has_id, similarity
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import Table, determines
 from recsys.sources.names import fold
@@ -194,7 +194,7 @@ def _sort(
     """Classify one column; ``groups`` says whether several items or users share its values."""
     kind = column.kind
     # first of all, so that no rule below can make personal data an attribute
-    if likeness(column.name, ADDRESS) >= 0.8:
+    if similarity(column.name, ADDRESS) >= 0.8:
         found.idle[column.name] = "contact data, which is not predictive"
         return
     found.kinds[name] = _KINDS.get(kind, kind)
@@ -238,7 +238,7 @@ def _sort(
     elif groups:
         found.triples.append(name)
     else:
-        found.idle[column.name] = "codes without a meaning of their own"
+        found.idle[column.name] = "codes whose meaning is unknown"
 
 
 def _sort_number(
@@ -314,7 +314,7 @@ def attributes_of_events(
         ):
             continue
         if (
-            likeness(column.name, SESSION) >= 0.8
+            similarity(column.name, SESSION) >= 0.8
             or column.kind == "number"
             and column.is_whole
             and has_id(column.name)
@@ -323,7 +323,7 @@ def attributes_of_events(
         by_item, by_user = determines(item, column), determines(user, column)
         # prices of one item change over time, so a number needs less
         least = _TELLS_NUMBER if column.is_numeric else _TELLS
-        by_name = max(likeness(column.name, TEXT), likeness(column.name, ITEM))
+        by_name = max(similarity(column.name, TEXT), similarity(column.name, ITEM))
         # the name decides where both fit about equally
         if by_item >= least and by_item + 0.2 * by_name >= by_user:
             of_items.append(column)
@@ -359,7 +359,7 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
     }
     if column.kind in fixed:
         return fixed[column.kind]
-    if likeness(column.name, SESSION) >= 0.8:
+    if similarity(column.name, SESSION) >= 0.8:
         return "identifies the visit or order, not the item or the user"
     if column.kind == "number" and column.is_whole and has_id(column.name):
         return "ids of something else"

@@ -23,7 +23,7 @@ from recsys.inspect.common_names import (
     TIME,
     VALUE,
     has_id,
-    likeness,
+    similarity,
 )
 from recsys.inspect.scales import MOST_GRADES, Scale, scale_of
 from recsys.inspect.time_formats import TimeForm, time_form
@@ -121,7 +121,7 @@ class Column:
     def _is_coordinate(self, words: tuple[str, ...], limit: float) -> bool:
         if self.kind != "number" or max(abs(self.low), abs(self.high)) > limit:
             return False
-        return likeness(self.name, words) >= 0.8
+        return similarity(self.name, words) >= 0.8
 
     def looks_like_coordinate(self, limit: float) -> bool:
         """Whether unnamed numbers may be degrees: most have four or more decimals."""
@@ -173,7 +173,7 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
     }
     if not len(present):
         return Column(name, position, "empty", **base)
-    is_named = likeness(name, TIME) >= 0.8
+    is_named = similarity(name, TIME) >= 0.8
     # ids keep their digits; numbers and times are read from a copy
     raw = cells.drop_null() if not pa.types.is_string(kind) else ascii_digits(present)
     # before numbers, because times are often written as numbers
@@ -251,7 +251,7 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
     # few descriptions have tags, but a single one makes the cleaning necessary
     if _share(sample, _TAGS) >= 0.03 and words >= _WORDY:
         return Column(name, position, "html", **base)
-    if found := _members(sample, likeness(name, TEXT) >= 0.8):
+    if found := _members(sample, similarity(name, TEXT) >= 0.8):
         return Column(name, position, found[0], mark=found[1], **base)
     is_text = letters >= 0.5 and words >= _WORDY
     return Column(name, position, "text" if is_text else "token", **base)
@@ -268,7 +268,8 @@ def _scale(values: pa.Array, distinct: int) -> Scale | None:
 def _are_ratings(name: str, scale: Scale | None) -> bool:
     """Whether texts such as 3/5 are ratings: they say so, or the column's name does."""
     return (
-        bool(scale and scale.is_plain) or max(likeness(name, VALUE), likeness(name, RATING)) >= 0.8
+        bool(scale and scale.is_plain)
+        or max(similarity(name, VALUE), similarity(name, RATING)) >= 0.8
     )
 
 

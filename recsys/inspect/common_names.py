@@ -257,11 +257,11 @@ def _singular(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
-def likeness(name: str, words: tuple[str, ...]) -> float:
+def similarity(name: str, words: tuple[str, ...]) -> float:
     """Similarity of a column's name to the words, from 0 to 1: 1 for the word itself, alone or
     before ``id``.
 
-    >>> [likeness(name, USER) for name in ("CustomerID", "customer_email", "customer_city")]
+    >>> [similarity(name, USER) for name in ("CustomerID", "customer_email", "customer_city")]
     [1.0, 0.8, 0.4]
     """
     found = words_of(name)
@@ -316,4 +316,6 @@ def is_known_name(cell: str) -> bool:
         RELATION,
         TEXT,
     )
-    return bool(cell) and len(cell) <= 40 and any(likeness(cell, words) >= 0.7 for words in groups)
+    return (
+        bool(cell) and len(cell) <= 40 and any(similarity(cell, words) >= 0.7 for words in groups)
+    )

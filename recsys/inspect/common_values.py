@@ -48,7 +48,7 @@ class IdSet:
         """Share of these ids that are also in ``other``."""
         return self.common(other) / max(len(self), 1)
 
-    def likeness(self, other: IdSet) -> float:
+    def similarity(self, other: IdSet) -> float:
         """Similarity from 0 to 1: number of common ids divided by the geometric mean of both sizes.
 
         For ids that are not a running count, it is divided by the smaller size, because a sample or

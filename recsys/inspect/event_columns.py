@@ -19,7 +19,7 @@ from recsys.inspect.common_names import (
     VALUE,
     WEAK,
     has_id,
-    likeness,
+    similarity,
     words_of,
 )
 from recsys.inspect.sampled_tables import Pair, Table, determines
@@ -119,7 +119,7 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         best is None
         or rank(best)[0] < 0
         and table.sample.has_names
-        and likeness(best.name, TIME) < 1.0
+        and similarity(best.name, TIME) < 1.0
     ):
         return None
     return best
@@ -196,7 +196,7 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         ]
         return max(
             named,
-            key=lambda column: (_rating_likeness(table, column), -column.position),
+            key=lambda column: (_rating_similarity(table, column), -column.position),
             default=None,
         )
     rated = [
@@ -212,10 +212,10 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
 
 def _is_rating_name(table: Table, column: Column) -> bool:
     """Whether a column's name is that of ratings, and not that of event types."""
-    return _rating_likeness(table, column) >= _SAYS and table.like(column, EVENT_TYPE) < _SAYS
+    return _rating_similarity(table, column) >= _SAYS and table.like(column, EVENT_TYPE) < _SAYS
 
 
-def _rating_likeness(table: Table, column: Column) -> float:
+def _rating_similarity(table: Table, column: Column) -> float:
     """How much a column's name is that of ratings or other values."""
     return max(table.like(column, words) for words in (VALUE, RATING))
 
@@ -245,7 +245,7 @@ def unordered_ratings(table: Table, columns: EventColumns) -> Column | None:
             column
             for column in columns.left
             if column.kind in ("token", "text", "flag")
-            and _rating_likeness(table, column) >= _SAYS
+            and _rating_similarity(table, column) >= _SAYS
             and is_short(bare_tokens(column))
             and determines(columns.item, column) < 0.9
         ),

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.data.histories import Array
 from recsys.inspect.columns import Column
-from recsys.inspect.common_names import likeness
+from recsys.inspect.common_names import similarity
 from recsys.inspect.event_statistics import EventStatistics
 
 _RATINGS: Final = (
@@ -48,7 +48,7 @@ def smallest_value(
     values = events.column(schema.VALUE)
     stepped = bool((pc.multiply(values, 2).to_numpy() % 1 == 0).all())
     is_rating = column.scale is not None or (
-        likeness(column.name, _RATINGS) >= 0.8
+        similarity(column.name, _RATINGS) >= 0.8
         if has_names
         else statistics.num_values <= 21 and stepped
     )

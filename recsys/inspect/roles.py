@@ -59,8 +59,8 @@ class _IdColumns:
     def of(cls, table: Table, users: IdSet, items: IdSet) -> _IdColumns:
         named = {column.name: column for column in (*table.id_columns, *table.keys)}
         sets = {name: IdSet(column) for name, column in named.items()}
-        user_like = {name: ids.likeness(users) for name, ids in sets.items()}
-        item_like = {name: ids.likeness(items) for name, ids in sets.items()}
+        user_like = {name: ids.similarity(users) for name, ids in sets.items()}
+        item_like = {name: ids.similarity(items) for name, ids in sets.items()}
         return cls(table, list(named.values()), sets, user_like, item_like)
 
     def of_user(self, column: Column) -> float:

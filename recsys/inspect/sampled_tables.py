@@ -34,8 +34,8 @@ from recsys.inspect.common_names import (
     USER_FILES,
     VALUE,
     has_id,
-    likeness,
     named_like,
+    similarity,
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.samples import Sample
@@ -143,7 +143,7 @@ class Table:
     def like(self, column: Column, words: tuple[str, ...]) -> float:
         """How much the column's name is one of the words; 0 for names that we generated."""
         return (
-            likeness(column.name, words)
+            similarity(column.name, words)
             if self.sample.has_names or column.name in self.sample.folders
             else 0.0
         )
@@ -489,7 +489,7 @@ def _table_score(table: Table, pair: Pair) -> float:
         max(table.like(pair.item, ITEM), table.like(pair.user, USER)) < _NAMED
         and table.sample.format != "sequences"
     ):
-        alike = IdSet(pair.user).likeness(IdSet(pair.item))
+        alike = IdSet(pair.user).similarity(IdSet(pair.item))
         ordinary = IdSet(pair.user).is_count and IdSet(pair.item).is_count
         # ids that count from 1 overlap by chance, so they say less
         score -= 3.0 * alike if not ordinary else 1.5 * alike
@@ -503,7 +503,7 @@ def _item_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
         for key in other.keys if other is not table else ():
             weight = 1.0 if other.is_item_like or named_like(other.sample.name, ITEM_FILES) else 0.2
             weight = 0.1 if named_like(other.sample.name, USER_FILES) else weight
-            best = max(best, weight * mine.likeness(IdSet(key)))
+            best = max(best, weight * mine.similarity(IdSet(key)))
     return best
 
 
@@ -520,12 +520,12 @@ def _user_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
             named_like(other.sample.name, USER_FILES)
             or any(other.like(key, USER) >= 0.8 for key in keys)
         ):
-            best = max([best, *(mine.likeness(IdSet(key)) for key in keys)])
+            best = max([best, *(mine.similarity(IdSet(key)) for key in keys)])
         if len(other.id_columns) >= 2 and len(other.columns) <= 4 and not keys:
             one, two = (IdSet(key) for key in other.id_columns[:2])
-            linked = one.likeness(two)
+            linked = one.similarity(two)
             # a table with two columns of the same ids links people
             if linked >= 0.2:
                 weight = 1.0 if named_like(other.sample.name, SOCIAL_FILES) else linked
-                best = max(best, weight * min(mine.likeness(one), mine.likeness(two)))
+                best = max(best, weight * min(mine.similarity(one), mine.similarity(two)))
     return best

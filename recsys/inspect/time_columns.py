@@ -65,7 +65,7 @@ def with_time_columns(pair: Pair) -> Pair:
     if not hours:
         return pair
     days = day.values
-    # times in a known form are written anew, so that a clock can follow them
+    # times in a known form are rewritten, so that a clock can follow them
     if not day.time.format:
         micros = timestamps(days, CellRules())[0]
         days = pc.coalesce(pc.strftime(micros, format="%Y-%m-%d"), days)

@@ -76,7 +76,7 @@ class BucketSummary:
 
 
 def split_by_user(
-    block: pa.Table, num_buckets: int, rules: EventRules, goes_on: bool = False
+    block: pa.Table, num_buckets: int, rules: EventRules, continues: bool = False
 ) -> list[pa.Table]:
     """The rows of a block, one table per bucket. The bucket is a hash of the user id that is the
     same on all machines and in all releases.
@@ -89,7 +89,7 @@ def split_by_user(
         Number of buckets.
     rules : EventRules
         Names the columns that are kept.
-    goes_on : bool
+    continues : bool
         Whether these are newer files of an earlier dataset; then a missing context column is null.
 
     Returns
@@ -102,7 +102,7 @@ def split_by_user(
     ConfigError
         ``data.text.event_column`` or one of ``data.context`` is not a column of the events.
     """
-    table = project(block, rules, goes_on)
+    table = project(block, rules, continues)
     texts, codes_E = parts_of(table.column(schema.USER_ID))
     # one entry more: a missing id has the code −1, which reads the last element
     buckets = np.append(string_hashes(texts), np.uint64(0)) % np.uint64(num_buckets)
@@ -125,9 +125,9 @@ def _compacted(table: pa.Table) -> pa.Table:
     return pa.table(arrays, names=table.column_names)
 
 
-def project(block: pa.Table, rules: EventRules, goes_on: bool = False) -> pa.Table:
+def project(block: pa.Table, rules: EventRules, continues: bool = False) -> pa.Table:
     """Select and cast the columns that the pipeline reads, see :mod:`recsys.schema`; strings are
-    coded. Context categories are trimmed, and invalid context numbers are null. If ``goes_on``
+    coded. Context categories are trimmed, and invalid context numbers are null. If ``continues``
     (newer files of an earlier dataset), a missing context column is null.
 
     Raises
@@ -141,7 +141,7 @@ def project(block: pa.Table, rules: EventRules, goes_on: bool = False) -> pa.Tab
         ("text.event_column", rules.text_column),
         *(("context", name) for name in rules.context),
     ]
-    for key, wanted in () if goes_on else named:
+    for key, wanted in () if continues else named:
         if wanted and wanted not in block.column_names:
             known = [name for name in block.column_names if not name.startswith("_")]
             raise ConfigError(
@@ -269,7 +269,7 @@ class Reading:
         Folder of the dataset to append to.
     whole : bool
         Whether the good rows of ``earlier`` are gathered as well.
-    goes_on : bool
+    continues : bool
         Whether an earlier dataset determines the columns of events.
     """
 
@@ -278,7 +278,7 @@ class Reading:
     folder: Folder | None = None
     earlier: Folder | None = None
     whole: bool = True
-    goes_on: bool = False
+    continues: bool = False
 
     def of(self, bucket: int) -> dict[str, Any]:
         """The keyword arguments of :func:`gather_bucket` for a bucket."""
@@ -316,7 +316,7 @@ def exchange(
     gatherer = task(gather_bucket, 3)
     known = ray.put(known_items)
     buckets: list[list[Any]] = [[] for _ in range(num_buckets)]
-    arguments = (num_buckets, rules, reading.first_file, reading.goes_on)
+    arguments = (num_buckets, rules, reading.first_file, reading.continues)
     with Pace("blocks of events read", 0) as pace:
         for parts in [splitter.remote(pickle.dumps(piece), *arguments) for piece in pieces]:
             # a failed task yields its error, which the gatherer raises
@@ -331,7 +331,11 @@ def exchange(
 
 
 def split_piece(
-    pickled: bytes, num_buckets: int, rules: EventRules, first_file: int = 0, goes_on: bool = False
+    pickled: bytes,
+    num_buckets: int,
+    rules: EventRules,
+    first_file: int = 0,
+    continues: bool = False,
 ) -> Iterator[pa.Table]:
     """Yield the rows of every block of a piece, bucket by bucket; holds one block at a time.
 
@@ -347,7 +351,7 @@ def split_piece(
         Names the columns that are kept.
     first_file : int
         Number of files of earlier readings.
-    goes_on : bool
+    continues : bool
         Whether these are newer files of an earlier dataset.
 
     Yields
@@ -362,7 +366,7 @@ def split_piece(
                 block.column(schema.ORDER), pa.scalar(first_file * FILE_STRIDE, pa.int64())
             )
             block = block.set_column(position, schema.ORDER, order)
-        for part in split_by_user(block, num_buckets, rules, goes_on):  # noqa: UP028 (Ray calls `send`, which lists lack)
+        for part in split_by_user(block, num_buckets, rules, continues):  # noqa: UP028 (Ray calls `send`, which lists lack)
             yield part
 
 

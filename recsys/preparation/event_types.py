@@ -84,9 +84,9 @@ def _check_named(rules: EventRules, types: Counter[str], before: set[str]) -> No
 
 def _check_types(event_types: list[str], types: Counter[str], targets: Sequence[str]) -> None:
     """Refuse targets that are no event type, and a dataset with no type or too many of them."""
-    if strays := sorted(set(targets) - set(event_types)):
+    if unknown := sorted(set(targets) - set(event_types)):
         raise ConfigError(
-            f"data.targets: no event has the type {', '.join(strays)}; types:"
+            f"data.targets: no event has the type {', '.join(unknown)}; types:"
             f" {choices(event_types) or 'none'}"
         )
     if not event_types:

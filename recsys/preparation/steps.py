@@ -217,10 +217,10 @@ class Preparation:
         """How the new rows join the rows that were read before."""
         folder = self.folder if self.keeps_events else None
         if self.earlier is None:
-            return Reading(folder=folder, goes_on=self.base is not None)
+            return Reading(folder=folder, continues=self.base is not None)
         readings, earlier = self.earlier.manifest.store["readings"], folder_of(self.earlier)
         num_files = len(files_read(self.earlier.manifest.store))
-        return Reading(len(readings), num_files, folder, earlier, self.whole, goes_on=True)
+        return Reading(len(readings), num_files, folder, earlier, self.whole, continues=True)
 
     def _is_timed(self, summaries: list[BucketSummary]) -> bool:
         return not any(summary.untimed for summary in summaries)

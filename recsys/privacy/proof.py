@@ -1,9 +1,11 @@
 """The proof of deletion: a signed list of every searched file with its checksum and the result.
 
-The list names no user. It contains a salted hash of each id and the salt, so that a deleted user
-can check that the list is about them. The signature is Ed25519 (RFC 8032). The operator of the
-service publishes the public key that is in the list; with it, anyone can check that the list was
-not changed.
+The list contains no id, only a salted hash of each and the salt, so that a deleted user can check
+that the list is about them. It names no user only if ids cannot be guessed: ids from a small set,
+such as numbers or e-mail addresses, can be found by trying all of them.
+
+The signature is Ed25519 (RFC 8032). The operator of the service publishes the public key that is in
+the list; with it, anyone can check that the list was not changed.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def write_refitted(
         info.package_version = __version__
         info.created = datetime.now(UTC).isoformat(timespec="seconds")
         info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}
-        # these belong to the earlier weights, and ``finish`` writes them anew
+        # these belong to the earlier weights, and ``finish`` writes them again
         for stale in (DESCRIPTION, SELF_TEST, CARD):
             (aside / stale).unlink(missing_ok=True)
         finish(aside, info, card)

@@ -81,9 +81,8 @@ class Tracker:
         self.run_id, self.experiment_id = run_id, ""
         self._name = run_name or config.run.name or config.run.dir.rstrip("/").rpartition("/")[2]
         self._parent_id = parent_id
-        self.commit: tuple[str, bool] | None = (
-            None  # of the working directory at the start of the run, where known
-        )
+        # commit of the working directory at the start of the run, where known
+        self.commit: tuple[str, bool] | None = None
         # a remote run folder has a local one only where the caller made it
         self._folder = (
             folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)

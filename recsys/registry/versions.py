@@ -33,9 +33,8 @@ class Version:
     aliases: tuple[str, ...]
     model_id: str  # of MLflow's logged model
     folder: Path | None  # its files; None where they are not on this machine
-    copy: Path | None = (
-        None  # local copy of files that are elsewhere; None where they cannot be read
-    )
+    # local copy of files that are elsewhere; None where they cannot be read
+    copy: Path | None = None
 
     @property
     def uri(self) -> str:

@@ -1,9 +1,10 @@
 """An index of all items: candidates for the best items, which are scored again exactly.
 
 Why not a graph (HNSW) or cells (IVF), which look at fewer items: with the inner product both can
-miss items with long vectors, and in a small test on 10⁵ synthetic vectors (docs/dead-ends.md) their
-recall stayed below 0.9; tuned settings and vectors of a trained model have not been measured. Our
-index stores four bits per dimension of every item and scans *all* items (product quantisation,
+miss items with long vectors. In a small test on 10⁵ synthetic vectors (docs/dead-ends.md) their
+recall stayed below 0.9. Tuned settings and vectors of a trained model have not been measured.
+
+Our index stores four bits per dimension of every item and scans *all* items (product quantisation,
 Jégou et al. 2011; fast scan in registers, André et al. 2017). It misses an item only through
 quantisation error; therefore it returns several times more candidates than needed, which are scored
 again exactly. How many times more is measured on users of the model when it is registered.

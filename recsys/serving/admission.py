@@ -20,9 +20,8 @@ class Limits:
     token_sha256: str = ""  # of the token that callers must send; empty: none is required
     max_answers: int = 100_000
     max_scores: int = 500_000_000
-    stock_sha256: str | None = (
-        ""  # of the token of POST /stock; empty: the path is closed; None: already checked
-    )
+    # SHA-256 of the token of POST /stock; empty: the path is closed; None: already checked
+    stock_sha256: str | None = ""
 
     @property
     def bounds(self) -> Bounds:

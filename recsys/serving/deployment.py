@@ -56,7 +56,7 @@ class Reader:
         os.nice(_NICE)
 
     def read(self, path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
-        """As :func:`~recsys.serving.large_calls.read_ahead`.
+        """Read the body in advance; see :func:`~recsys.serving.large_calls.read_ahead`.
 
         Parameters
         ----------

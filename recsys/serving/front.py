@@ -2,9 +2,11 @@
 them.
 
 Why not the proxy of Ray Serve: it passes a call to a replica as soon as the head has arrived, so
-bodies that never arrive take up the replica's capacity; it answers 404 for every path while the
-application starts and stops; and it reads without a limit. Here the head is checked first (path,
-method, token, size), then the body must arrive in time, and a replica gets complete calls only.
+bodies that never arrive take up the replica's capacity. It answers 404 for every path while the
+application starts and stops. It reads without a limit.
+
+Here the head is checked first (path, method, token, size). Then the body must arrive in time. A
+replica gets complete calls only.
 ``/health`` and the page ``/docs`` do not wait for other calls.
 
 This module needs no Ray: the front knows the replicas only as a :class:`Backend`.

@@ -20,8 +20,8 @@ from recsys.serving.item_similarity import ItemSimilarity
 class Pager:
     """Cuts pages from rankings."""
 
-    def __init__(self, catalogue: Catalogue, likeness: ItemSimilarity) -> None:
-        self._catalogue, self._likeness = catalogue, likeness
+    def __init__(self, catalogue: Catalogue, similarity: ItemSimilarity) -> None:
+        self._catalogue, self._similarity = catalogue, similarity
 
     def cut(
         self, rules: Rules, items_R: Array, is_whole: bool, scores: Callable[[Array], Array]
@@ -44,7 +44,7 @@ class Pager:
             return items_R[rules.offset : rules.offset + rules.k]
         if diversify.strength is not None:
             pool = items_R[: diversify.pool]
-            order = by_relevance(scores(pool), self._likeness.among(pool), diversify.strength)
+            order = by_relevance(scores(pool), self._similarity.among(pool), diversify.strength)
             items_R = np.concatenate([pool[order], items_R[len(pool) :]])
         if diversify.attribute is None or diversify.most is None:
             return items_R[rules.offset : rules.offset + rules.k]

@@ -71,8 +71,8 @@ class Recommender:
         )
         self.scorer = RequestScorer(bundle, self._histories, self.user_row, self._item_rows)
         self.catalogue = Catalogue(self._item_rows, bundle.attributes)
-        self.likeness = ItemSimilarity(self.model)
-        self.pager = Pager(self.catalogue, self.likeness)
+        self.similarity = ItemSimilarity(self.model)
+        self.pager = Pager(self.catalogue, self.similarity)
 
     @cached_property
     def newest(self) -> int:
@@ -97,7 +97,7 @@ class Recommender:
     @cached_property
     def similar(self) -> Similar:
         """Answers requests for similar items."""
-        return Similar(self.bundle, self._item_rows, self.catalogue, self.likeness, self.pager)
+        return Similar(self.bundle, self._item_rows, self.catalogue, self.similarity, self.pager)
 
     @cached_property
     def _explainer(self) -> Explainer:

@@ -50,11 +50,11 @@ class Similar:
         bundle: Bundle,
         rows: Any,
         catalogue: Catalogue,
-        likeness: ItemSimilarity,
+        similarity: ItemSimilarity,
         pager: Pager,
     ) -> None:
         self._bundle, self._rows = bundle, rows
-        self._catalogue, self._likeness, self._pager = catalogue, likeness, pager
+        self._catalogue, self._similarity, self._pager = catalogue, similarity, pager
 
     def answer(self, requests: Sequence[SimilarRequest], first: int = 0) -> list[SimilarAnswer]:
         """One answer per request, in order; ``first`` is the number of the first request, for
@@ -125,11 +125,11 @@ class Similar:
             The item cannot be compared by the requested method, or by any method.
         """
         is_cold = not self._bundle.popularity_N[item]
-        has_vectors = self._likeness.vectors_ND.shape[1] > 0
+        has_vectors = self._similarity.vectors_ND.shape[1] > 0
         missing: dict[str, str] = {}
         if not has_vectors:
             missing["vectors"] = "the model has no item vectors"
-        elif not bool(self._likeness.vectors_ND[item].any()):
+        elif not bool(self._similarity.vectors_ND[item].any()):
             missing["vectors"] = "the vector of the item is zero"
         if not len(self._users_of(item)):
             missing["use"] = "no user has had the item yet"
@@ -172,7 +172,7 @@ class Similar:
         if by == "use":
             return np.asarray(similarity_N[page])
         if by == "vectors":
-            return self._likeness.exactly(item, page)
+            return self._similarity.exactly(item, page)
         return exact_cosines(torch.as_tensor(self._bundle.item_text), item, page)
 
     def _apply_rules(self, scores_N: Array, plan: Plan) -> tuple[Array | None, float]:
@@ -197,7 +197,7 @@ class Similar:
         return log_N, spread
 
     def _by_vectors(self, item: int) -> Array:
-        return self._likeness.to_all(item).numpy().astype(np.float64)
+        return self._similarity.to_all(item).numpy().astype(np.float64)
 
     def _by_text(self, item: int) -> Array:
         text = self._bundle.item_text

@@ -53,9 +53,9 @@ def trade_off(
     kind, k = parse_metric(train.metric, tuple(QUERY_METRICS))
     if len(queries) > _MOST_USERS:
         queries = queries.take(np.linspace(0, len(queries) - 1, _MOST_USERS).astype(np.int64))
-    pool, likeness = max(DEFAULT_POOL, k), ItemSimilarity(model)
+    pool, similarity = max(DEFAULT_POOL, k), ItemSimilarity(model)
     ranking = rank(model, queries, pool, evaluate.exclude_seen, evaluate.chunk_users)
-    lists, diversity = _diversified(ranking, likeness, k)
+    lists, diversity = _diversified(ranking, similarity, k)
     values = {
         str(strength): QUERY_METRICS[kind](
             mark_hits(items_Bk, ranking.queries), ranking.num_targets_B, k
@@ -83,7 +83,7 @@ def trade_off(
 
 
 def _diversified(
-    ranking: Ranking, likeness: ItemSimilarity, k: int
+    ranking: Ranking, similarity: ItemSimilarity, k: int
 ) -> tuple[dict[float, Array], dict[float, Array]]:
     """The lists at every strength: int32 [B, k], and the diversity of each list: [B]."""
     lists = {strength: np.full((len(ranking), k), -1, dtype=np.int32) for strength in STRENGTHS}
@@ -92,7 +92,7 @@ def _diversified(
         zip(ranking.items_BK, ranking.scores_BK, strict=True)
     ):
         items_P = items_P[items_P >= 0]
-        cosines_PP = likeness.among(items_P)
+        cosines_PP = similarity.among(items_P)
         for strength in STRENGTHS:
             order = by_relevance(
                 scores_P[: len(items_P)].astype(np.float64), cosines_PP, strength, k

@@ -84,7 +84,7 @@ class Mirror:
 
     def publish_changed(self) -> None:
         """Upload all other files that changed since they were downloaded or uploaded."""
-        for path in sorted(_files(self.root), key=_seals_last):
+        for path in sorted(_files(self.root), key=_checksums_last):
             if self._known.get(path) != _state(path):
                 self.publish(path)
 
@@ -109,7 +109,7 @@ class Mirror:
 def upload(folder: Path, uri: str) -> None:
     """Replace a remote folder by a local one; the markers are written last."""
     remove(uri)
-    for path in sorted(_files(folder), key=_seals_last):
+    for path in sorted(_files(folder), key=_checksums_last):
         _copy_up(path, within(uri, path.relative_to(folder).as_posix()))
 
 
@@ -195,7 +195,7 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _seals_last(path: Path) -> tuple[bool, Path]:
+def _checksums_last(path: Path) -> tuple[bool, Path]:
     return path.name in MARKERS, path
 
 

@@ -203,13 +203,13 @@ class _Costs:
         self._seconds = self._efforts = self._promised = 0.0
 
     def took(self, name: str, section: GranularityConfig, values: int, seconds: float) -> None:
-        """Record how long it took to fit and rank so many values."""
+        """Record how long it took to fit and rank this many values."""
         self._own[name] = seconds / values
         self._seconds += seconds
         self._efforts += section.effort * values
 
     def holds(self, name: str, section: GranularityConfig, values: int) -> bool:
-        """Whether the time is enough to choose among so many values."""
+        """Whether the time is enough to choose among this many values."""
         return not self.context.lacks(
             self._promised + values * self._own.get(name, self._foreseen(section))
         )

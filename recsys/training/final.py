@@ -41,7 +41,7 @@ class Final:
     """What a training on all events takes over from the evaluated model; plain values, as it is
     sent to the workers.
 
-    With ``goes_on`` it starts from the evaluated weights, with a schedule of ``epochs`` epochs at
+    With ``continues`` it starts from the evaluated weights, with a schedule of ``epochs`` epochs at
     ``lr_share`` times ``train.lr``. Otherwise it starts from scratch with the schedule of the
     evaluated training, shortened in proportion if ``epochs`` are fewer.
     """
@@ -52,7 +52,7 @@ class Final:
     weights: dict[str, Tensor]  # of the evaluated model
     names: tuple[str, ...]  # its trained granularities, in the order of their λ
     inputs: Mapping[str, Any] = field(default_factory=dict)  # its ``ModelSizes.inputs``
-    goes_on: bool = False
+    continues: bool = False
     lr_share: float = 1.0
 
     @staticmethod
@@ -82,7 +82,7 @@ class Final:
         )
 
     @staticmethod
-    def of_apart(config: Config, trained: TrainResult, name: str, goes_on: bool) -> Final | None:
+    def of_apart(config: Config, trained: TrainResult, name: str, continues: bool) -> Final | None:
         """The same for a separately trained model; None if stacking gave it no weight.
 
         Parameters
@@ -93,7 +93,7 @@ class Final:
             The evaluated training, with the weights of the separately trained models.
         name : str
             Name of the separately trained model.
-        goes_on : bool
+        continues : bool
             Whether the training continues from the evaluated weights.
 
         Raises
@@ -112,7 +112,7 @@ class Final:
             own_weights(trained.weights, name),
             tuple(own.model.granularities.enabled()),
             chosen["inputs"],
-            goes_on,
+            continues,
         )
 
     @property
@@ -127,7 +127,7 @@ class Final:
     @property
     def start(self) -> Start | None:
         """Where the training starts; None: from scratch."""
-        if not self.goes_on:
+        if not self.continues:
             return None
         return Start(self.weights, self.inputs, self.names)
 
@@ -139,28 +139,27 @@ class Final:
             1,
             (
                 self.epochs
-                if self.goes_on
+                if self.continues
                 else math.ceil(config.train.epochs * self.epochs / max(self.of, 1))
             ),
         )
         changed = {
             "epochs": whole,
-            "lr": config.train.lr * (self.lr_share if self.goes_on else 1.0),
+            "lr": config.train.lr * (self.lr_share if self.continues else 1.0),
         }
         return config.model_copy(update={"train": config.train.model_copy(update=changed)})
 
     def decisive(self) -> dict[str, Any]:
         """What decides the result besides the configuration, as plain values."""
-        plain = {
-            name: getattr(self, name) for name in ("epochs", "of", "choices", "goes_on", "lr_share")
-        }
-        return {**plain, "names": list(self.names)}
+        plain = {name: getattr(self, name) for name in ("epochs", "of", "choices", "lr_share")}
+        # the key is part of the digest in names of stored trainings, so it keeps its earlier name
+        return {**plain, "goes_on": self.continues, "names": list(self.names)}
 
     def decisive_weights(self) -> dict[str, Tensor]:
         """The evaluated weights that the result depends on."""
         return (
             self.weights
-            if self.goes_on
+            if self.continues
             else {name: w for name, w in self.weights.items() if name == _FITTED}
         )
 
@@ -242,7 +241,7 @@ def assemble_final(
     ArtifactError
         The weights of a separately trained model are missing.
     """
-    inputs = final.inputs if final.goes_on else None
+    inputs = final.inputs if final.continues else None
     frozen = assemble(config, dataset, Split.TEST, weights, final.choices, inputs)
     if config.train.ratings:
         fit_head(frozen, dataset, Split.TEST, final.choices[RATINGS])

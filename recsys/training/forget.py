@@ -125,7 +125,7 @@ def influence(trained: TrainResult, model: ModelConfig) -> list[str]:
         found.append("the number of epochs, chosen on validation")
     chosen = {
         STACK: "the weights of the members",
-        CONSTANTS: "constants of fitted members",
+        CONSTANTS: "constants of closed-form members",
         KEPT: "which granularities",
     }
     found += [f"{what}, chosen on validation" for key, what in chosen.items() if choices.get(key)]

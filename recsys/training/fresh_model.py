@@ -141,7 +141,7 @@ def build_model(
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
     if train.privacy.epsilon:
-        # which items have no event would reveal something about the events
+        # the set of items without events would reveal private events
         trained_N = torch.ones_like(trained_N)
     sizes = model_sizes(section, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None

@@ -154,8 +154,7 @@ def _epsilon(
 
 
 def private_progress(config: Config, progress: Progress, start: Start | None) -> Progress:
-    """Where a private training starts: as nothing is chosen, at the refit if ``train.refit`` is
-    true.
+    """A private training chooses nothing, so it starts at the refit if ``train.refit`` is true.
 
     Raises
     ------

@@ -1,9 +1,11 @@
 """Find the checkpoint from which an interrupted training resumes, when its driver is gone as well.
 
 Why not Ray Train's own resumption by the name of a run: it returns the result of a finished run as
-that of the new one, does not know the configuration and data behind a name, and has only the newest
-checkpoint, which may be the damaged one. Here the name of a run contains the digest of everything
-that decides its result, and checkpoints are tried from the newest to the oldest.
+that of the new one. It does not know the configuration and data behind a name. It has only the
+newest checkpoint, which may be the damaged one.
+
+Here the name of a run contains the digest of everything that decides its result. Checkpoints are
+tried from the newest to the oldest.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def sections(model: ModelConfig) -> dict[str, ApartConfig]:
     return {name: section for name, section in enabled if isinstance(section, ApartConfig)}
 
 
-def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
+def own_config(config: Config, name: str, continues: bool = False) -> Config:
     """The configuration for training one of them.
 
     It is trained on the same splits of the data as the main model. Its checkpoints have their own
@@ -43,7 +43,7 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
         The configuration of the main model.
     name : str
         The name of the separately trained model.
-    goes_on : bool
+    continues : bool
         Whether the training continues from a parent. It then has the epochs of the main model, and
         its own learning rate times ``update.lr_share``.
     """
@@ -58,7 +58,7 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
         )
         | shared
     )
-    if goes_on:
+    if continues:
         lr = (
             section.train["lr"] * config.update.lr_share
             if "lr" in section.train

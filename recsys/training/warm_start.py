@@ -2,10 +2,12 @@
 dataset.
 
 Why: training from scratch on every new partition takes hours; from the earlier weights, a few
-epochs are enough. Old users, items, event types, entities and relations keep their dense ids (see
-``Vocabulary``), so one rule covers every parameter: with an equal shape it is copied; a table whose
-first axis grew like one of these vocabularies keeps its old rows, and its new rows are those of a
-fresh model. Legend: E events.
+epochs are enough.
+
+Old users, items, event types, entities and relations keep their dense ids (see ``Vocabulary``), so
+one rule covers every parameter. A parameter with an equal shape is copied. A table whose first axis
+grew like one of these vocabularies keeps its old rows; its new rows are those of a fresh model.
+Legend: E events.
 """
 
 from __future__ import annotations
@@ -96,9 +98,9 @@ def warm_start(
     weights = dict(earlier.weights)
     if not train.loss.learn_temperature:  # then it is a setting, and the new one applies
         weights["log_scale"] = fresh["log_scale"]
-    found, anew = grow(weights, fresh, ids)
+    found, missing = grow(weights, fresh, ids)
     names = tuple(name for name, _ in model.encoders.each())
-    return replace(reads, weights=found, names=names), anew
+    return replace(reads, weights=found, names=names), missing
 
 
 def _check_same(signal: str, cls: type[Granularity], before: Any, now: Any) -> None:
@@ -139,12 +141,12 @@ def grow(
         A parameter has another shape, and no vocabulary has grown in this way.
     """
     grown = set(vocabularies)
-    found, anew = {}, []
+    found, missing = {}, []
     for name, tensor in fresh.items():
         earlier = old.get(name)
         if earlier is None:
             found[name] = tensor.clone()
-            anew.append(name)
+            missing.append(name)
         elif earlier.shape == tensor.shape:
             found[name] = earlier.to(tensor.dtype).cpu().clone()
         elif earlier.shape[1:] == tensor.shape[1:] and (len(earlier), len(tensor)) in grown:
@@ -155,7 +157,7 @@ def grow(
                 " in the model to continue from, and no vocabulary has grown in this way; train"
                 " from scratch with `recsys run`"
             )
-    return found, anew
+    return found, missing
 
 
 # ------------------------------------------------------------------------------- what is really new

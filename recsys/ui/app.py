@@ -142,7 +142,7 @@ def _add_runs(app: FastAPI, pages: Pages) -> None:
     def runs() -> HTMLResponse:
         found = pages.runs.all()
         return pages.page(
-            "runs", runs=found, folders=pages.runs.folders, trouble=pages.runs.trouble
+            "runs", runs=found, folders=pages.runs.folders, problem=pages.runs.problem
         )
 
     @app.get("/runs/{key:path}")
@@ -184,8 +184,8 @@ def _add_comparison(app: FastAPI, pages: Pages) -> None:
             "comparison": None,
         }
         if len(run) > 2:
-            trouble = f"{len(run)} runs are selected; select two to compare."
-            return pages.page("compare", 422, **content, trouble=trouble)
+            problem = f"{len(run)} runs are selected; select two to compare."
+            return pages.page("compare", 422, **content, problem=problem)
         if not first or not second:
             return pages.page("compare", **content)
         chosen = [pages.run(key) for key in (first, second)]
@@ -194,21 +194,21 @@ def _add_comparison(app: FastAPI, pages: Pages) -> None:
                 "compare",
                 422,
                 **content,
-                trouble="Both are the same run; choose two different ones.",
+                problem="Both are the same run; choose two different ones.",
             )
         if not all(one.is_comparable for one in chosen):
-            trouble = (
+            problem = (
                 "One of the runs has no evaluated model in its run folder; run `recsys evaluate`"
                 " for it."
             )
-            return pages.page("compare", 422, **content, trouble=trouble)
+            return pages.page("compare", 422, **content, problem=problem)
         content["comparison"] = found = pages.comparisons.of(*chosen)
         if found.record:
             content |= {
                 "chart": differences(found.record),
                 "winner": winner(found.record, first, second),
             }
-        return pages.page("compare", **content, trouble=found.trouble)
+        return pages.page("compare", **content, problem=found.problem)
 
 
 def _add_models(app: FastAPI, pages: Pages) -> None:
@@ -219,7 +219,7 @@ def _add_models(app: FastAPI, pages: Pages) -> None:
         return pages.page(
             "models",
             models=pages.gate.models(),
-            trouble=pages.gate.trouble,
+            problem=pages.gate.problem,
             uri=pages.gate.tracking_uri,
         )
 
@@ -257,7 +257,7 @@ def _add_try(app: FastAPI, pages: Pages) -> None:
         explain: bool = False,
         pick: bool = False,
     ) -> Response:
-        opened, trouble = _opened(pages, model)
+        opened, problem = _opened(pages, model)
         if pick and opened is not None:
             fields = {"model": opened.choice.key, "user": some_user(opened), "k": k}
             # a redirect, so that a reload keeps the user instead of drawing another one
@@ -269,7 +269,7 @@ def _add_try(app: FastAPI, pages: Pages) -> None:
             try:
                 answer = list_for(opened, question)
             except RequestError as error:
-                trouble = str(error)
+                problem = str(error)
         basket = [(one, opened.title(one) if opened else one) for one in items]
         fields = {
             "model": opened.choice.key if opened else model,
@@ -280,7 +280,7 @@ def _add_try(app: FastAPI, pages: Pages) -> None:
         fields |= {"seen": "true"} if seen else {}
         return pages.page(
             "try",
-            _status(opened, trouble),
+            _status(opened, problem),
             choices=pages.loaded.choices(),
             opened=opened,
             question=question,
@@ -289,7 +289,7 @@ def _add_try(app: FastAPI, pages: Pages) -> None:
             find=find,
             found=_found(opened, find),
             answer=answer,
-            trouble=trouble,
+            problem=problem,
         )
 
 
@@ -300,16 +300,16 @@ def _add_similar(app: FastAPI, pages: Pages) -> None:
     def similar(
         model: Text = "", item: Text = "", find: Text = "", by: By = "auto", k: Length = 10
     ) -> HTMLResponse:
-        opened, trouble = _opened(pages, model)
+        opened, problem = _opened(pages, model)
         answer = None
         if opened is not None and item:
             try:
                 answer = similar_to(opened, item, by, k)
             except RequestError as error:
-                trouble = str(error)
+                problem = str(error)
         return pages.page(
             "similar",
-            _status(opened, trouble),
+            _status(opened, problem),
             choices=pages.loaded.choices(),
             opened=opened,
             item=item,
@@ -320,7 +320,7 @@ def _add_similar(app: FastAPI, pages: Pages) -> None:
             find=find,
             found=_found(opened, find),
             answer=answer,
-            trouble=trouble,
+            problem=problem,
         )
 
 
@@ -360,9 +360,9 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
         return pages.page("error", 500, head="This page failed", text=text)
 
 
-def _status(opened: LoadedModel | None, trouble: str) -> int:
+def _status(opened: LoadedModel | None, problem: str) -> int:
     """HTTP status: 404 without the model, 422 for a request that the model refuses."""
-    if not trouble:
+    if not problem:
         return 200
     return 404 if opened is None else 422
 

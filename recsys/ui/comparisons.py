@@ -23,12 +23,12 @@ class Comparison:
     """Two runs on the same test users: the result, an error, or neither while it is computed."""
 
     record: Mapping[str, Any] = field(default_factory=dict)
-    trouble: str = ""
+    problem: str = ""
 
     @property
     def is_made(self) -> bool:
         """Whether the result or an error is there."""
-        return bool(self.record or self.trouble)
+        return bool(self.record or self.problem)
 
 
 class Comparisons:
@@ -54,7 +54,7 @@ class Comparisons:
             if found is None:
                 if sum(not one.is_made for one in self._found.values()) >= _WAITING:
                     return Comparison(
-                        trouble="Other comparisons are running; try again when they are done."
+                        problem="Other comparisons are running; try again when they are done."
                     )
                 for old in [key for key, one in self._found.items() if one.is_made][
                     : max(0, len(self._found) - _KEPT)
@@ -71,9 +71,9 @@ class Comparisons:
             with self._turn:
                 comparison.record = self._compare(first, second)
         except MultigrainError as error:
-            comparison.trouble = str(error)
+            comparison.problem = str(error)
         except Exception as error:  # the page must show the failure, not wait forever
-            comparison.trouble = (
+            comparison.problem = (
                 f"The comparison failed: {type(error).__name__}: {redact(str(error))}"
             )
 

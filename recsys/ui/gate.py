@@ -76,7 +76,7 @@ class Gate:
         return self._from_registry()[0]
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why the registry cannot be read; empty if it answers."""
         return self._from_registry()[1]
 
@@ -91,16 +91,16 @@ class Gate:
         return None
 
     def _from_registry(self) -> tuple[list[Registered], str]:
-        when, models, trouble = self._found
+        when, models, problem = self._found
         if time.monotonic() - when > _FRESH_S:
-            models, trouble = _registered(self.tracking_uri)
-            self._found = (time.monotonic(), models, trouble)
-        return models, trouble
+            models, problem = _registered(self.tracking_uri)
+            self._found = (time.monotonic(), models, problem)
+        return models, problem
 
 
 def _registered(uri: str) -> tuple[list[Registered], str]:
-    found, trouble = answer_of(uri, _models)
-    return [model for model in found if model.versions], trouble
+    found, problem = answer_of(uri, _models)
+    return [model for model in found if model.versions], problem
 
 
 def _models(registry: Any) -> list[Registered]:

@@ -109,7 +109,7 @@ class Runs:
         return next((run for run in self.all() if run.key == key), None)
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why MLflow's runs are not shown; empty if they are."""
         return self._from_mlflow()[1]
 
@@ -123,12 +123,12 @@ class Runs:
             yield _of_folder(folder, key)
 
     def _from_mlflow(self) -> tuple[list[Run], str]:
-        when, runs, trouble = self._of_mlflow
+        when, runs, problem = self._of_mlflow
         # a page reads the runs several times, and a server that is down takes seconds to fail
         if time.monotonic() - when > _FRESH_S:
-            runs, trouble = _of_mlflow(self.tracking_uri)
-            self._of_mlflow = (time.monotonic(), runs, trouble)
-        return runs, trouble
+            runs, problem = _of_mlflow(self.tracking_uri)
+            self._of_mlflow = (time.monotonic(), runs, problem)
+        return runs, problem
 
 
 def _folders(folders: Iterable[str]) -> Iterator[tuple[Path, str]]:
@@ -209,8 +209,8 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
 
 def _of_mlflow(uri: str) -> tuple[list[Run], str]:
     """MLflow's newest runs without the trials of sweeps, and an error message or an empty text."""
-    found, trouble = answer_of(uri, _newest_runs)
-    return [_of_run(run) for run in found if "mlflow.parentRunId" not in run.data.tags], trouble
+    found, problem = answer_of(uri, _newest_runs)
+    return [_of_run(run) for run in found if "mlflow.parentRunId" not in run.data.tags], problem
 
 
 def _newest_runs(registry: Any) -> list[Any]:
@@ -237,7 +237,7 @@ def answer_of(uri: str, ask: Callable[[Any], list[T]]) -> tuple[list[T], str]:
             registry = _reader(uri) if uri else None
             return ([] if registry is None else ask(registry)), ""
     except Exception as error:
-        return [], _trouble_of(uri, error)
+        return [], _problem_of(uri, error)
 
 
 def _reader(uri: str) -> Any:
@@ -261,7 +261,7 @@ def _reader(uri: str) -> Any:
     return client(uri)
 
 
-def _trouble_of(uri: str, error: Exception) -> str:
+def _problem_of(uri: str, error: Exception) -> str:
     """Why MLflow cannot be read, in one sentence."""
     why = (
         str(error)

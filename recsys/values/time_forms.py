@@ -53,6 +53,6 @@ def is_refused(lowest: Any, highest: Any) -> bool:
 
 
 def calendar_range(digits: int) -> tuple[int, int]:
-    """The range of numbers with so many digits that start with a year of :data:`YEARS`."""
+    """The range of numbers with this many digits that start with a year of :data:`YEARS`."""
     unit = 10 ** (digits - 4)
     return YEARS[0] * unit, (YEARS[1] + 1) * unit

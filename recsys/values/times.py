@@ -207,7 +207,7 @@ def _scaled(values: pl.Series) -> pl.Series:
 
 
 def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Series:
-    """``micros`` with the times of numbers of so many digits that are calendar dates.
+    """``micros`` with the times of numbers of ``digits`` digits that are calendar dates.
 
     If such a number can also be an epoch number, they are dates only if at least half of all
     numbers of that many digits in the block are valid dates.
@@ -228,7 +228,7 @@ def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Serie
 
 
 def micros_of_calendar_numbers(numbers: Array, digits: int) -> tuple[Array, Array]:
-    """Microseconds UTC of numbers such as 20201127215113 with so many digits, and a mask of the
+    """Microseconds UTC of numbers such as 20201127215113 with ``digits`` digits, and a mask of the
     valid ones.
     """
     rest, divisor = numbers, 10 ** (digits - 4)

@@ -329,7 +329,7 @@ def _repeats_of_two_items(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "make", [_uninformative_attributes, _one_second, _three_events_each, _repeats_of_two_items]
 )
-def test_init_and_run_end_correctly(
+def test_run_on_odd_data_exits_0_and_names_left_out_members(
     make: Callable[[Path], list[str]],
     tmp_path: Path,
     ray_local: None,

@@ -42,7 +42,7 @@ def test_random_ratio_keeps_each_users_largest_number_in_training() -> None:
     assert parts(plan, numbers=numbers) == [2, 0, 1, 0, 0, 2, 0]
 
 
-def test_given_without_validation_takes_it_from_training_only() -> None:
+def test_given_split_without_validation_takes_it_from_training_only() -> None:
     given = np.array([0, 2, 0, 0, 2, 0, 2], dtype=np.uint8)
     numbers = np.array([0.01, 0.01, 0.5, 0.9, 0.9, 0.01, 0.9])
     plan = SplitPlan("given", valid=0.1, ordered=False)
@@ -53,7 +53,7 @@ def test_given_without_validation_takes_it_from_training_only() -> None:
     assert parts(kept, np.array([0, 1, 2, 0, 0, 1, 2])) == [0, 1, 2, 0, 0, 1, 2]
 
 
-def test_given_without_validation_takes_the_latest_training_events_of_ordered_data() -> None:
+def test_given_split_without_validation_takes_latest_training_events_if_ordered() -> None:
     given = np.array([0, 2, 0, 0, 2, 0, 0], dtype=np.uint8)
     plan = SplitPlan("given", valid=0.4)
     assert not plan.random

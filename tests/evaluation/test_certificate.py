@@ -84,7 +84,7 @@ def test_signals_are_those_in_the_data_of_a_query(tmp_path) -> None:
     assert signals["friends"].codes_B.tolist() == [1, 1, 1, 0]  # 0 with 1, 2 with 0
     # 3 and 0 are known, 6 and 7 are not
     assert signals["items seen in training"].codes_B.tolist() == [1, 0, 1, 0]
-    assert "user attributes" not in signals and "item facts" not in signals, (
+    assert "user attributes" not in signals and "item triples" not in signals, (
         "the data has no such signal"
     )
 

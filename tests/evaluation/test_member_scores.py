@@ -99,7 +99,7 @@ def test_shares_equal_rankings_by_these_granularities_alone(tmp_path) -> None:
     )
 
 
-def test_no_row_of_trained_members_without_closed_form_ones(tmp_path) -> None:
+def test_table_has_no_trained_row_without_closed_form_members(tmp_path) -> None:
     dataset = small_world(tmp_path)
     queries, config = dataset.histories().queries(Split.TEST), build_config(settings())
     found = shares(small_model(dataset), queries, config.train, config.evaluate)

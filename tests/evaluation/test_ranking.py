@@ -119,7 +119,7 @@ def test_ties_have_one_fixed_order_at_every_cut_off() -> None:
         assert row == sorted(range(50), key=lambda item: (-values[item], place[item]))
 
 
-def test_infinite_and_shared_scores_are_handled() -> None:
+def test_shared_scores_stay_unchanged_and_infinite_scores_are_ranked() -> None:
     shared = torch.arange(6.0).expand(3, -1)
     result = rank(Table(shared), queries_of([[5], [4], []], [[0], [0], [0]]), k=2)
     assert result.items_BK.tolist() == [[4, 3], [5, 3], [5, 4]]
@@ -138,7 +138,7 @@ def test_scores_of_a_large_catalogue_stay_within_memory(monkeypatch) -> None:
     assert max(table.asked) == 3 and sum(table.asked[1:]) == 40
 
 
-def test_no_queries_and_wrong_scores_are_handled() -> None:
+def test_no_queries_give_an_empty_ranking_and_wrong_scores_raise() -> None:
     empty = rank(Table(torch.zeros(1, 5)), queries_of([[0]], [[0]]), k=3)
     assert len(empty) == 0 and empty.items_BK.shape == (0, 3) and empty.dropped_queries == 1
     with pytest.raises(ValueError, match="NaN"):

@@ -69,7 +69,7 @@ def test_popularity_lift_by_hand() -> None:
     assert found["groups"]["diverse"]["queries"] == 3
 
 
-def test_user_groups_of_words_and_numbers() -> None:
+def test_each_word_is_a_user_group_and_many_numbers_give_quarters() -> None:
     words = trust.user_groups(pa.chunked_array([["f", "m", None, "f"]]))
     assert {label: mask.tolist() for label, mask in words.items()} == {
         "f": [True, False, False, True],

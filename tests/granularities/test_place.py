@@ -107,8 +107,8 @@ def test_user_is_the_weighted_mean_of_the_places() -> None:
     batch = last_position(Queries(requested, np.zeros(4, np.int64), np.zeros(0, np.int32)), 10)
     z_BM, present_B = module(batch, view, state)
     assert present_B.tolist() == [True, False, False] and not z_BM[1:].any(), "item 4 has no place"
-    likeness = np.exp(-np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2) / 100)
-    expected = float(state["weights_F"][0]) * (likeness[0] * 2 / 3 + likeness[1] / 3)
+    similarity = np.exp(-np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2) / 100)
+    expected = float(state["weights_F"][0]) * (similarity[0] * 2 / 3 + similarity[1] / 3)
     popularity = module.own_items(state)[:, -1].numpy()
     found = (z_BM[0] @ module.own_items(state).T).numpy()
     placed = [0, 1, 2, 3, 5]

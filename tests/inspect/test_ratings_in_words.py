@@ -148,7 +148,7 @@ def test_likes_in_a_column_of_actions_stay_event_types(tmp_path: Path) -> None:
     assert found.config.data.interactions == ["like"]
 
 
-def test_words_of_unknown_order_are_a_comment(tmp_path: Path) -> None:
+def test_words_of_unknown_order_become_a_comment_in_the_yaml(tmp_path: Path) -> None:
     found = look([str(written(tmp_path / "ratings.csv", rows_of(["meh", "wow", "lol"])))])
     text = found.draft.text()
     assert "# values: {lol: 1, meh: 2, wow: 3}" in text and "rating: value to the rename" in text

@@ -89,7 +89,7 @@ def test_other_years_and_months_are_no_time(
     assert source.date_columns == [] and found.config.data.order == "none"
 
 
-def test_whole_time_is_used_and_not_its_parts(tmp_path: Path) -> None:
+def test_whole_timestamp_is_preferred_to_its_components(tmp_path: Path) -> None:
     rows = [(f"c{u}", f"p{i}", at(t), *parts(t, "%Y", "%m", "%H")) for u, i, t in pairs()]
     names = ["customer", "product", "ordered_at", "year", "month", "hour"]
     source = source_of(write(tmp_path / "orders.csv", names, rows))

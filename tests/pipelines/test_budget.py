@@ -316,7 +316,7 @@ def test_head_start_without_time_to_continue_keeps_its_weights(
 def _timed(
     clock: Clock, seconds: float, until: float
 ) -> tuple[TrainContext, list[Report], list[str]]:
-    """A context in which every epoch takes so many seconds."""
+    """A context in which every epoch takes this many seconds."""
     reports: list[Report] = []
     notes: list[str] = []
 
@@ -429,7 +429,7 @@ _PARTS = (*[Split.TRAIN] * 5, Split.VALID, Split.TEST)
 def _in_time(
     dataset: Any, config: Any, until: float, seconds: float = 1.0
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """The members' constants if every ranking takes so many seconds."""
+    """The members' constants if every ranking takes this many seconds."""
     clock, validator, notes = Clock(), Validator.of(config.train, config.evaluate), list[str]()
 
     def validate(model: Any, queries: Any) -> Any:

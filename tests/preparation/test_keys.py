@@ -44,7 +44,9 @@ def test_order_equals_numpy_for_numbers_of_any_size(
 
 @settings(deadline=None)
 @given(TEXTS, st.integers(0, 40))
-def test_codes_represent_the_texts(texts: list[str | None], cut: int) -> None:
+def test_coded_texts_keep_values_counts_and_order_of_the_texts(
+    texts: list[str | None], cut: int
+) -> None:
     whole = pa.table({"x": coded(pa.chunked_array([pa.array(texts, pa.string())]))}).slice(cut)
     kept = texts[cut:]
     for column in (whole.column("x"), pa.chunked_array([compact(whole.column("x"))])):

@@ -364,7 +364,7 @@ def test_triples_about_no_item_stop_prepare() -> None:
 # ------------------------------------------------------------------------------------ configuration
 
 
-def test_key_from_works_in_yaml_on_the_command_line_and_in_dumps(tmp_path: Path) -> None:
+def test_data_from_is_read_from_yaml_and_command_line_and_dumped_as_from(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(
         "data: {from: 2020-01-01}\nmodel: {granularities: {evolution: {enabled: true}}}\n"

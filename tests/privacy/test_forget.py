@@ -158,9 +158,7 @@ def _holding(root: Path, word: str) -> list[str]:
     return found
 
 
-def test_after_forgetting_no_trace_is_found_and_everything_works(
-    trained: Path, capsys: Captured
-) -> None:
+def test_forget_leaves_no_trace_and_all_verbs_run(trained: Path, capsys: Captured) -> None:
     """One sequence, since each step needs the one before: forget, search, serve, prepare again,
     forget again.
     """

@@ -87,11 +87,11 @@ def test_diversity_is_one_minus_the_mean_cosine_of_pairs(
 ) -> None:
     model, queries, config, found = measured
     ranking = rank(model, queries, found["pool"], config.evaluate.exclude_seen)
-    likeness, expected = ItemSimilarity(model), []
+    similarity, expected = ItemSimilarity(model), []
     for listed_P, scores_P in zip(ranking.items_BK, ranking.scores_BK, strict=True):
         items_P = listed_P[listed_P >= 0]
         order = by_relevance(
-            scores_P[: len(items_P)].astype(np.float64), likeness.among(items_P), STRENGTHS[-1]
+            scores_P[: len(items_P)].astype(np.float64), similarity.among(items_P), STRENGTHS[-1]
         )[: found["k"]]
         chosen = torch.nn.functional.normalize(
             model.item_vectors_ND[torch.as_tensor(items_P[order]).long()], dim=1

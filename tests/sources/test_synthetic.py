@@ -331,9 +331,9 @@ def test_images_predict_the_style(knob: float) -> None:
     planted, (users, items) = world_of(source), steps(source)
     image = np.array(table(source, "items").column("image").to_pylist())
     assert image.shape == (900, 32)
-    likeness = image @ image.T
-    np.fill_diagonal(likeness, -np.inf)
-    same = planted.style_N[likeness.argmax(axis=1)] == planted.style_N
+    similarity = image @ image.T
+    np.fill_diagonal(similarity, -np.inf)
+    same = planted.style_N[similarity.argmax(axis=1)] == planted.style_N
     liked = planted.style_N[items] == of_all_users(source, "style_U")[users]
     if knob:
         assert same.mean() > 0.9 and liked.mean() > 0.6

@@ -286,7 +286,7 @@ def forgotten(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     assert json.loads(now[-1])["source"] == "popularity", "the server has no data of this user"
 
 
-def life_goes_on(shop: Shop, outputs: Outputs, now: list[str]) -> None:
+def life_continues(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     days = [row for day in range(16, 21) for row in shop.table(f"days/2026-03-{day:02d}.csv")]
     num_of_customer = sum(row["user_id"] == CUSTOMER for row in days)
     assert num_of_customer > 0, "the files name the customer"
@@ -305,7 +305,7 @@ CHECKS: dict[str, Callable[[Shop, Outputs, list[str]], None]] = {
     "18 March: the corrected days": corrected,
     "18 March, evening: rollback": back_again,
     "19 March: a customer wants to be forgotten": forgotten,
-    "20 March: back to normal": life_goes_on,
+    "20 March: back to normal": life_continues,
 }
 
 

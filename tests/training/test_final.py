@@ -219,13 +219,13 @@ def test_digest_of_final_training_differs_from_evaluated_training(tmp_path: Path
             replace(final, epochs=2),
             replace(final, choices={"kept": {}}),
             replace(final, weights={**weights, "model.encoders.fitted_weights": torch.zeros(1)}),
-            replace(final, goes_on=True),
-            replace(final, goes_on=True, weights={**weights, "model.x": torch.zeros(2)}),
+            replace(final, continues=True),
+            replace(final, continues=True, weights={**weights, "model.x": torch.zeros(2)}),
         )
     ]
     assert len({*digests}) == len(digests)
-    anew = replace(final, weights={**weights, "model.x": torch.zeros(2)})
-    assert training_digest(config, dataset, None, anew) == digests[1], (
+    fresh = replace(final, weights={**weights, "model.x": torch.zeros(2)})
+    assert training_digest(config, dataset, None, fresh) == digests[1], (
         "from scratch, these weights are not read"
     )
     on = config.model_copy(update={"train": config.train.model_copy(update={"final": True})})

@@ -169,7 +169,7 @@ def test_update_continues_from_the_weights_of_the_separate_model(
             == 0
         )
     assert trained[:2] == [str(world / "tuesday"), str(world / "tuesday/apart/gru")]
-    assert "starting anew" not in capsys.readouterr().out
+    assert "training from scratch" not in capsys.readouterr().out
     before, after = opened(world, "monday")[1], opened(world, "tuesday")[1]
     old, new = (
         own_weights(found.weights, "gru")["model.tower.id_ND.weight"] for found in (before, after)

@@ -536,7 +536,7 @@ def address(runs: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_dashboard_works_in_a_browser(address: str) -> None:
+def test_browser_shows_search_list_and_comparison_without_reload(address: str) -> None:
     """The search runs while the user types; basket, list and comparison appear without a reload.
     The console has no error, and no page is too wide.
     """
@@ -596,7 +596,7 @@ def test_dashboard_works_in_a_browser(address: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_dashboard_works_without_scripts(address: str) -> None:
+def test_search_and_list_answer_without_scripts(address: str) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started, tempfile.TemporaryDirectory() as profile:
         context = started.chromium.launch_persistent_context(

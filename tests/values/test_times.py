@@ -242,7 +242,7 @@ def test_rules_of_a_layout_apply_to_times_of_events_and_friendships() -> None:
         assert check_rows(raw, Layout(table)).column(schema.REASON).to_pylist() == ["bad timestamp"]
 
 
-def test_single_time_is_read() -> None:
+def test_single_time_in_a_known_form_is_read_and_any_other_raises() -> None:
     expected = datetime.fromtimestamp(SECONDS, UTC)
     for value in (
         SECONDS,

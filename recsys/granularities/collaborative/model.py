@@ -109,7 +109,7 @@ class Collaborative(Granularity):
         total_VD = layer_VD
         # None: without user rows every second layer of a side is zero
         for depth in range(self.layers):
-            # the last layer of the users is read by nobody if they have no rows of their own
+            # the last layer of the users is unused if users have no trained rows
             unused = self.users_VD is None and depth + 1 == self.layers
             next_VD = (
                 spread(graphs.users_from_items, layer_ND)

@@ -51,10 +51,10 @@ class MomentConfig(GranularityConfig):
             A named column is missing, or there are neither times nor named columns.
         """
         known = [name for name, num_codes in sizes.context if num_codes]
-        if strays := [name for name in self.query_context if name not in known]:
+        if unknown := [name for name in self.query_context if name not in known]:
             raise ConfigError(
-                f"model.granularities.moment.query_context names {', '.join(strays)}, not in the "
-                "categories of data.context: "
+                f"model.granularities.moment.query_context names {', '.join(unknown)}, not in"
+                " the categories of data.context: "
                 f"{choices(known) or 'none'}"
             )
         if not sizes.timed and not self.query_context:

@@ -57,9 +57,9 @@ def found_columns(
     >>> found_columns(["item_id", "Lng", "lat", "price"], [], ["price"])
     [['lat', 'Lng'], ['price']]
     """
-    if strays := [name for name in (*coordinates, *numbers) if name not in names]:
+    if unknown := [name for name in (*coordinates, *numbers) if name not in names]:
         raise ConfigError(
-            f"model.granularities.place names {', '.join(strays)}, which the items do not have;"
+            f"model.granularities.place names {', '.join(unknown)}, which the items do not have;"
             f" there are: {choices(names) or 'none'}"
         )
     if len(coordinates) == 1:

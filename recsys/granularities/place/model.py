@@ -343,8 +343,8 @@ def learned(
             continue
         weights = np.arange(len(before), 0, -1.0)[is_known] ** -recency
         items_T = np.concatenate([[target], pool_S])
-        likeness_FSL = kernel.between(items_T, before[is_known])
-        features.append(likeness_FSL @ (weights / weights.sum()))
+        similarity_FSL = kernel.between(items_T, before[is_known])
+        features.append(similarity_FSL @ (weights / weights.sum()))
         own.append(target)
         columns.append(column_E[event])
     num_kernels = len(kernel.widths) + len(_STEPS) * kernel.places.ranks_NK.shape[1]

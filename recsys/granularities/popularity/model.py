@@ -169,7 +169,7 @@ class Popularity(Granularity):
         )
 
     def _fading(self, seconds: Tensor) -> Tensor:
-        """Weight of an event after so many seconds, float64."""
+        """Weight of an event after this many seconds, float64."""
         if isinstance(self.half_life, str):
             return torch.ones_like(seconds, dtype=torch.float64)
         return torch.exp2(-seconds.double() / (self.half_life * DAY))

@@ -38,10 +38,10 @@ def profile_encoding(
         "item_fields",
         (schema.ITEM_ID, schema.ENTITY_ID, TEXT),
     )
-    strays = sorted({*config.numeric, *config.categorical} - {*users.columns, *items.columns})
-    if strays:
+    unknown = sorted({*config.numeric, *config.categorical} - {*users.columns, *items.columns})
+    if unknown:
         raise ConfigError(
-            f"model.granularities.profile: numeric and categorical name {', '.join(strays)};"
+            f"model.granularities.profile: numeric and categorical name {', '.join(unknown)};"
             f" columns of users: {choices(users.columns) or 'none'}; of items:"
             f" {choices(items.columns) or 'none'}"
         )
