@@ -86,3 +86,20 @@ def test_map_names_every_package_and_module_of_the_library() -> None:
     }
     there |= {path.parent for path in (ROOT / "pipelines").glob("*/__init__.py")}
     assert {str(path.relative_to(ROOT)) for path in there - mapped} == {"recsys/__init__.py"}
+
+
+def test_modules_that_code_names_exist() -> None:
+    """A docstring or comment that names ``NAME.py`` does so after a move, too."""
+    files = [
+        path
+        for package in ("recsys", "pipelines", "tune")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    there = {path.name for path in files}
+    named = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in files
+        for name in re.findall(r"(?<![\w/.}-])([a-z_]+\.py)\b", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    assert sorted((path, name) for path, name in named if name not in there) == []
