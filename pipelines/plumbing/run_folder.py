@@ -284,7 +284,7 @@ def open_run(
     stream : TextIO | None
         Where progress is written besides ``run.log``; None: standard output.
     locks : bool
-        Whether the command locks the folder; false for commands that change no artefact.
+        Whether to lock the folder against other commands; false for those that only read it.
 
     Yields
     ------

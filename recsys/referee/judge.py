@@ -59,7 +59,7 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
     methods : Methods
         Method → its settings, with the files of their lists.
     resamples : int
-        Number of bootstrap resamples of the users.
+        Number of bootstrap resamples; users are drawn.
     seed : int
         Seed of the resamples.
 

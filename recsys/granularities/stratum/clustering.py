@@ -151,7 +151,7 @@ def fit_user_clusters(
     method : Method
         ``kmeans`` or ``hierarchical``.
     seed : int
-        Seed of the starting centroids.
+        Seed of K-means.
 
     Returns
     -------
