@@ -22,6 +22,22 @@ def prepare_newer(
     If the parent's dataset keeps no events, or if nothing is new and ``needs_new`` is false, all of
     ``data.source`` is prepared; it must have at least as many events as the parent's dataset.
 
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    folder : RunFolder
+        The run folder; its progress gets lines.
+    parent : Parent
+        The model to update, with its dataset and vocabulary.
+    needs_new : bool
+        Whether it is an error if nothing is new; it is one in any case with ``update.events``.
+
+    Returns
+    -------
+    PreparedDataset
+        The dataset with the new events.
+
     Raises
     ------
     ConfigError
@@ -86,6 +102,15 @@ def dataset_of(
     The path of the new dataset is tried first: an interrupted update may have made the dataset
     already, and a path that all updates share also has the events of updates whose models were not
     promoted.
+
+    Parameters
+    ----------
+    parent : Parent
+        The model.
+    update : UpdateConfig
+        The section ``update``; if ``dataset`` is set, only that path is tried.
+    dataset_dir : str
+        Path of the new dataset.
 
     Returns
     -------

@@ -78,6 +78,20 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
     """Submit a verb with the configuration ``tree``, and follow it unless ``submit.follow`` is
     false.
 
+    Parameters
+    ----------
+    verb : str
+        The verb to run on the cluster.
+    config : Config
+        The checked configuration; its section ``submit`` names the cluster.
+    tree : dict[str, Any]
+        The configuration as plain values, sent with the job.
+
+    Returns
+    -------
+    int
+        The exit code as in :func:`watch`; 0 without following.
+
     Raises
     ------
     ConfigError
@@ -137,6 +151,15 @@ def job_place(tree: dict[str, Any]) -> str:
 
 def watch(client: Any, job: str, config: SubmitConfig) -> int:
     """Follow a job to its end.
+
+    Parameters
+    ----------
+    client : Any
+        Ray's ``JobSubmissionClient``.
+    job : str
+        Id of the job.
+    config : SubmitConfig
+        The section ``submit``; ``on_interrupt`` decides whether Ctrl-C stops the job.
 
     Returns
     -------

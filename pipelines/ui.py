@@ -113,7 +113,17 @@ def show(settings: UiConfig, tracking: TrackingConfig) -> None:
 
 
 def application_of(settings: UiConfig, tracking: TrackingConfig, password: str = "") -> Any:
-    """The dashboard of a configuration, as an ASGI application."""
+    """The dashboard of a configuration, as an ASGI application.
+
+    Parameters
+    ----------
+    settings : UiConfig
+        The section ``ui``: runs, model, and the names under which the server is reached.
+    tracking : TrackingConfig
+        The section ``tracking``; its ``uri`` names the MLflow store.
+    password : str
+        The password of the dashboard; empty: none is asked for.
+    """
     from recsys.serving.access import token_sha256
     from recsys.ui.app import application
     from recsys.ui.gate import Gate

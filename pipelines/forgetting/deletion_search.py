@@ -227,6 +227,23 @@ def conclude(
 ) -> None:
     """Search, test membership, write the signed proof and print the result.
 
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    folder : RunFolder
+        The run folder; the proof is written below ``forgotten``.
+    searchable : Searchable
+        The files to search, the source's files, and what cannot be searched.
+    users : list[str]
+        Ids of the forgotten users, as the artefacts hold them.
+    evidence : Evidence
+        What is known about the users: traces, histories, and the new model.
+    actions : dict[str, Any]
+        What was done, by kind; becomes ``done`` of the proof.
+    key : Any
+        Private key that signs the proof.
+
     Raises
     ------
     Refusal

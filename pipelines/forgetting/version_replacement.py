@@ -106,6 +106,21 @@ def forget_artefacts(
     """Delete artefacts of MLflow runs that contain the users, such as earlier reports, and logged
     models without a version; those of other run folders only with ``forget.delete_versions``.
 
+    Parameters
+    ----------
+    forget : ForgetConfig
+        The section ``forget``.
+    run_dir : str
+        The configuration's ``run.dir``; artefacts of other run folders need ``delete_versions``.
+    store : Store
+        The MLflow store.
+    versions : Iterable[Version]
+        Registered versions; their folders are skipped.
+    traces : Traces
+        What to search the files for.
+    say : Callable[[str], None]
+        Called with a line of text if anything was deleted.
+
     Returns
     -------
     list of str

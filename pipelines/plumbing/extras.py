@@ -10,6 +10,17 @@ from recsys.errors import ConfigError
 def require_extra(verb: str, needs: str, extra: str, modules: tuple[str, ...]) -> None:
     """Import the modules that a verb needs from an extra of this package.
 
+    Parameters
+    ----------
+    verb : str
+        The verb, for the message.
+    needs : str
+        What the verb needs, in words, for the message.
+    extra : str
+        Name of the extra.
+    modules : tuple[str, ...]
+        Names of the modules to import.
+
     Raises
     ------
     ConfigError

@@ -140,6 +140,20 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
 
     A broken or silent connection is opened again; lines that were written are not written again.
 
+    Parameters
+    ----------
+    client : Any
+        Ray's ``JobSubmissionClient``.
+    job : str
+        Id of the job.
+    write : Callable[[str], None]
+        Called with each new piece of the log.
+
+    Returns
+    -------
+    Any
+        Ray's ``JobDetails`` of the ended job.
+
     Raises
     ------
     LostError

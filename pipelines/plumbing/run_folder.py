@@ -275,6 +275,17 @@ def open_run(
     A command without the lock writes nothing to a remote run folder, because another command may be
     writing there.
 
+    Parameters
+    ----------
+    config : Config
+        The whole configuration; ``run.dir`` names the folder.
+    verb : str
+        The command, for the record and for the message of the lock.
+    stream : TextIO | None
+        Where progress is written besides ``run.log``; None: standard output.
+    locks : bool
+        Whether to lock the folder against other commands; false for those that only read it.
+
     Yields
     ------
     RunFolder

@@ -68,6 +68,15 @@ def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Arr
     Why shrinkage: two items with one common user and no other look identical by chance (Bell and
     Koren 2007).
 
+    Parameters
+    ----------
+    pairs_NN : csr_matrix, [N, N]
+        Co-occurrence counts c of items, see :func:`together`.
+    k : int
+        Most items per item.
+    shrinkage : float
+        Added to the denominator, a number of co-occurrences; 0: none.
+
     Returns
     -------
     items_NK : Array

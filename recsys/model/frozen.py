@@ -178,6 +178,20 @@ class FrozenModel:
 
         Only the granularity evolution is rolled forward; the others stay unchanged.
 
+        Parameters
+        ----------
+        queries : Queries
+            Histories to score.
+        steps : int
+            Number of expected events to add to each history.
+        inputs : Mapping[str, Any] | None
+            As in :meth:`encode`.
+
+        Returns
+        -------
+        Contributions
+            Weighted contributions of the granularities to every query.
+
         Raises
         ------
         RequestError

@@ -56,6 +56,17 @@ class Least:
 def check_earlier(earlier: PreparedDataset, data: DataConfig, dataset_dir: str, seed: int) -> None:
     """Refuse a dataset to which no events can be appended.
 
+    Parameters
+    ----------
+    earlier : PreparedDataset
+        The dataset to append to.
+    data : DataConfig
+        The section ``data``.
+    dataset_dir : str
+        Path of the new dataset.
+    seed : int
+        The configuration's seed, which the split depends on.
+
     Raises
     ------
     ConfigError
@@ -86,6 +97,24 @@ def nothing_new(
     earlier: PreparedDataset, data: DataConfig, dataset_dir: str, seed: int, progress: Progress
 ) -> PreparedDataset:
     """Return the earlier dataset unchanged, if the configuration asks for the same dataset.
+
+    Parameters
+    ----------
+    earlier : PreparedDataset
+        The dataset that has read all files.
+    data : DataConfig
+        The section ``data``.
+    dataset_dir : str
+        Path of the dataset that is asked for.
+    seed : int
+        The configuration's seed.
+    progress : Progress
+        Gets a line if the dataset is up to date.
+
+    Returns
+    -------
+    PreparedDataset
+        The earlier dataset.
 
     Raises
     ------

@@ -130,6 +130,20 @@ def project(block: pa.Table, rules: EventRules, continues: bool = False) -> pa.T
     coded. Context categories are trimmed, and invalid context numbers are null. If ``continues``
     (newer files of an earlier dataset), a missing context column is null.
 
+    Parameters
+    ----------
+    block : pa.Table
+        Events as the source gives them.
+    rules : EventRules
+        Columns to keep, with their types.
+    continues : bool
+        Whether the events are newer files of an earlier dataset.
+
+    Returns
+    -------
+    pa.Table
+        The events with the columns of ``rules``.
+
     Raises
     ------
     ConfigError
@@ -306,6 +320,19 @@ def exchange(
     reading: Reading = FIRST_READING,
 ) -> list[list[Any]]:
     """Read the pieces and send their rows to their buckets.
+
+    Parameters
+    ----------
+    pieces : Sequence[Piece]
+        Pieces of the source's events.
+    num_buckets : int
+        Number of buckets, over which users are spread.
+    rules : EventRules
+        Columns and rules of the events.
+    known_items : pa.Array | None
+        Ids of the items table; None: all items are known.
+    reading : Reading
+        How the rows join earlier ones; by default they are the first and are not kept.
 
     Returns
     -------

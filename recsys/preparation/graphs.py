@@ -52,6 +52,20 @@ class TripleRules:
     ) -> TripleRules:
         """The rules of a configuration.
 
+        Parameters
+        ----------
+        config : ItemTriplesConfig
+            The section ``data.knowledge``.
+        features : pa.Table
+            The table of items.
+        cells : CellRules
+            How cells are read, such as which ones count as empty.
+
+        Returns
+        -------
+        TripleRules
+            The rules.
+
         Raises
         ------
         ConfigError

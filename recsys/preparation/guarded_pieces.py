@@ -45,6 +45,20 @@ class Guard:
         """The guard of a configuration. ``inherited`` is the list of the earlier dataset or model;
         new entries are added to the list of this configuration.
 
+        Parameters
+        ----------
+        data : DataConfig
+            The section ``data``.
+        dataset_dir : str
+            Path of the dataset; the list of forgotten users may be next to it.
+        inherited : Forgotten
+            Forgotten users of the earlier dataset or model; may be empty.
+
+        Returns
+        -------
+        Guard
+            The guard.
+
         Raises
         ------
         ConfigError

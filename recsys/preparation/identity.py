@@ -35,6 +35,26 @@ class Identity:
         """The identity of the dataset that :func:`recsys.preparation.prepare.prepare` makes of the
         same arguments.
 
+        Parameters
+        ----------
+        data : DataConfig
+            The section ``data``.
+        dataset_dir : str
+            Path of the dataset.
+        seed : int
+            The configuration's seed.
+        source : SourceAdapter
+            The source; its fingerprint is part of the identity.
+        base : Vocabulary | None
+            Vocabulary of a parent model to extend; None: none.
+        earlier : PreparedDataset | None
+            Dataset to append to; None: none.
+
+        Returns
+        -------
+        Identity
+            The identity.
+
         Raises
         ------
         SourceError
@@ -59,6 +79,22 @@ class Identity:
     ) -> PreparedDataset | None:
         """The dataset, if it exists and keeps its events as configured; ``progress`` gets a line
         then.
+
+        Parameters
+        ----------
+        dataset_dir : str
+            Path of the dataset.
+        keep_events : bool
+            Whether the dataset must keep its events, if the source can be appended to.
+        source : SourceAdapter
+            The source.
+        progress : Progress
+            Gets a line if the dataset is up to date.
+
+        Returns
+        -------
+        PreparedDataset | None
+            The dataset; None: it must be prepared.
         """
         try:
             dataset = PreparedDataset(dataset_dir)

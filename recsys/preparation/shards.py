@@ -391,6 +391,29 @@ def with_context(
     """The rules with the encodings of context columns, fitted on the training events of all buckets
     or taken from ``base``. Writes their vocabulary.
 
+    Parameters
+    ----------
+    encoded : list[list[Any]]
+        References to the events and the text rows of every bucket; unused if ``base`` has the
+        columns.
+    folder : Folder
+        Folder of the dataset.
+    event_rules : EventRules
+        Names the context columns, and those that are numbers.
+    rules : ShardRules
+        The split and the seed.
+    users : pa.Array
+        All external user ids in dense order.
+    items : pa.Array
+        All external item ids in dense order.
+    base : Vocabulary | None
+        Vocabulary of a parent model, whose encodings are kept; None: none.
+
+    Returns
+    -------
+    ShardRules
+        The rules; unchanged if there is no context column.
+
     Raises
     ------
     DataError

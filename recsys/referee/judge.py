@@ -52,6 +52,22 @@ class _Measured:
 def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Verdict:
     """Read, check and measure the lists of all methods.
 
+    Parameters
+    ----------
+    protocol : Protocol
+        The queries to answer, for each window.
+    methods : Methods
+        Method → its settings, with the files of their lists.
+    resamples : int
+        Number of bootstrap resamples; users are drawn.
+    seed : int
+        Seed of the resamples.
+
+    Returns
+    -------
+    Verdict
+        The measured methods, their differences, and notes.
+
     Raises
     ------
     UserError

@@ -33,6 +33,26 @@ def write_baselines(
 ) -> list[Path]:
     """Write NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow.
 
+    Parameters
+    ----------
+    protocol : Protocol
+        The queries to answer; it must rank all items.
+    names : Sequence[str]
+        Names of the baselines.
+    config : EvaluateConfig
+        The section ``evaluate``.
+    folder : Path
+        Where the lists are written.
+    form : str
+        Format of the lists; also the ending of the files.
+    command : str
+        The command that makes the lists, recorded in them.
+
+    Returns
+    -------
+    list[Path]
+        The written files.
+
     Raises
     ------
     ConfigError

@@ -88,6 +88,20 @@ class RecommenderModel(PythonModel):
         unknown_items and unknown_friends; where any request asks for them, also boosts,
         explanations, unknown_in_rules, and item_id, by and why of similar items.
 
+        Parameters
+        ----------
+        context : Any
+            MLflow's context; not read.
+        model_input : pd.DataFrame
+            One request per row.
+        params : dict[str, Any] | None
+            Values for rows that do not set the field; None: the defaults of the model.
+
+        Returns
+        -------
+        pd.DataFrame
+            The answers, in the order of the requests.
+
         Raises
         ------
         MlflowException

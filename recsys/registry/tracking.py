@@ -324,6 +324,20 @@ class Tracker:
 def run_of_folder(tracking: TrackingConfig, run_dir: str, folder: Path | None = None) -> str:
     """The id of the MLflow run that an earlier stage opened for this run folder; empty where there
     is none.
+
+    Parameters
+    ----------
+    tracking : TrackingConfig
+        The section ``tracking``; the run must be in its store.
+    run_dir : str
+        The configuration's ``run.dir``.
+    folder : Path | None
+        Local run folder; None: ``run_dir``.
+
+    Returns
+    -------
+    str
+        The id of the run; empty: none.
     """
     try:
         content = json.loads(((folder or Path(run_dir)) / RUN_FILE).read_text())

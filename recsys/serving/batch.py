@@ -171,6 +171,20 @@ def is_small(
 ) -> bool:
     """Whether this process can answer all before Ray and its actors would have started.
 
+    Parameters
+    ----------
+    bundle_folder : str | Path
+        Folder of the bundle.
+    batch_size : int
+        Users per batch.
+    requests : Sequence[Any] | None
+        The requests to answer; None: every user of the bundle.
+
+    Returns
+    -------
+    bool
+        Whether a few batches hold all of them.
+
     Raises
     ------
     ArtifactError

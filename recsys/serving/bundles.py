@@ -33,6 +33,23 @@ def write_bundle(
 
     The arguments are those of :func:`recsys.bundle.writing.write_files`.
 
+    Parameters
+    ----------
+    folder : str | Path
+        Folder of the bundle; replaced if it holds one.
+    frozen : FrozenModel
+        The model to serve.
+    dataset : PreparedDataset
+        The dataset that it was trained on.
+    extra : Mapping[str, Any]
+        Plain JSON values, among them ``metrics``.
+    training : Mapping[str, torch.Tensor] | None
+        Weights of the trainable model; None: no update can warm-start from the bundle.
+    card : str
+        Text of the model card.
+    measured : Measured | None
+        The model that the metrics belong to; None: ``frozen`` itself.
+
     Raises
     ------
     ArtifactError

@@ -118,6 +118,20 @@ def read_body(body: bytes) -> Any:
 def parse_rows(path: str, rows: Sequence[Any], first: int = 0) -> list[AnyRequest]:
     """Parse rows as the kind of request that a path accepts; MLflow's path accepts both kinds.
 
+    Parameters
+    ----------
+    path : str
+        Path of the HTTP request, such as ``/recommend``.
+    rows : Sequence[Any]
+        One request per row.
+    first : int
+        Number of the first row, for messages.
+
+    Returns
+    -------
+    list[AnyRequest]
+        The requests, in the order of the rows.
+
     Raises
     ------
     RequestError

@@ -52,6 +52,20 @@ class Feedback:
 def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: float) -> Feedback:
     """Read feedback files: Parquet, CSV, TSV or JSON lines with the canonical column names.
 
+    Parameters
+    ----------
+    files : Sequence[str]
+        Paths of files and folders, and globs.
+    rewards : Mapping[str, float]
+        Event type → reward; the sign is the label, the size the weight.
+    max_bad : float
+        Largest share of bad rows, 0 to 1.
+
+    Returns
+    -------
+    Feedback
+        The good rows.
+
     Raises
     ------
     ConfigError
@@ -113,6 +127,20 @@ def read_rows(files: Sequence[str], max_bad: float, key: str) -> tuple[pa.Table,
     """The good rows of feedback files, and the number of bad rows.
 
     ``key`` is the configuration key that names the files, for messages.
+
+    Parameters
+    ----------
+    files : Sequence[str]
+        Paths of files and folders, and globs.
+    max_bad : float
+        Largest share of bad rows, 0 to 1.
+    key : str
+        The configuration key that names the files, for messages.
+
+    Returns
+    -------
+    tuple of (pa.Table, int)
+        The good rows, and the number of bad rows.
 
     Raises
     ------

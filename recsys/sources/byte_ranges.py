@@ -64,6 +64,19 @@ def byte_ranges(
     lines that are not one row of ``num_columns`` cells (0: unknown). So one wrong quote does not
     damage the rows after it.
 
+    Parameters
+    ----------
+    file : InputFile
+        The file; a compressed one is read decompressed.
+    start : int
+        Position of the first row, in bytes.
+    dialect : Dialect
+        How cells are separated and quoted.
+    chunk_bytes : int
+        Bytes to read at once.
+    num_columns : int
+        Cells of a row; 0: unknown.
+
     Yields
     ------
     tuple of (ByteRange, bytes)

@@ -38,6 +38,17 @@ _TEXTS: Final = ("STRING", "NONE", "JSON", "ENUM")
 def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
     """Check the footer before any values are read.
 
+    Parameters
+    ----------
+    source : Any
+        The open file.
+    metadata : Any
+        The footer, pyarrow's ``FileMetaData``.
+    where : str
+        Path of the file, for messages.
+    size : int
+        Size of the file in bytes.
+
     Raises
     ------
     SourceError
@@ -96,6 +107,15 @@ def _check_chunks(source: Any, metadata: Any, where: str) -> None:
 
 def check_decoded(decoded: int, stored: int, where: str) -> None:
     """Compare the decoded size of values with their stored bytes.
+
+    Parameters
+    ----------
+    decoded : int
+        Size of the decoded values in bytes.
+    stored : int
+        Size of the stored values in bytes.
+    where : str
+        File and part, for messages.
 
     Raises
     ------
@@ -169,6 +189,24 @@ def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
 def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], where: str) -> int:
     """The number of rows of a row group to read at once, so that numbers and lists need at most a
     quarter of a GiB.
+
+    Parameters
+    ----------
+    source : Any
+        The open file.
+    metadata : Any
+        The footer, pyarrow's ``FileMetaData``.
+    group : int
+        Number of the row group.
+    names : Sequence[str]
+        Names of the columns to read.
+    where : str
+        File and part, for messages.
+
+    Returns
+    -------
+    int
+        The number of rows, at least 1.
 
     Raises
     ------

@@ -207,6 +207,20 @@ def looked_up_types(
 ) -> dict[str, pa.DataType]:
     """The columns that a file of events gets from other tables, with their types.
 
+    Parameters
+    ----------
+    head : FileHead
+        Head of the file.
+    names : Sequence[str]
+        Columns of the file by their canonical names; they are not looked up.
+    source : TableFiles
+        The files of the table, with their lookups.
+
+    Returns
+    -------
+    dict[str, pa.DataType]
+        Column → its type.
+
     Raises
     ------
     SourceError

@@ -87,6 +87,22 @@ def with_clock(days: pa.Array, clock: pa.Array, time_format: str = "") -> pa.Arr
     """Days with the time of day of another column, as text. A whole number is an hour, if
     no time format reads it.
 
+    Parameters
+    ----------
+    days : pa.Array, [E]
+        Days, as dates, timestamps or text.
+    clock : pa.Array, [E]
+        Times of day; where one is empty, the day stays alone.
+    time_format : str
+        Format that reads the result; empty: the usual forms.
+
+    Returns
+    -------
+    pa.Array, [E] string
+        The day and the time of day, with a space between.
+
+    Examples
+    --------
     >>> with_clock(pa.array(["2024-05-01", "2024-05-02"]), pa.array(["10:30", "9"])).to_pylist()
     ['2024-05-01 10:30', '2024-05-02 9:00']
     """

@@ -81,6 +81,19 @@ def save_checkpoint(
 ) -> None:
     """Write everything that a resumed run needs.
 
+    Parameters
+    ----------
+    folder : Path
+        Folder of the checkpoint; created if it does not exist.
+    model : dict[str, Tensor]
+        Newest weights by name.
+    best : dict[str, Tensor]
+        Best weights so far by name.
+    optimizer : torch.optim.Optimizer
+        The optimiser, whose moments are written.
+    progress : Progress
+        Phase, epoch, step and best value.
+
     Raises
     ------
     StorageError

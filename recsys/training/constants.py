@@ -89,6 +89,19 @@ def choose_values(
     """For every enabled granularity with open keys, the values with the best validation metric;
     ignores the deadline.
 
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    dataset : PreparedDataset
+        The dataset; the fits read training events, the scores validation events.
+    validate : callable
+        (scorer, queries) to the validation metric of every query, [B].
+    context : TrainContext
+        Device; all workers take the values of the first one.
+    start : Start | None
+        Where a warm start begins; None: from scratch.
+
     Returns
     -------
     dict[str, dict[str, Any]]

@@ -172,6 +172,22 @@ def fit_final(
     If the deadline of the context comes first, the result has fewer epochs than ``final`` asks for.
     Such a result must not be used; check :func:`is_whole`.
 
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    dataset : PreparedDataset
+        The dataset.
+    context : TrainContext
+        Device, deadline, workers, and the checkpoint to resume from.
+    final : Final
+        Epochs, choices and weights of the evaluated model.
+
+    Returns
+    -------
+    TrainResult
+        The model of all events.
+
     Raises
     ------
     DataError

@@ -200,6 +200,24 @@ def fit(
     With a ``start`` (see ``warm_start``), the start is epoch 0 and may be selected. Every rank
     returns the same result.
 
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    dataset : PreparedDataset
+        The dataset.
+    validate : callable
+        (scorer, queries) to the validation metric of every query, [B].
+    context : TrainContext
+        Device, deadline, workers, and the checkpoint to resume from.
+    start : Start | None
+        Where a warm start begins; None: from scratch.
+
+    Returns
+    -------
+    TrainResult
+        The trained model.
+
     Raises
     ------
     DataError

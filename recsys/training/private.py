@@ -82,6 +82,22 @@ class Budget:
 def plan(settings: PrivateConfig, num_users: int, batch_size: int, epochs: int) -> Budget:
     """The budget of a training. An epoch has as many steps as draw each user once on average.
 
+    Parameters
+    ----------
+    settings : PrivateConfig
+        The section ``train.privacy``; a ``delta`` of 0 is set by the number of users.
+    num_users : int
+        Number of users with training rows.
+    batch_size : int
+        Users per step on average.
+    epochs : int
+        Number of epochs.
+
+    Returns
+    -------
+    Budget
+        The smallest noise that keeps ε, and the budget that it spends.
+
     Raises
     ------
     ConfigError
@@ -155,6 +171,20 @@ def _epsilon(
 
 def private_progress(config: Config, progress: Progress, start: Start | None) -> Progress:
     """A private training chooses nothing, so it starts at the refit if ``train.refit`` is true.
+
+    Parameters
+    ----------
+    config : Config
+        The whole configuration.
+    progress : Progress
+        Where the training stands.
+    start : Start | None
+        Where a warm start begins; it must be None.
+
+    Returns
+    -------
+    Progress
+        Where the training begins.
 
     Raises
     ------
@@ -267,6 +297,24 @@ def private_steps(
     num_negatives: int,
 ) -> PrivateSteps:
     """The steps of a private training; notes its noise and its budget.
+
+    Parameters
+    ----------
+    train : TrainConfig
+        The section ``train``.
+    loader : TrainingLoader
+        The training rows, from which users are drawn.
+    context : TrainContext
+        Device; ``note`` gets the line.
+    num_items : int
+        Number of items, for the message.
+    num_negatives : int
+        Negatives of a sampled softmax; it must be 0, a softmax over all items.
+
+    Returns
+    -------
+    PrivateSteps
+        The steps.
 
     Raises
     ------

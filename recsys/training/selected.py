@@ -124,6 +124,20 @@ def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResul
     With ``train.refit`` false it is the trained model itself. Closed-form granularities are fitted
     again, to training events.
 
+    Parameters
+    ----------
+    config : Config
+        The configuration that it was trained with.
+    dataset : PreparedDataset
+        The dataset that it was trained on.
+    trained : TrainResult
+        The training.
+
+    Returns
+    -------
+    FrozenModel
+        The model.
+
     Raises
     ------
     ArtifactError

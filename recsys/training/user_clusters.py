@@ -66,6 +66,17 @@ def choose_user_clusters(
     Returns ``{chosen, score, candidates: {K: score}, popularity: score}``; a single candidate is
     used without a search.
 
+    Parameters
+    ----------
+    model : ModelConfig
+        The section ``model``.
+    seed : int
+        Seed of the clustering.
+    dataset : PreparedDataset
+        The dataset; clusters are fitted on training events, scored on validation events.
+    context : TrainContext
+        All workers take the choice of the first one.
+
     Raises
     ------
     ConfigError

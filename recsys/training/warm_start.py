@@ -59,6 +59,24 @@ def warm_start(
     the earlier model, as its weights are valid only for them. So a new category counts as unknown
     until a model is trained from scratch.
 
+    Parameters
+    ----------
+    section : ModelConfig
+        The section ``model``.
+    train : TrainConfig
+        The section ``train``.
+    seed : int
+        Seed of what starts at random.
+    dataset : PreparedDataset
+        The dataset to train on; its vocabularies extend those of the earlier model.
+    earlier : Earlier
+        The model to continue from.
+
+    Returns
+    -------
+    tuple of (Start, list[str])
+        The start, and the names of the parameters that start at random.
+
     Raises
     ------
     ArtifactError

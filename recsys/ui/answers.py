@@ -135,6 +135,23 @@ def list_for(opened: LoadedModel, question: Question) -> List:
 def similar_to(opened: LoadedModel, item: str, by: str, k: int) -> SimilarAnswer:
     """Items similar to an item.
 
+    Parameters
+    ----------
+    opened : LoadedModel
+        The opened model.
+    item : str
+        External id of the item.
+    by : str
+        How items are compared: ``vectors``, ``use`` or ``text``; ``auto``: the best possible
+        way for the item.
+    k : int
+        Number of items.
+
+    Returns
+    -------
+    SimilarAnswer
+        The items, most similar first.
+
     Raises
     ------
     RequestError

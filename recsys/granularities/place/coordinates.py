@@ -47,6 +47,20 @@ def found_columns(
 ) -> list[list[str]]:
     """Return the columns of coordinates, two or none, and those of numbers.
 
+    Parameters
+    ----------
+    names : Sequence[str]
+        Columns of the items.
+    coordinates : Sequence[str]
+        Columns of latitude and longitude; empty: found by their usual names.
+    numbers : Sequence[str]
+        Columns of numbers.
+
+    Returns
+    -------
+    list[list[str]]
+        The columns of coordinates, latitude first, and the columns of numbers.
+
     Raises
     ------
     ConfigError

@@ -17,6 +17,20 @@ def profile_encoding(
 ) -> ProfileEncoding:
     """Fit vocabularies and statistics on the users and items that have events through a split.
 
+    Parameters
+    ----------
+    config : ProfileConfig
+        The section of the granularity.
+    dataset : PreparedDataset
+        The dataset, with the attributes of users and items.
+    through : Split
+        The last split whose events are seen.
+
+    Returns
+    -------
+    ProfileEncoding
+        The encodings of the fields of users and of items.
+
     Raises
     ------
     ConfigError

@@ -142,6 +142,22 @@ def fit_user_clusters(
     ``hierarchical`` is Ward's agglomeration: of the users themselves if they are few, else of
     K-means micro-clusters (the two stages of BIRCH, Zhang et al. 1996).
 
+    Parameters
+    ----------
+    users : UserVectors
+        The users and their unit vectors.
+    num_strata : int
+        Number of clusters.
+    method : Method
+        ``kmeans`` or ``hierarchical``.
+    seed : int
+        Seed of K-means.
+
+    Returns
+    -------
+    UserClusters
+        The clusters; the centroid of an empty one is the mean of all users.
+
     Raises
     ------
     ConfigError
@@ -207,12 +223,12 @@ def choices_counts(
 
     Parameters
     ----------
-    strata : Strata
-        The fitted strata.
+    clusters : UserClusters
+        The fitted clusters.
     users : UserVectors
         The users and their events.
     temperature : float or None
-        Softness of the memberships, in units of ``strata.gap``; None: each user counts in the
+        Softness of the memberships, in units of ``clusters.gap``; None: each user counts in the
         nearest stratum alone.
     """
     counts_KN = np.zeros((len(clusters.bias_K), users.matrix.shape[1]))

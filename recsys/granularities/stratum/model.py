@@ -92,6 +92,15 @@ class Stratum(Granularity):
         length that a layer norm gives. Why: item vectors are short at the start, and short
         prototypes learn slowly.
 
+        Parameters
+        ----------
+        graphs : Graphs
+            Graphs of the events that are seen.
+        items : ItemView
+            The current item vectors.
+        seed : int
+            Seed of the clustering.
+
         Raises
         ------
         ConfigError
