@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from pipelines import cli
-from pipelines.cli import main, user_message
+from pipelines.cli import main
 from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import Arguments, UsageError, parse
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder, open_run, write_atomically
 from pipelines.plumbing.session import keep_token_elsewhere
+from pipelines.plumbing.user_message import user_message
 from pipelines.stages import LATER, SEARCHES, STAGES, UPDATES, VERBS
 from recsys.config import Config, UpdateConfig, build_config, load_config
 from recsys.errors import ArtifactError, ConfigError, DataError

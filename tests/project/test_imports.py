@@ -44,8 +44,13 @@ LEVELS = [
     {"recsys.serving", "recsys.gate", "recsys.auto", "recsys.privacy", "recsys.referee"},
     {"recsys.registry"},
     {"recsys.export", "recsys.ui"},
+    {"pipelines.stages"},
     {"pipelines.plumbing"},
+    {"pipelines.command_line"},
+    {"pipelines.comparison", "pipelines.following"},
+    # verbs and stages; also `pipelines.forgetting`, which trains again by the stages
     {"pipelines"},
+    {"pipelines.python"},
     {"tune"},
 ]
 # `import recsys` imports the packages above it only when they are used: test_python_api.py
