@@ -30,7 +30,7 @@ from pipelines.plumbing.terminal import (
     show_any_text,
 )
 from pipelines.plumbing.user_message import user_message
-from pipelines.stages import LATER, VERBS, chosen_verb
+from pipelines.stages import VERBS, chosen_verb
 
 if TYPE_CHECKING:
     from recsys.config import Config
@@ -94,10 +94,6 @@ def _command(words: list[str]) -> int:
         print(f"multigrain {__version__}")
         return 0
     verb, *rest = words
-    if verb in LATER:
-        raise UsageError(
-            f"`recsys {verb}` comes in a later release; this release has: {', '.join(VERBS)}"
-        )
     if verb not in VERBS:
         raise UsageError(
             f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}"

@@ -10,7 +10,6 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from pipelines.ablation import retrained_variants
 from pipelines.final import planned
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.opened_model import model_sha256, open_trained
@@ -18,6 +17,7 @@ from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import log_evaluation, tracked
 from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import member_table, signal_table, verdict
+from pipelines.retrained_ablation import retrained_variants
 from recsys.config import Config, EvaluateConfig, PromoteConfig, TrainConfig, dump_config, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split

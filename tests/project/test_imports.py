@@ -126,7 +126,7 @@ SUBJECTS = {
 def test_files_of_one_name_have_one_subject() -> None:
     names = [path.stem for _, path in _modules() if path.stem != "__init__"]
     shared = {name for name in names if names.count(name) > 1}
-    assert shared - SUBJECTS <= {*VERBS, *STAGES, "ablation"}, "give each subject a name of its own"
+    assert shared - SUBJECTS <= {*VERBS, *STAGES}, "give each subject a name of its own"
 
 
 def _run(code: str) -> str:
