@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
+from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.run_folder import RunFolder
-from pipelines.prepare import open_dataset
 from recsys.auto.portfolio import UNTRAINED, configured, left_out, members, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config, EvaluateConfig, TrainConfig, build_config

@@ -16,7 +16,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command_line.dry_run import plan
@@ -30,7 +29,8 @@ from pipelines.plumbing.terminal import (
     printable_warnings,
     show_any_text,
 )
-from pipelines.stages import LATER, VERBS, chosen_verb
+from pipelines.plumbing.user_message import user_message
+from pipelines.stages import VERBS, chosen_verb
 
 if TYPE_CHECKING:
     from recsys.config import Config
@@ -81,62 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def user_message(error: BaseException, words: Sequence[str] = ()) -> str | None:
-    """The message for a user's mistake that caused an exception, also in a Ray worker, or None;
-    ``words`` is the command line.
-
-    Ray wraps the exception of a task (``cause``), and Ray Train wraps the exceptions of its workers
-    (``worker_failures``). The text of the outer exception is a traceback; the inner one has the
-    message.
-    """
-    from recsys.errors import UserError
-
-    if isinstance(error, UserError) and not hasattr(error, "cause"):
-        return _with_cure(error, words)  # without the imports below, which take seconds
-    from recsys.registry.mlflow_client import outage
-    from recsys.storage.filesystems import message_of
-
-    waiting: list[BaseException] = [error]
-    seen: set[int] = set()
-    outside: str | None = None
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        failures = getattr(current, "worker_failures", None)
-        inner = [
-            getattr(current, "cause", None),
-            getattr(current, "_base_exc", None),
-            current.__cause__,
-        ]
-        inner += list(failures.values()) if isinstance(failures, dict) else []
-        found = [cause for cause in inner if isinstance(cause, BaseException)]
-        if isinstance(current, UserError) and not hasattr(current, "cause"):
-            return _with_cure(current, words)
-        outside = outside or message_of(current) or outage(current)
-        waiting += found
-    return outside
-
-
-def _with_cure(error: BaseException, words: Sequence[str]) -> str:
-    """The message of an error; where a model is not registered, with the option that names the
-    newest version.
-
-    >>> from recsys.errors import NotRegistered
-    >>> error = NotRegistered("shop@best is not registered", "models:/shop@best", "models:/shop/3")
-    >>> _with_cure(error, ["promote"])
-    'shop@best is not registered; for its newest version: --promote.model models:/shop/3'
-    """
-    uri, instead = getattr(error, "uri", ""), getattr(error, "instead", "")
-    if not instead or not words:
-        return str(error)
-    given = [before.partition("=")[0] for before, word in pairwise((*words, "")) if word == uri]
-    given += [word.partition("=")[0] for word in words if word.partition("=")[2] == uri]
-    option = next((one for one in given if one.startswith("--")), f"--{words[0]}.model")
-    return f"{error}; for its newest version: {option} {instead}"
-
-
 def _command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help") or words == ["help"]:
         print(overview())
@@ -150,10 +94,6 @@ def _command(words: list[str]) -> int:
         print(f"multigrain {__version__}")
         return 0
     verb, *rest = words
-    if verb in LATER:
-        raise UsageError(
-            f"`recsys {verb}` comes in a later release; this release has: {', '.join(VERBS)}"
-        )
     if verb not in VERBS:
         raise UsageError(
             f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}"

@@ -20,21 +20,20 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.cli import config_of, main
+from pipelines.cli import config_of
 from pipelines.command_line.dry_run import plan
+from pipelines.comparison.comparison_file import write_record
 from pipelines.comparison.finished_runs import FinishedRun, check_same, difference_error, opened_run
 from pipelines.plumbing.arguments import UsageError, parse
+from pipelines.plumbing.opened_dataset import open_dataset
+from pipelines.plumbing.opened_model import open_trained
 from pipelines.plumbing.progress import table
-from pipelines.plumbing.run_folder import write_atomically
 from pipelines.plumbing.session import quiet
-from pipelines.prepare import open_dataset
 from pipelines.stages import VERBS
-from pipelines.train import open_trained
 from recsys.config import Config, EvaluateConfig
 from recsys.config.compare import CompareConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.histories import Split
-from recsys.errors import ConfigError
 from recsys.evaluation.bootstrap import LEVEL
 from recsys.evaluation.metrics import outside_kinds
 from recsys.evaluation.paired_test import accuracy_of, paired_metrics
@@ -297,23 +296,7 @@ def _write(compare: CompareConfig, first: FinishedRun, record: dict[str, Any]) -
     return write_record(Path(compare.out), record)
 
 
-def write_record(path: Path, record: dict[str, Any]) -> str:
-    """Write a comparison to a file and return its path.
-
-    Raises
-    ------
-    ConfigError
-        The file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"compare.out: cannot write {path} ({error.strerror}); choose another file"
-        ) from None
-    return str(path)
-
-
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["compare", *sys.argv[1:]]))

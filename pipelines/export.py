@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from pipelines.cli import config_of, main
+from pipelines.cli import config_of
 from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
@@ -148,4 +148,6 @@ def _names(inputs: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["export", *sys.argv[1:]]))

@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.plumbing.budget import Budget
+from pipelines.plumbing.opened_model import ORIGIN
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import EpochLog, tracked
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.trained import trained as trained_on
-from pipelines.train import LR_SHARE_OF_MORE, ORIGIN, reporter
+from pipelines.train import LR_SHARE_OF_MORE, reporter
 from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split

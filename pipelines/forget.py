@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.cli import main
 from pipelines.forgetting.copies import Copies, CopiesForgotten, find_copies
 from pipelines.forgetting.deletion_search import FOLDER as PROOFS
 from pipelines.forgetting.deletion_search import Evidence, conclude, searchable
@@ -34,10 +33,10 @@ from pipelines.forgetting.models import (
 )
 from pipelines.forgetting.training import train_again
 from pipelines.forgetting.version_replacement import forget_artefacts, forget_versions
+from pipelines.plumbing.opened_dataset import open_dataset
+from pipelines.plumbing.opened_model import ORIGIN
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
-from pipelines.prepare import open_dataset
-from pipelines.train import ORIGIN
 from recsys.bundle.description import USERS
 from recsys.bundle.layout import read_files
 from recsys.config import Config, DataConfig
@@ -406,4 +405,6 @@ def _hashes_before(folder: RunFolder) -> set[str]:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["forget", *sys.argv[1:]]))

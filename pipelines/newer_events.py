@@ -6,9 +6,10 @@ prepare all events again, and must not lose the old ones.
 
 from __future__ import annotations
 
+from pipelines.plumbing.newer_source import with_newer_events
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.prepare import prepare
-from recsys.config import CanonicalSource, Config, UpdateConfig
+from recsys.config import Config, UpdateConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.parent import Parent
@@ -72,26 +73,6 @@ def prepare_newer(
         )
     folder.progress(f"reading all of data.source: {why}")
     return prepare(config, folder, base=parent.vocabulary(), least=least)
-
-
-def with_newer_events(config: Config) -> Config:
-    """The configuration with the files of ``update.events`` as the events of its source.
-
-    Raises
-    ------
-    ConfigError
-        This kind of source can only be read as a whole.
-    """
-    files, source = config.update.events, config.data.source
-    if not files:
-        return config
-    if not isinstance(source, CanonicalSource):
-        raise ConfigError(
-            f"update.events: a source of the kind {source.kind} can only be read as a whole; give"
-            " old and new data in data.source and leave out --events"
-        )
-    source = source.model_copy(update={"events": files, "split_files": {}, "type_files": {}})
-    return config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
 
 
 def dataset_of(

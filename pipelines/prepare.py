@@ -9,14 +9,13 @@ from __future__ import annotations
 import sys
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli import main
+from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import ray_session
 from recsys.config import Config, DataConfig
-from recsys.errors import ArtifactError, DataError
+from recsys.errors import ArtifactError
 
 if TYPE_CHECKING:
     from recsys.data.dataset import PreparedDataset
@@ -62,45 +61,6 @@ def _is_there(dataset_dir: str) -> bool:
     return True
 
 
-def open_dataset(data: DataConfig, dataset_dir: str, seed: int) -> PreparedDataset:
-    """The prepared dataset of the configuration.
-
-    Why by an absolute path: workers have other working directories.
-
-    Raises
-    ------
-    ArtifactError
-        It does not exist, another release made it, or it was prepared with other settings.
-    DataError
-        It has no users, items or training events.
-    """
-    from recsys.data.dataset import PreparedDataset
-    from recsys.preparation.content_hash import differences, settings_hash, settings_of
-
-    dataset = PreparedDataset(
-        dataset_dir if "://" in dataset_dir else str(Path(dataset_dir).absolute())
-    )
-    if dataset.manifest.settings_hash not in ("", settings_hash(data, seed)):
-        found = (
-            differences(dataset.manifest.settings, settings_of(data, seed))
-            if dataset.manifest.settings
-            else []
-        )
-        named = f": {'; '.join(found[:5])}{' …' if len(found) > 5 else ''}" if found else ""
-        raise ArtifactError(
-            f"{dataset.root} was prepared with other data settings (sections data and seed) than"
-            f" this configuration{named}; run `recsys prepare` again, or use the settings that it"
-            " was prepared with"
-        )
-    for what in ("users", "items", "train"):
-        if not dataset.manifest.counts.get(what, 0):
-            raise DataError(
-                f"{dataset.root} has no {what}, so there is nothing to train on; check data.source"
-                " and data.split"
-            )
-    return dataset
-
-
 def _import_work(data: DataConfig) -> None:
     """Import the modules of this stage; runs while Ray starts."""
     source = data.source
@@ -133,4 +93,6 @@ def _total(reasons: dict[str, dict[str, int]]) -> int:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["prepare", *sys.argv[1:]]))

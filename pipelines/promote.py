@@ -14,7 +14,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.cli import main
 from pipelines.comparison.champion import compare, side_of
 from pipelines.plumbing.promotion_record import candidate_table, to_markdown, version_tags
 from pipelines.plumbing.run_folder import RunFolder, write_atomically
@@ -272,4 +271,6 @@ def _closing(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["promote", *sys.argv[1:]]))

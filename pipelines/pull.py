@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.cli import config_of, main
+from pipelines.cli import config_of
 from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
@@ -121,4 +121,6 @@ def _words(found: Pulled, tracking: str) -> str:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["pull", *sys.argv[1:]]))

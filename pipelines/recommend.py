@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pipelines.cli import main
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.bundle.description import read_info
@@ -106,4 +105,6 @@ def _written(recommend: RecommendConfig, folder: RunFolder) -> Iterator[tuple[Pa
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["recommend", *sys.argv[1:]]))

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pipelines.cli import config_of, main
+from pipelines.cli import config_of
 from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.progress import table
@@ -201,8 +201,8 @@ def _named(word: str) -> tuple[str, str]:
 def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, command: str) -> Path:
     """Write the test lists of a run's model, computed on the dataset that it was trained on."""
     from pipelines.comparison.finished_runs import opened_run
-    from pipelines.prepare import open_dataset
-    from pipelines.train import open_trained
+    from pipelines.plumbing.opened_dataset import open_dataset
+    from pipelines.plumbing.opened_model import open_trained
     from recsys.data.bounded import evaluated_queries
     from recsys.data.histories import Split
     from recsys.evaluation.ranking import rank
@@ -340,4 +340,6 @@ _READS: Final[dict[str, tuple[str, ...]]] = {
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["referee", *sys.argv[1:]]))

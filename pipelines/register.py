@@ -12,14 +12,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.cli import main
 from pipelines.final import FinalModel, final_model
 from pipelines.plumbing.inherited import CONFIG, handed_on
+from pipelines.plumbing.opened_dataset import open_dataset
+from pipelines.plumbing.opened_model import ORIGIN, model_sha256, open_trained
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import quiet
-from pipelines.prepare import open_dataset
-from pipelines.train import ORIGIN, model_sha256, open_trained
 from recsys.bundle.writing import Measured
 from recsys.config import Config, EvaluateConfig, redact
 from recsys.errors import ArtifactError
@@ -198,4 +197,6 @@ def registered_already(
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["register", *sys.argv[1:]]))

@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 from pipelines.auto import with_model
-from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.nodes import reachable_nodes
@@ -134,4 +133,6 @@ def headline_table(metrics: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["run", *sys.argv[1:]]))

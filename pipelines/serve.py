@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from pipelines.cli import main
 from pipelines.following.sides import FollowedSide, check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.run_folder import RunFolder
@@ -237,4 +236,6 @@ def _check_cpus(settings: ServeConfig) -> None:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["serve", *sys.argv[1:]]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from pipelines.cli import main
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet
 from recsys.config import Config
@@ -61,4 +60,6 @@ def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["similar", *sys.argv[1:]]))

@@ -346,8 +346,6 @@ UPDATES: Final[dict[str, Verb]] = {
     ),
 }
 
-LATER: Final[tuple[str, ...]] = ()
-
 
 def chosen_verb(verb: str, config: Config) -> Verb:
     """The verb, or the kind of it that the configuration chooses."""

@@ -6,7 +6,6 @@ the tensors.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import sys
@@ -16,24 +15,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli import main
 from pipelines.plumbing.nodes import reachable_nodes
+from pipelines.plumbing.opened_dataset import open_dataset
+from pipelines.plumbing.opened_model import ORIGIN, open_trained
 from pipelines.plumbing.preflight import preflight
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import EpochLog, tracked
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.trained import trained
-from pipelines.prepare import open_dataset
 from pipelines.stacking import stacked
-from recsys.config import Config, ModelConfig
+from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.pace import Count
-from recsys.registry.logged_values import flatten
-from recsys.training.checkpoint import TrainResult, load_trained, save_trained
-from recsys.training.constants import LEFT_OUT, narrowed
+from recsys.training.checkpoint import TrainResult, save_trained
+from recsys.training.constants import LEFT_OUT
 from recsys.training.fresh_model import Start
 from recsys.training.members import trained_part
 from recsys.training.private import PRIVACY
@@ -42,7 +40,6 @@ from recsys.training.separate_models import joined, own_config, sections
 from recsys.training.shared_validation import Validate
 from recsys.training.threads import settle_threads
 
-ORIGIN = "origin.json"
 LR_SHARE_OF_MORE = 0.3  # share of train.lr for a training that continues from evaluated weights
 
 
@@ -195,54 +192,6 @@ def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
     return False
 
 
-def open_trained(model: ModelConfig, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
-    """The model of the run folder; it must match the section ``model`` and this dataset.
-
-    Raises
-    ------
-    ArtifactError
-        There is no model, it is damaged, or it was trained with another ``model`` section or on
-        other data.
-    """
-    result = load_trained(folder.model)
-    trained_on = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("hash")
-    if trained_on != dataset.manifest.content_hash:
-        raise ArtifactError(
-            f"the model in {folder.model} was trained on dataset {str(trained_on)[:12]}, but"
-            f" {dataset.root} is now {dataset.manifest.content_hash[:12]}; run `recsys train`"
-            " again, or set data.dir to the other dataset"
-        )
-    different = first_difference(result.frozen.config, model)
-    if different:
-        raise ArtifactError(
-            f"the model in {folder.model} was trained with another model section: {different}; run"
-            " `recsys train` again, or give the configuration that it was trained with"
-        )
-    return result
-
-
-def model_sha256(folder: RunFolder) -> str:
-    """SHA-256 of the run folder's model; its metrics and its bundle store it."""
-    with (folder.model / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def first_difference(trained: ModelConfig, wanted: ModelConfig) -> str:
-    """The first key in which two ``model`` sections differ, with both values; empty if there is
-    none.
-
-    Keys that the training chose among candidates do not count.
-    """
-    wanted = narrowed(wanted, trained)
-    before, after = (
-        flatten(section.model_dump(mode="json"), "model.") for section in (trained, wanted)
-    )
-    for key, value in before.items():
-        if after.get(key) != value:
-            return f"{key} was {value!r}, is now {after.get(key)!r}"
-    return ""
-
-
 def chosen_line(result: TrainResult, metric: str) -> str:
     """The chosen epoch or weights, and the data that the model was fitted on."""
     again = (
@@ -328,4 +277,6 @@ def _phase(values: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["train", *sys.argv[1:]]))

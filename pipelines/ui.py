@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.cli import config_of, main
+from pipelines.cli import config_of
 from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.extras import require_extra
@@ -244,4 +244,6 @@ def _password(settings: UiConfig) -> str:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["ui", *sys.argv[1:]]))

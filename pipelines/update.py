@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.newer_events import prepare_newer
+from pipelines.plumbing.opened_dataset import open_dataset
+from pipelines.plumbing.opened_model import first_difference
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import quiet, ray_session, ray_through
-from pipelines.prepare import open_dataset
 from pipelines.register import register
 from pipelines.run import closing_words
 from pipelines.stages import UPDATES
-from pipelines.train import Descent, first_difference, train
+from pipelines.train import Descent, train
 from recsys.config import Config, DataConfig, ModelConfig, RegistryConfig, UpdateConfig, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
@@ -475,4 +475,6 @@ def _shown(refit: Refit, names: list[str]) -> tuple[dict[str, float], dict[str, 
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["update", *sys.argv[1:]]))

@@ -16,7 +16,6 @@ import json
 import sys
 from typing import Any
 
-from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.plumbing.run_folder import RunFolder, open_run, write_atomically
 from pipelines.plumbing.run_tracking import tracked
@@ -229,4 +228,6 @@ def _flat(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    from pipelines.cli import main
+
     sys.exit(main(["tune", *sys.argv[1:]]))

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.plumbing.opened_dataset import open_dataset
+from pipelines.plumbing.opened_model import ORIGIN, open_trained
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet
-from pipelines.prepare import open_dataset
-from pipelines.train import ORIGIN, open_trained
 from pipelines.update import register_changed
 from recsys.bundle.description import DESCRIPTION
 from recsys.config import Config, EvaluateConfig, TrackingConfig, TrainConfig, TuneConfig

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipelines.plumbing.newer_source import with_newer_events
 from recsys.config import Config, DataConfig
 from recsys.config.contradictions import check_settings
 from recsys.errors import ConfigError, choices
@@ -53,8 +54,6 @@ def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
         from recsys.sources import open_source
 
         if "parent" in stages:
-            from pipelines.newer_events import with_newer_events
-
             config = with_newer_events(config)
         source = open_source(config.data.source)
         source.check()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.plumbing.arguments import USAGE, UsageError
-from pipelines.stages import LATER, VERBS
+from pipelines.stages import VERBS
 
 
 def overview() -> str:
     """``recsys --help``: all verbs, the common options and the exit codes."""
     verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
-    later = f"in later releases: {', '.join(LATER)}\n" if LATER else ""
     return (
         f"usage: {USAGE}\n\nverbs:\n{verbs}\n\noptions:\n  --config FILE         a YAML file, or"
         " the name of a shipped one (pipelines/configs/): demo, lastfm, …\n  --section.key VALUE  "
@@ -32,7 +31,7 @@ def overview() -> str:
         " that would run, then stop\n  --help                after a verb: its options and keys,"
         " with type, default and meaning\n  --version             print the version\n\nhelp:\n "
         " recsys VERB --help    usage and keys of a verb\n  recsys help SECTION   keys of a"
-        f" section, e.g. data.text or train\n  recsys help all       all keys\n\n{later}exit codes:"
+        f" section, e.g. data.text or train\n  recsys help all       all keys\n\nexit codes:"
         " 0 done, 1 refused by a gate or an unexpected error, 2 wrong input or configuration,\n   "
         "         129 terminal closed, 130 interrupted, 143 terminated"
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.run_folder import RunFolder
-from pipelines.prepare import open_dataset
 from recsys.bundle.evaluated_model import has_measured, measured
 from recsys.bundle.layout import Bundle
 from recsys.config import Config

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from pipelines.plumbing.opened_model import model_sha256
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder
-from pipelines.train import model_sha256
 from recsys.config import Config, load_config
 from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.command_line.dry_run import plan
-from pipelines.compare import write_record
+from pipelines.comparison.comparison_file import write_record
 from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config, EvaluateConfig
 from recsys.config.compare import CompareConfig

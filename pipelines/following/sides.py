@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pipelines.cli import user_message
+from pipelines.plumbing.user_message import user_message
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
 from recsys.registry.copy_records import Copy, remember

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.plumbing.own_tables import FRAMES
 from pipelines.plumbing.run_folder import RunFolder
-from pipelines.python.frames import FRAMES
 from recsys import schema
 from recsys.bundle.checksums import writing_aside
 from recsys.bundle.description import DESCRIPTION, USERS, read_info

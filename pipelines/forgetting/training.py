@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.plumbing.opened_model import ORIGIN
 from pipelines.plumbing.run_folder import RunFolder
-from pipelines.train import ORIGIN, train
+from pipelines.train import train
 from pipelines.update import check_settings, descent_of, held_weights, shortened
 from recsys.config import Config, ModelConfig, TrackingConfig
 from recsys.data.dataset import PreparedDataset

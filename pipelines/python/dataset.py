@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.plumbing.own_tables import FRAMES
 from pipelines.python.dotted_changes import Settings, with_settings
-from pipelines.python.frames import FRAMES, check_roles, table_of
+from pipelines.python.frames import check_roles, table_of
 from recsys.config import Config, dump_config, load_config
 from recsys.errors import DataError
 from recsys.inspect.look import Look, look

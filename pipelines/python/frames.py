@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-FRAMES: Final = (
-    ".frames"  # marks a folder of tables that we wrote, so `recsys forget` may change them
-)
-
 _COLUMNS: Final = {
     "events": ("user_id", "item_id", "timestamp"),
     "items": ("item_id", "attributes"),

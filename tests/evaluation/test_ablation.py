@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import ablation as stage
+from pipelines import retrained_ablation as stage
 from pipelines.plumbing.arguments import UsageError, parse
 from recsys.config import build_config
 from recsys.data.histories import Split

@@ -15,8 +15,8 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
+from pipelines.plumbing.opened_model import ORIGIN
 from pipelines.plumbing.run_folder import open_run
-from pipelines.train import ORIGIN
 from recsys.config import Config, load_config
 from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.paired_test import paired_metrics

@@ -240,9 +240,9 @@ def test_external_lists_of_the_model_have_the_figures_of_the_model(
     """Lists of the evaluated model, passed in as external lists, give all digits of
     metrics.json.
     """
+    from pipelines.plumbing.opened_dataset import open_dataset
+    from pipelines.plumbing.opened_model import open_trained
     from pipelines.plumbing.run_folder import open_run
-    from pipelines.prepare import open_dataset
-    from pipelines.train import open_trained
     from recsys.config import load_config
     from recsys.data.bounded import evaluated_queries
     from recsys.data.histories import Split

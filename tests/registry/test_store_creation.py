@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cli import user_message
+from pipelines.plumbing.user_message import user_message
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
 from recsys.registry import store, store_state

@@ -13,9 +13,9 @@ from mlflow import MlflowException
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-from pipelines.cli import user_message
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_tracking import EpochLog
+from pipelines.plumbing.user_message import user_message
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError, StorageError
 from recsys.registry.mlflow_client import outage

@@ -24,8 +24,9 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cli import main, user_message
+from pipelines.cli import main
 from pipelines.plumbing.run_folder import open_run
+from pipelines.plumbing.user_message import user_message
 from recsys import schema
 from recsys.config import (
     CanonicalSource,

@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.stages import LATER
 from recsys.data.manifest import SCHEMA_VERSION
 
 Captured = pytest.CaptureFixture[str]
@@ -24,13 +23,6 @@ Tree = dict[str, Any]
 CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     # name: (arguments of the command line, words of the message); CONFIG is replaced by a good file
     "unknown verb": (["trian", "--config", "CONFIG"], ["unknown verb 'trian'", "prepare, train"]),
-    **{
-        f"{verb}, of a later release": (
-            [verb, "--config", "CONFIG"],
-            ["comes in a later release", "run, prepare"],
-        )
-        for verb in LATER
-    },
     "no configuration": (["run"], ["--config FILE is missing", "pipelines/configs"]),
     "no such configuration": (["run", "--config", "nowhere.yaml"], ["nowhere.yaml does not exist"]),
     "option without a value": (

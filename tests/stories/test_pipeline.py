@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from pipelines.plumbing.opened_dataset import open_dataset
+from pipelines.plumbing.opened_model import open_trained
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder
-from pipelines.prepare import open_dataset
 from pipelines.run import headline_table, verdict
-from pipelines.train import open_trained
 from recsys.config import Config, load_config
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError

@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from pipelines.cli import main
+from pipelines.plumbing.opened_model import ORIGIN
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder
-from pipelines.train import ORIGIN
 from recsys.config import Config, FusionSearchConfig, build_config
 from recsys.contributions import Contributions
 from recsys.data.batches import Batch
