@@ -144,6 +144,13 @@ def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 def compare(config: Config, first: FinishedRun, second: FinishedRun) -> dict[str, Any]:
     """Rank the test split with both models, print and write the differences.
 
+    Parameters
+    ----------
+    config : Config
+        The configuration; reads ``compare``, ``evaluate`` and ``seed``.
+    first, second : FinishedRun
+        The two runs.
+
     Returns
     -------
     dict
@@ -167,6 +174,15 @@ def compared(
 ) -> dict[str, Any]:
     """Rank the test split with both models; return the content of ``compare.json`` without writing
     it.
+
+    Parameters
+    ----------
+    evaluate : EvaluateConfig
+        The metrics and the number of bootstrap samples.
+    seed : int
+        Seed of the bootstrap.
+    first, second : FinishedRun
+        The two runs.
 
     Raises
     ------

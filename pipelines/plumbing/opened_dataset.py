@@ -17,6 +17,15 @@ def open_dataset(data: DataConfig, dataset_dir: str, seed: int) -> PreparedDatas
 
     Why by an absolute path: workers have other working directories.
 
+    Parameters
+    ----------
+    data : DataConfig
+        The section ``data``; the dataset must have been prepared with it.
+    dataset_dir : str
+        Folder of the dataset, also on ``s3://``.
+    seed : int
+        Seed of the configuration, which decides the splits.
+
     Raises
     ------
     ArtifactError

@@ -20,6 +20,15 @@ ORIGIN: Final = "origin.json"
 def open_trained(model: ModelConfig, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
     """The model of the run folder; it must match the section ``model`` and this dataset.
 
+    Parameters
+    ----------
+    model : ModelConfig
+        The section ``model`` that it must have been trained with.
+    folder : RunFolder
+        The run folder.
+    dataset : PreparedDataset
+        The dataset that it must have been trained on.
+
     Raises
     ------
     ArtifactError

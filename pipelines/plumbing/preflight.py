@@ -45,6 +45,15 @@ def check(config: Config, sizes: DataSizes, nodes: Sequence[Node]) -> None:
 
     Machines that the cluster starts later (``ray.wait_s``) are unknown, so nothing is refused then.
 
+    Parameters
+    ----------
+    config : Config
+        The configuration of the training.
+    sizes : DataSizes
+        Sizes of the data.
+    nodes : Sequence of Node
+        The machines; their memory is in bytes, None if it is unknown.
+
     Raises
     ------
     ConfigError

@@ -76,6 +76,17 @@ def sizes_of(
 ) -> DataSizes | None:
     """Data sizes from the prepared dataset or, if there is none, from the source; None if
     unknown.
+
+    Parameters
+    ----------
+    data : DataConfig
+        The section ``data``.
+    dataset_dir : str
+        Folder of the dataset.
+    seed : int
+        Seed of the configuration; a dataset of another seed is not read.
+    manifest : Manifest, optional
+        Manifest of the dataset, if it has been read already.
     """
     if manifest is not None:
         return _of_manifest(manifest)

@@ -1,4 +1,6 @@
-"""Functions take the sections of the configuration that they use, not the whole of it."""
+"""Functions take the sections of the configuration that they use, not the whole of it; and those of
+three or more arguments say what each is.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,11 @@ from tests.project.test_imports import ROOT
 
 # a contract with granularities of other packages, which need other sections
 HOOKS = {"contradictions", "idle"}
+PACKAGES = ("recsys", "pipelines", "tune")
 
 
 def _functions() -> Iterator[tuple[str, ast.FunctionDef]]:
-    for package in ("recsys", "pipelines", "tune"):
+    for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
             for node in ast.walk(ast.parse(text)) if ": Config" in text else ():
@@ -43,3 +46,25 @@ def test_function_that_reads_one_section_takes_that_section() -> None:
                 found.append(f"{where} {function.name}: {uses.pop()}")
     assert reading > 50, "no function was found that takes a Config"
     assert found == []
+
+
+def _public(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef]:
+    for child in node.body:
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from _public(child)
+        elif isinstance(child, ast.FunctionDef) and not child.name.startswith("_"):
+            yield child
+
+
+def test_public_function_of_three_arguments_documents_them() -> None:
+    undocumented, long = [], 0
+    for path in (path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))):
+        for function in _public(ast.parse(path.read_text(encoding="utf-8"))):
+            arguments = [*function.args.args, *function.args.kwonlyargs]
+            if len([one for one in arguments if one.arg not in ("self", "cls")]) < 3:
+                continue
+            long += 1
+            if "Parameters\n" not in (ast.get_docstring(function) or ""):
+                undocumented.append(f"{path.relative_to(ROOT)} {function.name}")
+    assert long > 300, "no functions were found"
+    assert undocumented == []
