@@ -30,7 +30,6 @@ from recsys.registry.mlflow_client import tracking_uri
 from recsys.storage.uris import is_remote
 
 _SHORT: Final = {"host": "ui.host", "port": "ui.port"}
-_LEAST_TOKEN: Final = 16  # characters, as of `recsys serve`
 
 
 def command(words: Sequence[str]) -> int:
@@ -224,6 +223,7 @@ def _password(settings: UiConfig) -> str:
         The token is too short, or missing on a host that others can reach.
     """
     from pipelines.serve import is_loopback
+    from recsys.serving.access import read_token
 
     if not settings.token_env:
         # only programs on this machine can connect
@@ -234,13 +234,7 @@ def _password(settings: UiConfig) -> str:
             " users: set ui.token_env to the name of an environment variable with a token of 16"
             " characters or more, or use 127.0.0.1 and a tunnel (ssh -L 8080:localhost:8080 HOST)"
         )
-    token = os.environ.get(settings.token_env, "")
-    if len(token) < _LEAST_TOKEN:
-        raise ConfigError(
-            f"ui.token_env: the environment variable {settings.token_env} has {len(token)}"
-            f" characters, expected a token of {_LEAST_TOKEN} or more"
-        )
-    return token
+    return read_token(settings.token_env, "ui.token_env")
 
 
 if __name__ == "__main__":

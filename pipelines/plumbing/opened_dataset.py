@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from recsys.config import DataConfig
 from recsys.errors import ArtifactError, DataError
+from recsys.storage.uris import is_remote
 
 if TYPE_CHECKING:
     from recsys.data.dataset import PreparedDataset
@@ -37,7 +38,7 @@ def open_dataset(data: DataConfig, dataset_dir: str, seed: int) -> PreparedDatas
     from recsys.preparation.content_hash import differences, settings_hash, settings_of
 
     dataset = PreparedDataset(
-        dataset_dir if "://" in dataset_dir else str(Path(dataset_dir).absolute())
+        dataset_dir if is_remote(dataset_dir) else str(Path(dataset_dir).absolute())
     )
     if dataset.manifest.settings_hash not in ("", settings_hash(data, seed)):
         found = (

@@ -8,7 +8,7 @@ the same for all. Legend: B queries, b queries of a chunk, K granularities, N it
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from recsys.config import Config, EvaluateConfig, TrainConfig
-from recsys.contributions import Contributions
 from recsys.data.bounded import bounds, evaluated_queries, evaluated_users_V, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.foresight import foresight
@@ -28,7 +27,7 @@ from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import fit_baselines, left_out
 from recsys.evaluation.comparison import accuracy_values, certainty, main_values
 from recsys.evaluation.fit_audit import check_fits
-from recsys.evaluation.member_scores import Shares, member_report, shares
+from recsys.evaluation.member_scores import Shares, SummedModel, member_report, shares
 from recsys.evaluation.metrics import (
     QUERY_METRICS,
     list_metrics,
@@ -51,29 +50,8 @@ from recsys.evaluation.trust import trust_report
 MODEL = "model"
 
 
-class ScoredModel(Protocol):
+class ScoredModel(SummedModel, Protocol):
     """What evaluation needs of a trained model."""
-
-    @property
-    def item_vectors_ND(self) -> torch.Tensor:
-        """Item vectors; the diversity of all recommenders is measured in their space."""
-        ...
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The granularities, in the order of K."""
-        ...
-
-    @property
-    def trained_names(self) -> Sequence[str]:
-        """The granularities that are trained, not fitted in closed form."""
-        ...
-
-    def contributions(self, queries: Queries) -> Contributions:
-        """The output of every granularity for every query, and λ [b, K], zero where its signal is
-        missing.
-        """
-        ...
 
     def scores(self, queries: Queries) -> torch.Tensor:
         """Scores [b, N] float32."""

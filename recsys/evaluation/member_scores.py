@@ -39,7 +39,7 @@ class SummedModel(Protocol):
 
     @property
     def item_vectors_ND(self) -> torch.Tensor:
-        """The item vectors."""
+        """The item vectors; the diversity of all recommenders is measured in their space."""
         ...
 
     @property
@@ -53,7 +53,9 @@ class SummedModel(Protocol):
         ...
 
     def contributions(self, queries: Queries) -> Contributions:
-        """The output of every granularity for every query, and λ."""
+        """The output of every granularity for every query, and λ [b, K], zero where its signal is
+        missing.
+        """
         ...
 
 

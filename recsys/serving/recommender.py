@@ -29,7 +29,7 @@ from recsys.serving.exploration import Explorer
 from recsys.serving.item_similarity import ItemSimilarity
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.request_scores import BOOST, RequestScores
-from recsys.serving.request_views import EncodedRequests, as_queries
+from recsys.serving.request_views import EncodedRequests
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, SimilarRequest
 from recsys.serving.scorer import RequestScorer
 from recsys.serving.similar import Similar
@@ -261,7 +261,9 @@ class Recommender:
         lengths_B[users_B >= 0] = known.lengths_U
         offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64)
         at_B = np.full(len(users_B), at, dtype=np.int64)
-        return as_queries(replace(known, users_U=users_B, offsets_U1=offsets_B1), at_B)
+        return Queries.without_targets(
+            replace(known, users_U=users_B, offsets_U1=offsets_B1), asked_at_B=at_B
+        )
 
     def _fill(self, found: Lists, rows_b: Array, queries: Queries, excludes: bool) -> None:
         """Write the lists of some queries to these rows of ``found``."""

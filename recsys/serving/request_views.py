@@ -17,7 +17,7 @@ from torch import Tensor
 from recsys.bundle.layout import Bundle
 from recsys.data.attributes import AttributeRows
 from recsys.data.context_columns import encode_request
-from recsys.data.histories import NO_TIMES, Array, Histories, Queries
+from recsys.data.histories import Array, Histories, Queries
 from recsys.errors import RequestError, choices
 from recsys.serving.requests import Request
 
@@ -155,9 +155,8 @@ def queries_of(visible: Sequence[RequestView], targets_T: Array) -> Queries:
         targets_T,
     )
     asked_at_B = np.array([seen.asked_at for seen in visible], dtype=np.int64)
-    return replace(
-        as_queries(histories, asked_at_B), context_BC=np.stack([seen.asked_C for seen in visible])
-    )
+    context_BC = np.stack([seen.asked_C for seen in visible])
+    return Queries.without_targets(histories, context_BC=context_BC, asked_at_B=asked_at_B)
 
 
 def friends_of(visible: Sequence[RequestView]) -> Tensor | None:
@@ -166,11 +165,6 @@ def friends_of(visible: Sequence[RequestView]) -> Tensor | None:
     if width == 0:
         return None
     return torch.tensor([seen.friends_F + [-1] * (width - len(seen.friends_F)) for seen in visible])
-
-
-def as_queries(histories: Histories, asked_at_B: Array = NO_TIMES) -> Queries:
-    """Histories as queries without targets at these times; by default the times are unknown."""
-    return Queries.without_targets(histories, asked_at_B=asked_at_B)
 
 
 def present_signals(found: Mapping[str, Any]) -> dict[str, Any]:

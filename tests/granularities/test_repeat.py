@@ -27,7 +27,6 @@ from recsys.granularities.repeat.section import RepeatConfig
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
-from recsys.serving.request_views import as_queries
 from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import DAY, Event, train_events, write_dataset
 
@@ -141,8 +140,9 @@ def fitted() -> tuple[Repeat, ItemView, State, Queries, list[int]]:
     graphs = Graphs(60, NUM_ITEMS, none, none, histories=histories_of(*rows[:60]))
     items = ItemView(torch.zeros(NUM_ITEMS, 4), torch.zeros(NUM_ITEMS, 0))
     asked = [row for row in rows[60:] if row[-1][1] > row[-2][1]]
-    queries = as_queries(
-        histories_of(*(row[:-1] for row in asked)), np.array([row[-1][1] * DAY for row in asked])
+    queries = Queries.without_targets(
+        histories_of(*(row[:-1] for row in asked)),
+        asked_at_B=np.array([row[-1][1] * DAY for row in asked]),
     )
     return module, items, module.state(items, graphs), queries, [row[-1][0] for row in asked]
 
@@ -172,7 +172,7 @@ def test_only_items_of_the_history_get_additions(fitted: Any) -> None:
     rows_E = np.repeat(np.arange(len(queries)), queries.histories.lengths_U)
     assert pairs == set(zip(rows_E.tolist(), queries.histories.items_E.tolist(), strict=True))
     assert (scores.values_P > 0).all()
-    empty = as_queries(Histories.of_items([[], []]))
+    empty = Queries.without_targets(Histories.of_items([[], []]))
     assert not len(module.boost(last_position(empty, 3), items, state))
     assert module.own_items(state).shape == (NUM_ITEMS, 0)
 
@@ -181,7 +181,7 @@ def test_long_after_the_data_and_without_times_the_scores_stay_in_range(fitted: 
     module, items, state, queries, _ = fitted
     usual = module.boost(last_position(queries, 3), items, state).values_P
     late = replace(queries, asked_at_B=np.full(len(queries), 2_000_000_000))
-    untimed = as_queries(
+    untimed = Queries.without_targets(
         replace(queries.histories, times_E=np.zeros_like(queries.histories.times_E))
     )
     for asked in (late, untimed):

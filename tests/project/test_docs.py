@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project.test_imports import modules
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TOP_LEVEL = "recsys|pipelines|tune|tests|docs|benchmarks"
@@ -90,11 +92,7 @@ def test_map_names_every_package_and_module_of_the_library() -> None:
 
 def test_modules_that_code_names_exist() -> None:
     """A docstring or comment that names ``NAME.py`` does so after a move, too."""
-    files = [
-        path
-        for package in ("recsys", "pipelines", "tune")
-        for path in (ROOT / package).rglob("*.py")
-    ]
+    files = [path for _, path in modules()]
     there = {path.name for path in files}
     named = {
         (path.relative_to(ROOT).as_posix(), name)

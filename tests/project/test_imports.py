@@ -58,7 +58,7 @@ FRONT_DOOR = "recsys"
 HEAVY = ("ray", "torch", "mlflow", "pyarrow", "pandas", "pydantic", "yaml")
 
 
-def _modules() -> Iterator[tuple[str, Path]]:
+def modules() -> Iterator[tuple[str, Path]]:
     for package in ("recsys", "pipelines", "tune"):
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
@@ -94,13 +94,13 @@ def _level(part: str) -> int:
 
 def test_every_part_of_recsys_has_a_level() -> None:
     parts = {
-        ".".join(module.split(".")[:2]) for module, _ in _modules() if module.startswith("recsys")
+        ".".join(module.split(".")[:2]) for module, _ in modules() if module.startswith("recsys")
     }
     assert parts <= set().union(*LEVELS), "a new part of recsys needs its place in LEVELS"
 
 
 @pytest.mark.parametrize(
-    ("module", "path"), list(_modules()), ids=lambda value: value if isinstance(value, str) else ""
+    ("module", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_no_module_imports_upwards(module: str, path: Path) -> None:
     mine = _part(module)
@@ -124,7 +124,7 @@ SUBJECTS = {
 
 
 def test_files_of_one_name_have_one_subject() -> None:
-    names = [path.stem for _, path in _modules() if path.stem != "__init__"]
+    names = [path.stem for _, path in modules() if path.stem != "__init__"]
     shared = {name for name in names if names.count(name) > 1}
     assert shared - SUBJECTS <= {*VERBS, *STAGES}, "give each subject a name of its own"
 
@@ -150,7 +150,7 @@ def test_only_these_packages_import_ray() -> None:
         "tune",
         "recsys.pace",
     }
-    for module, path in _modules():
+    for module, path in modules():
         names = {
             name
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -232,7 +232,7 @@ def test_module_loads_only_packages_that_it_needs() -> None:
 @pytest.mark.slow
 def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
     """Imports start no Ray, open no tracking store and create no folder."""
-    names = [module for module, _ in _modules()]
+    names = [module for module, _ in modules()]
     code = (
         "import importlib, os, sys\nsys.path.insert(0,"
         f" {str(ROOT)!r})\nos.chdir({str(tmp_path)!r})\n[importlib.import_module(name) for name in"

@@ -7,20 +7,18 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from tests.project.test_imports import ROOT
+from tests.project.test_imports import modules
 
 # a contract with granularities of other packages, which need other sections
 HOOKS = {"contradictions", "idle"}
-PACKAGES = ("recsys", "pipelines", "tune")
 
 
 def _functions() -> Iterator[tuple[str, ast.FunctionDef]]:
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            text = path.read_text(encoding="utf-8")
-            for node in ast.walk(ast.parse(text)) if ": Config" in text else ():
-                if isinstance(node, ast.FunctionDef) and node.name not in HOOKS:
-                    yield str(path.relative_to(ROOT)), node
+    for module, path in modules():
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if ": Config" in text else ():
+            if isinstance(node, ast.FunctionDef) and node.name not in HOOKS:
+                yield module, node
 
 
 def _uses(function: ast.FunctionDef, name: str) -> Iterator[str]:
@@ -48,23 +46,27 @@ def test_function_that_reads_one_section_takes_that_section() -> None:
     assert found == []
 
 
-def _public(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef]:
+def _public(
+    node: ast.Module | ast.ClassDef,
+) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for child in node.body:
         if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
             yield from _public(child)
-        elif isinstance(child, ast.FunctionDef) and not child.name.startswith("_"):
+        elif isinstance(
+            child, ast.FunctionDef | ast.AsyncFunctionDef
+        ) and not child.name.startswith("_"):
             yield child
 
 
 def test_public_function_of_three_arguments_documents_them() -> None:
     undocumented, long = [], 0
-    for path in (path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))):
+    for module, path in modules():
         for function in _public(ast.parse(path.read_text(encoding="utf-8"))):
             arguments = [*function.args.args, *function.args.kwonlyargs]
             if len([one for one in arguments if one.arg not in ("self", "cls")]) < 3:
                 continue
             long += 1
             if "Parameters\n" not in (ast.get_docstring(function) or ""):
-                undocumented.append(f"{path.relative_to(ROOT)} {function.name}")
+                undocumented.append(f"{module} {function.name}")
     assert long > 300, "no functions were found"
     assert undocumented == []

@@ -14,7 +14,7 @@ import torch
 
 from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Histories, Split
+from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import RequestError
 from recsys.model import FrozenModel
 from recsys.serving.batch import recommend_all
@@ -22,7 +22,6 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_files import read_requests
 from recsys.serving.request_parsing import parse_requests
-from recsys.serving.request_views import as_queries
 from recsys.serving.requests import Answer
 from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import DAY, ITEMS, small_model, small_world, train_events, write_dataset
@@ -140,14 +139,14 @@ def test_friends_of_a_request_act_like_friends_of_the_graph(
         [friends + [-1] * (width - len(friends)) for friends in friends_of.values()]
     )
     users = list(friends_of)
-    known = as_queries(Histories.of_items([[] for _ in users], users))
+    known = Queries.without_targets(Histories.of_items([[] for _ in users], users))
     stored, present = model.encode(known)
     assert present[:, 0].tolist() == [True, True, True, True, False]
     named, named_present = model.encode(known, {"friends": named_BF})
     torch.testing.assert_close(named, stored, rtol=1e-4, atol=1e-5)
     assert torch.equal(named_present, present)
     strangers, _ = model.encode(
-        as_queries(Histories.of_items([[] for _ in users], [-1] * len(users))),
+        Queries.without_targets(Histories.of_items([[] for _ in users], [-1] * len(users))),
         {"friends": named_BF},
     )
     if conv != "gat":
@@ -173,7 +172,7 @@ def test_mean_of_friends_by_hand(tmp_path: Path) -> None:
     taste = torch.stack([items_ND[[0, 1]].mean(0), items_ND[2]]).mean(0)
     output = model.encoders.granularities["social"].output
     found, _ = model.encode(
-        as_queries(Histories.of_items([[]])), {"friends": torch.tensor([[0, 1, -1]])}
+        Queries.without_targets(Histories.of_items([[]])), {"friends": torch.tensor([[0, 1, -1]])}
     )
     with torch.no_grad():
         torch.testing.assert_close(found[0, 0], output(taste), rtol=1e-4, atol=1e-5)
