@@ -156,7 +156,7 @@ def _run(verb: str, config: Config) -> None:
 
     with open_run(config, verb, locks=VERBS[verb].locks) as folder:
         if VERBS[verb].reads_model and verb != "run":  # `run` prepares the data first
-            from pipelines.auto import with_model
+            from pipelines.steps.auto import with_model
 
             config = with_model(config, folder, chooses=verb in ("train", "tune"))
         _target(verb)(config, folder)

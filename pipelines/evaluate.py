@@ -10,14 +10,14 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from pipelines.final import planned
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.opened_model import model_sha256, open_trained
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import log_evaluation, tracked
 from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import member_table, signal_table, verdict
-from pipelines.retrained_ablation import retrained_variants
+from pipelines.steps.final import planned
+from pipelines.steps.retrained_ablation import retrained_variants
 from recsys.config import Config, EvaluateConfig, PromoteConfig, TrainConfig, dump_config, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split

@@ -171,7 +171,7 @@ def _dataset(config: Config) -> PreparedDataset | None:
 def _with_model(config: Config, folder: RunFolder) -> Config:
     if config.has_model or not (folder.model / ORIGIN).is_file():
         return config
-    from pipelines.auto import CHOICE
+    from pipelines.steps.auto import CHOICE
     from recsys.config import build_config, parse_yaml
 
     if not (folder.root / CHOICE).is_file():

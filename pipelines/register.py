@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.final import FinalModel, final_model
 from pipelines.plumbing.inherited import CONFIG, handed_on
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.opened_model import ORIGIN, model_sha256, open_trained
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import quiet
+from pipelines.steps.final import FinalModel, final_model
 from recsys.bundle.writing import Measured
 from recsys.config import Config, EvaluateConfig, redact
 from recsys.errors import ArtifactError
@@ -44,7 +44,7 @@ def register(
     folder : RunFolder
         Folder of the run.
     go_on : int | None
-        As in :func:`pipelines.final.final_model`.
+        As in :func:`pipelines.steps.final.final_model`.
     given : Config | None
         The configuration that later verbs take from the model, if this training changed it.
 

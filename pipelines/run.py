@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pipelines.auto import with_model
 from pipelines.evaluate import evaluate
 from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.nodes import reachable_nodes
@@ -17,6 +16,7 @@ from pipelines.plumbing.session import ray_session, ray_through
 from pipelines.plumbing.summary import verdict
 from pipelines.prepare import prepare
 from pipelines.register import register
+from pipelines.steps.auto import with_model
 from pipelines.train import train
 from recsys.config import Config
 from recsys.config.values import seconds_of

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.plumbing.epoch_lines import reporter
 from pipelines.plumbing.nodes import reachable_nodes
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.opened_model import ORIGIN, open_trained
@@ -23,13 +23,12 @@ from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import EpochLog, tracked
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.trained import trained
-from pipelines.stacking import stacked
+from pipelines.steps.stacking import stacked
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
-from recsys.pace import Count
 from recsys.training.checkpoint import TrainResult, save_trained
 from recsys.training.constants import LEFT_OUT
 from recsys.training.fresh_model import Start
@@ -39,8 +38,6 @@ from recsys.training.resume import FREE, training_digest
 from recsys.training.separate_models import joined, own_config, sections
 from recsys.training.shared_validation import Validate
 from recsys.training.threads import settle_threads
-
-LR_SHARE_OF_MORE = 0.3  # share of train.lr for a training that continues from evaluated weights
 
 
 @dataclass(frozen=True)
@@ -212,68 +209,6 @@ def chosen_line(result: TrainResult, metric: str) -> str:
             f" {result.best_epoch}{' (the start weights)' if result.best_epoch == 0 else ''}"
         )
     return f"{what} by {metric} on validation{again if result.refit else ''}"
-
-
-def reporter(
-    folder: RunFolder, log_epoch: Callable[[dict[str, Any]], None]
-) -> Callable[[dict[str, Any]], None]:
-    """A function that prints each report of a training, and logs reports of epochs to MLflow."""
-    from recsys.training.ray_reports import NOTE
-
-    def report(values: dict[str, Any]) -> None:
-        if NOTE in values:
-            folder.progress(values[NOTE])
-            return
-        if values.get("epochs", 0) > 0:
-            folder.progress.counted(epoch_count(values), stays=True)
-        else:
-            folder.progress(epoch_line(values))
-        log_epoch(values)
-
-    return report
-
-
-def epoch_count(values: dict[str, Any]) -> Count:
-    """One epoch as a count: of how many, with loss and metric."""
-    epoch, epochs = values["epoch"], values["epochs"]
-    return Count(
-        "epochs",
-        epoch,
-        epochs,
-        epoch / epochs,
-        values.get("seconds", math.nan) * (epochs - epoch),
-        f"{_measured(values)}{_phase(values)}".strip(),
-        epoch_line(values),
-        ended=epoch >= epochs,
-    )
-
-
-def epoch_line(values: dict[str, Any]) -> str:
-    """One epoch as one line.
-
-    >>> measured = {"ndcg@20": 0.2, "seconds": 1.26}
-    >>> epoch_line({"phase": "select", "epoch": 3, "epochs": 20, "loss": 5.125, **measured})
-    'epoch   3/20  loss 5.1250  ndcg@20 0.2000  1.3 s'
-    >>> epoch_line({"phase": "select", "epoch": 0, "epochs": 0, **measured})
-    'fitted  ndcg@20 0.2000  1.3 s'
-    """
-    rate = f"  lr {values['lr']:.2e}" if "lr" in values else ""
-    took = f"  {values['seconds']:.1f} s" if "seconds" in values else ""
-    what = f"epoch {values['epoch']:>3}/{values['epochs']}" if "loss" in values else "fitted"
-    return f"{what}{_measured(values)}{rate}{took}{_phase(values)}"
-
-
-def _measured(values: dict[str, Any]) -> str:
-    """Loss and metrics of an epoch."""
-    known = ("phase", "epoch", "epochs", "share", "loss", "lr", "seconds")
-    metrics = [name for name in values if name not in known and isinstance(values[name], float)]
-    shown = ["loss", *metrics] if "loss" in values else metrics
-    return "".join(f"  {name} {values[name]:.4f}" for name in shown)
-
-
-def _phase(values: dict[str, Any]) -> str:
-    """The phase of an epoch where it is not the first one."""
-    return "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
 
 
 if __name__ == "__main__":

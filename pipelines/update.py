@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.evaluate import evaluate
-from pipelines.newer_events import prepare_newer
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.opened_model import first_difference
 from pipelines.plumbing.run_folder import RunFolder
@@ -33,14 +32,13 @@ from pipelines.plumbing.session import quiet, ray_session, ray_through
 from pipelines.register import register
 from pipelines.run import closing_words
 from pipelines.stages import UPDATES
-from pipelines.train import Descent, train
+from pipelines.train import train
+from pipelines.updating.newer_events import prepare_newer
+from pipelines.updating.start_weights import descent_of, held_weights
 from recsys.config import Config, DataConfig, ModelConfig, RegistryConfig, UpdateConfig, redact
-from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Histories, Split
-from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.validation import Validator
 from recsys.gate.drift import NAMES, drift_of
-from recsys.model import load_sizes
 from recsys.registry.card import refitted_card
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.parent import Parent, open_parent, write_refitted
@@ -48,15 +46,9 @@ from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
 from recsys.serving.feedback import gather, read_feedback
 from recsys.serving.recommender import Recommender
-from recsys.training.fresh_model import Start
-from recsys.training.members import refuse_stacked, trained_part
+from recsys.training.members import refuse_stacked
 from recsys.training.refit_fusion import Refit, refit_fusion
-from recsys.training.separate_models import own_config, own_weights, sections
 from recsys.training.user_clusters import refit_user_clusters, stratum_module
-from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
-
-# Weights with validation users fewer than this share of the best alternative are not used.
-_ENOUGH: Final = 0.5
 
 
 def update(config: Config, folder: RunFolder) -> None:
@@ -165,138 +157,6 @@ def check_text(data: DataConfig) -> None:
             " data.text.model to a copy of the folder text/adapter of the parent's dataset (if it"
             " was kept), or train from scratch with `recsys run`"
         )
-
-
-@dataclass(frozen=True)
-class Held:
-    """Weights of the parent, and the last split of its data that they were trained or chosen on."""
-
-    earlier: Earlier
-    through: Split
-
-
-def held_weights(parent: Parent) -> list[Held]:
-    """The parent's weights, those trained on most data first.
-
-    A parent with ``train.final`` also holds its evaluated weights. They are needed if the new split
-    tests on events that the final weights were trained on.
-    """
-    text = parent.bundle.info.text_identity
-    # validation events count as seen, because they chose the epoch
-    measured = Held(Earlier(parent.measured_training(), parent.measured().sizes, text), Split.VALID)
-    if not parent.seen_all:
-        return [measured]
-    return [Held(Earlier(parent.training(), parent.bundle.model.sizes, text), Split.TEST), measured]
-
-
-def chosen_weights(
-    dataset: PreparedDataset, known: Histories, held: list[Held]
-) -> tuple[Earlier, Array]:
-    """The weights to start from, and the users whose validation events are new to them.
-
-    These are the weights trained on most data, unless they were trained on test events, or too few
-    users are left to choose epochs and weights of members.
-
-    Parameters
-    ----------
-    dataset : PreparedDataset
-        The dataset of the update.
-    known : Histories
-        All events of the parent.
-    held : list[Held]
-        The parent's weights, those trained on most data first.
-
-    Returns
-    -------
-    tuple of (Earlier, Array)
-        The weights, and bool [V]: the users to validate on.
-
-    Raises
-    ------
-    DataError
-        No weights can be validated and tested on this dataset.
-    """
-    found: list[tuple[Earlier, Array]] = []
-    for number, one in enumerate(held, 1):
-        try:
-            found.append((one.earlier, newer_users(dataset, known.through(one.through))))
-        except DataError:
-            if number == len(held) and not found:
-                raise
-    # a few validation users would choose the epoch by chance
-    most = max(int(newer_V.sum()) for _, newer_V in found)
-    return next(pair for pair in found if pair[1].sum() >= _ENOUGH * most)
-
-
-def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Held]) -> Descent:
-    """The parent's weights, extended to the new users and items, with validation on events new to
-    them.
-
-    Parameters
-    ----------
-    config : Config
-        Configuration of the update.
-    folder : RunFolder
-        Folder of the update; it prints what is new.
-    parent : Parent
-        The model to start from.
-    held : list[Held]
-        The parent's weights, those trained on most data first.
-
-    Returns
-    -------
-    Descent
-        Start weights, validation and the reference to the parent.
-
-    Raises
-    ------
-    ArtifactError
-        The data, or a setting that decides shapes, is not that of the parent.
-    """
-    dataset: PreparedDataset = open_dataset(config.data, config.dataset_dir, config.seed)
-    earlier, newer_V = chosen_weights(dataset, parent.bundle.histories, held)
-    if earlier is not held[0].earlier:
-        folder.progress(
-            "the parent's final weights were trained on events that this split validates or tests"
-            " on: starting from its evaluated weights"
-        )
-    settings = trained_part(config)
-    grown, missing = warm_start(settings.model, settings.train, settings.seed, dataset, earlier)
-    new = [
-        f"{dataset.num_users - earlier.sizes.num_users:,} users",
-        f"{dataset.num_items - earlier.sizes.num_items:,} items",
-        f"{len(dataset.manifest.event_types) - earlier.sizes.num_types:,} event types",
-    ]
-    folder.progress(
-        f"warm start with {', '.join(new)} more; validation on {int(newer_V.sum()):,} users"
-    )
-    known = [
-        name
-        for name, section in sections(config.model).items()
-        if section.signal in earlier.sizes.inputs
-    ]
-    # the parent's stacking dropped them
-    missing = [*missing, *(name for name in sections(config.model) if name not in known)]
-    if missing:
-        folder.progress(
-            f"training from scratch, because the parent has no weights for it: {', '.join(missing)}"
-        )
-    apart = {name: _grown_apart(config, dataset, earlier, name) for name in known}
-    return Descent(
-        grown,
-        NewerOnly(Validator.of(config.train, config.evaluate), newer_V),
-        parent.describe(),
-        apart,
-        newer_V,
-    )
-
-
-def _grown_apart(config: Config, dataset: PreparedDataset, earlier: Earlier, name: str) -> Start:
-    """The start weights of a separately trained model."""
-    sizes = load_sizes(earlier.sizes.inputs[sections(config.model)[name].signal])
-    own = Earlier(own_weights(earlier.weights, name), sizes, earlier.text_identity)
-    settings = own_config(config, name)
-    return warm_start(settings.model, settings.train, settings.seed, dataset, own)[0]
 
 
 def update_fusion(config: Config, folder: RunFolder) -> None:

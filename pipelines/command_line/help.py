@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from pipelines.plumbing.arguments import USAGE, UsageError
 from pipelines.stages import VERBS
+
+_OPTIONS: Final = """\
+options:
+  --config FILE         a YAML file, or a name from pipelines/configs/, e.g. demo or lastfm
+  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first
+  --budget TIME         run: total time, e.g. 20m (run.budget); auto searches for settings in it
+  --resume              continue an interrupted run of the same configuration
+  --ablate              evaluate without each granularity, with each alone, and with other fusions
+                        (evaluate.ablation full)
+  --events FILE …       update: files of new events; earlier events stay, --replace drops them
+  --force REASON        promote: promote even if the gate refuses (promote.force)
+  --rollback            promote: make the previous champion the champion again (promote.rollback)
+  --user ID …           forget: users to remove (forget.users)
+  --retrain             forget: train the models again without them (forget.retrain)
+  --also FOLDER …       forget: further logs, exports and copies to search (forget.also)
+  --item ID             similar: the item (similar.item)
+  --requests FILE       recommend: answer the requests in a file (recommend.requests)
+  --out FILE            recommend: where to write the answers (recommend.out)
+  --dry-run             print the merged configuration and the stages that would run, then stop
+  --help                after a verb: its options and keys, with type, default and meaning
+  --version             print the version
+
+help:
+  recsys VERB --help    usage and keys of a verb
+  recsys help SECTION   keys of a section, e.g. data.text or train
+  recsys help all       all keys
+
+exit codes: 0 done, 1 refused by a gate or an unexpected error, 2 wrong input or configuration,
+            129 terminal closed, 130 interrupted, 143 terminated"""
 
 
 def overview() -> str:
     """``recsys --help``: all verbs, the common options and the exit codes."""
     verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
-    return (
-        f"usage: {USAGE}\n\nverbs:\n{verbs}\n\noptions:\n  --config FILE         a YAML file, or"
-        " the name of a shipped one (pipelines/configs/): demo, lastfm, …\n  --section.key VALUE  "
-        " set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n  --budget"
-        " TIME         run: total time, e.g. 20m (run.budget); auto searches for settings in it\n "
-        " --resume              continue an interrupted run of the same configuration\n  --ablate "
-        "             evaluate without each granularity, with each alone, and with other fusions\n"
-        "                        (evaluate.ablation full)\n  --events FILE …       update: files"
-        " of new events; earlier events stay, --replace drops them\n  --force REASON       "
-        " promote: promote even if the gate refuses (promote.force)\n  --rollback           "
-        " promote: make the previous champion the champion again (promote.rollback)\n  --user ID …"
-        "           forget: users to remove (forget.users)\n  --retrain             forget: train"
-        " the models again without them (forget.retrain)\n  --also FOLDER …       forget: further"
-        " logs, exports and copies to search (forget.also)\n  --item ID             similar: the"
-        " item (similar.item)\n  --requests FILE       recommend: answer the requests in a file"
-        " (recommend.requests)\n  --out FILE            recommend: where to write the answers"
-        " (recommend.out)\n  --dry-run             print the merged configuration and the stages"
-        " that would run, then stop\n  --help                after a verb: its options and keys,"
-        " with type, default and meaning\n  --version             print the version\n\nhelp:\n "
-        " recsys VERB --help    usage and keys of a verb\n  recsys help SECTION   keys of a"
-        f" section, e.g. data.text or train\n  recsys help all       all keys\n\nexit codes:"
-        " 0 done, 1 refused by a gate or an unexpected error, 2 wrong input or configuration,\n   "
-        "         129 terminal closed, 130 interrupted, 143 terminated"
-    )
+    return f"usage: {USAGE}\n\nverbs:\n{verbs}\n\n{_OPTIONS}"
 
 
 def help_of(words: Sequence[str]) -> str:

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.final import as_trained, final_plan
 from pipelines.plumbing.opened_model import ORIGIN, first_difference
 from pipelines.plumbing.run_folder import RunFolder, write_atomically
+from pipelines.steps.final import as_trained, final_plan
 from recsys.bundle.checksums import writing_aside
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset

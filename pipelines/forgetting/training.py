@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from pipelines.plumbing.opened_model import ORIGIN
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.train import train
-from pipelines.update import check_settings, descent_of, held_weights, shortened
+from pipelines.update import check_settings, shortened
+from pipelines.updating.start_weights import descent_of, held_weights
 from recsys.config import Config, ModelConfig, TrackingConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError

@@ -27,6 +27,7 @@ _BOUNDS = {
 
 
 _HEAD: Final = "configuration keys, in YAML as sections and here as --section.key VALUE:"
+_LONG: Final = 40  # lines; the help of a verb shows shorter sections whole
 
 
 @dataclass(frozen=True)
@@ -110,20 +111,29 @@ def reference(prefix: str = "") -> str:
 
 
 def keys_of(names: Sequence[str]) -> str:
-    """Help on the keys of some sections and of the sections inside them."""
+    """Help on the keys of some sections; of a long section, one line for each section inside it."""
     lines = [_HEAD]
     for name in names:
         field = Config.model_fields[name]
         if not is_section(field.annotation):
             lines += ["", _line(_key(name, field))]
             continue
-        lines += [
-            line
-            for path, kind in _at(name)
-            for section in sections_of(path, kind)
-            for line in _lines(section)
-        ]
+        outer, *inner = sections(name)
+        whole = [line for section in (outer, *inner) for line in _lines(section)]
+        lines += whole if len(whole) <= _LONG else [*_lines(outer), *_lines_inside(name, inner)]
     return "\n".join(lines)
+
+
+def _lines_inside(name: str, inner: Sequence[SectionKeys]) -> list[str]:
+    """The sections directly inside a section, one line each; the kinds of one path share a line."""
+    depth = name.count(".") + 1
+    direct = {entry.path: entry for entry in reversed(inner) if entry.path.count(".") == depth}
+    lines = [f"  sections in {name}, each explained by `recsys help SECTION`:"]
+    for path, entry in reversed(direct.items()):
+        kinds = [other.kind for other in inner if other.path == path and other.kind]
+        about = f"by kind: {', '.join(kinds)}" if kinds else entry.about.partition(". ")[0]
+        lines.append(f"    {path:<44} {about}".rstrip())
+    return lines
 
 
 def _at(prefix: str) -> list[tuple[str, type[BaseModel]]]:

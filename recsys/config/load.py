@@ -38,7 +38,7 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
     ``$NAME`` and ``${NAME}`` are environment variables, ``$$NAME`` is the text ``$NAME``;
     ``RECSYS_DATA`` is ``data`` if it is not set. Override texts are parsed as YAML scalars or
     lists. The section ``model`` may be missing or ``auto``: the verbs that need a model then choose
-    one (:mod:`pipelines.auto`).
+    one (:mod:`pipelines.steps.auto`).
 
     Raises
     ------

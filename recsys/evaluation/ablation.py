@@ -5,7 +5,7 @@ Without retraining, λ of the trained model is changed: *off* sets one λ to zer
 (the user vector is linear in z, so this is what a user without those signals gets), and *fusion*
 replaces the trained λ by constants. This shows what the model uses, not what it needs: the other
 granularities were trained together with the one left out. Retrained variants
-(:mod:`pipelines.retrained_ablation`) answer that question. Every difference is full model −
+(:mod:`pipelines.steps.retrained_ablation`) answer that question. Every difference is full model −
 variant, paired over users.
 
 Legend: B queries, K granularities, N items.

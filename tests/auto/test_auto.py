@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.auto import with_model
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder
+from pipelines.steps.auto import with_model
 from recsys.auto.candidate_members import CANDIDATES
 from recsys.auto.portfolio import configured, left_out, members, settings
 from recsys.auto.traits import Traits

@@ -19,7 +19,7 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.plumbing.progress import Progress
-from pipelines.stacking import stacked
+from pipelines.steps.stacking import stacked
 from recsys.auto.portfolio import configured, left_out, members, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config

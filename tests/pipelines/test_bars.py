@@ -22,7 +22,7 @@ from pathlib import Path
 import pyte
 import pytest
 
-from pipelines.train import epoch_count
+from pipelines.plumbing.epoch_lines import epoch_count
 
 SECONDS = 40.0
 WORK = """

@@ -20,7 +20,7 @@ from pipelines.cli import main
 from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder
-from pipelines.stacking import stacked
+from pipelines.steps.stacking import stacked
 from recsys.auto.portfolio import configured, with_separate_model
 from recsys.auto.portfolio import settings as portfolio_of
 from recsys.auto.traits import Traits
@@ -475,7 +475,7 @@ def test_model_without_left_out_members_is_complete(
 ) -> None:
     dataset, config = _members(tmp_path)
     monkeypatch.setattr(
-        "pipelines.stacking.choose_in_time",
+        "pipelines.steps.stacking.choose_in_time",
         lambda *_: (
             {},
             {"als": "no time is left to fit it", "item_cf": "no time is left to fit it"},

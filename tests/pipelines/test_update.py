@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from pipelines.cli import main
-from pipelines.update import Held, check_text, chosen_weights
+from pipelines.update import check_text
+from pipelines.updating.start_weights import Held, chosen_weights
 from recsys.config import Config, build_config, load_config
 from recsys.data.context_columns import ContextColumn
 from recsys.data.dataset import PreparedDataset

@@ -47,8 +47,8 @@ LEVELS = [
     {"pipelines.stages"},
     {"pipelines.plumbing"},
     {"pipelines.command_line"},
-    {"pipelines.comparison", "pipelines.following"},
-    # verbs and stages; also `pipelines.forgetting`, which trains again by the stages
+    {"pipelines.comparison", "pipelines.following", "pipelines.steps"},
+    # verbs and stages; also `pipelines.updating` and `.forgetting`, which train again by stages
     {"pipelines"},
     {"pipelines.python"},
     {"tune"},

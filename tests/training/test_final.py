@@ -544,7 +544,7 @@ def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
     """The trained member has seen the validation events of the other users and would look too good
     on them.
     """
-    from pipelines import stacking
+    from pipelines.steps import stacking
 
     config, dataset = settings(("evolution", "item_cf")), world(tmp_path / "d")
     config.model.fusion.stack = True
@@ -592,7 +592,7 @@ def test_final_training_keeps_the_evaluated_constants(story: Path) -> None:
     """Constants on the command line do not change it; ``train.final`` needs no new training of the
     measured model.
     """
-    from pipelines.final import as_trained
+    from pipelines.steps.final import as_trained
 
     config = settings(lr=0.5)
     origin = json.loads((story / "run/model/origin.json").read_text())

@@ -13,7 +13,7 @@ Positive = Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_len
 
 
 class AlsConfig(GranularityConfig):
-    """Keys of ``model.granularities.als``."""
+    """Implicit ALS; the vector of a user is solved exactly from the history."""
 
     module: ClassVar[str] = "recsys.granularities.als.model:Als"
     always_closed_form: ClassVar[bool] = True

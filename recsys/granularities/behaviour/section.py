@@ -20,7 +20,7 @@ USER_TEXT: Final = "user_text"  # the signal: texts of users' histories
 
 
 class BehaviourConfig(GranularityConfig):
-    """Keys of ``model.granularities.behaviour``."""
+    """Attention over the history: the texts of its items, or their vectors."""
 
     module: ClassVar[str] = "recsys.granularities.behaviour.model:Behaviour"
     per_user: ClassVar[bool] = True

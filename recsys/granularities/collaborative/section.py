@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class CollaborativeConfig(GranularityConfig):
-    """Keys of ``model.granularities.collaborative``."""
+    """Which users chose the same items: a graph network over users and items (LightGCN)."""
 
     module: ClassVar[str] = "recsys.granularities.collaborative.model:Collaborative"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ContentConfig(GranularityConfig):
-    """Keys of ``model.granularities.content``."""
+    """How similar the text of an item is to the history; nothing is trained."""
 
     module: ClassVar[str] = "recsys.granularities.content.model:Content"
     always_closed_form: ClassVar[bool] = True

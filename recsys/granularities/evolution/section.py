@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EvolutionConfig(GranularityConfig):
-    """Keys of ``model.granularities.evolution``."""
+    """How the interest moves: long-term and immediate state over the order of the events."""
 
     module: ClassVar[str] = "recsys.granularities.evolution.model:Evolution"
     per_user: ClassVar[bool] = True

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FrequencyConfig(GranularityConfig):
-    """Keys of ``model.granularities.frequency``."""
+    """What the user chose most often recently; nothing is learned."""
 
     module: ClassVar[str] = "recsys.granularities.frequency.model:Frequency"
     always_closed_form: ClassVar[bool] = True

@@ -13,7 +13,7 @@ FULL_SIDE = 2048  # users plus text width, or items: up to this size all factors
 
 
 class ItemCFConfig(GranularityConfig):
-    """Keys of ``model.granularities.item_cf``."""
+    """A ridge regression of each item on the others, as EASE."""
 
     module: ClassVar[str] = "recsys.granularities.item_cf.model:ItemCF"
     always_closed_form: ClassVar[bool] = True

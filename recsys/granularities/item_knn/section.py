@@ -13,7 +13,7 @@ MOST_LINKS = 2**23  # links in the model: 64 MB
 
 
 class ItemKnnConfig(GranularityConfig):
-    """Keys of ``model.granularities.item_knn``."""
+    """Items that occur together with the items of the history."""
 
     module: ClassVar[str] = "recsys.granularities.item_knn.model:ItemKnn"
     always_closed_form: ClassVar[bool] = True

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class KnowledgeConfig(GranularityConfig):
-    """Keys of ``model.granularities.knowledge``."""
+    """Triples of the items in the history: a graph network, or counts (``fit: counts``)."""
 
     module: ClassVar[str] = "recsys.granularities.knowledge.model:Knowledge"
     reads: ClassVar[str] = "knowledge"

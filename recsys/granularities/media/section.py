@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MediaConfig(GranularityConfig):
-    """Keys of ``model.granularities.media``."""
+    """What the items of the history look or sound like."""
 
     module: ClassVar[str] = "recsys.granularities.media.model:Media"
     reads: ClassVar[str] = "media"

@@ -17,7 +17,7 @@ HOURS, WEEKDAYS = 24, 7
 
 
 class MomentConfig(GranularityConfig):
-    """Keys of ``model.granularities.moment``."""
+    """What is chosen at this hour, on this weekday, in this context."""
 
     module: ClassVar[str] = "recsys.granularities.moment.model:Moment"
     always_closed_form: ClassVar[bool] = True

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PlaceConfig(GranularityConfig):
-    """Keys of ``model.granularities.place``."""
+    """Distance of items to where the user was; similarity in price and other numbers."""
 
     module: ClassVar[str] = "recsys.granularities.place.model:Place"
     reads: ClassVar[str] = "place"

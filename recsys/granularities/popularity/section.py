@@ -13,7 +13,7 @@ MOST_NUMBERS = 2**23  # size limit of the table of counts: 32 MB
 
 
 class PopularityConfig(GranularityConfig):
-    """Keys of ``model.granularities.popularity``."""
+    """What many users chose recently, with a half-life."""
 
     module: ClassVar[str] = "recsys.granularities.popularity.model:Popularity"
     always_closed_form: ClassVar[bool] = True

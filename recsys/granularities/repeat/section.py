@@ -17,7 +17,7 @@ _FEATURES = 40  # features of a pair, rounded up
 
 
 class RepeatConfig(GranularityConfig):
-    """Keys of ``model.granularities.repeat``."""
+    """What the user chose before and is likely to choose again now; learned per item."""
 
     module: ClassVar[str] = "recsys.granularities.repeat.model:Repeat"
     always_closed_form: ClassVar[bool] = True

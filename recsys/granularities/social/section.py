@@ -11,7 +11,7 @@ from recsys.config.workload import FLOAT, Estimate, Workload
 
 
 class SocialConfig(GranularityConfig):
-    """Keys of ``model.granularities.social``."""
+    """What friends chose: a graph network over friendships, or counts (``fit: counts``)."""
 
     module: ClassVar[str] = "recsys.granularities.social.model:Social"
     counts: ClassVar[str] = "recsys.granularities.social.counts:SocialCounts"

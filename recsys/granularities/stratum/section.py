@@ -13,7 +13,7 @@ STRATUM: Final = "stratum"  # the signal: the number of strata, chosen on valida
 
 
 class StratumConfig(GranularityConfig):
-    """Keys of ``model.granularities.stratum``."""
+    """The cluster of users with similar histories that the user belongs to."""
 
     module: ClassVar[str] = "recsys.granularities.stratum.model:Stratum"
     reads: ClassVar[str] = STRATUM

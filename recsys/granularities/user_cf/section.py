@@ -11,7 +11,7 @@ from recsys.config.workload import Estimate, Workload
 
 
 class UserCFConfig(GranularityConfig):
-    """Keys of ``model.granularities.user_cf``."""
+    """What the most similar users chose."""
 
     module: ClassVar[str] = "recsys.granularities.user_cf.model:UserCF"
     always_closed_form: ClassVar[bool] = True

@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.plumbing.budget import Budget
+from pipelines.plumbing.epoch_lines import reporter
 from pipelines.plumbing.opened_model import ORIGIN
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import EpochLog, tracked
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.trained import trained as trained_on
-from pipelines.train import LR_SHARE_OF_MORE, reporter
 from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -32,6 +32,8 @@ from recsys.training.resume import FREE, training_digest
 from recsys.training.separate_models import named, own_config, sections, without_apart
 from recsys.training.threads import settle_threads
 from recsys.training.time_limit import seconds_an_epoch
+
+_LR_SHARE_OF_MORE = 0.3  # of train.lr, for epochs that continue from the evaluated weights
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def final_plan(trained: TrainResult, origin: dict[str, Any], go_on: int | None) 
     """
     if go_on is None and "parent" in origin:  # an update has chosen this number
         return Final.of_trained(trained, trained.best_epoch)
-    return Final.of_trained(trained, go_on, LR_SHARE_OF_MORE)
+    return Final.of_trained(trained, go_on, _LR_SHARE_OF_MORE)
 
 
 def as_trained(config: Config, origin: dict[str, Any]) -> Config:

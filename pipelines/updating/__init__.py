@@ -1,0 +1,1 @@
+"""The steps of ``recsys update``: the new events, and the weights that it starts from."""
