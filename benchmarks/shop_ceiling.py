@@ -20,9 +20,8 @@ from recsys.config import load_config
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 _DRAWS: Final = 60
-_BEHIND: Final = (
-    0.02  # weight of an item's popularity against a draw: it orders items with equally many draws
-)
+# weight of an item's popularity against a draw: it orders items with equally many draws
+_BEHIND: Final = 0.02
 
 
 def ceiling(configuration: Path, shop: Shop) -> float | None:

@@ -49,9 +49,8 @@ _READ_OF_LOGS: Final = (
     "data.quarantine.max_share",
 )
 _LISTS: Final = {"--logs": "compare.logs", "--feedback": "compare.feedback"}
-_ROUNDING: Final = (
-    1e-4  # tolerance between this ranking and the stored one, which another machine may have made
-)
+# tolerance between this ranking and the stored one, which another machine may have made
+_ROUNDING: Final = 1e-4
 
 
 def command(words: Sequence[str]) -> int:

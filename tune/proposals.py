@@ -22,9 +22,8 @@ from tune.space import Dimension, Space
 if TYPE_CHECKING:
     from optuna import Study
 
-_TRIES: Final = (
-    10  # tries with TPE, and as many random ones, before a small space counts as exhausted
-)
+# tries with TPE, and as many random ones, before a small space counts as exhausted
+_TRIES: Final = 10
 _STARTUP: Final = (4, 10)  # random trials before TPE learns: a third of the sweep, between these
 
 

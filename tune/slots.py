@@ -16,9 +16,8 @@ from recsys.config import Config, TrainConfig, TuneConfig
 from recsys.errors import ConfigError
 from recsys.training.threads import fastest_threads, requested_threads, usable_threads
 
-_WRAPPER_BYTES = (
-    100_000_000  # a trial that wraps a trainer reserves memory and leaves the CPUs to its workers
-)
+# a trial that wraps a trainer reserves memory and leaves the CPUs to its workers
+_WRAPPER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,8 @@ _REFUSED: Final = {
     "train.checkpoint_steps": "it does not change the model",
     "train.window_events": "it only changes the order of the events",
 }
-_FRACTION: Final = (
-    0.3819660113  # position in a range that gives no round number, to test for integers
-)
+# position in a range that gives no round number, to test for integers
+_FRACTION: Final = 0.3819660113
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,10 @@ from recsys.training.context import Report, TrainContext
 from recsys.training.phases import fit
 from tune.heartbeats import beating
 
-MAX_VALUES: Final = (
-    20_000  # validation queries whose values a trial returns, for paired comparisons
-)
-STOP_PATIENCE_S: Final = (
-    300.0  # seconds for a stopped training of several workers to reach its next epoch
-)
+# validation queries whose values a trial returns, for paired comparisons
+MAX_VALUES: Final = 20_000
+# seconds for a stopped training of several workers to reach its next epoch
+STOP_PATIENCE_S: Final = 300.0
 _END_PATIENCE_S: Final = (
     "60"  # seconds that Tune waits for a stopped trial to end; Ray's default is 2
 )
@@ -125,9 +123,8 @@ class Epochs:
         self, metric: str, report: Callable[[dict[str, Any]], Any], best: float | None = None
     ) -> None:
         self.metric, self.report, self.best = metric, report, best
-        self.waited = (
-            0.0  # seconds that reports waited for the driver; not part of the training time
-        )
+        # seconds that reports waited for the driver; not part of the training time
+        self.waited = 0.0
         self.waiting: list[Report] = []
 
     def __call__(self, values: Report) -> None:

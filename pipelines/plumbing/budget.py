@@ -16,14 +16,12 @@ from typing import Final
 
 from recsys.pace import Deadline
 
-RESERVE: Final = (
-    0.35  # share of the time after the search: members, stacking, evaluation, registration
-)
+# share of the time after the search: members, stacking, evaluation, registration
+RESERVE: Final = 0.35
 LEAST_RESERVE: Final = 20.0  # seconds; the least time for these parts
 _LEAST: Final = 0.05  # share of the budget that the training always gets, even if it is late
-_LEAST_MEMBERS: Final = (
-    0.15  # the same for the choice of the members' constants: no model without it
-)
+# the same for the choice of the members' constants: no model without it
+_LEAST_MEMBERS: Final = 0.15
 _MEMBERS: Final = 0.5  # share of the time after the training; the rest is for refit and evaluation
 _CONTINUES: Final = 5  # continuing from evaluated weights trains at most 1 epoch for every 5 chosen
 _OVER: Final = 0.1  # share of the budget by which the training on all events may be late

@@ -17,9 +17,8 @@ from recsys.config import ModelConfig
 from recsys.config.outside import reading_artifact
 from recsys.errors import ArtifactError, UserError
 
-FORMAT_VERSION: Final = (
-    3  # 2 added messages of friends and the training weights; 3 added the self-test
-)
+# 2 added messages of friends and the training weights; 3 added the self-test
+FORMAT_VERSION: Final = 3
 # bundle of two models; earlier releases refuse it, as they would rank the model that saw test
 WITH_MEASURED: Final = 4
 WEIGHTS: Final = "weights.safetensors"

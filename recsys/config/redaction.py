@@ -17,12 +17,10 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 MARK: Final = "***"
-_LEAST: Final = (
-    6  # characters of a variable's value that is searched for; shorter values occur by chance
-)
-_WORD: Final = (
-    12  # length of a value of letters that is searched for; a shorter one may be an ordinary word
-)
+# characters of a variable's value that is searched for; shorter values occur by chance
+_LEAST: Final = 6
+# length of a value of letters that is searched for; a shorter one may be an ordinary word
+_WORD: Final = 12
 _FOLDERS: Final = ("PWD", "OLDPWD")  # working directory of a shell, not a password
 
 # The end of a name decides. _GLUED may follow a letter, as in DBPASSWORD; _APART may not, as in

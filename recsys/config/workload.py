@@ -48,9 +48,8 @@ class Estimate:
     of its tensors.
     """
 
-    parameters: float = (
-        0.0  # numbers in embedding tables, which have a gradient and two moments each
-    )
+    # numbers in embedding tables, which have a gradient and two moments each
+    parameters: float = 0.0
     layers: float = 1.0  # dense layers of the width, each of about 12 D² numbers
     holds_events: bool = False  # whether it holds all events of training in memory
     graph: float = 0.0  # bytes of its graph or other side signal

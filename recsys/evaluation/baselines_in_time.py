@@ -21,9 +21,8 @@ from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_ite
 _DAY: Final = 86_400.0
 _MOMENTS: Final = 256  # snapshots of the counts, …
 _MAX_COUNTS: Final = 2**25  # … with at most so many counts in all: 256 MB
-_BEHIND: Final = (
-    1e-6  # weight of all-time popularity next to that of the last days: it only breaks ties
-)
+# weight of all-time popularity next to that of the last days: it only breaks ties
+_BEHIND: Final = 1e-6
 
 
 class Frequency(Baseline):

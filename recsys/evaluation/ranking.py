@@ -26,9 +26,8 @@ from recsys.pace import Pace
 _MAX_SCORES: Final = 2**25  # scores in memory at a time: 128 MB of float32, and a few copies
 _NEAR_SCORES: Final = 2**20  # scores in the buffer: 4 MB, …
 _LEAST_ROWS: Final = 16  # … or more for a large catalogue, as the items are read once for all rows
-_GROUP: Final = (
-    16  # items in a group; the search for the k best first looks at the maximum of each group
-)
+# items in a group; the search for the k best first looks at the maximum of each group
+_GROUP: Final = 16
 _TIE_SEED: Final = 0
 
 

@@ -52,16 +52,14 @@ _PULLS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NOTHING: Final = 0.01  # share of the sum of weights below which a member is dropped
 _LITTLE: Final = 0.02  # the same if one of the two methods gives it no weight …
 _NONE: Final = 0.001  # … or less than this share
-_GROUP_NOISE: Final = (
-    1.5  # group weights must gain this many standard errors of the paired difference
-)
+# group weights must gain this many standard errors of the paired difference
+_GROUP_NOISE: Final = 1.5
 _LEAST_QUERIES: Final = 100  # a smaller group has no weights of its own
 _GROUP: Final = (0.0, 0.5, 2.0)  # tried factors on the weights of a group
 _RIDGE: Final = 10.0  # ridge of the softmax fit, divided by the number of queries
 _FIT_STEPS: Final = 40
-_FEW_TARGETS: Final = (
-    3  # with at most so many targets per query, ranks are counted instead of sorting
-)
+# with at most so many targets per query, ranks are counted instead of sorting
+_FEW_TARGETS: Final = 3
 _LEAST: Final = 1e-12  # least sum of weights
 
 

@@ -26,9 +26,8 @@ from recsys.serving.requests import Request
 
 ENCODER: Final = "query_encoder.onnx"
 OPSET: Final = 20
-TOLERANCE: Final = (
-    1e-4  # largest allowed difference from PyTorch in a vector, an addition or a score
-)
+# largest allowed difference from PyTorch in a vector, an addition or a score
+TOLERANCE: Final = 1e-4
 VECTOR, ADDED = "vector", "added"
 INPUTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "history": (

@@ -19,9 +19,8 @@ from urllib.parse import quote
 from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
 
 WAIT_S: float = 30.0  # wait for another process that holds a lock on the store
-_SETTLE_S: Final = (
-    10.0  # an incomplete store that changed within these seconds may still be under creation
-)
+# an incomplete store that changed within these seconds may still be under creation
+_SETTLE_S: Final = 10.0
 POLL_S: Final = 0.1
 _FULL: Final = sqlite3.SQLITE_FULL
 

@@ -32,9 +32,8 @@ from recsys.values.arrow_types import is_string, is_variable_list
 from recsys.values.moment import moment
 
 _TEXT: Final = "text"  # the column that the language model reads
-_LONGEST_MEAN: Final = (
-    80  # mean length in characters, above which a column is prose and not an attribute
-)
+# mean length in characters, above which a column is prose and not an attribute
+_LONGEST_MEAN: Final = 80
 _SEPARATORS: Final = re.compile(r"\s*[>/|›»]\s*")
 _NOWHERE: Final = np.iinfo(np.int64).max
 

@@ -24,9 +24,8 @@ from recsys.errors import RequestError
 from recsys.retrieval.item_attributes import ItemAttributes
 from recsys.retrieval.rules import Rules
 
-FEW: Final = (
-    16  # allowed items are stored as a list where they are fewer than 1/16 of the catalogue
-)
+# allowed items are stored as a list where they are fewer than 1/16 of the catalogue
+FEW: Final = 16
 _KEPT_BYTES: Final = 128 << 20  # size of the cache of compiled rules
 _LEAST_KEPT: Final = 4
 _MAX_UNKNOWN: Final = 100  # unknown ids that an answer lists

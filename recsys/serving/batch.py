@@ -42,9 +42,8 @@ from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_rules, rules_of
 from recsys.serving.requests import MAX_K
 
-_BATCHES_HERE: Final = (
-    16  # answered in this process: that takes less time than actors take to start
-)
+# answered in this process: that takes less time than actors take to start
+_BATCHES_HERE: Final = 16
 _BATCHES_AN_ACTOR: Final = 4  # for fewer batches per actor, starting one more does not pay
 _ROWS_A_GROUP: Final = 262_144
 

@@ -23,9 +23,8 @@ from uvicorn.server import ServerState
 _HEAD_S: Final = 10.0  # in which the head of a call must arrive
 _HEAD_BYTES: Final = 64 << 10
 _AT_ONCE: Final = 64  # connections accepted in one turn of the event loop
-_CLOSING_S: Final = (
-    2.0  # wait for calls on the last accepted connections, and again for their replies to leave
-)
+# wait for calls on the last accepted connections, and again for their replies to leave
+_CLOSING_S: Final = 2.0
 _BACKLOG: Final = 2048
 
 

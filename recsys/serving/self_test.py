@@ -35,9 +35,8 @@ from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.requests import Answer
 
-TOLERANCE: Final = (
-    1e-4  # of the largest score of a list: rounding depends on the processor and number of threads
-)
+# of the largest score of a list: rounding depends on the processor and number of threads
+TOLERANCE: Final = 1e-4
 _K: Final = 10
 _HISTORY: Final = 5  # items in the history of a new user
 

@@ -45,9 +45,8 @@ from recsys.sources.validate import (
     raw_text,
 )
 
-_MAX_UNDECODABLE: Final = (
-    0.01  # share of undecodable lines in the head above which the encoding is wrong
-)
+# share of undecodable lines in the head above which the encoding is wrong
+_MAX_UNDECODABLE: Final = 0.01
 _MAX_COUNTED: Final = 8  # surplus or missing cells that have a reason of their own
 _QUOTE: Final = b'"'
 _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))

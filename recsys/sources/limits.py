@@ -16,9 +16,8 @@ MAX_COLUMNS: Final = 2000
 MAX_ROW_BYTES: Final = 64 << 20  # of a line, a JSON object, or a cell of Parquet
 FREE_BYTES: Final = 128 << 20  # unpacked bytes that are allowed for any file
 MAX_RATIO: Final = 200  # unpacked to packed bytes of gzip, zstd and zip; text reaches about 50
-MAX_DECODED_RATIO: Final = (
-    1000  # decoded to stored bytes of a Parquet row group, which stores repeated values once
-)
+# decoded to stored bytes of a Parquet row group, which stores repeated values once
+MAX_DECODED_RATIO: Final = 1000
 _SHOWN: Final = 20
 
 

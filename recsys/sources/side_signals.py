@@ -42,9 +42,8 @@ from recsys.sources.world import (
 IMAGE: Final = 32  # entries of an image vector
 LABELS: Final = 8  # labels for each half of the segments; twice as many are noise
 AGES: Final = np.array([18, 30, 45, 60, 80])  # bounds of the age bands
-MISSING: Final = (
-    0.05  # share of missing attributes of users; as many genders and countries are noise
-)
+# share of missing attributes of users; as many genders and countries are noise
+MISSING: Final = 0.05
 _PRICES: Final = np.array([4.0, 12.0, 36.0, 108.0])  # medians of the pairs of segments, log-normal
 _PRICE_SPREAD: Final = 0.25
 

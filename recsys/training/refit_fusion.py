@@ -33,9 +33,8 @@ from recsys.data.histories import Array
 from recsys.fusion import Fusion, GatedFusion
 
 HELD_OUT = 0.2  # share of the rows that decide whether the fit is better
-_LEAST_SCALE = (
-    0.1  # least scale of the current scores (in standard deviations), however badly they fit
-)
+# least scale of the current scores (in standard deviations), however badly they fit
+_LEAST_SCALE = 0.1
 
 
 @dataclass(frozen=True)
