@@ -320,7 +320,7 @@ def test_sparse_matrix_is_made_without_a_warning() -> None:
     """In a separate process, as torch warns only once."""
     code = (
         "import torch\n"
-        "from recsys.granularities.base import adjacency, spread\n"
+        "from recsys.granularities.user_item_graph import adjacency, spread\n"
         "ends = torch.tensor([0, 1])\n"
         "print(spread(adjacency(ends, ends, torch.ones(2), (2, 2)), torch.eye(2)).tolist())\n"
     )

@@ -21,17 +21,10 @@ from torch import Tensor, nn
 
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
-from recsys.granularities.base import (
-    Granularity,
-    Graphs,
-    ItemView,
-    ModelSizes,
-    State,
-    StepKey,
-    spread,
-)
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey
 from recsys.granularities.collaborative.sampling import Hop, convolve, sample_hops
 from recsys.granularities.collaborative.section import CollaborativeConfig
+from recsys.granularities.user_item_graph import spread
 
 
 class Collaborative(Granularity):

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from recsys.data.histories import Array
 from recsys.data.neighbours import Neighbours
-from recsys.granularities.base import Adjacency, StepKey, adjacency, spread
+from recsys.granularities.base import StepKey
+from recsys.granularities.user_item_graph import Adjacency, adjacency, spread
 
 
 @dataclass(frozen=True)

@@ -34,20 +34,12 @@ from torch import Tensor, nn
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.granularities.base import (
-    Adjacency,
-    Granularity,
-    Graphs,
-    ItemView,
-    ModelSizes,
-    State,
-    adjacency,
-    spread,
-)
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.behaviour.model import Behaviour
 from recsys.granularities.dropout import Dropout
 from recsys.granularities.knowledge.section import KnowledgeConfig
 from recsys.granularities.knowledge.triples import Triples, graph_size
+from recsys.granularities.user_item_graph import Adjacency, adjacency, spread
 
 
 class Knowledge(Granularity):

@@ -23,18 +23,11 @@ from torch.nn.functional import leaky_relu
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.granularities.base import (
-    Granularity,
-    Graphs,
-    ItemView,
-    ModelSizes,
-    State,
-    heads_error,
-    spread,
-)
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, heads_error
 from recsys.granularities.dropout import Dropout
 from recsys.granularities.social.friend_graph import Friends
 from recsys.granularities.social.section import SocialConfig
+from recsys.granularities.user_item_graph import spread
 
 
 class Social(Granularity):
