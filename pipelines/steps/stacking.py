@@ -86,6 +86,7 @@ def stacked(
     )
     inputs = trained.frozen.sizes.inputs  # as the training or its parent stored them
     selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
+    progress(f"choosing the weights of {len(weighed_members(selected))} members on validation")
     found = weigh(config.train, config.evaluate, config.seed, dataset, selected, newer_V)
     choices[STACK] = {
         **_stack_choice(found, selected),

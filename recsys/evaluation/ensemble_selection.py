@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
 
 from recsys.data.histories import Array
 from recsys.evaluation.metrics import QUERY_METRICS
@@ -27,6 +28,7 @@ _STEPS: Final = 20  # members added in a bag
 _SHARE: Final = 0.5  # share of the queries in a bag, …
 _MOST_PAIRS: Final = 1_000_000  # … with at most so many pairs of a target and a candidate, …
 _FEWEST_QUERIES: Final = 50  # … but at least so many queries
+_MANY_TARGETS: Final = 10  # targets of a query from which lists are faster than ranks
 _HIDDEN: Final = -1e9  # score of a place without a candidate
 
 
@@ -55,20 +57,58 @@ def select(candidates: Candidates, kind: str, k: int, seed: int) -> Array:
 
 def _queries_in_a_bag(candidates: Candidates) -> int:
     num_queries = len(candidates)
-    pairs = max(len(candidates.targets[0]), 1) * candidates.hits_QP.shape[1] / num_queries
+    per_query = min(max(_mean_targets(candidates), 1.0), _MANY_TARGETS)
+    pairs = per_query * candidates.hits_QP.shape[1]
     return min(
         num_queries,
         max(min(round(_SHARE * num_queries), int(_MOST_PAIRS / pairs)), _FEWEST_QUERIES),
     )
 
 
+def _mean_targets(candidates: Candidates) -> float:
+    return len(candidates.targets[0]) / len(candidates)
+
+
 class _Bag:
-    """A random part of the queries. The rank of a target is the number of candidates with a higher
-    score.
-    """
+    """A random part of the queries."""
 
     def __init__(self, candidates: Candidates, kind: str, k: int) -> None:
-        self._candidates, self._kind, self._k = candidates, kind, k
+        self._kind, self._k = kind, k
+        self._num_targets_Q = candidates.num_targets_Q
+        has_many = _mean_targets(candidates) > _MANY_TARGETS
+        self._sums = _Lists(candidates, k) if has_many else _Ranks(candidates, k)
+
+    def weights(self) -> Array:
+        """The share of each member in the additions up to the best sum: [M]."""
+        counts_M = np.zeros(self._sums.num_members)
+        best, best_M = -1.0, counts_M
+        for _ in range(_STEPS):
+            values_M = self._values()
+            added = int(np.argmax(values_M))
+            self._sums.add(added)
+            counts_M[added] += 1
+            if values_M[added] > best:
+                best, best_M = values_M[added], counts_M.copy()
+        shares_M: Array = best_M / best_M.sum()
+        return shares_M
+
+    def _values(self) -> Array:
+        """The mean metric after adding each member to the sum: [M]."""
+        num_members = self._sums.num_members
+        hits_RK = self._sums.hits_MQK().reshape(-1, self._k)
+        num_targets_R = np.tile(self._num_targets_Q, num_members)
+        values_R = QUERY_METRICS[self._kind](hits_RK, num_targets_R, self._k)
+        means_M: Array = values_R.reshape(num_members, -1).mean(axis=1)
+        return means_M
+
+
+class _Ranks:
+    """A sum of members for queries with few targets: the rank of a target is the number of
+    candidates with a higher score.
+    """
+
+    def __init__(self, candidates: Candidates, k: int) -> None:
+        self._k, self._num_queries = k, len(candidates)
         rows_T, positions_T = candidates.targets
         self._rows_T = rows_T.numpy()
         above_TPM = (
@@ -77,31 +117,45 @@ class _Bag:
         above_TPM.masked_fill_(~candidates.listed_QP[rows_T][:, :, None], _HIDDEN)
         # above the target, by a member
         self._above_MTP = np.ascontiguousarray(above_TPM.permute(2, 0, 1).numpy())
+        self._below_TP = np.zeros(self._above_MTP.shape[1:], dtype=np.float32)
+        self.num_members = len(self._above_MTP)
 
-    def weights(self) -> Array:
-        """The share of each member in the additions up to the best sum: [M]."""
-        num_members = len(self._above_MTP)
-        counts_M = np.zeros(num_members)
-        below_TP = np.zeros(self._above_MTP.shape[1:], dtype=np.float32)
-        best, best_M = -1.0, counts_M
-        for _ in range(_STEPS):
-            values_M = self._values(below_TP)
-            added = int(np.argmax(values_M))
-            below_TP -= self._above_MTP[added]
-            counts_M[added] += 1
-            if values_M[added] > best:
-                best, best_M = values_M[added], counts_M.copy()
-        shares_M: Array = best_M / best_M.sum()
-        return shares_M
+    def add(self, member: int) -> None:
+        """Add a member to the sum."""
+        self._below_TP -= self._above_MTP[member]
 
-    def _values(self, below_TP: Array) -> Array:
-        """The mean metric after adding each member to the sum: [M]."""
-        ranks_MT = np.stack([(above_TP > below_TP).sum(axis=1) for above_TP in self._above_MTP])
+    def hits_MQK(self) -> Array:
+        """Where the lists have targets after adding each member."""
+        ranks_MT = np.stack(
+            [(above_TP > self._below_TP).sum(axis=1) for above_TP in self._above_MTP]
+        )
         members_F, targets_F = np.nonzero(ranks_MT < self._k)
-        num_members, num_queries = len(ranks_MT), len(self._candidates)
-        hits_MQK = np.zeros((num_members, num_queries, self._k), dtype=bool)
+        hits_MQK = np.zeros((self.num_members, self._num_queries, self._k), dtype=bool)
         hits_MQK[members_F, self._rows_T[targets_F], ranks_MT[members_F, targets_F]] = True
-        num_targets_R = np.tile(self._candidates.num_targets_Q, num_members)
-        values_R = QUERY_METRICS[self._kind](hits_MQK.reshape(-1, self._k), num_targets_R, self._k)
-        means_M: Array = values_R.reshape(num_members, num_queries).mean(axis=1)
-        return means_M
+        return hits_MQK
+
+
+class _Lists:
+    """The same for queries with many targets: the best candidates are found, which costs as much as
+    the ranks of ten targets.
+    """
+
+    def __init__(self, candidates: Candidates, k: int) -> None:
+        self._k, self._hits_QP = k, candidates.hits_QP
+        scores_QPM = candidates.scores_QPM.masked_fill(~candidates.listed_QP[:, :, None], _HIDDEN)
+        self._scores_MQP = scores_QPM.permute(2, 0, 1).contiguous()
+        self._sum_QP = torch.zeros(self._hits_QP.shape)
+        self.num_members = len(self._scores_MQP)
+
+    def add(self, member: int) -> None:
+        """Add a member to the sum."""
+        self._sum_QP += self._scores_MQP[member]
+
+    def hits_MQK(self) -> Array:
+        """Where the lists have targets after adding each member."""
+        hits_MQK = np.zeros((self.num_members, len(self._hits_QP), self._k), dtype=bool)
+        length = min(self._k, self._hits_QP.shape[1])
+        for member, scores_QP in enumerate(self._scores_MQP):
+            top_QK = (self._sum_QP + scores_QP).topk(length, dim=1).indices
+            hits_MQK[member, :, :length] = self._hits_QP.gather(1, top_QK).numpy()
+        return hits_MQK

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recsys.config import build_config
+from recsys.evaluation.ensemble_selection import _Lists, _Ranks
 from recsys.evaluation.metrics import QUERY_METRICS
 from recsys.evaluation.stacking import Candidates, choose_stack, values_of
 from recsys.stack import NUM_GROUPS, Stack, covariance, inverse, spread
@@ -169,3 +170,17 @@ def test_training_configuration_has_trained_members_or_one_closed_form(
     config = build_config({"model": {"granularities": sections, "fusion": {"stack": True}}})
     found = trained_only(config)
     assert list(found.model.granularities.enabled()) == expected and not found.model.fusion.stack
+
+
+def test_lists_for_many_targets_have_the_hits_that_ranks_find() -> None:
+    candidates = world([1.0, 0.7, 0.5])
+    more_QP = torch.rand(QUERIES, PLACES, generator=torch.Generator().manual_seed(1)) < 0.3
+    listed_QP = torch.ones_like(more_QP)
+    listed_QP[::7, 3:] = False  # fewer candidates than the list is long
+    candidates = replace(candidates, hits_QP=more_QP & listed_QP, listed_QP=listed_QP)
+    lists, ranks = _Lists(candidates, 5), _Ranks(candidates, 5)
+    for member in (2, 0, 2):
+        np.testing.assert_array_equal(lists.hits_MQK(), ranks.hits_MQK())
+        assert lists.hits_MQK().any()
+        lists.add(member)
+        ranks.add(member)

@@ -25,12 +25,12 @@ BASE: dict[str, Any] = {"evolution": {}}
 
 
 def test_images_improve_over_ids(tmp_path: Path) -> None:
-    """Over two trainings. Measured for single ones, five seeds: +30 to +77 %. On validation, where
-    λ was chosen, over two seeds: +35 %; with 1,000 items +29 % (λ 0.5: +35 %); with 300 items,
-    whose ids reveal the style too, none.
+    """Measured over five seeds: +30 to +77 %. On validation, where λ was chosen, over two seeds:
+    +35 %; with 1,000 items +29 % (λ 0.5: +35 %); with 300 items, whose ids reveal the style too,
+    none.
     """
     dataset = planted_dataset(tmp_path, {"media": 1.0}, **SPARSE)
-    assert margin(*both_ndcg(dataset, {**BASE, "media": {}}, BASE)) > 0.3
+    assert margin(*both_ndcg(dataset, {**BASE, "media": {}}, BASE, seeds=(0,))) > 0.2
 
 
 @pytest.mark.slow
