@@ -2,9 +2,8 @@
 device and report.
 
 A :class:`Pass` trains one model on the events through a split. :mod:`recsys.training.phases` says
-which passes a training has, and what one passes on to the next. If every granularity is fitted in
-closed form there are no epochs: the pass of the phase *select* chooses their weights and validates
-once.
+which passes a training has, what one passes on to the next, and what is chosen after a pass. If
+every granularity is fitted in closed form, a pass has no epochs.
 
 All workers hold the same model. Each computes the summed loss of its rows of the global batch,
 divided by the number of targets of the whole batch, so that any number of workers takes the same
@@ -29,17 +28,16 @@ from torch import Tensor, nn
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import seed_of
-from recsys.data.histories import Array, Split
+from recsys.data.histories import Split
 from recsys.data.loader import Step, TrainingLoader
 from recsys.errors import TrainingError
 from recsys.pace import with_progress
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
-from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import Report, TrainContext
 from recsys.training.fresh_model import Start, build_graphs, build_loader, build_model
 from recsys.training.optimizer import build_optimizer, clip_gradients, schedule
 from recsys.training.private import PRIVACY, PrivateSteps, private_steps
-from recsys.training.pruned import KEPT, choose_pruned, pruned_names, scale, scaled, transplant
+from recsys.training.pruned import KEPT, pruned_names, scale, transplant
 from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.shared_validation import SharedValidation, Validate
 from recsys.training.step import StepLoss
@@ -202,13 +200,11 @@ class Pass:
         """Train to the end of the phase and record it in the progress."""
         train, progress = self.config.train, self.progress
         if not self.names:
-            if self.selects:
-                self._weigh_once()
             return
         last = train.epochs if self.selects else progress.best_epoch
         # the unchanged start may already be the best; if so, nothing is replaced by a worse model
         if self.starts_warm and self.selects and not (progress.epoch or progress.step):
-            self._validate(0)
+            self.validate(0)
         if self.selects and progress.epoch and not progress.step and progress.epoch < last:
             # resumed when the time was already over
             self.is_cut = self.limit.is_near(progress.history, last)
@@ -244,10 +240,10 @@ class Pass:
             report |= {"share": round(self.share, 4)} if self.is_cut else {}
             due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last or self.is_cut
             if due and self.selects:
-                report[train.metric] = self._validate(epoch + 1)
+                report[train.metric] = self.validate(epoch + 1)
             report["seconds"] = round(time.perf_counter() - started, 3)
             progress.history.append(report)
-            self._report(report, due)
+            self.report(report, due)
             if self.is_cut:
                 self.context.note(f"the time is up: stopped at epoch {epoch + 1} of {last}")
                 break
@@ -272,61 +268,6 @@ class Pass:
             module.refit(self.graphs, items, self.config.seed)
             for tensor in module.state_dict().values():
                 tensor.copy_(self.context.from_first(tensor))
-
-    def _weigh_once(self) -> None:
-        """For a model without a trained granularity: choose λ of its members and validate once, as
-        epoch 0.
-        """
-        started = time.perf_counter()
-        self.progress.best_value = float("-inf")  # a resumed training fits and validates again
-        self.weigh_closed_form()
-        report: Report = {
-            "phase": "select",
-            "epoch": 0,
-            "epochs": 0,
-            self.config.train.metric: self._validate(0),
-        }
-        report["seconds"] = round(time.perf_counter() - started, 3)
-        self.progress.history[:] = [report]
-        self._report(report, True)
-
-    def weigh_closed_form(self) -> None:
-        """Choose λ of the closed-form granularities on validation; a weighted fusion keeps the
-        configured values.
-        """
-        if self.config.model.fusion.kind != "weighted" and len(self.model.encoders.fitted_weights):
-            frozen = self.model.freeze(self.graphs)
-            queries = sample_queries(self.dataset, Split.VALID)
-
-            def metric() -> float:
-                values_B = self.validation.validate(frozen, queries)
-                return float(values_B.mean()) if len(values_B) else math.nan
-
-            choose_weights(frozen, metric, queries)
-
-    def prunes(self) -> bool:
-        """Choose on validation which trained granularities are pruned; True if any is.
-
-        A weighted fusion keeps the configured weights.
-        """
-        section, choices = self.config.model.fusion, self.progress.choices
-        if not section.check or section.kind == "weighted":
-            return False
-        queries = sample_queries(self.dataset, Split.VALID)
-
-        def metric(pruned: frozenset[str]) -> Array:
-            self.model.pruned = pruned
-            with scaled(self.model.encoders.fusion, self.names, dict.fromkeys(pruned, 0.0)):
-                values_B = self.validation.validate(self.model.freeze(self.graphs), queries)
-            self.model.pruned = frozenset()
-            return values_B
-
-        chosen = choose_pruned(self.names, metric)
-        shares = torch.tensor([chosen[name] for name in self.names], device=self.context.device)
-        # the first worker's
-        found = dict(zip(self.names, self.context.from_first(shares).tolist(), strict=True))
-        choices[KEPT] = {**choices.get(KEPT, {}), **found}
-        return not all(found.values())
 
     def _epoch(self, epoch: int) -> float:
         """Train one epoch; return the mean loss of its targets over all workers."""
@@ -437,7 +378,7 @@ class Pass:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.train.lr * share
 
-    def _validate(self, epoch: int) -> float:
+    def validate(self, epoch: int) -> float:
         """The validation metric; keeps the state if it is the best so far."""
         value = self.validation.mean(self.model.freeze(self.graphs))
         if value > self.progress.best_value:
@@ -446,7 +387,8 @@ class Pass:
             self.best = self.state()
         return value
 
-    def _report(self, report: dict[str, float | int | str], with_checkpoint: bool) -> None:
+    def report(self, report: Report, with_checkpoint: bool) -> None:
+        """Send a report, with a checkpoint if the pass may be resumed from here."""
         if with_checkpoint:
             self._with_checkpoint(partial(self.context.report, report))
         else:

@@ -2,11 +2,15 @@
 
 *choose* finds on validation what must be known before the first epoch: the number of user clusters
 and the constants of closed-form members. *select* trains on the training events, validates every
-few epochs and keeps the best epoch. If the check on validation prunes granularities, it trains
-again from scratch without them. *refit* trains from scratch on training and validation events for
-that number of epochs with the same schedule, so that the model learns from the newest events, too;
-nothing is chosen in it. *join* trains the pruned granularities alone, with the rest of the model
-fixed. No phase reads test events.
+few epochs and keeps the best epoch. *prune* removes the granularities without which validation is
+better, and selects again from scratch. *closed_form* chooses the weights of the closed-form
+granularities. *refit* trains from scratch on training and validation events for the selected number
+of epochs with the same schedule, so that the model learns from the newest events, too; nothing is
+chosen in it. *join* trains the pruned granularities alone, with the rest of the model fixed. No
+phase reads test events.
+
+A checkpoint belongs to a pass: a training that was interrupted in *select*, *prune* or
+*closed_form* continues the pass of *select*.
 
 With a deadline, *select* ends with a validation at the last epoch that leaves time for the refit.
 If the refit would not end in time, the selected weights stay; graphs and closed-form fits still
@@ -16,24 +20,27 @@ include the validation events. The training on all events is separate: see
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Split
+from recsys.data.histories import Array, Split
 from recsys.granularities.stratum.section import STRATUM
 from recsys.training.checkpoint import Progress, TrainResult, load_progress
+from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
-from recsys.training.context import TrainContext
+from recsys.training.context import Report, TrainContext
 from recsys.training.fresh_model import Start
 from recsys.training.loop import Pass
 from recsys.training.private import private_progress
-from recsys.training.pruned import pruned_names, without
+from recsys.training.pruned import KEPT, choose_pruned, pruned_names, scaled, without
 from recsys.training.rating_head import RATINGS, choose_constants
 from recsys.training.shared_validation import Validate
 from recsys.training.time_limit import seconds_an_epoch
@@ -77,6 +84,11 @@ class Training:
         return Split.VALID if self.config.train.refit else Split.TRAIN
 
 
+def _newest(training: Training) -> Pass:
+    assert training.newest is not None, "no pass has run"
+    return training.newest
+
+
 def choose(training: Training) -> None:
     """Choose what must be known before the first epoch; a resumed or continued training already has
     it.
@@ -96,20 +108,27 @@ def choose(training: Training) -> None:
 
 
 def select(training: Training) -> None:
-    """Train on the training events to the best epoch; again from scratch if the check prunes
-    granularities.
-    """
+    """Train on the training events to the best epoch."""
+    if training.progress.phase == "select":
+        training.newest = _selection(training)
+
+
+def _selection(training: Training) -> Pass:
+    """A finished pass without the pruned granularities, with the weights of its best epoch."""
+    config = without(training.config, pruned_names(training.progress.choices))
+    found = training.a_pass(config, Split.TRAIN)
+    if found.names:
+        found.run()
+        # what is chosen next is about the best epoch, not the last one
+        found.loss.load_state_dict(found.best)
+    return found
+
+
+def prune(training: Training) -> None:
+    """Prune the granularities without which validation is better, and select again from scratch."""
     if training.progress.phase != "select":
         return
-    while True:
-        found = training.a_pass(
-            without(training.config, pruned_names(training.progress.choices)), Split.TRAIN
-        )
-        found.run()
-        # the check and the weights are about the best epoch, not the last one
-        found.loss.load_state_dict(found.best)
-        if not found.prunes():
-            break
+    while _finds_pruned(_newest(training)):
         for report in training.progress.history:
             report["phase"] = "checked"  # so that the best epoch is not chosen from these
         training.progress = replace(
@@ -117,14 +136,79 @@ def select(training: Training) -> None:
         )
         # the checkpoint is of the model with all granularities
         training.context = replace(training.context, resume_from=None)
+        training.newest = _selection(training)
+
+
+def _finds_pruned(found: Pass) -> bool:
+    """Choose on validation which trained granularities are pruned; True if any is.
+
+    A weighted fusion keeps the configured weights.
+    """
+    section, model, choices = found.config.model.fusion, found.model, found.progress.choices
+    if not found.names or not section.check or section.kind == "weighted":
+        return False
+    queries = sample_queries(found.dataset, Split.VALID)
+
+    def metric(pruned: frozenset[str]) -> Array:
+        model.pruned = pruned
+        with scaled(model.encoders.fusion, found.names, dict.fromkeys(pruned, 0.0)):
+            values_B = found.validation.validate(model.freeze(found.graphs), queries)
+        model.pruned = frozenset()
+        return values_B
+
+    chosen = choose_pruned(found.names, metric)
+    shares = torch.tensor([chosen[name] for name in found.names], device=found.context.device)
+    # the first worker's
+    of_first = found.context.from_first(shares).tolist()
+    choices[KEPT] = {**choices.get(KEPT, {}), **dict(zip(found.names, of_first, strict=True))}
+    return not all(of_first)
+
+
+def closed_form(training: Training) -> None:
+    """Choose λ of the closed-form granularities on validation; a weighted fusion keeps the
+    configured values.
+    """
+    if training.progress.phase != "select":
+        return
+    found = _newest(training)
     if found.names:
-        found.weigh_closed_form()
-    training.progress = found.progress
+        _weigh_closed_form(found)
+    else:
+        _weigh_and_validate(found)
     if training.config.train.ratings:
         training.progress.choices[RATINGS] = choose_constants(
             found.model.freeze(found.graphs), training.dataset
         )
     training.ended(found, "refit" if training.config.train.refit else "join")
+
+
+def _weigh_closed_form(found: Pass) -> None:
+    model = found.model
+    if found.config.model.fusion.kind != "weighted" and len(model.encoders.fitted_weights):
+        frozen = model.freeze(found.graphs)
+        queries = sample_queries(found.dataset, Split.VALID)
+
+        def metric() -> float:
+            values_B = found.validation.validate(frozen, queries)
+            return float(values_B.mean()) if len(values_B) else math.nan
+
+        choose_weights(frozen, metric, queries)
+
+
+def _weigh_and_validate(found: Pass) -> None:
+    """For a model without a trained granularity: validate once, as epoch 0."""
+    started = time.perf_counter()
+    found.progress.best_value = float("-inf")  # a resumed training fits and validates again
+    _weigh_closed_form(found)
+    report: Report = {
+        "phase": "select",
+        "epoch": 0,
+        "epochs": 0,
+        found.config.train.metric: found.validate(0),
+    }
+    report["seconds"] = round(time.perf_counter() - started, 3)
+    found.progress.history[:] = [report]
+    found.report(report, True)
 
 
 def refit(training: Training) -> None:
@@ -185,7 +269,7 @@ def join(training: Training) -> None:
 
 
 Phase = Callable[[Training], None]
-PHASES: Final[tuple[Phase, ...]] = (choose, select, refit, join)
+PHASES: Final[tuple[Phase, ...]] = (choose, select, prune, closed_form, refit, join)
 
 
 def fit(

@@ -16,7 +16,7 @@ from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.evaluation.validation import Validator
-from recsys.training import loop, phases
+from recsys.training import phases
 from recsys.training.context import Report, TrainContext
 from recsys.training.fresh_model import Start
 from recsys.training.pruned import KEPT, choose_pruned, pruned_names, transplant, without
@@ -66,7 +66,7 @@ def test_pruned_model_equals_one_configured_without(
     assert config.model.granularities.behaviour.enabled, "the configuration itself stays"
     other.model.fusion.check = False
     expected = run(other, dataset)
-    monkeypatch.setattr(loop, "choose_pruned", prune_two)
+    monkeypatch.setattr(phases, "choose_pruned", prune_two)
     found = run(config, dataset)
     assert pruned_names(found.choices) == PRUNED and found.best_epoch == expected.best_epoch
     by_phase = {
@@ -106,7 +106,7 @@ def test_pruned_granularity_is_trained_alone(
     config.train.lr = 0.02
     config.train.refit = False
     config.train.patience = 12
-    monkeypatch.setattr(loop, "choose_pruned", prune_two)
+    monkeypatch.setattr(phases, "choose_pruned", prune_two)
     found = run(config, dataset)
     join = [row["loss"] for row in found.history if row["phase"] == "join"]
     assert len(join) == found.best_epoch > 3 and join[-1] < 0.95 * join[0]
@@ -126,7 +126,7 @@ def test_resumed_equals_uninterrupted(
     stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``checked``: interrupted in the training before the pruning."""
-    monkeypatch.setattr(loop, "choose_pruned", prune_two)
+    monkeypatch.setattr(phases, "choose_pruned", prune_two)
     dataset, config = cycles(tmp_path / "data"), checked(evaluate_every=1)
     whole = run(config, dataset)
     seen: list[str] = []
@@ -150,7 +150,7 @@ def test_resumed_equals_uninterrupted(
 def test_warm_start_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every granularity starts with its weights, whether it was pruned before or not."""
     dataset, config = cycles(tmp_path), checked()
-    monkeypatch.setattr(loop, "choose_pruned", prune_two)
+    monkeypatch.setattr(phases, "choose_pruned", prune_two)
     first = run(config, dataset)
     start = Start(first.weights, first.frozen.sizes.inputs, names=tuple(first.frozen.trained_names))
     second = run(config, dataset, start=start)
@@ -159,7 +159,7 @@ def test_warm_start_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def _worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]) -> None:
-    loop.choose_pruned = prune_two  # type: ignore[assignment]
+    phases.choose_pruned = prune_two  # type: ignore[assignment]
     result = run(build_config(config), PreparedDataset(folder), TrainContext(rank, world))
     if rank == 0:
         torch.save({"history": result.history, "items": result.frozen.item_vectors_ND}, out)
@@ -170,7 +170,7 @@ def test_two_workers_prune_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     dataset, config = cycles(tmp_path / "data"), checked(batch_size=15)
     config.model.fusion.signal_dropout = 0.0  # drawn by each worker for its own rows
     config.model.granularities.stratum.enabled = False
-    monkeypatch.setattr(loop, "choose_pruned", prune_two)
+    monkeypatch.setattr(phases, "choose_pruned", prune_two)
     alone = run(config, dataset)
     out = str(tmp_path / "out.pt")
     together(_worker, tmp_path, dataset.root, out, config.model_dump(mode="json"))
