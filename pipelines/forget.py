@@ -42,7 +42,7 @@ from recsys.bundle.layout import read_files
 from recsys.config import Config, DataConfig
 from recsys.config.privacy import ForgetConfig
 from recsys.data.dataset import PreparedDataset
-from recsys.data.forgotten import Forgotten, list_place
+from recsys.data.forgotten import Forgotten, list_path
 from recsys.data.pseudonyms import Pseudonyms
 from recsys.data.renumber import Renumbering
 from recsys.data.text_rows import TextRules
@@ -51,7 +51,7 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.preparation.forget import forget_users, needs_language_model
 from recsys.preparation.user_text import texts_of
 from recsys.preparation.vector_cache import forget_texts
-from recsys.privacy.footprints import Traces
+from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.proof import signing_key
 from recsys.privacy.rows import RowFinder
 from recsys.registry.mlflow_client import tracking_uri
@@ -110,7 +110,7 @@ def forget(config: Config, folder: RunFolder) -> None:
             config, folder, users, [*dict.fromkeys([*raw, *users])], Evidence(), copies
         )
         versions = _gather(work, dataset, store)
-        path = list_place(config.data, config.dataset_dir)
+        path = list_path(config.data, config.dataset_dir)
         forgotten = Forgotten.read(path)
         _check_known(work, dataset, forgotten, versions)
         forgotten = forgotten.having(users)
@@ -269,7 +269,7 @@ def _are_logged(work: Forgetting) -> bool:
     """Whether a log of answers contains one of the users: a cold-start user may have sent
     requests.
     """
-    their_rows = RowFinder(work.forms, Traces())
+    their_rows = RowFinder(work.forms, SearchTargets())
     return any(holds_rows(path, their_rows) for _, path in work.copies.logs())
 
 

@@ -115,7 +115,7 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
                 entrypoint=entrypoint(verb),
                 submission_id=job,
                 runtime_env={"working_dir": folder},
-                metadata={"verb": verb, "run": job_place(tree)},
+                metadata={"verb": verb, "run": job_folder(tree)},
                 entrypoint_num_cpus=config.submit.cpus or None,
                 entrypoint_resources=config.submit.resources or None,
             )
@@ -127,7 +127,7 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
                 f"submit.id: the cluster already has a job {job!r}; give another id, or none"
             ) from None
     print(
-        f"job {job} on {address_of(config.submit.address)}, run folder {job_place(tree)}",
+        f"job {job} on {address_of(config.submit.address)}, run folder {job_folder(tree)}",
         flush=True,
     )
     return watch(client, job, config.submit) if config.submit.follow else 0
@@ -142,7 +142,7 @@ def entrypoint(verb: str) -> str:
     )
 
 
-def job_place(tree: dict[str, Any]) -> str:
+def job_folder(tree: dict[str, Any]) -> str:
     """The run folder as the job sees it."""
     import yaml
 

@@ -31,7 +31,7 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
-from recsys.preparation.friend_edges import SocialRules, merge_part, number_rows
+from recsys.preparation.friend_edges import SocialRules, merge_shard, number_rows
 from recsys.preparation.graphs import encode_triples
 from recsys.preparation.items import align, compose_text, feature_table
 from recsys.preparation.media import media_table
@@ -72,7 +72,7 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
     )
     features = align(tables["items"], item_ids, schema.ITEM_ID)
     text = compose_text(features, TEXT_FIELDS, None, "")
-    edges, _ = merge_part(user_ids, number_rows(user_ids, SocialRules(), 1, tables["social"])[2])
+    edges, _ = merge_shard(user_ids, number_rows(user_ids, SocialRules(), 1, tables["social"])[2])
     files, _, _ = encode_triples(features, tables["knowledge"])
     image_N = tables["items"].column("image").combine_chunks()
     images = np.asarray(image_N.flatten(), dtype=np.float16).reshape(len(item_ids), -1)

@@ -21,7 +21,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.errors import Refusal
 from recsys.preparation.vector_cache import default_cache_dir
-from recsys.privacy.footprints import Id, Traces
+from recsys.privacy.footprints import Id, SearchTargets
 from recsys.privacy.membership import membership
 from recsys.privacy.proof import Searched, files_in, proof_of, search_file, signed
 from recsys.registry.experiments import local_path
@@ -41,7 +41,7 @@ _MOST_USERS: Final = 500  # users per group in the membership test
 class Evidence:
     """Everything known about the users to forget; kept in memory only."""
 
-    traces: Traces = field(default_factory=Traces)
+    traces: SearchTargets = field(default_factory=SearchTargets)
     # by user, with the item ids
     histories: dict[str, tuple[Histories, list[str]]] = field(default_factory=dict)
     model: Path | None = None  # the model that was made or trained again
@@ -165,7 +165,7 @@ def searchable(
             if download(uri, path):
                 named[path] = name
         if path is None or not path.exists():
-            # named in the proof: what was not searched must not look like nothing found
+            # listed in the proof, so that "not searched" is not read as "nothing found"
             not_searched.append(f"{without_query(uri)}: not there")
         else:
             own.append(path)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipelines.plumbing.run_folder import RunFolder
 from recsys.config import TrackingConfig
 from recsys.config.privacy import ForgetConfig
-from recsys.privacy.footprints import Traces
+from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.proof import files_in, search_file
 from recsys.registry.tracking import run_of_folder
 from recsys.registry.versions import Store, Version, holds_users
@@ -100,7 +100,7 @@ def forget_artefacts(
     run_dir: str,
     store: Store,
     versions: Iterable[Version],
-    traces: Traces,
+    traces: SearchTargets,
     say: Callable[[str], None],
 ) -> list[str]:
     """Delete artefacts of MLflow runs that contain the users, such as earlier reports, and logged
@@ -116,7 +116,7 @@ def forget_artefacts(
         The MLflow store.
     versions : Iterable[Version]
         Registered versions; their folders are skipped.
-    traces : Traces
+    traces : SearchTargets
         What to search the files for.
     say : Callable[[str], None]
         Called with a line of text if anything was deleted.

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from recsys.errors import ConfigError
 
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
-_CONNECT_S, _ANSWER_S, _SILENCE_S, _PAUSE_S, _TRIES = 5.0, 60.0, 60.0, 1.0, 10
+_CONNECT_S, _ANSWER_S, _READ_TIMEOUT_S, _PAUSE_S, _TRIES = 5.0, 60.0, 60.0, 1.0, 10
 ENDED: Final = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -202,7 +202,7 @@ async def _tail(client: Any, job: str, log: _Log) -> None:
     try:
         while True:
             # a connection that is lost without a word looks like a quiet job
-            text = await asyncio.wait_for(anext(stream), _SILENCE_S)
+            text = await asyncio.wait_for(anext(stream), _READ_TIMEOUT_S)
             log.show(seen, text)
             seen += len(text)
     except (StopAsyncIteration, TimeoutError):

@@ -138,7 +138,7 @@ def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
     """The files as a bundle; raises many kinds of exceptions where they do not fit together."""
     items, users = pq.read_table(folder / ITEMS), pq.read_table(folder / USERS)
     sizes = load_sizes(info.sizes)
-    # before any tensor is built: wrong sizes would otherwise allocate what they claim
+    # before any tensor is built: a wrong size in the file would allocate that much memory
     check_counts(sizes, len(users), len(items))
     tensors = load_file(folder / WEIGHTS)
     check_finite(tensors, str(folder / WEIGHTS))

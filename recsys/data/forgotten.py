@@ -28,7 +28,7 @@ from recsys.storage.filesystems import filesystem_of, storage_errors
 from recsys.storage.uris import beside
 
 
-def list_place(data: DataConfig, dataset_dir: str) -> str:
+def list_path(data: DataConfig, dataset_dir: str) -> str:
     """Path of the list: ``data.forgotten``, or a file next to the dataset."""
     return data.forgotten or beside(dataset_dir, ".forgotten.json")
 

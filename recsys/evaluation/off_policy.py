@@ -39,7 +39,7 @@ class Trials:
 
     users_R: Array  # dense number of the user
     answers_U: Array  # number of answers to every user
-    places_R: Array
+    positions_R: Array
     shown_R: Array  # dense number of the item
     target_R: Array  # likewise; −1: the target has no item there
     propensities_R: Array  # of the shown item at its place
@@ -148,20 +148,20 @@ def predicted(trials: Trials) -> tuple[Array, Array]:
     """
     shown_R, target_R = np.zeros(len(trials.users_R)), np.zeros(len(trials.users_R))
     num_items = int(max(trials.shown_R.max(initial=-1), trials.target_R.max(initial=-1))) + 1
-    num_places = int(trials.places_R.max(initial=-1)) + 1
+    num_positions = int(trials.positions_R.max(initial=-1)) + 1
     folds_R = trials.users_R % FOLDS
     for fold in range(FOLDS):
         fits_R = folds_R != fold
-        places = trials.places_R[fits_R]
+        places = trials.positions_R[fits_R]
         items = trials.shown_R[fits_R]
         rewards = trials.rewards_R[fits_R]
         overall = float(rewards.mean()) if len(rewards) else 0.0
-        counts = np.bincount(places, minlength=num_places)
-        means = (np.bincount(places, rewards, num_places) + _PRIOR * overall) / (counts + _PRIOR)
+        counts = np.bincount(places, minlength=num_positions)
+        means = (np.bincount(places, rewards, num_positions) + _PRIOR * overall) / (counts + _PRIOR)
         more = np.bincount(items, rewards - means[places], num_items)
         more = np.append(more / (np.bincount(items, minlength=num_items) + _PRIOR), 0.0)
         is_unseen_R = ~fits_R
-        base = means[trials.places_R[is_unseen_R]]
+        base = means[trials.positions_R[is_unseen_R]]
         shown_R[is_unseen_R] = base + more[trials.shown_R[is_unseen_R]]
         target_R[is_unseen_R] = np.where(
             trials.target_R[is_unseen_R] < 0, 0.0, base + more[trials.target_R[is_unseen_R]]

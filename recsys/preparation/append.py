@@ -37,7 +37,7 @@ from recsys.preparation.dataset_writer import folder_of
 from recsys.preparation.event_encoding import Coding
 from recsys.preparation.event_roles import NO_TIME, SPLITS
 from recsys.preparation.event_store import (
-    Kept,
+    StoredEvents,
     described,
     seen_in,
     seen_together,
@@ -141,7 +141,7 @@ class Appending(Preparation):
         )
         return encoded
 
-    def _kept(self, bucket: int) -> Kept:
+    def _kept(self, bucket: int) -> StoredEvents:
         kept = self.reading.kept(bucket)
         assert kept is not None, "an append has an earlier dataset"
         return kept

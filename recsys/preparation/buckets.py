@@ -34,7 +34,7 @@ from recsys.preparation.event_roles import (
     EventRules,
     written_out,
 )
-from recsys.preparation.event_store import Keeper, Kept
+from recsys.preparation.event_store import Keeper, StoredEvents
 from recsys.preparation.keys import (
     coded,
     codes_in,
@@ -188,7 +188,7 @@ def gather_bucket(
     known_items: pa.Array | None,
     *parts: pa.Table,
     keeper: Keeper | None = None,
-    earlier: Kept | None = None,
+    earlier: StoredEvents | None = None,
     whole: bool = True,
 ) -> tuple[pa.Table, pa.Table, BucketSummary]:
     """The good rows of a bucket, its bad rows in the format of the quarantine, and a summary.
@@ -206,8 +206,8 @@ def gather_bucket(
         The new rows.
     keeper : Keeper | None
         Keeps the good rows for a later append; None: they are not kept.
-    earlier : Kept | None
-        Kept rows of the dataset to append to, which come before ``parts``. Its rows with an unknown
+    earlier : StoredEvents | None
+        Stored rows of the dataset to append to, which come before ``parts``. Rows with an unknown
         item are checked again.
     whole : bool
         Whether the good rows of ``earlier`` are gathered as well.
@@ -302,10 +302,12 @@ class Reading:
             "whole": self.whole,
         }
 
-    def kept(self, bucket: int) -> Kept | None:
+    def kept(self, bucket: int) -> StoredEvents | None:
         """The rows of a bucket in the dataset to append to; None without one."""
         return (
-            None if self.earlier is None else Kept(self.earlier, bucket, tuple(range(self.number)))
+            None
+            if self.earlier is None
+            else StoredEvents(self.earlier, bucket, tuple(range(self.number)))
         )
 
 

@@ -63,7 +63,7 @@ class Keeper:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredEvents:
     """The kept rows of one bucket of a dataset."""
 
     folder: Folder

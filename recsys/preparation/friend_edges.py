@@ -88,7 +88,7 @@ class Friendships:
 
     def __init__(self, users: pa.Array, rules: SocialRules, blocks: Sequence[Any]) -> None:
         num_parts = min(max(len(blocks), 1), _MAX_PARTS)
-        splitter, merger = task(number_rows, 2 + num_parts), task(merge_part, 2)
+        splitter, merger = task(number_rows, 2 + num_parts), task(merge_shard, 2)
         known, num_pieces = ray.put(users), min(max(len(blocks), 1), _MAX_PIECES)
         pieces = [blocks[piece::num_pieces] for piece in range(num_pieces)]
         numbered = [splitter.remote(known, rules, num_parts, *piece) for piece in pieces]
@@ -253,7 +253,7 @@ def _dense_ends(table: pa.Table, users: pa.Array) -> tuple[Array, Array, set[str
     return src, dst, known, unknown
 
 
-def merge_part(users: pa.Array, *blocks: pa.Table) -> tuple[pa.Table, pa.Table]:
+def merge_shard(users: pa.Array, *blocks: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The sorted edges of one part of the users, and the duplicate rows."""
     table = (
         pa.concat_tables(blocks, promote_options="default").unify_dictionaries().combine_chunks()

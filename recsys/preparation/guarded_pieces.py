@@ -18,7 +18,7 @@ from recsys import schema
 from recsys.config import DataConfig
 from recsys.config.privacy import PseudonymConfig
 from recsys.data.dataset import PreparedDataset
-from recsys.data.forgotten import Forgotten, list_place
+from recsys.data.forgotten import Forgotten, list_path
 from recsys.data.histories import Array
 from recsys.data.pseudonyms import SAMPLE, Pseudonyms, email_like
 from recsys.errors import ConfigError
@@ -67,10 +67,10 @@ class Guard:
             The list of forgotten users is damaged.
         """
         Pseudonyms.of(data.pseudonymise)
-        here = Forgotten.read(list_place(data, dataset_dir))
+        here = Forgotten.read(list_path(data, dataset_dir))
         whole = here.with_all_of(inherited)
         if len(whole) > len(here):
-            whole.write(list_place(data, dataset_dir))
+            whole.write(list_path(data, dataset_dir))
         return Guard(data.pseudonymise, whole)
 
     def keyed(self, content_hash: str) -> str:

@@ -20,7 +20,7 @@ from recsys.preparation.event_encoding import Coding, encode_bucket
 from recsys.preparation.event_roles import EVENT_SCHEMA, NO_TIME, TEXT_SCHEMA
 from recsys.preparation.event_store import (
     TIMES,
-    Kept,
+    StoredEvents,
     of_users,
 )
 from recsys.preparation.keys import joined, used_texts
@@ -33,7 +33,7 @@ from recsys.preparation.shards import (
 
 
 def encode_touched(
-    kept: Kept,
+    kept: StoredEvents,
     fresh: pa.Table | None,
     coding: Coding,
     touched: tuple[pa.Array, Array] | None,
@@ -44,7 +44,7 @@ def encode_touched(
 
     Parameters
     ----------
-    kept : Kept
+    kept : StoredEvents
         Rows of the earlier dataset.
     fresh : pa.Table | None
         New good rows; None: no new rows.
@@ -94,13 +94,13 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
     return counted.select(names).take(pa.array(rows))
 
 
-def kept_times(kept: Kept, since: int, target_types: tuple[int, ...]) -> list[Any]:
+def kept_times(kept: StoredEvents, since: int, target_types: tuple[int, ...]) -> list[Any]:
     """User, type and time of the earlier dataset's events from ``since`` (microseconds) on; and the
     number of its earlier events of predicted types (empty ``target_types``: all types).
 
     Parameters
     ----------
-    kept : Kept
+    kept : StoredEvents
         The kept rows of one bucket.
     since : int
         Time in microseconds since 1970.

@@ -144,7 +144,7 @@ class Id:
 
 
 @dataclass
-class Traces:
+class SearchTargets:
     """Everything that a search looks for."""
 
     ids: list[Id] = field(default_factory=list)

@@ -7,7 +7,7 @@ them. AUC .5: the attack finds nothing; 1: it is always right.
 
     t(u) = mean over positions p of  log softmax_i(s(u_{<p}, i)) at the item at position p
 
-The attack also runs on remaining users, on whom the model was trained. If it does not find *them*
+The attack also runs on remaining users, whose events trained the model. If it does not find *them*
 either, the test proves little, and the result says so. Legend: U users, Q queries, N items.
 """
 
@@ -129,9 +129,9 @@ def membership(
     forgotten : Histories
         Histories of the deleted users, with the dense item ids of the model.
     unseen : Histories
-        Users on whom no model was trained.
+        Users whose events trained no model.
     members : Histories
-        Users on whom the model was trained.
+        Users whose events trained the model.
     """
     t_unseen = statistics(model, unseen)
     t_forgotten, t_members = statistics(model, forgotten), statistics(model, members)

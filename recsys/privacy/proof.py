@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys.errors import ConfigError
-from recsys.privacy.footprints import Traces
+from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.unpacked import parts
 
 _FORMAT: Final = 1
@@ -39,7 +39,7 @@ class Searched:
     unreadable: list[str] = field(default_factory=list)
 
 
-def search_file(path: Path, shown: str, traces: Traces) -> Searched:
+def search_file(path: Path, shown: str, traces: SearchTargets) -> Searched:
     """Search every part of a file; what cannot be opened is listed as unreadable.
 
     Parameters
@@ -48,7 +48,7 @@ def search_file(path: Path, shown: str, traces: Traces) -> Searched:
         The file.
     shown : str
         The path as the proof names it.
-    traces : Traces
+    traces : SearchTargets
         What to search for.
 
     Returns
@@ -94,7 +94,7 @@ def files_in(paths: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
 
 
 def proof_of(
-    users: Iterable[str], searched: list[Searched], traces: Traces, others: dict[str, Any]
+    users: Iterable[str], searched: list[Searched], traces: SearchTargets, others: dict[str, Any]
 ) -> dict[str, Any]:
     """The unsigned list; ``others`` has the other content: time, models, membership test, what
     remains.
@@ -105,7 +105,7 @@ def proof_of(
         Ids of the deleted users; only their hashes are in the list.
     searched : list of Searched
         All searched files.
-    traces : Traces
+    traces : SearchTargets
         What was searched for; only its counts are in the list.
     others : dict of str to JSON values
         The other content.

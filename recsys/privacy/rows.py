@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from recsys.privacy.footprints import Traces
+from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.unpacked import Part
 
 
@@ -17,7 +17,7 @@ class RowFinder:
     text.
     """
 
-    def __init__(self, users: Iterable[str], traces: Traces) -> None:
+    def __init__(self, users: Iterable[str], traces: SearchTargets) -> None:
         self._users, self._traces = frozenset(users), traces
         forms = (
             json.dumps(user, ensure_ascii=ascii)[1:-1]

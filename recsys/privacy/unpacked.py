@@ -121,7 +121,7 @@ def _data_uris(data: Any, where: str, depth: int) -> Iterator[Part]:
 def _unpacked(content: bytes, where: str, depth: int) -> Iterator[Part]:
     with tempfile.NamedTemporaryFile(prefix="multigrain-") as file:
         file.write(content)
-        # the part is opened again by its name, which shows only what has left the buffer
+        # the file is opened again by its name, and must not lack bytes that are still in the buffer
         file.flush()
         yield from _part_of(Path(file.name), where, depth)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from recsys.serving.access import check_token
 from recsys.serving.calls import METHODS, STOCK, CallError
-from recsys.serving.openapi import OPEN_TO_ALL, ServerFacts
+from recsys.serving.openapi import OPEN_TO_ALL, ServerTraits
 from recsys.serving.size import Bounds
 
 
@@ -29,9 +29,9 @@ class Limits:
         return Bounds(self.max_requests, self.max_answers, self.max_scores)
 
     @property
-    def server(self) -> ServerFacts:
+    def server(self) -> ServerTraits:
         """The limits and tokens as the description of the server names them."""
-        return ServerFacts(
+        return ServerTraits(
             self.max_requests, self.max_bytes, bool(self.token_sha256), bool(self.stock_sha256)
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from recsys.serving.requests import Answer, SimilarAnswer
 
 if TYPE_CHECKING:  # imports torch
-    from recsys.serving.model_facts import ModelFacts
+    from recsys.serving.model_traits import ModelTraits
 
 _ITEMS: Final = {"lamp-3": "Desk lamp", "chair-12": "Oak chair", "desk-7": "Standing desk"}
 _FILTERS: Final = {"category": ["lamps", "chairs"], "price": {"lt": 20}}
@@ -28,15 +28,15 @@ class Examples:
     filters: dict[str, Any]
 
     @classmethod
-    def of(cls, facts: ModelFacts | None) -> Examples:
+    def of(cls, traits: ModelTraits | None) -> Examples:
         """Examples for a loaded model; None: of an invented shop."""
-        if facts is None:
+        if traits is None:
             return cls(list(_ITEMS), list(_ITEMS.values()), _FILTERS)
-        invented = len(_ITEMS) - len(facts.item_ids)
+        invented = len(_ITEMS) - len(traits.item_ids)
         return cls(
-            [*facts.item_ids, *list(_ITEMS)[:invented]],
-            [*facts.titles, *list(_ITEMS.values())[:invented]],
-            _filters(facts),
+            [*traits.item_ids, *list(_ITEMS)[:invented]],
+            [*traits.titles, *list(_ITEMS.values())[:invented]],
+            _filters(traits),
         )
 
     @property
@@ -139,11 +139,11 @@ class Examples:
         )
 
 
-def _filters(facts: ModelFacts) -> dict[str, Any]:
+def _filters(traits: ModelTraits) -> dict[str, Any]:
     """A filter on a category and a number that the model knows."""
     found: dict[str, Any] = {}
     for kinds in (("category", "list"), ("number",)):
-        for name, one in facts.item_attributes.items():
+        for name, one in traits.item_attributes.items():
             if one.kind in kinds and one.examples:
                 value = one.examples[0]
                 found[name] = {"ge": value} if kinds == ("number",) else [value]

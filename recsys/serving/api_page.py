@@ -23,7 +23,7 @@ from markupsafe import Markup, escape
 
 from recsys.report.pages import environment, packaged, stylesheet
 from recsys.serving.calls import Reply
-from recsys.serving.openapi import ServerFacts, document
+from recsys.serving.openapi import ServerTraits, document
 from recsys.serving.schemas import PLACE, Schema
 
 _TEMPLATE: Final = "api_page.html.j2"
@@ -40,7 +40,7 @@ _WORDS: Final = {
 
 
 @cache
-def docs(server: ServerFacts) -> Reply:
+def docs(server: ServerTraits) -> Reply:
     """The reply to GET /docs."""
     style = stylesheet() + packaged("recsys.serving", "api_page.css")
     script = packaged("recsys.serving", "api_page.js")

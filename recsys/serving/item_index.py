@@ -22,7 +22,7 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 
-_NUM_SAMPLED: Final = 256  # users on whom the recall is measured
+_NUM_SAMPLED: Final = 256  # number of users for the measured recall
 
 
 def index_bundle(folder: str | Path, exact_items: int) -> str:

@@ -20,7 +20,7 @@ from recsys.serving.reply_schemas import components
 from recsys.serving.schemas import Schema, fixed_object, ref
 
 if TYPE_CHECKING:  # imports torch
-    from recsys.serving.model_facts import ModelFacts
+    from recsys.serving.model_traits import ModelTraits
 
 OPEN_TO_ALL: Final = ("/health", "/ping", DOCS)  # paths that need no token
 VERSION_HEADER: Final = "X-Model-Version"
@@ -48,7 +48,7 @@ _CALLERS, _WAREHOUSE = "callerToken", "stockToken"
 
 
 @dataclass(frozen=True)
-class ServerFacts:
+class ServerTraits:
     """What the description says about the server itself."""
 
     max_requests: int
@@ -58,20 +58,20 @@ class ServerFacts:
 
 
 def document(
-    server: ServerFacts, facts: ModelFacts | None = None, about: Mapping[str, Any] | None = None
+    server: ServerTraits, traits: ModelTraits | None = None, about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The OpenAPI document.
 
     Parameters
     ----------
-    server : ServerFacts
+    server : ServerTraits
         Limits and tokens of the server.
-    facts : ModelFacts | None
+    traits : ModelTraits | None
         What the loaded model knows; None: the document names no attributes.
     about : Mapping[str, Any] | None
         The description of the loaded model.
     """
-    shown = Examples.of(facts)
+    shown = Examples.of(traits)
     operations = {
         RECOMMEND: _recommend(server, shown),
         SIMILAR: _similar(server, shown),
@@ -100,7 +100,7 @@ def document(
             path: {METHODS[path].lower(): _with_security(path, operation, server)}
             for path, operation in operations.items()
         },
-        "components": {"schemas": components(facts), "securitySchemes": tokens},
+        "components": {"schemas": components(traits), "securitySchemes": tokens},
     }
 
 
@@ -110,7 +110,7 @@ def _loaded(about: Mapping[str, Any]) -> dict[str, str]:
     return {str(one.get("uri") or ""): str(one.get("version") or "") for one in models}
 
 
-def _introduction(server: ServerFacts) -> str:
+def _introduction(server: ServerTraits) -> str:
     lines = [
         "Bodies are JSON in UTF-8. An unknown field is refused, and so is a number in place of an"
         " id: ids are text. No path reads query parameters.",
@@ -126,7 +126,7 @@ def _introduction(server: ServerFacts) -> str:
     return "\n\n".join(lines)
 
 
-def _tokens(server: ServerFacts) -> dict[str, Any]:
+def _tokens(server: ServerTraits) -> dict[str, Any]:
     """The security schemes that this server has."""
     found = {
         _WAREHOUSE: {
@@ -144,7 +144,7 @@ def _tokens(server: ServerFacts) -> dict[str, Any]:
     return found
 
 
-def _with_security(path: str, operation: dict[str, Any], server: ServerFacts) -> dict[str, Any]:
+def _with_security(path: str, operation: dict[str, Any], server: ServerTraits) -> dict[str, Any]:
     """An operation with its token, and the reply to a call without it."""
     if path == STOCK:
         named: list[dict[str, list[str]]] = [{_WAREHOUSE: []}]
@@ -158,7 +158,7 @@ def _with_security(path: str, operation: dict[str, Any], server: ServerFacts) ->
     return {**operation, "security": named, "responses": dict(sorted(responses.items()))}
 
 
-def _recommend(server: ServerFacts, shown: Examples) -> dict[str, Any]:
+def _recommend(server: ServerTraits, shown: Examples) -> dict[str, Any]:
     return {
         "operationId": "recommend",
         "tags": ["answers"],
@@ -174,7 +174,7 @@ def _recommend(server: ServerFacts, shown: Examples) -> dict[str, Any]:
     }
 
 
-def _similar(server: ServerFacts, shown: Examples) -> dict[str, Any]:
+def _similar(server: ServerTraits, shown: Examples) -> dict[str, Any]:
     return {
         "operationId": "similar",
         "tags": ["answers"],
@@ -210,7 +210,7 @@ def _invocations(shown: Examples) -> dict[str, Any]:
     }
 
 
-def _stock(server: ServerFacts, shown: Examples) -> dict[str, Any]:
+def _stock(server: ServerTraits, shown: Examples) -> dict[str, Any]:
     closed = "" if server.takes_stock else " This server has no such token and answers 403."
     return {
         "operationId": "changeStock",
@@ -299,7 +299,7 @@ def _own_pages() -> dict[str, dict[str, Any]]:
     }
 
 
-def _one_or_list(name: str, server: ServerFacts | None = None) -> Schema:
+def _one_or_list(name: str, server: ServerTraits | None = None) -> Schema:
     several: Schema = {"type": "array", "items": ref(name)}
     if server is not None:
         several["maxItems"] = server.max_requests

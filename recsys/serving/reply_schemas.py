@@ -12,14 +12,14 @@ from recsys.serving.calls import ERROR_CODES, FRAMES, OTHER_ERROR, PARAMS
 from recsys.serving.schemas import Schema, fixed_object, or_null, ref, schemas
 
 if TYPE_CHECKING:  # imports torch
-    from recsys.serving.model_facts import ModelFacts
+    from recsys.serving.model_traits import ModelTraits
 
 _TEXT: Final[Schema] = {"type": "string"}
 
 
-def components(facts: ModelFacts | None = None) -> dict[str, Schema]:
-    """All components by name; ``facts`` are those of the loaded model."""
-    found = schemas(facts)
+def components(traits: ModelTraits | None = None) -> dict[str, Schema]:
+    """All components by name; ``traits`` are those of the loaded model."""
+    found = schemas(traits)
     rows = {"anyOf": [ref("RequestRow"), ref("SimilarRow")]}
     kinds = [found[kind]["properties"] for kind in ("RequestRow", "SimilarRow")]
     names = list(dict.fromkeys(name for kind in kinds for name in kind))

@@ -6,7 +6,7 @@ what pydantic cannot derive: shapes that a validator accepts in addition (an id 
 conditions of filters, and the fields of which one must be given. A test compares what the schemas
 and the parsers accept.
 
-Where the facts of a loaded model are known, the schemas name its attributes, context columns and
+Where the traits of a loaded model are known, the schemas name its attributes, context columns and
 event types.
 """
 
@@ -32,7 +32,7 @@ from recsys.serving.requests import (
 from recsys.serving.stock import StockChange
 
 if TYPE_CHECKING:  # imports torch
-    from recsys.serving.model_facts import Attribute, ModelFacts
+    from recsys.serving.model_traits import Attribute, ModelTraits
 
 Schema = dict[str, Any]
 PLACE: Final = "#/components/schemas/"
@@ -69,8 +69,8 @@ def fixed_object(properties: Mapping[str, Schema], required: Iterable[str] | Non
     }
 
 
-def schemas(facts: ModelFacts | None = None) -> dict[str, Schema]:
-    """The components of requests and answers by name; ``facts`` are those of the loaded model."""
+def schemas(traits: ModelTraits | None = None) -> dict[str, Schema]:
+    """The components of requests and answers by name; ``traits`` are those of the loaded model."""
     found = {name: _described(name, _untitled(schema)) for name, schema in _derived().items()}
     for one in WRITTEN:
         found[one.__name__] = _without_absent(found[one.__name__])
@@ -83,16 +83,16 @@ def schemas(facts: ModelFacts | None = None) -> dict[str, Schema]:
             " zone), or seconds, milli-, micro- or nanoseconds since 1970.",
             "examples": ["2026-11-27 18:00", 1795802400],
         },
-        "Filters": _filters(facts),
-        "UserAttributes": _user_attributes(facts),
-        "Context": _context(facts),
+        "Filters": _filters(traits),
+        "UserAttributes": _user_attributes(traits),
+        "Context": _context(traits),
         "RequestRow": _row(found["Request"], "A row of /invocations with the fields of a Request"),
         "SimilarRow": _row(
             found["SimilarRequest"], "A row of /invocations with the fields of a SimilarRequest"
         ),
     }
-    if facts is not None:
-        _name_known(found, facts)
+    if traits is not None:
+        _name_known(found, traits)
     return found
 
 
@@ -266,17 +266,17 @@ def _explanations() -> dict[str, Schema]:
     }
 
 
-def _filters(facts: ModelFacts | None) -> Schema:
+def _filters(traits: ModelTraits | None) -> Schema:
     start = "Attribute of items → condition. All conditions must hold."
     found: Schema = {"type": "object", "maxProperties": MAX_CONDITIONS}
-    if facts is None:
+    if traits is None:
         return {
             "description": f"{start} The attributes are the columns of the table of items.",
             **found,
             "additionalProperties": ref("Condition"),
             "examples": [{"price": {"lt": 20}, "category": ["lamps", "chairs"]}],
         }
-    known = facts.item_attributes
+    known = traits.item_attributes
     properties = {
         name: {"description": _sentence(one), **ref(_CONDITIONS[one.kind])}
         for name, one in known.items()
@@ -290,12 +290,12 @@ def _filters(facts: ModelFacts | None) -> Schema:
     }
 
 
-def _user_attributes(facts: ModelFacts | None) -> Schema:
+def _user_attributes(traits: ModelTraits | None) -> Schema:
     start = "Attribute of users → value; null is the same as a missing attribute."
     value: Schema = {"type": ["string", "number", "boolean"]}
     several: Schema = {"type": "array", "items": {"type": ["string", "number", "boolean", "null"]}}
     both = {"anyOf": [value, several, {"type": "null"}]}
-    if facts is None:
+    if traits is None:
         return {
             "description": start,
             "type": "object",
@@ -309,19 +309,19 @@ def _user_attributes(facts: ModelFacts | None) -> Schema:
     }
     return {
         "description": start
-        + ("" if facts.user_attributes else " This model knows no attributes of users."),
+        + ("" if traits.user_attributes else " This model knows no attributes of users."),
         "type": "object",
         "properties": {
             name: {"description": _sentence(one), **by_kind.get(one.kind, both)}
-            for name, one in facts.user_attributes.items()
+            for name, one in traits.user_attributes.items()
         },
         "additionalProperties": False,
     }
 
 
-def _context(facts: ModelFacts | None) -> Schema:
+def _context(traits: ModelTraits | None) -> Schema:
     start = "Context column → value; null is the same as a missing value."
-    if facts is None:
+    if traits is None:
         return {
             "description": start,
             "type": "object",
@@ -329,14 +329,14 @@ def _context(facts: ModelFacts | None) -> Schema:
         }
     by_kind = {"number": ["number", "null"], "category": ["string", "null"]}
     return {
-        "description": start + ("" if facts.context else " This model has no context columns."),
+        "description": start + ("" if traits.context else " This model has no context columns."),
         "type": "object",
         "properties": {
             name: {
                 "description": _sentence(one),
                 "type": by_kind.get(one.kind, ["string", "number", "null"]),
             }
-            for name, one in facts.context.items()
+            for name, one in traits.context.items()
         },
         "additionalProperties": False,
     }
@@ -345,7 +345,7 @@ def _context(facts: ModelFacts | None) -> Schema:
 def _sentence(attribute: Attribute) -> str:
     """What an attribute holds, with examples.
 
-    >>> from recsys.serving.model_facts import Attribute
+    >>> from recsys.serving.model_traits import Attribute
     >>> _sentence(Attribute("number", (0.5, 20.0))), _sentence(Attribute("list", ("a", "b")))
     ('A number, from 0.5 to 20.', 'A list of categories, such as “a”, “b”.')
     """
@@ -384,15 +384,15 @@ def _bare(part: Schema) -> Schema:
     return {name: value for name, value in part.items() if name != "description"}
 
 
-def _name_known(found: dict[str, Schema], facts: ModelFacts) -> None:
+def _name_known(found: dict[str, Schema], traits: ModelTraits) -> None:
     """Name the event types and categories of the model, and its default for seen items."""
-    if facts.event_types:
-        _set(found, "HistoryEvent", "event_type", or_null({"enum": list(facts.event_types)}))
+    if traits.event_types:
+        _set(found, "HistoryEvent", "event_type", or_null({"enum": list(traits.event_types)}))
     categories = [
-        name for name, one in facts.item_attributes.items() if one.kind in ("category", "list")
+        name for name, one in traits.item_attributes.items() if one.kind in ("category", "list")
     ]
     if categories:
         _set(found, "Diversify", "attribute", or_null({"enum": categories}))
     for owner in ("Request", "RequestRow"):
         # null is allowed, and means this
-        found[owner]["properties"]["exclude_seen"]["default"] = facts.exclude_seen
+        found[owner]["properties"]["exclude_seen"]["default"] = traits.exclude_seen

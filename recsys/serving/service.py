@@ -43,7 +43,7 @@ from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.large_call_queue import LargeCallQueue
 from recsys.serving.large_calls import Slices
-from recsys.serving.openapi import VERSION_HEADER, ServerFacts, document
+from recsys.serving.openapi import VERSION_HEADER, ServerTraits, document
 from recsys.serving.prometheus import Counts, exposition
 from recsys.serving.requests import Answer, AnyAnswer, Job, Request
 from recsys.serving.size import slices
@@ -113,7 +113,7 @@ class Service:
     _held: Mapping[Side, Held] = field(default_factory=dict)
     stock: Stock = field(default_factory=Stock)
     # limits and tokens of the front, which checks the tokens; None: those of ``limits``
-    server: ServerFacts | None = None
+    server: ServerTraits | None = None
     _lane: LargeCallQueue = field(default_factory=LargeCallQueue)
     _described: tuple[Mapping[Side, Held], Reply] | None = None
 
@@ -289,7 +289,7 @@ class Service:
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
         if incoming.path == OPENAPI:
-            # reading the facts of a model may take long, and other calls must not wait
+            # reading the traits of a model may take long, and other calls must not wait
             return await asyncio.to_thread(self._document)
         if incoming.path == DOCS:
             return await asyncio.to_thread(docs, self.server or self.limits.server)
@@ -297,14 +297,14 @@ class Service:
 
     def _document(self) -> Reply:
         """The description of the server, with what the current models know."""
-        from recsys.serving.model_facts import facts_of
+        from recsys.serving.model_traits import traits_of
 
         held, kept = self._held, self._described
         if kept is None or kept[0] is not held:
-            facts = facts_of(held["a"][0].bundle)
+            traits = traits_of(held["a"][0].bundle)
             if "b" in held:
-                facts = facts.merged(facts_of(held["b"][0].bundle))
-            content = document(self.server or self.limits.server, facts, self.about)
+                traits = traits.merged(traits_of(held["b"][0].bundle))
+            content = document(self.server or self.limits.server, traits, self.about)
             kept = self._described = held, reply_json(200, content)
         return kept[1]
 

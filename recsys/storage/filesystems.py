@@ -29,7 +29,7 @@ from recsys.errors import StorageError, choices
 from recsys.storage.uris import CREDENTIALS, expanded, has_credentials, is_remote, without_query
 
 CONNECT_S: Final = 5.0
-SILENCE_S: Final = 20.0  # an attempt ends after so long without data
+READ_TIMEOUT_S: Final = 20.0  # an attempt ends after so long without data
 ATTEMPTS: Final = 3
 _ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGIONS: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -254,7 +254,7 @@ def s3_client(uri: str) -> Any:
     region, endpoint, _, certificates = _settings(uri, options)[:4]
     limits = Config(
         connect_timeout=CONNECT_S,
-        read_timeout=SILENCE_S,
+        read_timeout=READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
     )
     with storage_errors(uri, "use"):
@@ -349,6 +349,6 @@ def _s3_filesystem(
         scheme=scheme,
         tls_ca_file_path=certificates or None,
         connect_timeout=CONNECT_S,
-        request_timeout=SILENCE_S,
+        request_timeout=READ_TIMEOUT_S,
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
     )

@@ -21,7 +21,7 @@ _CURRENCY: Final = r"(?:[\p{Sc}%]|[A-Z]{3}|US\$|kr\.?|zł|Fr\.)"
 _UNIT_BEFORE: Final = rf"^([+-]?){_CURRENCY}\s*"
 _UNIT_BEHIND: Final = rf"^(.*\d)\s*{_CURRENCY}$"
 _COMMA_GROUPED: Final = r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?$"
-# share of numbers with a decimal comma in a column, from which they are rewritten
+# a column is rewritten if at least this share of its numbers has a decimal comma
 _MOST: Final = 0.5
 
 

@@ -97,7 +97,7 @@ def test_unknown_times_limit_a_visit_by_events() -> None:
     assert queries_of(shop(row, times=[[0] * 25])) == [(0, 21, 2), (0, 23, 1)]
 
 
-def test_events_of_other_users_and_items_are_no_touch() -> None:
+def test_events_of_other_users_and_items_are_ignored() -> None:
     assert queries_of(shop("v1 v2", "v3 b2", "v2 b3")) == [(1, 1, 2), (2, 1, 3)]
 
 

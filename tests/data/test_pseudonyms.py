@@ -128,7 +128,7 @@ def test_artefacts_contain_pseudonyms_and_the_key_finds_users(
     assert after.source == "popularity"
 
 
-def test_another_key_gives_another_dataset_and_a_missing_key_is_refused(
+def test_dataset_changes_with_the_key_and_a_missing_key_is_refused(
     tmp_path: Path, ray_local: None
 ) -> None:
     config = load_config(_write(tmp_path, pseudonyms=True))

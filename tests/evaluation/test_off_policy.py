@@ -96,7 +96,7 @@ def test_estimates_are_the_sums_of_their_formulas() -> None:
     trials = Trials(
         users_R=np.array([0, 0, 1]),
         answers_U=np.array([1, 1]),
-        places_R=np.array([0, 1, 0]),
+        positions_R=np.array([0, 1, 0]),
         shown_R=np.array([0, 1, 1]),
         target_R=np.array([0, 0, 1]),
         propensities_R=np.array([0.5, 0.25, 0.1]),

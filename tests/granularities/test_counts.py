@@ -231,8 +231,8 @@ def test_new_user_is_ranked_by_attributes_alone(
 
 
 def test_knowledge_finds_planted_triples(tmp_path: Path) -> None:
-    """An item's triples name its owner directly, whom a user likes; few events per item. Measured:
-    .108, without .059.
+    """An item's triples name its owner, and users like certain owners; few events per item.
+    Measured: .108, without .059.
     """
     sparse = planted_dataset(tmp_path, {"knowledge": 1.0}, num_items=1000, events_per_user=6.0)
     shorten(sparse)

@@ -352,7 +352,7 @@ def test_lines_of_canceled_orders_are_left_out(tmp_path: Path) -> None:
     assert read.num_rows == NUM_EVENTS - 2 * sum(state == "refunded" for *_, state in orders)
 
 
-def test_states_of_the_customer_and_usual_marks_leave_all_events(tmp_path: Path) -> None:
+def test_columns_with_states_of_the_customer_drop_no_events(tmp_path: Path) -> None:
     rows = [
         (f"c{u}", f"p{i}", at(t), ["active", "canceled"][u % 2], ["yes", "yes", "no"][n % 3])
         for n, (u, i, t) in enumerate(pairs())

@@ -201,7 +201,7 @@ def test_dry_run_lists_the_job_package(capsys: Captured) -> None:
 # ---------------------------------------------------------------------------------------- arguments
 
 
-def test_words_for_jobs_and_verbs_are_distinct() -> None:
+def test_job_commands_do_not_collide_with_verbs() -> None:
     assert not set(submit.ABOUT_JOBS) & set(VERBS)
 
 

@@ -28,7 +28,7 @@ from recsys.evaluation.validation import Validator
 from recsys.preparation.appendable import Least
 from recsys.preparation.content_hash import settings_of
 from recsys.preparation.dataset_writer import folder_of
-from recsys.preparation.event_store import Kept
+from recsys.preparation.event_store import StoredEvents
 from recsys.preparation.forget import forget_users
 from recsys.preparation.prepare import prepare
 from recsys.training.context import TrainContext
@@ -468,7 +468,7 @@ def test_forgotten_users_in_newer_files_are_left_out(name: str, tmp_path: Path) 
         assert found[part] == expected[part], part
     assert after.manifest.forgotten["users"] == forgotten.to_json()
     audit(after)
-    kept = [Kept(folder_of(after), bucket, (0, 1)).rows() for bucket in range(3)]
+    kept = [StoredEvents(folder_of(after), bucket, (0, 1)).rows() for bucket in range(3)]
     assert not {*gone} & {
         user for rows in kept if rows for user in rows.column("user_id").to_pylist()
     }

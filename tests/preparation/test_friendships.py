@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from recsys import schema
-from recsys.preparation.friend_edges import EDGE_SCHEMA, SocialRules, merge_part, number_rows
+from recsys.preparation.friend_edges import EDGE_SCHEMA, SocialRules, merge_shard, number_rows
 
 USERS = pa.array([f"u{number:02}" for number in range(12)])
 BEFORE = 900
@@ -80,7 +80,8 @@ def test_edges_and_bad_rows_equal_those_by_hand(
             for a, b in zip(cuts, cuts[1:], strict=False)
         ]
         merged = [
-            merge_part(USERS, *(parts[2 + part] for parts in numbered)) for part in range(num_parts)
+            merge_shard(USERS, *(parts[2 + part] for parts in numbered))
+            for part in range(num_parts)
         ]
         edges = pa.concat_tables([part for part, _ in merged])
         bad = pa.concat_tables(
@@ -115,5 +116,5 @@ def test_edges_and_bad_rows_equal_those_by_hand(
 @pytest.mark.parametrize("num_blocks", [0, 1])
 def test_no_friendships_give_no_edges(num_blocks: int) -> None:
     parts = number_rows(USERS, SocialRules(), 2, *[friend_rows(0)[:0]] * num_blocks)
-    edges, repeated = merge_part(USERS, *parts[2:])
+    edges, repeated = merge_shard(USERS, *parts[2:])
     assert edges.num_rows == repeated.num_rows == 0 and edges.schema == EDGE_SCHEMA

@@ -36,7 +36,7 @@ from recsys.errors import ArtifactError
 from recsys.preparation.forget import forget_users
 from recsys.preparation.prepare import prepare
 from recsys.preparation.vector_cache import VectorCache, forget_texts, text_keys
-from recsys.privacy.footprints import Id, Traces
+from recsys.privacy.footprints import Id, SearchTargets
 from recsys.privacy.membership import membership, separation
 from recsys.privacy.proof import is_signed, search_file
 from recsys.registry.followed_model import FollowedModel
@@ -491,7 +491,7 @@ def test_forget_equals_prepare_without_the_users(
     assert _shown(found.dataset) == _shown(expected)
     assert found.dataset.manifest.content_hash == expected.manifest.content_hash
     assert any("context column weather" in line for line in found.left)
-    traces = Traces(
+    traces = SearchTargets(
         [Id.of(user, pa.array([], pa.string()), pa.array([], pa.string())) for user in gone]
     )
     for path in sorted(one for one in Path(found.dataset.root).rglob("*") if one.is_file()):
@@ -554,9 +554,9 @@ def test_text_vectors_are_deleted_from_the_cache(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------- the search
 
 
-def _traces(*names: str) -> Traces:
+def _traces(*names: str) -> SearchTargets:
     known, items = pa.array([*names, "annabel-1", "bob"]), pa.array(["tea", "42"])
-    return Traces([Id.of(name, known, items) for name in names])
+    return SearchTargets([Id.of(name, known, items) for name in names])
 
 
 def _packed(kind: str, folder: Path) -> Path:
@@ -669,7 +669,7 @@ def test_history_is_found_without_an_id(tmp_path: Path) -> None:
         users.values_E,
         users.splits_E,
     )
-    traces = Traces()
+    traces = SearchTargets()
     traces.add_history(users, [0], [f"film {number}" for number in range(10)])
     files = {
         "items.safetensors": {"a": torch.tensor([0, 5, 3, 9, 1, 7, 2, 0], dtype=torch.int32)},
@@ -698,7 +698,7 @@ def test_history_is_found_without_an_id(tmp_path: Path) -> None:
     )
     two = search_file(tmp_path / "two.parquet", "two", traces)
     assert not two.found, "the end of one list and the start of the next are not a user's history"
-    common = Traces()
+    common = SearchTargets()
     common.add_history(users, [1], [])
     assert common.num_common and len(common.stretches) < len(traces.stretches)
     later = Histories.of_items([[5, 3, 9, 1, 7, 2], [0, 5, 3, 9, 1, 7, 2]], [0, 1])

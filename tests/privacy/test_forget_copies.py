@@ -25,7 +25,7 @@ from pipelines.forgetting.copies import _without_rows
 from recsys.bundle.checksums import entry_of
 from recsys.config import ServeConfig
 from recsys.export.forget import Exported
-from recsys.privacy.footprints import Traces
+from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.rows import RowFinder
 from recsys.registry.copy_records import FOLDER, Copy, of_models, of_run, owner_of, remember
 from recsys.serving.admission import Limits
@@ -235,10 +235,10 @@ def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:
         writer.start()
     removed = 0
     while not stop.is_set():
-        removed += remove_rows(path, RowFinder(["u1"], Traces()))
+        removed += remove_rows(path, RowFinder(["u1"], SearchTargets()))
     for writer in writers:
         writer.join()
-    removed += remove_rows(path, RowFinder(["u1"], Traces()))
+    removed += remove_rows(path, RowFinder(["u1"], SearchTargets()))
     left = [json.loads(line)["user_id"] for line in path.read_text().splitlines()]
     assert removed == 4 * number + 1
     assert sorted(left) == sorted(
@@ -257,8 +257,8 @@ def test_log_row_belongs_to_user_by_id_or_friend_not_by_number() -> None:
         {"user_id": None, "request": {"history": ["4"]}, "item_ids": []},
     ]
     lines = [json.dumps(row).encode() + b"\n" for row in rows]
-    assert RowFinder(["4"], Traces())(lines) == [True, True, False, False]
-    assert RowFinder(['ü,"4'], Traces())(
+    assert RowFinder(["4"], SearchTargets())(lines) == [True, True, False, False]
+    assert RowFinder(['ü,"4'], SearchTargets())(
         [json.dumps({"user_id": 'ü,"4'}, ensure_ascii=False).encode()]
     ) == [True]
 

@@ -43,8 +43,8 @@ from recsys.serving.exploration import Explorer
 from recsys.serving.field_texts import DESCRIPTIONS
 from recsys.serving.front import Front, TimeLimits
 from recsys.serving.listener import Listener
-from recsys.serving.model_facts import Attribute, ModelFacts, attribute_of, facts_of
-from recsys.serving.openapi import OPEN_TO_ALL, STATUSES, ServerFacts, document
+from recsys.serving.model_traits import Attribute, ModelTraits, attribute_of, traits_of
+from recsys.serving.openapi import OPEN_TO_ALL, STATUSES, ServerTraits, document
 from recsys.serving.requests import Job, Request, SimilarRequest
 from recsys.serving.schemas import READ, WRITTEN
 from recsys.serving.service import Incoming, Outcome, Service
@@ -57,8 +57,8 @@ CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
 CALLERS, WAREHOUSE = "the token of callers", "the token of the warehouse"
-SERVER = ServerFacts(1000, 10_000_000, True, True)
-OPEN = ServerFacts(1000, 10_000_000)
+SERVER = ServerTraits(1000, 10_000_000, True, True)
+OPEN = ServerTraits(1000, 10_000_000)
 ABOUT = {"uri": "models:/pocket/3", "version": "3"}
 
 
@@ -111,7 +111,7 @@ def bundle(folder: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def known(bundle: Bundle) -> dict[str, Any]:
     """The document of a server with this model."""
-    return document(SERVER, facts_of(bundle), ABOUT)
+    return document(SERVER, traits_of(bundle), ABOUT)
 
 
 def validator(api: dict[str, Any], schema: Any) -> Draft202012Validator:
@@ -123,11 +123,11 @@ def validator(api: dict[str, Any], schema: Any) -> Draft202012Validator:
 
 
 def all_documents(bundle: Bundle) -> Iterator[dict[str, Any]]:
-    facts = facts_of(bundle)
-    other = ModelFacts(("x",), ("X",), {"kind": Attribute("number")})
+    traits = traits_of(bundle)
+    other = ModelTraits(("x",), ("X",), {"kind": Attribute("number")})
     yield document(OPEN)
-    yield document(SERVER, facts, ABOUT)
-    yield document(SERVER, facts.merged(other), {**ABOUT, "ab": {"share": 0.5, "model": ABOUT}})
+    yield document(SERVER, traits, ABOUT)
+    yield document(SERVER, traits.merged(other), {**ABOUT, "ab": {"share": 0.5, "model": ABOUT}})
 
 
 def test_document_is_valid_openapi_and_its_examples_are_valid(bundle: Bundle) -> None:
@@ -199,7 +199,7 @@ def test_document_names_what_the_model_knows(known: dict[str, Any], bundle: Bund
     assert event_type["anyOf"][0] == {"enum": ["view", "buy"]}
     assert components["Request"]["properties"]["exclude_seen"]["default"] is True
     assert known["info"]["x-model"] == {"models:/pocket/3": "3"}
-    older = facts_of(replace(bundle, attributes=None))
+    older = traits_of(replace(bundle, attributes=None))
     assert (
         "no attributes" in document(OPEN, older)["components"]["schemas"]["Filters"]["description"]
     )

@@ -179,7 +179,7 @@ def test_server_without_an_answer_gives_one_message_in_time(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without time limits the wait would not end; each attempt has one."""
-    for name, value in {"CONNECT_S": 1.0, "SILENCE_S": 1.0, "ATTEMPTS": 1}.items():
+    for name, value in {"CONNECT_S": 1.0, "READ_TIMEOUT_S": 1.0, "ATTEMPTS": 1}.items():
         monkeypatch.setattr(filesystems, name, value)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

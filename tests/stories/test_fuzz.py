@@ -90,7 +90,7 @@ def test_long_cell_is_a_good_row_next_to_a_broken_one() -> None:
 
 
 @pytest.mark.parametrize("half", [rb'"\ud83d"', b'"\xed\xa0\xbd"'], ids=["escaped", "raw"])
-def test_half_a_character_makes_one_bad_row(half: bytes) -> None:
+def test_truncated_character_makes_one_bad_row(half: bytes) -> None:
     rows = [b'{"user_id": "u", "item_id": "i"}'] * 300
     rows[200] = b'{"user_id": ' + half + b', "item_id": "i"}'
     found = events("half.jsonl", b"\n".join(rows))

@@ -380,7 +380,7 @@ def _retrained(world: Path) -> dict[str, Any]:
     return found
 
 
-def test_retrained_variants_reach_metrics_and_report(
+def test_metrics_and_report_contain_retrained_variants(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained by the loop without Ray, each of the four different ones once; a second evaluation

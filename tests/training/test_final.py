@@ -381,7 +381,7 @@ def command(folder: Path, verb: str, *words: str) -> int:
     return main([verb, "--config", str(folder / "c.yaml"), *words])
 
 
-def test_run_names_the_model_of_the_figures(story: Path) -> None:
+def test_output_says_which_model_was_measured(story: Path) -> None:
     run = story / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     epochs = json.loads((run / "model/trained.json").read_text())["best_epoch"]

@@ -79,7 +79,7 @@ def test_steps_are_timed_in_turns_without_the_first_round() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_the_step_computes() -> None:
+def test_step_of_the_measurement_runs() -> None:
     step_like(4, 3, 8, 10)()
 
 

@@ -225,7 +225,7 @@ def test_trial_dropped_by_tune_is_started_again(tmp_path: Path) -> None:
     assert search.ledger.trials[(0, 0)].state == "running"
 
 
-def test_trial_that_no_process_takes_fails_after_five_attempts(tmp_path: Path) -> None:
+def test_trial_fails_after_five_failed_starts(tmp_path: Path) -> None:
     search, seen = _search(tmp_path)
     search.suggest("0")
     for number in range(5):

@@ -134,7 +134,7 @@ def test_every_format_is_read_alone_and_in_a_mixed_column(text: str) -> None:
         *("--", "21:51:13", "Nov 27"),
     ],
 )
-def test_invalid_times_are_wrong(text: str) -> None:
+def test_invalid_times_are_marked_as_wrong(text: str) -> None:
     assert _read([text, "2020-11-27", "20201127"])[0][:2] == [None, DAY]
     assert _read([text, "2020-11-27", "20201127"])[1] == [True, False, False]
     with pytest.raises(ValueError, match="expected a time: accepted are"):

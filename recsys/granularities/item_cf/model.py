@@ -10,8 +10,8 @@ The N × N matrix is never built. There are two forms (``form``):
 ``factors``: with the leading singular triples M ≈ A Σ Qᵀ and g = σ² / (σ² + λ), an item that is not
 in the history scores r_ui = Σ_{j ∈ H_u} x_uj (g ⊙ q_j) · q_i w_i, w_i = 1 / (1 − Σ_r g_r q_ir²):
 exact at full rank, and a user is one vector. Items of the history have an additional term for
-themselves, which does not matter for rankings of unseen items; without ``itself`` it is subtracted,
-as additions to a few items. The triples come from the smaller Gram matrix if one side is below
+themselves, which does not matter for rankings of unseen items; without ``itself`` it is subtracted
+from the scores of these items. The triples come from the smaller Gram matrix if one side is below
 2500, else from randomised subspace iteration.
 
 ``neighbours``: each item is predicted from the few items that are most similar to it, by a ridge
@@ -21,9 +21,9 @@ N instead of N³. With 20,000 items it is as good as the exact B, and better tha
 A query's newer events may have more weight than older ones (``recency``); the fit weights all
 events alike.
 
-It has a closed form and takes no part in training; its weight is chosen on validation afterwards.
-Why: a model that saw these factors in training would trust them on the very events that they were
-fitted on.
+It is computed in closed form and not trained; its weight is chosen on validation afterwards. Why:
+the factors were fitted on the training events, so a training on the same events would give them too
+much weight.
 
 Legend: V users, N items, E training events, T text width, R rank, M rows of the stacked matrix, B
 queries, L length.

@@ -197,11 +197,13 @@ def shares_of_items(triples: Triples, min_degree: int) -> tuple[Tensor, Tensor]:
         torch.searchsorted(keys_I, ends[0].contiguous(), right=right) for right in (False, True)
     )
     num_F = behind_F - first_F  # number of items with the head as entity, mostly 0 or 1
-    fact_P = torch.repeat_interleave(torch.arange(len(num_F), device=num_F.device), num_F)
-    position_P = torch.arange(len(fact_P), device=num_F.device) - (num_F.cumsum(0) - num_F)[fact_P]
-    item_P = item_I[first_F[fact_P] + position_P]
+    triple_P = torch.repeat_interleave(torch.arange(len(num_F), device=num_F.device), num_F)
+    position_P = (
+        torch.arange(len(triple_P), device=num_F.device) - (num_F.cumsum(0) - num_F)[triple_P]
+    )
+    item_P = item_I[first_F[triple_P] + position_P]
     column, column_P = torch.unique(
-        kind_F[fact_P] * triples.num_entities + ends[1][fact_P], return_inverse=True
+        kind_F[triple_P] * triples.num_entities + ends[1][triple_P], return_inverse=True
     )
     pair = torch.unique(torch.stack([item_P, column_P]), dim=1)
     degree_E = torch.bincount(pair[1], minlength=len(column))

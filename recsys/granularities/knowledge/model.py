@@ -104,7 +104,7 @@ class Knowledge(Granularity):
         self.pool = Behaviour.over("knowledge", config.heads, config.dropout, sizes)
         config.check(sizes)
         self.config, self.scale = config, math.sqrt(sizes.width)
-        self.graph = FactGraph(config, sizes) if config.layers else None
+        self.graph = TripleGraph(config, sizes) if config.layers else None
         self._enriched_ND: Tensor | None = None
 
     @classmethod
@@ -153,7 +153,7 @@ class Knowledge(Granularity):
         return z_BD, present_B
 
 
-class FactGraph(nn.Module):
+class TripleGraph(nn.Module):
     """Item vectors → vectors of their triples, zero for items without: [N, D] → [N, D]."""
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:

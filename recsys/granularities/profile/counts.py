@@ -44,7 +44,7 @@ from recsys.granularities.profile.attribute_encoding import (
     encoding_of,
     profile_encoding,
 )
-from recsys.granularities.profile.model import known_rows, spans_of
+from recsys.granularities.profile.model import column_slices, known_rows
 from recsys.granularities.profile.section import ProfileConfig
 
 _MAX_CELLS: Final = 4096
@@ -227,7 +227,7 @@ class Cells:
         """Shares of every row in the cells: [X, G]."""
         numbers = [field.name for field in self.fields if field.kind == "number"]
         shares = []
-        for field, span in zip(self.fields, spans_of(self.fields), strict=True):
+        for field, span in zip(self.fields, column_slices(self.fields), strict=True):
             values_X = (
                 rows.values_XM[:, numbers.index(field.name)] if field.kind == "number" else None
             )

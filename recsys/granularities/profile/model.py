@@ -72,7 +72,7 @@ class FieldCross(nn.Module):
     def __init__(self, fields: Sequence[Field], config: ProfileConfig, width: int) -> None:
         super().__init__()
         size = config.field_width
-        self.spans = spans_of(fields)
+        self.spans = column_slices(fields)
         self.numbers = [index for index, field in enumerate(fields) if field.kind == "number"]
         self.hide = config.dropout
         # codes are shifted by one: row 0 is padding, which a mean leaves out
@@ -251,7 +251,7 @@ class Profile(Granularity):
         return z_UD[batch.rows_B], present_U[batch.rows_B]
 
 
-def spans_of(fields: Sequence[Field]) -> list[slice]:
+def column_slices(fields: Sequence[Field]) -> list[slice]:
     """Slots of every field in an encoded row."""
     starts = list(accumulate((field.slots for field in fields), initial=0))
     return [slice(start, stop) for start, stop in pairwise(starts)]
@@ -280,7 +280,7 @@ def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> Attribute
     found_U = batch.users_U.clamp(min=0)
     # unknown users have the number −1; clamped above to be a valid row
     known_U1 = (batch.users_U >= 0)[:, None]
-    first = [span.start for span in spans_of(fields)]
+    first = [span.start for span in column_slices(fields)]
     nothing_S = torch.full_like(state["codes_VS"][0], PADDING)  # the row of an unknown user
     nothing_S[first] = MISSING
     codes_US = torch.where(known_U1, state["codes_VS"][found_U], nothing_S)

@@ -36,7 +36,7 @@ class Attribute:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelTraits:
     """What one model knows, or what the two models of an A/B test know together."""
 
     item_ids: tuple[str, ...]  # of the most popular items, for examples
@@ -47,9 +47,9 @@ class ModelFacts:
     event_types: tuple[str, ...] = ()
     exclude_seen: bool = True
 
-    def merged(self, other: ModelFacts) -> ModelFacts:
+    def merged(self, other: ModelTraits) -> ModelTraits:
         """What either of two models knows; everything else is that of this model."""
-        return ModelFacts(
+        return ModelTraits(
             self.item_ids,
             self.titles,
             _union(self.item_attributes, other.item_attributes),
@@ -60,12 +60,12 @@ class ModelFacts:
         )
 
 
-def facts_of(bundle: Bundle) -> ModelFacts:
+def traits_of(bundle: Bundle) -> ModelTraits:
     """What the model of a bundle knows."""
     popular = np.argsort(-bundle.popularity_N, kind="stable")[:_NUM_EXAMPLES].tolist()
     columns = {} if bundle.attributes is None else bundle.attributes.columns
     profile = encoding_of(bundle.model.sizes)
-    return ModelFacts(
+    return ModelTraits(
         tuple(bundle.item_ids[row] for row in popular),
         tuple(bundle.titles[row] for row in popular),
         {name: attribute_of(column) for name, column in columns.items()},
