@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
@@ -61,7 +65,7 @@ def help_of(words: Sequence[str]) -> str:
         )
     if words[0] in VERBS:
         return verb_help(words[0])
-    return reference("" if words[0] == "all" else words[0])
+    return _fitted(reference("" if words[0] == "all" else words[0]))
 
 
 def verb_help(verb: str) -> str:
@@ -69,8 +73,36 @@ def verb_help(verb: str) -> str:
     from pipelines.plumbing.reference import keys_of
 
     usage, sections = VERBS[verb].usage or USAGE.replace("VERB", verb), VERBS[verb].sections
-    keys = f"\n\n{keys_of(sections)}" if sections else ""
+    keys = f"\n\n{_fitted(keys_of(sections))}" if sections else ""
     return (
         f"usage: {usage}\n\n{VERBS[verb].summary}{keys}\n\nall keys of the configuration: recsys"
         " help all"
+    )
+
+
+def _fitted(text: str) -> str:
+    """Wrap lines at the width of the terminal; in a file each key stays one line, for ``grep``."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(wrapped(line, width) for line in text.split("\n"))
+
+
+def wrapped(line: str, width: int) -> str:
+    """A line of help; a key has its type and default in the first line and its meaning below.
+
+    >>> print(wrapped("  --train.lr          float > 0, default 0.001  highest learning rate", 32))
+      --train.lr  float > 0, default
+            0.001
+            highest learning rate
+    """
+    key, *rest = re.split(r" {2,}", line.strip(), maxsplit=2)
+    if not key.startswith("--") or len(rest) < 2:
+        parts, start = [line], ""
+    else:
+        parts, start = [f"{key}  {rest[0]}", rest[1]], "  "
+    after = " " * 8
+    return "\n".join(
+        textwrap.fill(part, width, initial_indent=indent, subsequent_indent=after)
+        for part, indent in zip(parts, (start, after), strict=False)
     )
