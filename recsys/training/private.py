@@ -198,7 +198,7 @@ def private_progress(config: Config, progress: Progress, start: Start | None) ->
             " addition to that model's; train from scratch with `recsys run`, or set"
             " train.privacy.epsilon 0"
         )
-    if wrong := list(privacy_violations(config)):
+    if wrong := list(privacy_violations(config.data, config.model, config.train)):
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(wrong))
     if progress.phase != "select" or not config.train.refit:
         return progress
