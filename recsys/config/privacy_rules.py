@@ -30,6 +30,11 @@ def privacy_violations(data: DataConfig, model: ModelConfig, train: TrainConfig)
         Granularities and fusion.
     train : TrainConfig
         Loss, choices on validation events and workers.
+
+    Yields
+    ------
+    str
+        The setting, the reason and the cure.
     """
     where = "train.privacy"
     for name, section in model.granularities.enabled().items():
