@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from benchmarks.shop_files import Shop
 from recsys import schema
-from recsys.config import Config, load_config
+from recsys.config import DataConfig, EvaluateConfig, load_config
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 
@@ -31,13 +31,15 @@ def misread(configuration: Path, shop: Shop) -> list[str]:
         for name, table in tables.items()
     }
     return [
-        *_of_events(tables["events"], config, shop),
+        *_of_events(tables["events"], config.data, config.evaluate, shop),
         *_of_tables(tables, shop),
-        *_of_columns(tables, config, shop),
+        *_of_columns(tables, config.data, shop),
     ]
 
 
-def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
+def _of_events(
+    events: pa.Table, data: DataConfig, evaluate: EvaluateConfig, shop: Shop
+) -> list[str]:
     world, wrong = shop.world, []
     found = {key: _cells(events, key) for key in (schema.USER_ID, schema.ITEM_ID)}
     meant = {
@@ -52,29 +54,26 @@ def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
     for key, cells in meant.items():
         if Counter(cells) != Counter(found[key]):
             wrong.append(f"{key} of the events: {found[key][:3]} for {cells[:3]}")
-    targets = list(config.data.targets)
+    targets = list(data.targets)
     if shop.types and targets != [shop.types[-1]]:
         wrong.append(f"targets {targets} of types {list(shop.types)}")
-    if config.data.split.kind != "temporal":
-        wrong.append(f"split {config.data.split.kind} of real times over {world.plan.days} days")
-    repeats = _repeats(config, shop)
-    if not _FEW_REPEATS < repeats < _MANY_REPEATS and config.evaluate.exclude_seen == (
+    if data.split.kind != "temporal":
+        wrong.append(f"split {data.split.kind} of real times over {world.plan.days} days")
+    repeats = _repeats(data, shop)
+    if not _FEW_REPEATS < repeats < _MANY_REPEATS and evaluate.exclude_seen == (
         repeats >= _MANY_REPEATS
     ):
         wrong.append(
-            f"exclude_seen {config.evaluate.exclude_seen}, {repeats:.1%} of the targets were had"
-            " before"
+            f"exclude_seen {evaluate.exclude_seen}, {repeats:.1%} of the targets were had before"
         )
     return wrong
 
 
-def _repeats(config: Config, shop: Shop) -> float:
+def _repeats(data: DataConfig, shop: Shop) -> float:
     """Share of the test targets whose item the user had by such an event before the cut in time."""
     world = shop.world
-    is_asked_E = world.kinds == (len(shop.types) - 1 if config.data.targets and shop.types else 0)
-    cut = np.quantile(
-        world.times[is_asked_E], 1 - float(config.data.split.test or 0.1), method="higher"
-    )
+    is_asked_E = world.kinds == (len(shop.types) - 1 if data.targets and shop.types else 0)
+    cut = np.quantile(world.times[is_asked_E], 1 - float(data.split.test or 0.1), method="higher")
     pairs_E = world.users * world.plan.num_items + world.items
     asked_E = (
         is_asked_E & (world.times >= cut) & np.isin(world.users, world.users[world.times < cut])
@@ -109,12 +108,12 @@ def _of_tables(tables: dict[str, pa.Table], shop: Shop) -> list[str]:
     return wrong
 
 
-def _of_columns(tables: dict[str, pa.Table], config: Config, shop: Shop) -> list[str]:
+def _of_columns(tables: dict[str, pa.Table], data: DataConfig, shop: Shop) -> list[str]:
     """Check texts, triples, numbers and coordinates."""
     wrong = []
     items, meant = tables.get("items"), shop.columns["items"]
-    text = list(config.data.text.fields or []) if config.data.text.enabled else []
-    facts = set(config.data.knowledge.item_columns or [])
+    text = list(data.text.fields or []) if data.text.enabled else []
+    facts = set(data.knowledge.item_columns or [])
     if "text" in meant and meant["text"] not in text:
         wrong.append(f"{meant['text']} is no text")
     for name in ("category", "brand"):

@@ -119,9 +119,9 @@ def _command(words: list[str]) -> int:
     from pipelines.command_line.file_checks import check_present
 
     config = _config(verb, arguments)
-    stages = chosen_verb(verb, config).stages
+    stages = chosen_verb(verb, config.update, config.tune, config.compare).stages
     check(config, stages)
-    check_present(config, stages)
+    check_present(config.data, config.recommend, config.update, stages)
     if arguments.dry_run:
         shown = plan(verb, config)
         notes = check_input(config, stages)

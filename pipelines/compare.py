@@ -30,7 +30,7 @@ from pipelines.plumbing.opened_model import open_trained
 from pipelines.plumbing.progress import table
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
-from recsys.config import Config, EvaluateConfig
+from recsys.config import EvaluateConfig
 from recsys.config.compare import CompareConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.histories import Split
@@ -108,7 +108,7 @@ def command(words: Sequence[str]) -> int:
         if arguments.dry_run:
             print(plan("compare", config))
         else:
-            compare(config, first, second)
+            compare(config.evaluate, config.compare, config.seed, first, second)
     return 0
 
 
@@ -140,13 +140,23 @@ def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return rest, [(key, json.dumps(files)) for key, files in found.items()]
 
 
-def compare(config: Config, first: FinishedRun, second: FinishedRun) -> dict[str, Any]:
+def compare(
+    evaluate: EvaluateConfig,
+    compare: CompareConfig,
+    seed: int,
+    first: FinishedRun,
+    second: FinishedRun,
+) -> dict[str, Any]:
     """Rank the test split with both models, print and write the differences.
 
     Parameters
     ----------
-    config : Config
-        The configuration; reads ``compare``, ``evaluate`` and ``seed``.
+    evaluate : EvaluateConfig
+        The metrics and the number of bootstrap samples.
+    compare : CompareConfig
+        Names the file that is written.
+    seed : int
+        Seed of the bootstrap.
     first, second : FinishedRun
         The two runs.
 
@@ -161,10 +171,10 @@ def compare(config: Config, first: FinishedRun, second: FinishedRun) -> dict[str
         As :func:`compared`.
     """
     say = first.folder.progress
-    record = compared(config.evaluate, config.seed, first, second)
+    record = compared(evaluate, seed, first, second)
     for text in _words(record):
         say(text)
-    say(f"wrote {_write(config.compare, first, record)}")
+    say(f"wrote {_write(compare, first, record)}")
     return record
 
 

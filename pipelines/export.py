@@ -18,7 +18,7 @@ from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
-from recsys.config import Config
+from recsys.config import RunConfig, TrackingConfig
 from recsys.config.export import ExportConfig, Format
 from recsys.errors import ConfigError
 from recsys.registry.copy_records import Copy, remember
@@ -52,7 +52,7 @@ def command(words: Sequence[str]) -> int:
     if arguments.dry_run:
         print(plan("export", config))
         return 0
-    export(config)
+    export(config.run, config.export, config.tracking)
     return 0
 
 
@@ -85,29 +85,36 @@ def check(export: ExportConfig) -> None:
         )
 
 
-def export(config: Config) -> dict[str, Any]:
-    """Export ``export.model`` to ``export.out``, print a summary and return the manifest."""
+def export(run: RunConfig, export: ExportConfig, tracking: TrackingConfig) -> dict[str, Any]:
+    """Export ``export.model`` to ``export.out``, print a summary and return the manifest.
+
+    Parameters
+    ----------
+    run : RunConfig
+        The run whose bundle is exported if ``export.model`` is empty.
+    export : ExportConfig
+        Model, formats and folder.
+    tracking : TrackingConfig
+        Names the MLflow store.
+    """
     from recsys.export.export_folder import check_installed, check_target
     from recsys.export.export_folder import export as write
 
     quiet()
-    settings = config.export
-    check_installed(settings.to)
-    check_target(Path(settings.out))
-    model_uri = settings.model or config.run.dir
-    bundle = resolve(model_uri, tracking_uri(config.tracking, config.run.dir))
-    manifest = write(
-        bundle, Path(settings.out), settings.to, settings.users, settings.without, model_uri
-    )
-    print(_words(manifest, settings.out))
+    check_installed(export.to)
+    check_target(Path(export.out))
+    model_uri = export.model or run.dir
+    bundle = resolve(model_uri, tracking_uri(tracking, run.dir))
+    manifest = write(bundle, Path(export.out), export.to, export.users, export.without, model_uri)
+    print(_words(manifest, export.out))
     if not remember(
-        [Copy.here("export", settings.out)],
+        [Copy.here("export", export.out)],
         model_uri,
-        tracking_uri(config.tracking, config.run.dir),
+        tracking_uri(tracking, run.dir),
     ):
         print(
             "note        `recsys forget` does not know this folder: call it with --also"
-            f" {settings.out}"
+            f" {export.out}"
         )
     return manifest
 

@@ -99,7 +99,7 @@ def forget(config: Config, folder: RunFolder) -> None:
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
     # the artefacts hold pseudonyms only
     users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
-    dataset = _dataset(config)
+    dataset = _dataset(config.data, config.dataset_dir, config.seed)
     store = (
         Store(tracking_uri(config.tracking, config.run.dir)) if config.tracking.enabled else None
     )
@@ -159,9 +159,9 @@ def _named(forget: ForgetConfig) -> list[str]:
     return found
 
 
-def _dataset(config: Config) -> PreparedDataset | None:
+def _dataset(data: DataConfig, dataset_dir: str, seed: int) -> PreparedDataset | None:
     try:
-        return open_dataset(config.data, config.dataset_dir, config.seed)
+        return open_dataset(data, dataset_dir, seed)
     except ArtifactError as error:
         if "is not a prepared dataset" in str(error):
             return None

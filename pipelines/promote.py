@@ -18,7 +18,7 @@ from pipelines.comparison.champion import compare, side_of
 from pipelines.plumbing.promotion_record import candidate_table, to_markdown, version_tags
 from pipelines.plumbing.run_folder import RunFolder, write_atomically
 from pipelines.plumbing.session import quiet
-from recsys.config import Config, PromoteConfig, redact
+from recsys.config import Config, PromoteConfig, RunConfig, TrackingConfig, TrainConfig, redact
 from recsys.errors import ArtifactError, ConfigError, Refusal
 from recsys.evaluation.validation import Validator
 from recsys.gate.promotion import Check, Findings
@@ -62,7 +62,7 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
             " models:/NAME/VERSION"
         )
     # a fixed version from here on: the alias may move while models are compared
-    name, version = _name_and_version(config, folder, uri)
+    name, version = _name_and_version(config.run, config.train, config.tracking, folder, uri)
     with (
         folder.progress.stage("promote"),
         Tracker(_recorded_apart(config), f"promote {name}", apart=True) as tracker,
@@ -87,7 +87,9 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     return record
 
 
-def _name_and_version(config: Config, folder: RunFolder, uri: str) -> tuple[str, str]:
+def _name_and_version(
+    run: RunConfig, train: TrainConfig, tracking: TrackingConfig, folder: RunFolder, uri: str
+) -> tuple[str, str]:
     """Name and version of the requested model; if no version has the alias, print the candidates
     first.
 
@@ -98,17 +100,13 @@ def _name_and_version(config: Config, folder: RunFolder, uri: str) -> tuple[str,
     """
     try:
         name, version = (
-            pinned(uri, tracking_uri(config.tracking, config.run.dir))
-            .removeprefix("models:/")
-            .rsplit("/", 1)
+            pinned(uri, tracking_uri(tracking, run.dir)).removeprefix("models:/").rsplit("/", 1)
         )
     except ArtifactError:
         with suppress(Exception):  # no store or no such name: the first error says so
             name = uri.removeprefix("models:/").partition("@")[0]
-            found = candidates(
-                client(tracking_uri(config.tracking, config.run.dir)), name, config.train.metric
-            )
-            folder.progress(candidate_table(found, config.train.metric))
+            found = candidates(client(tracking_uri(tracking, run.dir)), name, train.metric)
+            folder.progress(candidate_table(found, train.metric))
         raise
     return name, version
 

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,8 @@ from pipelines.plumbing.progress import table
 from pipelines.plumbing.run_folder import write_atomically
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
-from recsys.config import Config
+from recsys.config import Config, EvaluateConfig
+from recsys.config.referee import RefereeConfig
 from recsys.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ def command(words: Sequence[str]) -> int:
         ``referee.out`` or ``referee.protocol`` is missing or remote.
     """
     action, rest = (words[0], list(words[1:])) if words else ("", [])
-    if action not in _ACTIONS:
+    if action not in _READS:
         raise UsageError(
-            f"got {action!r}, expected {', '.join(_ACTIONS)}; usage: {VERBS['referee'].usage}"
+            f"got {action!r}, expected {', '.join(_READS)}; usage: {VERBS['referee'].usage}"
         )
     rest, several, files = _taken_out(rest, action)
     arguments = parse(rest, _SHORT)
@@ -79,10 +80,15 @@ def command(words: Sequence[str]) -> int:
         print(plan("referee", config))
         return 0
     quiet()
-    if action == "page":
-        write_page(config.referee.out, files)
+    whole = f"recsys referee {shlex.join(words)}"
+    if action == "prepare":
+        prepare(config, whole)
+    elif action == "lists":
+        lists(config.evaluate, config.referee, whole)
+    elif action == "score":
+        score(config.referee, config.seed, whole)
     else:
-        _ACTIONS[action](config, f"recsys referee {shlex.join(words)}")
+        write_page(config.referee.out, files)
     return 0
 
 
@@ -163,8 +169,17 @@ def prepare(config: Config, command: str) -> Protocol:
 # -------------------------------------------------------------------------------------------- lists
 
 
-def lists(config: Config, command: str) -> list[Path]:
+def lists(evaluate: EvaluateConfig, referee: RefereeConfig, command: str) -> list[Path]:
     """Write the lists of ``evaluate.baselines`` and ``referee.runs`` for the protocol.
+
+    Parameters
+    ----------
+    evaluate : EvaluateConfig
+        Names the baselines.
+    referee : RefereeConfig
+        Names the protocol, the runs and the folder of the lists.
+    command : str
+        The command that asks for the lists; the files name it.
 
     Raises
     ------
@@ -174,18 +189,17 @@ def lists(config: Config, command: str) -> list[Path]:
     from recsys.referee.own_lists import write_baselines
     from recsys.referee.protocol import read_protocol
 
-    protocol, settings = read_protocol(Path(config.referee.protocol)), config.referee
-    out = Path(settings.out)
-    named = [_named(word) for word in settings.runs]
-    wanted = "baselines" in config.evaluate.model_fields_set or not named
-    baselines: Sequence[str] = config.evaluate.baselines if wanted else ()
+    protocol, out = read_protocol(Path(referee.protocol)), Path(referee.out)
+    named = [_named(word) for word in referee.runs]
+    wanted = "baselines" in evaluate.model_fields_set or not named
+    baselines: Sequence[str] = evaluate.baselines if wanted else ()
     written = (
-        write_baselines(protocol, baselines, config.evaluate, out, settings.format, command)
+        write_baselines(protocol, baselines, evaluate, out, referee.format, command)
         if baselines
         else []
     )
     for name, run in named:
-        written.append(_of_run(protocol, name, run, out, settings.format, command))
+        written.append(_of_run(protocol, name, run, out, referee.format, command))
     for path in written:
         print(f"wrote {path}")
     return written
@@ -238,9 +252,18 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
 # -------------------------------------------------------------------------------------------- score
 
 
-def score(config: Config, command: str) -> dict[str, Any]:
+def score(referee: RefereeConfig, seed: int, command: str) -> dict[str, Any]:
     """Check and measure the lists, print the leaderboard, and write it to ``--out`` or the
     protocol's folder.
+
+    Parameters
+    ----------
+    referee : RefereeConfig
+        Names the protocol and the lists.
+    seed : int
+        Seed of the bootstrap.
+    command : str
+        The command that asks for the leaderboard; the record names it.
 
     Raises
     ------
@@ -253,19 +276,18 @@ def score(config: Config, command: str) -> dict[str, Any]:
     from recsys.referee.leaderboard import board, findings, head, html, markdown
     from recsys.referee.protocol import read_protocol
 
-    settings = config.referee
-    if not settings.lists:
+    if not referee.lists:
         raise ConfigError(
             f"referee.lists is empty; give --lists NAME=FILE …; usage: {VERBS['referee'].usage}"
         )
-    methods = methods_of(settings.lists)
-    protocol = read_protocol(Path(settings.protocol))
-    verdict = judge(protocol, methods, settings.bootstrap, config.seed)
+    methods = methods_of(referee.lists)
+    protocol = read_protocol(Path(referee.protocol))
+    verdict = judge(protocol, methods, referee.bootstrap, seed)
     record: dict[str, Any] = {
         "protocol": protocol.described(),
         "level": LEVEL,
-        "resamples": settings.bootstrap,
-        "seed": config.seed,
+        "resamples": referee.bootstrap,
+        "seed": seed,
         "methods": verdict.methods,
         "pairs": verdict.pairs,
         "notes": verdict.notes,
@@ -275,7 +297,7 @@ def score(config: Config, command: str) -> dict[str, Any]:
     print(f"{head(record)}\n{table(board(record))}")
     for line in [*findings(record), *(f"note: {note}" for note in record["notes"])]:
         print(line)
-    out = Path(settings.out or settings.protocol)
+    out = Path(referee.out or referee.protocol)
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     for name, content in (
@@ -320,12 +342,6 @@ def write_page(out: str, files: Sequence[str]) -> None:
     print(f"wrote {target}: {len(records)} protocols")
 
 
-_ACTIONS: Final[dict[str, Callable[..., Any]]] = {
-    "prepare": prepare,
-    "lists": lists,
-    "score": score,
-    "page": write_page,
-}
 _OF_DATA: Final = ("seed", "run.", "data.", "ray.", "train.metric", "train.refit")
 _READS: Final[dict[str, tuple[str, ...]]] = {
     "prepare": (

@@ -79,7 +79,9 @@ def register(
         extra = {**_stored(config.evaluate, folder, trained, metrics, final), "lineage": made}
         extra[CONFIG] = handed_on(given or config)
         card = model_card(
-            config,
+            config.data,
+            config.model,
+            config.registry,
             dataset.manifest,
             metrics,
             made,

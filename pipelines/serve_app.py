@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pipelines.following.holder import FollowingHolder
-from recsys.config import Config, build_config
+from recsys.config import RegistryConfig, ServeConfig, TrackingConfig, build_config
 from recsys.errors import ConfigError
 
 _WHERE: Final = "args"
@@ -39,7 +39,7 @@ def build(args: dict[str, Any]) -> Any:
     from recsys.serving.application import application
 
     config = build_config(args, _WHERE, expand=False)
-    _check(config, args.get("serve") or {})
+    _check(config.serve, config.tracking, config.registry, args.get("serve") or {})
     if not config.serve.token_env:
         _LOG.warning(
             "serve.token_env is empty: the model answers everyone who can reach the proxy, without"
@@ -48,7 +48,9 @@ def build(args: dict[str, Any]) -> Any:
     return application(config.serve, FollowingHolder, args)
 
 
-def _check(config: Config, given: Mapping[str, Any]) -> None:
+def _check(
+    serve: ServeConfig, tracking: TrackingConfig, registry: RegistryConfig, given: Mapping[str, Any]
+) -> None:
     """Check for keys that have no effect in a deployed application.
 
     Raises
@@ -62,17 +64,14 @@ def _check(config: Config, given: Mapping[str, Any]) -> None:
                 f"{_WHERE}: serve.{key} is decided by Serve's configuration; remove it and set"
                 f" {instead}"
             )
-    names = [
-        config.serve.model or f"models:/{config.registry.name}@champion",
-        config.serve.ab.model,
-    ]
-    if not config.tracking.uri and any(name.startswith("models:") for name in names):
+    names = [serve.model or f"models:/{registry.name}@champion", serve.ab.model]
+    if not tracking.uri and any(name.startswith("models:") for name in names):
         raise ConfigError(
             f"{_WHERE}: tracking.uri is empty, but {names[0]} needs a tracking server; give its"
             " address"
         )
-    if "$" in config.serve.log:
+    if "$" in serve.log:
         raise ConfigError(
-            f"{_WHERE}: serve.log: {config.serve.log} contains a variable, which is not expanded"
+            f"{_WHERE}: serve.log: {serve.log} contains a variable, which is not expanded"
             " here; give the whole path"
         )

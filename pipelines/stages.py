@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from recsys.config import Config
+    from recsys.config import TuneConfig, UpdateConfig
+    from recsys.config.compare import CompareConfig
 
 
 @dataclass(frozen=True)
@@ -347,10 +348,22 @@ UPDATES: Final[dict[str, Verb]] = {
 }
 
 
-def chosen_verb(verb: str, config: Config) -> Verb:
-    """The verb, or the kind of it that the configuration chooses."""
+def chosen_verb(verb: str, update: UpdateConfig, tune: TuneConfig, compare: CompareConfig) -> Verb:
+    """The verb, or the kind of it that the configuration chooses.
+
+    Parameters
+    ----------
+    verb : str
+        Name of the verb.
+    update : UpdateConfig
+        Chooses the kind of ``update``.
+    tune : TuneConfig
+        Chooses the kind of ``tune``.
+    compare : CompareConfig
+        Chooses the kind of ``compare``.
+    """
     if verb == "update":
-        return UPDATES[config.update.only]
-    if verb == "compare" and config.compare.logs:
+        return UPDATES[update.only]
+    if verb == "compare" and compare.logs:
         return COMPARE_LOGS
-    return SEARCHES[config.tune.search] if verb == "tune" else VERBS[verb]
+    return SEARCHES[tune.search] if verb == "tune" else VERBS[verb]

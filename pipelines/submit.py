@@ -104,7 +104,7 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
     client = connect(config.submit.address)
     if {"train", "prepare"} & set(VERBS[verb].stages):
         nodes = dashboard_nodes(nodes_summary(client))
-        check_cluster(config, nodes)
+        check_cluster(config.train, config.ray, config.submit, nodes)
         preflight(config, print, nodes, None)
     # random at the end, because two people may submit in the same second
     job = config.submit.id or f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

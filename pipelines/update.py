@@ -82,7 +82,7 @@ def update_all(config: Config, folder: RunFolder) -> None:
             prepare_newer(config, folder, parent)
             with folder.progress.stage("parent"):
                 descent = descent_of(config, folder, parent, held)
-                say_drift(config, folder, parent)
+                say_drift(config.data, config.dataset_dir, config.seed, folder, parent)
             train(config, folder, descent)
         metrics = evaluate(config, folder)
         # not the shortened one, or epochs and lr would shrink with each update
@@ -90,14 +90,20 @@ def update_all(config: Config, folder: RunFolder) -> None:
     folder.progress.plain(closing_words(metrics, registered, folder))
 
 
-def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
+def say_drift(
+    data: DataConfig, dataset_dir: str, seed: int, folder: RunFolder, parent: Parent
+) -> None:
     """Measure the drift of the newer events and write ``drift.json`` for the report and the
     gate.
 
     Parameters
     ----------
-    config : Config
-        Configuration of the update.
+    data : DataConfig
+        The section ``data``.
+    dataset_dir : str
+        Folder of the dataset with the newer events.
+    seed : int
+        Seed of the configuration.
     folder : RunFolder
         Folder of the update; it gets ``drift.json``.
     parent : Parent
@@ -108,7 +114,7 @@ def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
     ArtifactError
         There is no prepared dataset for this configuration.
     """
-    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
+    dataset = open_dataset(data, dataset_dir, seed)
     found = drift_of(dataset, parent.bundle.histories, parent.bundle.num_items).to_json()
     folder.write_json(folder.drift, {"dataset": dataset.manifest.content_hash, **found})
     shown = ", ".join(

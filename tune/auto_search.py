@@ -236,7 +236,10 @@ def _try_all(
         Children(tracker, folder.progress) as kids,
         folder.progress.own_bars(),
     ):
-        slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
+        first = plan.config
+        slots = slots_of_cluster(
+            first.model, first.train, first.tune, dataset.num_items, folder.progress
+        )
         lines = PortfolioLines(folder.progress, kids, config.train.metric, names)
         if trains_here(config.train, config.ray, folder.budget):
             run_in_process(plan, paths, replace(slots, concurrent=1), lines)

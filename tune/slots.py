@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from recsys.config import Config, TrainConfig, TuneConfig
+from recsys.config import ModelConfig, TrainConfig, TuneConfig
 from recsys.errors import ConfigError
 from recsys.training.threads import fastest_threads, requested_threads, usable_threads
 
@@ -100,14 +100,24 @@ def share_out(
     return Slots(concurrent, cpus, workers, threads, use_gpu, words)
 
 
-def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None]) -> Slots:
+def slots_of_cluster(
+    model: ModelConfig,
+    train: TrainConfig,
+    tune: TuneConfig,
+    num_items: int,
+    say: Callable[[str], None],
+) -> Slots:
     """:func:`share_out` for the connected cluster; ``say`` gets a line on the best number of
     threads.
 
     Parameters
     ----------
-    config : Config
-        The requested workers, threads and concurrency.
+    model : ModelConfig
+        The model whose best number of threads is measured.
+    train : TrainConfig
+        The requested workers and threads.
+    tune : TuneConfig
+        CPUs of a trial, and concurrency.
     num_items : int
         Number of items of the dataset; the best number of threads depends on it.
     say : Callable[[str], None]
@@ -128,16 +138,16 @@ def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None])
     # a trial must fit any machine; a head node without CPUs takes none
     smallest = min((number for number in cpus if number > 0), default=1)
     fastest = 0
-    if config.train.num_workers == 1 and not config.train.threads:
-        fastest, why = requested_threads(config.train), ""
+    if train.num_workers == 1 and not train.threads:
+        fastest, why = requested_threads(train), ""
         if not fastest:
             fastest, why = fastest_threads(
-                config.model,
-                config.train,
+                model,
+                train,
                 num_items,
-                min(config.tune.cpus or smallest, usable_threads()),
+                min(tune.cpus or smallest, usable_threads()),
             )
         fastest = min(fastest, smallest)
         if why:
             say(why)
-    return share_out(config.train, config.tune, ray.cluster_resources(), smallest, fastest)  # type: ignore[no-untyped-call]
+    return share_out(train, tune, ray.cluster_resources(), smallest, fastest)  # type: ignore[no-untyped-call]

@@ -120,7 +120,8 @@ def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
 def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
     """Run the trials that are left."""
     progress, ledger = folder.progress, plan.ledger
-    slots = slots_of_cluster(plan.config, dataset.num_items, progress)
+    given = plan.config
+    slots = slots_of_cluster(given.model, given.train, given.tune, dataset.num_items, progress)
     done = [trial for trial in ledger.trials.values() if trial.state != "running"]
     if ledger.trials:
         open_ones = len(ledger.trials) - len(done)

@@ -16,7 +16,7 @@ def plan(verb: str, config: Config) -> str:
     from recsys.config import dump_config, redact, redacted
 
     names = _names(config)
-    chosen = chosen_verb(verb, config)
+    chosen = chosen_verb(verb, config.update, config.tune, config.compare)
     lines = [
         dump_config(redacted(config)).rstrip(),
         "",

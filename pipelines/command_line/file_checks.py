@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-from recsys.config import Config
+from recsys.config import DataConfig, RecommendConfig, UpdateConfig
 from recsys.config.sources import map_paths
 from recsys.errors import ConfigError, SourceError
 from recsys.storage.uris import expanded, is_remote
@@ -17,8 +17,21 @@ from recsys.storage.uris import expanded, is_remote
 _GLOB = re.compile(r"[*?\[]")
 
 
-def check_present(config: Config, stages: tuple[str, ...]) -> None:
+def check_present(
+    data: DataConfig, recommend: RecommendConfig, update: UpdateConfig, stages: tuple[str, ...]
+) -> None:
     """Check that the files that the configuration names for these stages exist.
+
+    Parameters
+    ----------
+    data : DataConfig
+        Names the files of the source.
+    recommend : RecommendConfig
+        Names the file of requests.
+    update : UpdateConfig
+        Names the files of newer events and of feedback.
+    stages : tuple[str, ...]
+        Names of the stages.
 
     Raises
     ------
@@ -27,17 +40,17 @@ def check_present(config: Config, stages: tuple[str, ...]) -> None:
     ConfigError
         A file of another section is missing.
     """
-    if "parent" in stages and config.update.events:
-        _check("update.events", config.update.events)
+    if "parent" in stages and update.events:
+        _check("update.events", update.events)
     elif "prepare" in stages:
-        source = config.data.source
+        source = data.source
         for key in getattr(source, "places", ()):
             if key != "name":
                 map_paths(getattr(source, key, None) or [], _check_source)
     if "feedback" in stages:
-        _check("update.feedback", config.update.feedback)
+        _check("update.feedback", update.feedback)
     if "recommend" in stages:
-        _check("recommend.requests", [config.recommend.requests])
+        _check("recommend.requests", [recommend.requests])
 
 
 def _is_missing(path: str) -> bool:

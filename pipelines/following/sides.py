@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipelines.plumbing.user_message import user_message
-from recsys.config import Config, ServeConfig
+from recsys.config import Config, RunConfig, ServeConfig, TrackingConfig
 from recsys.errors import ConfigError, UserError
 from recsys.registry.copy_records import Copy, remember
 from recsys.registry.followed_model import FollowedModel
@@ -31,7 +31,9 @@ class FollowedSide:
         self._refused, self._is_silent = Refused(settings.poll_seconds, settings.max_retry_s), False
 
     @classmethod
-    def of(cls, side: Side, uri: str, config: Config) -> FollowedSide:
+    def of(
+        cls, side: Side, uri: str, run: RunConfig, serve: ServeConfig, tracking: TrackingConfig
+    ) -> FollowedSide:
         """Look up the current version of a name.
 
         Parameters
@@ -40,8 +42,12 @@ class FollowedSide:
             ``a`` or ``b``.
         uri : str
             ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or a folder.
-        config : Config
-            Names the MLflow store and the pauses between attempts.
+        run : RunConfig
+            The MLflow store is next to its folder if ``tracking`` names none.
+        serve : ServeConfig
+            Names the pauses between attempts.
+        tracking : TrackingConfig
+            Names the MLflow store.
 
         Returns
         -------
@@ -54,9 +60,9 @@ class FollowedSide:
             There is no such model.
         """
         followed = FollowedModel(
-            uri, tracking_uri(config.tracking, config.run.dir) if uri.startswith("models:") else ""
+            uri, tracking_uri(tracking, run.dir) if uri.startswith("models:") else ""
         )
-        return cls(side, followed, followed.version(), config.serve)
+        return cls(side, followed, followed.version(), serve)
 
     def load(self, say: Any) -> tuple[Any, dict[str, Any]]:
         """Load the current version."""
@@ -127,7 +133,10 @@ def sides_of(config: Config) -> list[FollowedSide]:
     uris: dict[Side, str] = {"a": settings.model or f"models:/{config.registry.name}@champion"}
     if settings.ab.model:
         uris["b"] = settings.ab.model
-    return [FollowedSide.of(side, uri, config) for side, uri in uris.items()]
+    return [
+        FollowedSide.of(side, uri, config.run, settings, config.tracking)
+        for side, uri in uris.items()
+    ]
 
 
 class Refused:

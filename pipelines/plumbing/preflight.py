@@ -12,7 +12,7 @@ from typing import Final
 
 from pipelines.plumbing.nodes import Node, local_nodes
 from pipelines.plumbing.training_estimate import described, estimates, gib, need, sizes_of
-from recsys.config import Config
+from recsys.config import Config, RayConfig, SubmitConfig, TrainConfig
 from recsys.config.workload import DataSizes
 from recsys.data.manifest import Manifest
 from recsys.errors import ConfigError
@@ -62,25 +62,26 @@ def check(config: Config, sizes: DataSizes, nodes: Sequence[Node]) -> None:
     memories = [node.memory for node in nodes if node.memory is not None]
     if len(memories) < len(nodes) or not nodes or config.ray.wait_s > 0:
         return
-    largest, wanted = max(memories), need(config, sizes)
+    model, train, evaluate = config.model, config.train, config.evaluate
+    largest, wanted = max(memories), need(model, train, evaluate, sizes)
     if wanted.table_bytes > largest:
         raise ConfigError(
             f"preflight: the embedding tables of {sizes.items:,} items (model.width"
-            f" {config.model.width}) take {gib(wanted.table_bytes)} with gradient and moments,"
+            f" {model.width}) take {gib(wanted.table_bytes)} with gradient and moments,"
             f" more than the {gib(largest)} of the largest machine; every worker holds all of"
             f" them: {_CURES['tables']}"
         )
-    workers = config.train.num_workers
+    workers = train.num_workers
     least = wanted.total / _DOUBT
     if least <= largest and least * workers <= sum(memories):
         return
     part = max(
         (name for name in wanted.memory if name in _CURES), key=lambda name: wanted.memory[name]
     )
-    parts = estimates(config, sizes)
+    parts = estimates(model, train, evaluate, sizes)
     readers = [name for name, estimate in parts.items() if estimate.holds_events]
     heaviest = max(parts, key=lambda name: parts[name].fitting)
-    key = config.model.granularities.enabled()[heaviest].smaller
+    key = model.granularities.enabled()[heaviest].smaller
     smaller = (
         f"lower model.granularities.{heaviest}.{key}"
         if key
@@ -97,22 +98,35 @@ def check(config: Config, sizes: DataSizes, nodes: Sequence[Node]) -> None:
     )
 
 
-def check_cluster(config: Config, nodes: Sequence[Node]) -> None:
+def check_cluster(
+    train: TrainConfig, ray: RayConfig, submit: SubmitConfig, nodes: Sequence[Node]
+) -> None:
     """Refuse a job that needs more CPUs or GPUs than the cluster has, before it is queued.
+
+    Parameters
+    ----------
+    train : TrainConfig
+        Number of workers, and whether each needs a GPU.
+    ray : RayConfig
+        Says whether the cluster starts machines itself.
+    submit : SubmitConfig
+        CPUs of the job itself.
+    nodes : Sequence of Node
+        The machines; empty if they are unknown.
 
     Raises
     ------
     ConfigError
         There are too few, and the cluster starts no machines (``ray.wait_s`` 0).
     """
-    if not nodes or config.ray.wait_s > 0:
+    if not nodes or ray.wait_s > 0:
         return
     for name, have, wanted in (
-        ("CPUs", sum(node.cpus for node in nodes), config.train.num_workers + config.submit.cpus),
+        ("CPUs", sum(node.cpus for node in nodes), train.num_workers + submit.cpus),
         (
             "GPUs",
             sum(node.gpus for node in nodes),
-            config.train.num_workers * (config.train.use_gpu == "yes"),
+            train.num_workers * (train.use_gpu == "yes"),
         ),
     ):
         if have < wanted:
@@ -145,7 +159,7 @@ def preflight(
     sizes = sizes_of(config.data, config.dataset_dir, config.seed, manifest)
     if sizes is None:
         return
-    say(described(config, sizes, with_time))
+    say(described(config.model, config.train, config.evaluate, sizes, with_time))
     check(config, sizes, nodes)
 
 
@@ -156,7 +170,7 @@ def preview(config: Config) -> str:
     sizes = sizes_of(config.data, config.dataset_dir, config.seed)
     if sizes is None:
         return "estimate: memory and time are known after the data is prepared"
-    lines = [described(config, sizes)]
+    lines = [described(config.model, config.train, config.evaluate, sizes)]
     try:
         if config.ray.address == "local":
             check(config, sizes, local_nodes())

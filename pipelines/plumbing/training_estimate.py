@@ -14,14 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from recsys.config import (
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    ModelConfig,
-    SyntheticSource,
-    TrainConfig,
-)
+from recsys.config import DataConfig, EvaluateConfig, ModelConfig, SyntheticSource, TrainConfig
 from recsys.config.workload import FLOAT, DataSizes, Estimate, Workload
 from recsys.data.dataset import PreparedDataset
 from recsys.data.manifest import Manifest
@@ -109,14 +102,24 @@ def sizes_of(
     )
 
 
-def need(config: Config, sizes: DataSizes, gpu: bool = False) -> Need:
+def need(
+    model: ModelConfig,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    sizes: DataSizes,
+    gpu: bool = False,
+) -> Need:
     """The estimate for one worker of ``train.num_workers``; each granularity reports its own
     part.
 
     Parameters
     ----------
-    config : Config
-        Its sections ``model``, ``train`` and ``evaluate`` are read.
+    model : ModelConfig
+        Width, history and granularities.
+    train : TrainConfig
+        Batch size, epochs and workers.
+    evaluate : EvaluateConfig
+        Number of users that are ranked at a time.
     sizes : DataSizes
         Numbers of users, items and events.
     gpu : bool
@@ -127,10 +130,9 @@ def need(config: Config, sizes: DataSizes, gpu: bool = False) -> Need:
     Need
         Memory in bytes, steps and hours.
     """
-    train, model = config.train, config.model
     width, workers = model.width * model.granularities.are_trained, train.num_workers
-    steps, rows, length = _steps(config.model, config.train, sizes)
-    parts = estimates(config, sizes)
+    steps, rows, length = _steps(model, train, sizes)
+    parts = estimates(model, train, evaluate, sizes)
     tables = sizes.items * width * model.item.id + sum(part.parameters for part in parts.values())
     dense = 12 * width**2 * sum(part.layers for part in parts.values())
     kept = min(model.item.text_whiten or sizes.text_width, sizes.text_width)
@@ -145,14 +147,14 @@ def need(config: Config, sizes: DataSizes, gpu: bool = False) -> Need:
         "events": float(min(train.window_events, sizes.events) * _EVENT),
     }
     phases = {
-        "step": _step(config.model, config.train, sizes, rows, length, parts),
-        "validation": _validation(config.model, config.evaluate, sizes, parts),
+        "step": _step(model, train, sizes, rows, length, parts),
+        "validation": _validation(model, evaluate, sizes, parts),
         "fitted": max((part.fitting for part in parts.values()), default=0.0),
     }
     # the phases run one after the other, so the largest counts
     largest = max(phases, key=lambda name: phases[name])
     memory[largest] = phases[largest]
-    seconds = _seconds(config.model, config.train, sizes, rows, length, parts, gpu) * steps
+    seconds = _seconds(model, train, sizes, rows, length, parts, gpu) * steps
     return Need(
         memory,
         tables * FLOAT * _TRAINED_COPIES,
@@ -162,25 +164,36 @@ def need(config: Config, sizes: DataSizes, gpu: bool = False) -> Need:
     )
 
 
-def estimates(config: Config, sizes: DataSizes) -> dict[str, Estimate]:
-    """The estimate of every enabled granularity."""
-    _, rows, length = _steps(config.model, config.train, sizes)
-    longest = config.model.max_history
+def estimates(
+    model: ModelConfig, train: TrainConfig, evaluate: EvaluateConfig, sizes: DataSizes
+) -> dict[str, Estimate]:
+    """The estimate of every enabled granularity.
+
+    Parameters
+    ----------
+    model : ModelConfig
+        Width, history and granularities.
+    train : TrainConfig
+        Batch size and workers.
+    evaluate : EvaluateConfig
+        Number of users that are ranked at a time.
+    sizes : DataSizes
+        Numbers of users, items and events.
+    """
+    _, rows, length = _steps(model, train, sizes)
+    longest = model.max_history
     work = Workload(
         data=sizes,
-        width=config.model.width,
+        width=model.width,
         max_history=longest,
         rows=rows,
         length=length,
         queries=rows * length if sizes.ordered else rows,
         longest=min(longest, 2 * length) if sizes.ordered else length,
-        validation_rows=min(config.evaluate.chunk_users, sizes.users),
+        validation_rows=min(evaluate.chunk_users, sizes.users),
         validation_length=min(longest, 4 * length),
     )
-    return {
-        name: section.estimate(work)
-        for name, section in config.model.granularities.enabled().items()
-    }
+    return {name: section.estimate(work) for name, section in model.granularities.enabled().items()}
 
 
 def _steps(model: ModelConfig, train: TrainConfig, sizes: DataSizes) -> tuple[int, float, float]:
@@ -267,13 +280,23 @@ def _is_full(train: TrainConfig, sizes: DataSizes) -> bool:
     )
 
 
-def described(config: Config, sizes: DataSizes, with_time: bool = True) -> str:
+def described(
+    model: ModelConfig,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    sizes: DataSizes,
+    with_time: bool = True,
+) -> str:
     """The estimate: a line on memory and one on time.
 
     Parameters
     ----------
-    config : Config
-        Configuration of the run.
+    model : ModelConfig
+        Width, history and granularities.
+    train : TrainConfig
+        Batch size, epochs, workers and device.
+    evaluate : EvaluateConfig
+        Number of users that are ranked at a time.
     sizes : DataSizes
         Numbers of users, items and events.
     with_time : bool
@@ -284,7 +307,7 @@ def described(config: Config, sizes: DataSizes, with_time: bool = True) -> str:
     str
         One or two lines; the first names the three largest parts of the memory.
     """
-    wanted = need(config, sizes, gpu=config.train.use_gpu == "yes")
+    wanted = need(model, train, evaluate, sizes, gpu=train.use_gpu == "yes")
     parts = sorted(wanted.memory.items(), key=lambda part: -part[1])[:3]
     known = "" if sizes.exact else ", from the settings of the source"
     largest = ", ".join(f"{name} {gib(size)}" for name, size in parts)

@@ -90,7 +90,7 @@ def _of_training(config: Config) -> Iterator[str]:
             " full_softmax"
         )
     if train.privacy.epsilon:
-        yield from privacy_violations(config)
+        yield from privacy_violations(data, config.model, train)
     if ordered and (train.history_mask_rate or train.loss.event_power != 1.0):
         yield (
             f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power"

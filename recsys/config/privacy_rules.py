@@ -11,23 +11,40 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from recsys.config.root import Config
+    from recsys.config.data import DataConfig
+    from recsys.config.model import ModelConfig
+    from recsys.config.train import TrainConfig
 
 _FITTED = "counts raw events"
 _OTHERS = "reads rows of other users, which clipping of a user's gradient does not bound"
 
 
-def privacy_violations(config: Config) -> Iterator[str]:
-    """All settings that contradict ``train.privacy``."""
+def privacy_violations(data: DataConfig, model: ModelConfig, train: TrainConfig) -> Iterator[str]:
+    """All settings that contradict ``train.privacy``.
+
+    Parameters
+    ----------
+    data : DataConfig
+        Texts and context columns.
+    model : ModelConfig
+        Granularities and fusion.
+    train : TrainConfig
+        Loss, choices on validation events and workers.
+
+    Yields
+    ------
+    str
+        The setting, the reason and the cure.
+    """
     where = "train.privacy"
-    for name, section in config.model.granularities.enabled().items():
+    for name, section in model.granularities.enabled().items():
         if section.is_closed_form or not section.per_user or section.signal == "user_text":
             why = _FITTED if section.is_closed_form else _OTHERS
             yield (
                 f"{where}: model.granularities.{name} {why}; disable it (evolution, behaviour,"
                 " media can be private)"
             )
-    train, fusion, text = config.train, config.model.fusion, config.data.text
+    fusion, text = model.fusion, data.text
     rules = (
         (fusion.stack, "model.fusion.stack chooses weights on validation events", "set it false"),
         (
@@ -58,7 +75,7 @@ def privacy_violations(config: Config) -> Iterator[str]:
             "set it full_softmax",
         ),
         (
-            bool(config.data.context),
+            bool(data.context),
             "data.context codes columns by the values of all events",
             "leave it empty",
         ),

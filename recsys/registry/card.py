@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.config import Config, DataConfig, RegistryConfig
+from recsys.config import DataConfig, ModelConfig, RegistryConfig
 from recsys.data.manifest import Manifest
 from recsys.evaluation.member_scores import single_line
 from recsys.registry.card_results import (
@@ -39,7 +39,9 @@ _NO_USE: Final = (
 
 
 def model_card(
-    config: Config,
+    data: DataConfig,
+    model: ModelConfig,
+    registry: RegistryConfig,
     manifest: Manifest,
     metrics: Mapping[str, Any],
     lineage: Mapping[str, Any],
@@ -50,8 +52,12 @@ def model_card(
 
     Parameters
     ----------
-    config : Config
-        The configuration of the training.
+    data : DataConfig
+        Names the kind of the source.
+    model : ModelConfig
+        Granularities and fusion of the model.
+    registry : RegistryConfig
+        Name of the model, its intended use, and the licence of the data.
     manifest : Manifest
         Manifest of the dataset that it was trained and evaluated on.
     metrics : Mapping[str, Any]
@@ -64,19 +70,19 @@ def model_card(
         Privacy budget of a private training (:class:`recsys.training.private.Budget`); None for
         other trainings.
     """
-    names = list(config.model.granularities.enabled())
+    names = list(model.granularities.enabled())
     lines = [
-        f"# Model card: {plain_line(config.registry.name)}",
+        f"# Model card: {plain_line(registry.name)}",
         "",
         (
             f"A recommender with {len(names)} granularities ({', '.join(names)}; fusion"
-            f" {config.model.fusion.kind}), made by Multigrain {lineage['release']}. A score is the"
+            f" {model.fusion.kind}), made by Multigrain {lineage['release']}. A score is the"
             " product of a user vector and an item vector, and is the exact sum of the shares of"
             " the granularities."
         ),
-        *_section("Intended use", [use_of(config.registry)]),
+        *_section("Intended use", [use_of(registry)]),
         *_section("Not for", [_NO_USE]),
-        *_section("Data", _data(config.data, config.registry, manifest)),
+        *_section("Data", _data(data, registry, manifest)),
     ]
     if metrics.get("model"):
         lines += _section("Measured on the test split", measured_lines(metrics))

@@ -104,7 +104,10 @@ def choose(training: Training) -> None:
         choices.update({CONSTANTS: chosen} if chosen else {})
     training.config = with_constants(config, choices)
     if training.config.train.privacy.epsilon:
-        training.progress = private_progress(training.config, training.progress, start)
+        config = training.config
+        training.progress = private_progress(
+            config.data, config.model, config.train, training.progress, start
+        )
 
 
 def select(training: Training) -> None:

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import Config, TrainConfig
+from recsys.config import DataConfig, ModelConfig, TrainConfig
 from recsys.config.privacy import PrivateConfig
 from recsys.config.privacy_rules import privacy_violations
 from recsys.data.histories import Array, Histories
@@ -169,13 +169,23 @@ def _epsilon(
         return float(accountant.get_epsilon(delta=delta, alphas=[*orders]))
 
 
-def private_progress(config: Config, progress: Progress, start: Start | None) -> Progress:
+def private_progress(
+    data: DataConfig,
+    model: ModelConfig,
+    train: TrainConfig,
+    progress: Progress,
+    start: Start | None,
+) -> Progress:
     """A private training chooses nothing, so it starts at the refit if ``train.refit`` is true.
 
     Parameters
     ----------
-    config : Config
-        The whole configuration.
+    data : DataConfig
+        The section ``data``.
+    model : ModelConfig
+        The section ``model``.
+    train : TrainConfig
+        The section ``train``.
     progress : Progress
         Where the training stands.
     start : Start | None
@@ -198,11 +208,11 @@ def private_progress(config: Config, progress: Progress, start: Start | None) ->
             " addition to that model's; train from scratch with `recsys run`, or set"
             " train.privacy.epsilon 0"
         )
-    if wrong := list(privacy_violations(config)):
+    if wrong := list(privacy_violations(data, model, train)):
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(wrong))
-    if progress.phase != "select" or not config.train.refit:
+    if progress.phase != "select" or not train.refit:
         return progress
-    return replace(progress, phase="refit", best_epoch=config.train.epochs)
+    return replace(progress, phase="refit", best_epoch=train.epochs)
 
 
 class PrivateSteps:

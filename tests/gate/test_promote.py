@@ -228,7 +228,14 @@ class World:
                 "refit": found.refit,
                 "lineage": lineage(config, dataset.manifest.content_hash, tracker),
             }
-            card = model_card(config, dataset.manifest, {}, extra["lineage"])  # type: ignore[arg-type]
+            card = model_card(
+                config.data,
+                config.model,
+                config.registry,
+                dataset.manifest,
+                {},
+                extra["lineage"],  # type: ignore[arg-type]
+            )
             write_bundle(self.folder / "bundle", found.frozen, dataset, extra, None, card)
             return register(
                 tracker,
@@ -670,7 +677,10 @@ def test_card_shows_the_numbers_of_metrics_json(world: World) -> None:
         "run_id": "r",
         "config": "d",
     }
-    card = model_card(world.config, world.dataset.manifest, metrics, made)
+    config = world.config
+    card = model_card(
+        config.data, config.model, config.registry, world.dataset.manifest, metrics, made
+    )
     for line in (
         "| **ndcg@5** | 0.5000 | 0.4000 … 0.6000 |",
         "| coverage@5 | 0.7500 |  |",

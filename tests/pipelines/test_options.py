@@ -7,6 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,6 +108,11 @@ def test_error_about_an_option_value_does_not_name_the_file(tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------ missing files
 
 
+def _check_present(tree: dict[str, Any], verb: str) -> None:
+    config = build_config(tree)
+    check_present(config.data, config.recommend, config.update, VERBS[verb].stages)
+
+
 @pytest.mark.parametrize(
     ("tree", "stages", "error", "says"),
     [
@@ -146,12 +152,12 @@ def test_missing_file_is_reported_with_its_key(
     tree: dict, stages: str, error: type, says: str
 ) -> None:  # type: ignore[type-arg]
     with pytest.raises(error, match=says):
-        check_present(build_config(tree), VERBS[stages].stages)
+        _check_present(tree, stages)
 
 
 def test_globs_and_remote_files_are_not_checked_in_advance() -> None:
     source = {"kind": "canonical", "events": ["no/such/*.csv", "s3://bucket/events.csv"]}
-    check_present(build_config({"data": {"source": source}}), VERBS["run"].stages)
+    _check_present({"data": {"source": source}}, "run")
 
 
 def test_missing_file_is_reported_before_slow_imports(tmp_path: Path) -> None:
@@ -176,5 +182,5 @@ def test_existing_file_is_accepted(tmp_path: Path) -> None:
     config = build_config(
         {"data": {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}}}
     )
-    check_present(config, VERBS["run"].stages)
+    check_present(config.data, config.recommend, config.update, VERBS["run"].stages)
     check(config, VERBS["prepare"].stages)

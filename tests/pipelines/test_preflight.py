@@ -15,7 +15,7 @@ import pytest
 from pipelines.cli import main
 from pipelines.plumbing.nodes import Node, dashboard_nodes
 from pipelines.plumbing.preflight import check, check_cluster, preview
-from pipelines.plumbing.training_estimate import described, need, sizes_of
+from pipelines.plumbing.training_estimate import Need, described, need, sizes_of
 from recsys.config import Config, GranularitiesConfig, load_config
 from recsys.config.workload import DataSizes
 from recsys.errors import ConfigError
@@ -38,10 +38,18 @@ def _config(name: str = "demo", *overrides: tuple[str, str]) -> Config:
     return load_config(ROOT / "pipelines" / "configs" / f"{name}.yaml", overrides)
 
 
+def _need(config: Config, sizes: DataSizes) -> Need:
+    return need(config.model, config.train, config.evaluate, sizes)
+
+
+def _check_cluster(config: Config, nodes: list[Node]) -> None:
+    check_cluster(config.train, config.ray, config.submit, nodes)
+
+
 @pytest.mark.parametrize("name", list(GOLDEN))
 def test_estimate_is_between_half_and_twice_the_measured_memory(name: str) -> None:
     sizes, measured = GOLDEN[name]
-    estimate = need(_config(name), sizes).total / (1 << 20)
+    estimate = _need(_config(name), sizes).total / (1 << 20)
     assert 0.5 < estimate / measured < 2
 
 
@@ -63,13 +71,13 @@ def test_memory_of_tables_equals_the_sum_by_hand() -> None:
         "demo", ("model.width", "32"), ("model.granularities", "{evolution: {enabled: true}}")
     )
     sizes = DataSizes(50, 1000, 500)
-    assert need(config, sizes).table_bytes == 1000 * 32 * 4 * 4
+    assert _need(config, sizes).table_bytes == 1000 * 32 * 4 * 4
     config.model.item.id = False
-    assert need(config, sizes).table_bytes == 0
+    assert _need(config, sizes).table_bytes == 0
     tree = "{collaborative: {enabled: true, user_embedding: true}, knowledge: {enabled: true}}"
     config = _config("demo", ("model.width", "32"), ("model.granularities", tree))
     assert (
-        need(config, DataSizes(50, 1000, 500, entities=70)).table_bytes
+        _need(config, DataSizes(50, 1000, 500, entities=70)).table_bytes
         == (1000 + 50 + 70) * 32 * 4 * 4
     )
 
@@ -81,20 +89,20 @@ def test_number_of_steps_equals_the_count_by_hand() -> None:
     config = _config(
         "demo", ("train.batch_size", "32"), ("train.epochs", "3"), ("train.refit", "false")
     )
-    assert need(config, DataSizes(100, 50, 1000)).steps == 4 * 3
+    assert _need(config, DataSizes(100, 50, 1000)).steps == 4 * 3
     config.train.refit = True
-    assert need(config, DataSizes(100, 50, 1000)).steps == 4 * 3 * 2
+    assert _need(config, DataSizes(100, 50, 1000)).steps == 4 * 3 * 2
     config.train.refit, config.model.max_history = False, 5
-    assert need(config, DataSizes(100, 50, 1100)).steps == 7 * 3
+    assert _need(config, DataSizes(100, 50, 1100)).steps == 7 * 3
 
 
 def test_settings_change_the_estimate() -> None:
     sizes = DataSizes(10**6, 10**6, 10**8)
-    base = need(_config("beauty"), sizes)
+    base = _need(_config("beauty"), sizes)
     parts = base.memory
 
     def other(*overrides: tuple[str, str]) -> dict[str, float]:
-        return need(_config("beauty", *overrides), sizes).memory
+        return _need(_config("beauty", *overrides), sizes).memory
 
     assert other(("model.width", "256"))["tables"] > 1.9 * parts["tables"]
     assert other(("train.window_events", "1000000"))["events"] == parts["events"] / 4
@@ -108,7 +116,7 @@ def test_settings_change_the_estimate() -> None:
     )
     small = ("train.batch_size", "8")
     many, few = (
-        need(
+        _need(
             _config("beauty", small, ("evaluate.chunk_users", chunk)),
             DataSizes(10**6, 10**4, 10**7),
         ).memory["validation"]
@@ -176,7 +184,7 @@ def test_training_that_does_not_fit_is_refused_with_a_cure_for_its_largest_part(
 def test_workers_share_the_memory_of_all_machines() -> None:
     config = _config("demo", ("train.num_workers", "8"))
     sizes = DataSizes(10**5, 10**5, 10**7)
-    one = int(need(config, sizes).total)
+    one = int(_need(config, sizes).total)
     check(config, sizes, [Node(8, 0, one)] * 4)  # each gets half of the estimate
     with pytest.raises(ConfigError, match="8 training workers"):
         check(config, sizes, [Node(8, 0, one)] * 3)
@@ -187,19 +195,19 @@ def test_unknown_memory_and_growing_clusters_are_accepted() -> None:
     check(_config(), sizes, [])
     check(_config(), sizes, [Node(8, 0, None), Node(8, 0, GIB)])
     check(_config("demo", ("ray.wait_s", "60")), sizes, [Node(8, 0, GIB)])
-    check_cluster(_config("demo", ("train.num_workers", "9")), [])
-    check_cluster(
+    _check_cluster(_config("demo", ("train.num_workers", "9")), [])
+    _check_cluster(
         _config("demo", ("train.num_workers", "9"), ("ray.wait_s", "60")), [Node(1, 0, GIB)]
     )
 
 
 def test_more_workers_than_the_cluster_has_cpus_or_gpus_are_refused() -> None:
     nodes = [Node(2, 1, GIB), Node(2, 0, GIB)]
-    check_cluster(_config("demo", ("train.num_workers", "3"), ("submit.cpus", "1")), nodes)
+    _check_cluster(_config("demo", ("train.num_workers", "3"), ("submit.cpus", "1")), nodes)
     with pytest.raises(ConfigError, match="the cluster has 4 CPUs, but 5 are needed"):
-        check_cluster(_config("demo", ("train.num_workers", "4"), ("submit.cpus", "1")), nodes)
+        _check_cluster(_config("demo", ("train.num_workers", "4"), ("submit.cpus", "1")), nodes)
     with pytest.raises(ConfigError, match="the cluster has 1 GPUs, but 2 are needed"):
-        check_cluster(_config("demo", ("train.num_workers", "2"), ("train.use_gpu", "yes")), nodes)
+        _check_cluster(_config("demo", ("train.num_workers", "2"), ("train.use_gpu", "yes")), nodes)
 
 
 def test_nodes_are_read_from_the_answer_of_the_dashboard() -> None:
@@ -227,7 +235,7 @@ def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
             tree = json.dumps({"evolution": {"enabled": True}, name: own})
             config = _config("demo", ("model.granularities", tree))
             section = getattr(config.model.granularities, name)
-            reads = need(config, DataSizes(1000, 100, 10**6)).memory["graph"] > 0
+            reads = _need(config, DataSizes(1000, 100, 10**6)).memory["graph"] > 0
             assert reads == granularity_class(name, section).reads_events, name
 
 
@@ -282,7 +290,8 @@ def test_data_of_unknown_size_get_no_estimate(tmp_path: Path) -> None:
 
 
 def test_text_of_an_estimate_names_memory_and_steps() -> None:
-    text = described(_config("lastfm"), GOLDEN["lastfm"][0])
+    config, (sizes, _) = _config("lastfm"), GOLDEN["lastfm"]
+    text = described(config.model, config.train, config.evaluate, sizes)
     assert text.startswith("estimate: 1.") and "GiB a worker (program" in text
     assert "steps" in text and "several times more or less" in text
 
@@ -297,7 +306,8 @@ from recsys.training.phases import fit
 torch.set_num_threads(1)
 short = [("train.epochs", "1"), ("train.refit", "false"), ("train.evaluate_every", "1")]
 config = load_config(sys.argv[1], short)
-fit(config, PreparedDataset(sys.argv[2]), Validator.of(config), TrainContext())
+validate = Validator.of(config.train, config.evaluate)
+fit(config, PreparedDataset(sys.argv[2]), validate, TrainContext())
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 """
 
@@ -322,4 +332,4 @@ def test_estimate_is_close_to_a_real_training(
     train = [sys.executable, "-c", _TRAIN, str(file), config.dataset_dir]
     done = subprocess.run(train, cwd=ROOT, check=True, capture_output=True, text=True, timeout=900)
     measured = json.loads(done.stdout.splitlines()[-1]) * 1024
-    assert 0.5 < need(config, sizes).total / measured < 2, (need(config, sizes), measured)
+    assert 0.5 < _need(config, sizes).total / measured < 2, (_need(config, sizes), measured)

@@ -139,7 +139,7 @@ def training(config: Config | None) -> Iterator[Finding]:
     if sizes is None:
         yield Finding("training", "ok", "its memory is known after the data is prepared")
         return
-    found = described(config, sizes).splitlines()[0]
+    found = described(config.model, config.train, config.evaluate, sizes).splitlines()[0]
     try:
         check(config, sizes, local_nodes())
         yield Finding("training", "ok", found)
