@@ -27,13 +27,20 @@ from recsys.inspect.event_columns import (
     columns_of_events,
     unordered_ratings,
 )
-from recsys.inspect.event_statistics import Types, events_of, roles_of_types, statistics_of
+from recsys.inspect.event_statistics import (
+    Types,
+    events_of,
+    roles_of_types,
+    statistics_of,
+    with_rated,
+)
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
 from recsys.inspect.ratings import smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.sampled_tables import (
     Pair,
     Table,
+    determines,
     find_events,
     find_events_in_lists,
     with_orders,
@@ -52,6 +59,7 @@ from recsys.inspect.time_columns import HOURS_FORM, with_time_columns
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.sources.validate import CellRules, Layout, check_rows
 
+_OF_ITEM: Final = 0.9  # how far an item determines a column that describes it
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
@@ -121,6 +129,8 @@ class _Canonical:
             if self._has_types
             else Types()
         )
+        if self.types_of_files and not meaning.targets:
+            meaning = with_rated(meaning, self.rows, self.columns.value)
         # once with all types and values, because these decide which of them count
         first = statistics_of(events, bad, meaning.targets)
         min_value, min_why, is_rating = smallest_value(
@@ -266,6 +276,8 @@ class _Canonical:
             # context is known at a request only if it is one of few values
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and similarity(column.name, SESSION) < 0.8
+            # another id of the item tells what is to be predicted
+            and determines(self.columns.item, column) < _OF_ITEM
         ]
 
     # --------------------------------------------------------------------------------------- tables
@@ -428,7 +440,8 @@ class _Canonical:
             why = f"the events refer to its rows, which have {', '.join(added)}"
             found.append(Setting("lookup", {column: [shown_path(path) for path in files]}, why))
         if drop := self.pair.table.drop:
-            why = f"marks {self.pair.table.dropped:.0%} of the rows as not carried out"
+            share = f"{self.pair.table.dropped:.0%}"
+            why = f"marks {share} of the rows as not carried out, or as shown without a click"
             found.append(Setting("drop", drop, why))
         if self.pair.table.lists:
             why = "the rows have lists; each member is an event"

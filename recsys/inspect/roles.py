@@ -9,7 +9,17 @@ from typing import Final
 
 from recsys.errors import DataError
 from recsys.inspect.columns import Column
-from recsys.inspect.common_names import FRIEND, HEAD, ITEM, RELATION, TAIL, USER
+from recsys.inspect.common_names import (
+    FRIEND,
+    HEAD,
+    IDS,
+    ITEM,
+    RELATION,
+    TAIL,
+    USER,
+    singular,
+    words_of,
+)
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import Pair, Table
 from recsys.values.overlap import SideIds, compare
@@ -17,6 +27,8 @@ from recsys.values.overlap import SideIds, compare
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
 _LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
+_REFERS: Final = 0.9  # share of the codes of a column that a table of their names has
+_ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
 
 
 def assign_roles(tables: Sequence[Table], events: Pair) -> None:
@@ -24,6 +36,9 @@ def assign_roles(tables: Sequence[Table], events: Pair) -> None:
     users, items = IdSet(events.user), IdSet(events.item)
     for table in tables:
         if table is events.table or table.role:
+            continue
+        if described := _described(table, tables, events):
+            table.why = described
             continue
         _assign_role(table, events, users, items)
     for role in ("items", "users"):
@@ -39,6 +54,45 @@ def as_stated_friends(table: Table, events: Pair) -> None:
     people = named if len(named) >= 2 else ids
     if len(people) >= 2:
         _as_friends(table, people, IdSet(events.user))
+
+
+def _described(table: Table, tables: Sequence[Table], events: Pair) -> str:
+    """Why a table of names for the codes of another table is left out, such as the names of the
+    tags, the aisles or the publishers; empty if it is no such table.
+
+    Why: codes that count from 1 have values in common with users and items that count from 1.
+    """
+    if not table.sample.has_names:
+        return ""
+    ours = {_core(events.user.name), _core(events.item.name)}
+    for key in table.keys:
+        core = _core(key.name) or _core(table.sample.name.split(".")[0])
+        if not core or core in ours or max(table.like(key, USER), table.like(key, ITEM)) >= _NAMED:
+            continue
+        for other in (events.table, *tables):
+            if other is table or not other.sample.has_names:
+                continue
+            for column in other.columns:
+                if (
+                    _core(column.name) == core
+                    and column.may_be_id
+                    and not column.is_key
+                    and IdSet(column).share_in(IdSet(key)) >= _REFERS
+                ):
+                    return (
+                        f"describes {column.name} of {other.sample.name}, neither users nor items;"
+                        " join it into that file to use it"
+                    )
+    return ""
+
+
+def _core(name: str) -> tuple[str, ...]:
+    """The words of a name in the singular, without those that say that it is an id.
+
+    >>> _core("aisle_id"), _core("Aisles"), _core("ID")
+    (('aisle',), ('aisle',), ())
+    """
+    return tuple(singular(word) for word in words_of(name) if word not in IDS)
 
 
 def _position_of(column: Column) -> int:
@@ -270,6 +324,13 @@ def _as_categories(table: Table, key: Column, items: IdSet) -> None:
     )
     others = [c for c in others if c is not relation] or others
     tail = max(others, key=lambda c: (c.is_wordy, -c.position))
+    most = _ALL_PAIRS * key.num_distinct * tail.num_distinct
+    if relation is None and tail.num_distinct > 1 and table.num_pairs(key, tail) > most:
+        table.why = (
+            f"nearly every item has every {tail.name}, which tells nothing; write only the rows"
+            " that hold, such as those with a large weight, into a file"
+        )
+        return
     table.role = "knowledge"
     table.names = {key.name: "head", tail.name: "tail"}
     if relation is not None and relation is not tail:
