@@ -446,6 +446,10 @@ class _Canonical:
         if self.pair.table.lists:
             why = "the rows have lists; each member is an event"
             found.append(Setting("lists", self.pair.table.lists, why))
+        for table in self.tables:
+            if table.role == "social" and table.lists:
+                why = "each user has a list of friends; each member is a link"
+                found.append(Setting("lists.social", table.lists, why))
         if self.types_of_files:
             found.append(
                 Setting("type_files", self.types_of_files, "event type of each file, from its name")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+import pyarrow.compute as pc
 
 from recsys.errors import DataError
 from recsys.inspect.columns import Column
@@ -22,17 +24,22 @@ from recsys.inspect.common_names import (
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import Pair, Table
+from recsys.sources.list_cells import as_lists, members_as_rows
+from recsys.values.arrow_types import is_list, is_string
 from recsys.values.overlap import SideIds, compare
 
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
 _LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
 _REFERS: Final = 0.9  # share of the codes of a column that a table of their names has
+_MARKS: Final = (",", "|", ";", " ")  # separators of lists of friends
 _ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
 
 
-def assign_roles(tables: Sequence[Table], events: Pair) -> None:
-    """Assign every other table its role, or the reason why it is left out."""
+def assign_roles(tables: list[Table], events: Pair) -> None:
+    """Assign every other table its role, or the reason why it is left out; friends that are lists
+    in another table are added as a table.
+    """
     users, items = IdSet(events.user), IdSet(events.item)
     for table in tables:
         if table is events.table or table.role:
@@ -41,6 +48,8 @@ def assign_roles(tables: Sequence[Table], events: Pair) -> None:
             table.why = described
             continue
         _assign_role(table, events, users, items)
+    if not any(table.role == "social" for table in tables):
+        _add_friends(tables, users)
     for role in ("items", "users"):
         _keep_one(tables, role)
 
@@ -261,6 +270,55 @@ def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
         ):
             table.names[column.name] = "weight"
             break
+
+
+def _add_friends(tables: list[Table], users: IdSet) -> None:
+    """Add a table of friends if a table of users has lists of them, such as ``friends`` of Yelp."""
+    for place, table in enumerate(tables):
+        key = next((name for name, to in table.names.items() if to == "user_id"), "")
+        if table.role != "users" or not table.sample.has_names:
+            continue
+        for column in table.columns:
+            mark = _mark_of_friends(table, column, users) if column.name != key else None
+            if mark is None:
+                continue
+            rows = members_as_rows(table.sample.rows, {column.name: mark})[0]
+            friends = Table.of(replace(table.sample, rows=rows, num_rows=len(rows)))
+            friends.role = "social"
+            friends.names = {key: "src_user_id", column.name: "dst_user_id"}
+            friends.lists = {column.name: mark}
+            ids = IdSet(friends.column(key), friends.column(column.name))
+            friends.shares = f"{ids.share_in(users):.0%} of its users are in the events"
+            table.columns.remove(column)
+            if len(table.columns) == 1:  # the users and their friends
+                tables[place] = friends
+            else:
+                tables.append(friends)
+            return
+
+
+def _mark_of_friends(table: Table, column: Column, users: IdSet) -> str | None:
+    """The separator of a column's lists if they are lists of users, "" for lists of JSON; else
+    None.
+    """
+    cells = table.sample.rows.column(column.name).combine_chunks()
+    if not is_list(cells.type) and not is_string(cells.type):
+        return None
+    if is_list(cells.type) and is_list(cells.type.value_type):
+        return None
+    is_named = any(word in FRIEND for word in _core(column.name))
+    best, least = None, 0.0 if is_named else _SOME
+    for mark in ("",) if is_list(cells.type) else _MARKS:
+        lists = as_lists(cells, mark)
+        members = pc.unique(pc.list_flatten(lists))
+        if len(members) < 2 or pc.max(pc.list_value_length(lists)).as_py() < 2:
+            continue
+        known = int(pc.sum(pc.is_in(members, value_set=users.ids)).as_py() or 0)
+        share = known / len(members)
+        # numbers from 1 are users by chance, so there the name must say that they are friends
+        if share > least and (is_named or not users.is_count):
+            best, least = mark, share
+    return best
 
 
 def _is_triples(table: Table) -> bool:

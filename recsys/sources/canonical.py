@@ -227,6 +227,11 @@ class CanonicalAdapter(SourceAdapter):
                         f"data.source.{key} has an entry {name}, but data.source.{name} lists no"
                         " file"
                     )
+        for name, value in config.lists.items():
+            if isinstance(value, dict) and name not in found:
+                raise SourceError(
+                    f"data.source.lists has an entry {name}, but data.source.{name} lists no file"
+                )
 
     def _tables(self) -> dict[str, TableFiles]:
         config = self.config
@@ -271,7 +276,7 @@ class CanonicalAdapter(SourceAdapter):
                     config.constants.get(name, {}),
                     rules=CellRules.of(config),
                     numbers=tuple(config.numbers.get(name, ())),
-                    lists=config.lists if table is schema.EVENTS else {},
+                    lists=_lists(config, name),
                     times=_times(config) if table is schema.EVENTS else TimeColumns(),
                     drop=config.drop if table is schema.EVENTS else {},
                 )
@@ -306,6 +311,16 @@ def _form(config: CanonicalSource, table: str) -> Form:
         of_table(config.encoding, "utf-8"),
         table,
     )
+
+
+def _lists(config: CanonicalSource, table: str) -> dict[str, str]:
+    """Column of lists of one table → separator."""
+    given = {key: mark for key, mark in config.lists.items() if isinstance(mark, str)}
+    of_table = config.lists.get(table, {})
+    return {
+        **(given if table == schema.EVENTS.name else {}),
+        **(of_table if isinstance(of_table, dict) else {}),
+    }
 
 
 def _times(config: CanonicalSource) -> TimeColumns:

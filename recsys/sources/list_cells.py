@@ -21,15 +21,23 @@ UNEQUAL: Final = "lists of different lengths"
 
 
 def as_lists(cells: Any, separator: str) -> pa.Array:
-    """A column as lists of texts: lists as they are, texts divided at the separator.
+    """A column as lists of texts: lists as they are, texts divided at the separator, without the
+    brackets and quotes of written lists.
 
     >>> as_lists(pa.array(["a, b", "", None]), ",").to_pylist()
     [['a', 'b'], [], []]
+    >>> as_lists(pa.array(["['a', 'b']", "[7]", "[]"]), ",").to_pylist()
+    [['a', 'b'], ['7'], []]
     """
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     if is_list(cells.type):
         return pc.fill_null(cells.cast(pa.list_(pa.string())), [])
     texts = pc.fill_null(cells.cast(pa.string()), "")
+    # lists as Python and JSON write them
+    bracketed = pc.match_substring_regex(texts, r"^\s*\[.*\]\s*$")
+    if pc.any(bracketed).as_py():
+        plain = pc.replace_substring_regex(texts, r"^\s*\[|['\"]|\]\s*$", "")
+        texts = pc.if_else(bracketed, plain, texts)
     parts = (
         pc.split_pattern(texts, separator) if separator else pc.split_pattern_regex(texts, r"\s")
     )
