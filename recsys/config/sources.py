@@ -211,6 +211,14 @@ class CanonicalSource(CellSource):
             " separator}} for other tables, such as the friends of a user"
         ),
     )
+    chosen: dict[str, str] = Field(
+        {},
+        description=(
+            "{column: ending}: of the lists in this column only the values with the ending count,"
+            " and it is removed, such as '-1' for shown news N55689-1 N35729-0 of which the first"
+            " was clicked"
+        ),
+    )
     drop: dict[str, Annotated[list[str], BeforeValidator(as_list)]] = Field(
         {},
         description=(

@@ -41,6 +41,7 @@ from recsys.inspect.sampled_tables import (
     Pair,
     Table,
     determines,
+    find_chosen,
     find_events,
     find_events_in_lists,
     with_orders,
@@ -92,6 +93,8 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
 
 def _events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
     """Find the events: a row each, or, if no table has these, as members of lists."""
+    if (chosen := find_chosen(tables, may_be)) is not None:
+        return chosen
     try:
         found = find_events(tables, may_be)
     except SourceError:
@@ -445,7 +448,10 @@ class _Canonical:
             found.append(Setting("drop", drop, why))
         if self.pair.table.lists:
             why = "the rows have lists; each member is an event"
-            found.append(Setting("lists", self.pair.table.lists, why))
+            found.append(Setting("lists", self._named(self.pair.table.lists), why))
+        if self.pair.table.chosen:
+            why = "the lists have what was shown; this ending marks what the user chose"
+            found.append(Setting("chosen", self._named(self.pair.table.chosen), why))
         for table in self.tables:
             if table.role == "social" and table.lists:
                 why = "each user has a list of friends; each member is a link"
@@ -455,6 +461,11 @@ class _Canonical:
                 Setting("type_files", self.types_of_files, "event type of each file, from its name")
             )
         return found
+
+    def _named(self, columns: Mapping[str, str]) -> dict[str, str]:
+        """The settings of columns by the names that the readers know."""
+        names = {} if self.pair.table.sample.has_names else self.columns.names
+        return {names.get(name, name): value for name, value in columns.items()}
 
     def _time_settings(self) -> list[Setting]:
         """The columns that have the times together."""

@@ -39,7 +39,7 @@ from recsys.inspect.common_names import (
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.samples import Sample
-from recsys.sources.list_cells import as_lists, members_as_rows
+from recsys.sources.list_cells import as_lists, members_as_rows, with_ending
 from recsys.sources.validate import CellRules
 from recsys.values.arrow_types import is_list
 from recsys.values.times import timestamps
@@ -58,6 +58,9 @@ _HOPELESS: Final = 20.0  # exceeds all other evidence
 _HALF: Final = 0.5  # least share of rows with an id
 _SHORT_TIME: Final = 0.02  # length of a visit, as a share of the period
 _LONG_TIME: Final = 0.2  # time between the first and the last event of an item
+_SHOWN: Final = r"^\S+-[01](?: \S+-[01])*$"  # what was shown, and whether it was chosen
+_SHOWN_ROWS: Final = 5000
+_CHOSEN: Final = "-1"
 _LOOKED_AT: Final = 200  # ids whose form is inspected
 _FORMS: Final = (
     (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
@@ -95,6 +98,8 @@ class Table:
     shares: str = ""  # the ids in common with the events, in words
     # columns whose lists were made rows, with the separator of those that are text
     lists: dict[str, str] = field(default_factory=dict)
+    # those of them whose members say whether they were chosen, with the ending that says so
+    chosen: dict[str, str] = field(default_factory=dict)
     # columns of year, month and day, which were made one column of times
     date_columns: list[str] = field(default_factory=list)
     # column with the time of day, or columns of hours, minutes and seconds, which were added to the
@@ -301,6 +306,28 @@ def find_events_in_lists(tables: Sequence[Table], may_be: Sequence[Table]) -> Pa
                 found.append(pair)
     best = max(found, key=lambda pair: pair.score, default=None)
     return best if best is not None and best.score >= _LEAST else None
+
+
+def find_chosen(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None:
+    """Find a table whose rows have lists of what was shown, with a mark of what was chosen, such as
+    ``N55689-1 N35729-0``; None if there is none. The table of the pair has a row for each choice.
+    """
+    for table in may_be:
+        for column in table.columns:
+            cells = column.values.drop_null().slice(0, _SHOWN_ROWS)
+            if column.kind in ("number", "time", "flag") or not len(cells):
+                continue
+            if not pc.all(pc.match_substring_regex(cells, _SHOWN)).as_py():
+                continue
+            lists = {column.name: with_ending(" ", _CHOSEN)}
+            rows = members_as_rows(table.sample.rows, lists)[0]
+            num_rows = round(table.sample.num_rows * len(rows) / max(len(column.values), 1))
+            opened = Table.of(replace(table.sample, rows=rows, num_rows=num_rows))
+            opened.lists, opened.chosen = {column.name: " "}, {column.name: _CHOSEN}
+            pair = _best_pair(opened, [opened if other is table else other for other in tables])
+            if pair is not None and pair.item.name == column.name:
+                return pair
+    return None
 
 
 def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
