@@ -60,7 +60,7 @@ from recsys.inspect.time_columns import HOURS_FORM, with_time_columns
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.sources.validate import CellRules, Layout, check_rows
 
-_OF_ITEM: Final = 0.9  # how far an item determines a column that describes it
+_OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
@@ -279,8 +279,9 @@ class _Canonical:
             # context is known at a request only if it is one of few values
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and similarity(column.name, SESSION) < 0.8
-            # another id of the item tells what is to be predicted
-            and determines(self.columns.item, column) < _OF_ITEM
+            # a column that describes the item tells what is to be predicted
+            and determines(self.columns.item, column) < _OF_OWNER
+            and determines(self.columns.user, column) < _OF_OWNER
         ]
 
     # --------------------------------------------------------------------------------------- tables
