@@ -54,7 +54,7 @@ def test_clicks_are_the_events_of_lists_of_shown_news(tmp_path: Path) -> None:
     ]
     source = source_of(look(paths))
     assert source.chosen == {"item_id": "-1"} and source.items == [paths[1]]
-    events = read_all(open_source(source), "events")
+    events = read_all(open_source(source).pieces()["events"])
     assert events["item_id"].to_pylist() == [f"N{i}" for _, i, _ in triples()]
 
 
@@ -73,12 +73,13 @@ def test_friends_in_a_column_of_the_users_are_links(form: str, tmp_path: Path) -
         paths.append(write(tmp_path / f"{name}.json", [[row] for row in written]))
     source = source_of(look(paths))
     assert source.users == source.social == [paths[1]]
-    links = read_all(open_source(source), "social")
+    links = read_all(open_source(source).pieces()["social"])
     assert len(links) == 2 * NUM_USERS and links["dst_user_id"][1].as_py() == "u-15q"
 
 
 def test_tables_of_codes_are_neither_users_nor_items(tmp_path: Path) -> None:
-    ratings = [("userId", "movieId", "rating"), *((u, i, 4) for u, i, _ in triples())]
+    ratings = [("userId", "movieId", "rating", "timestamp")]
+    ratings += [(u, i, (u + i) % 5 + 1, t) for u, i, t in triples()]
     scores = [("movieId", "tagId", "relevance")]
     scores += [(i, g, i * g / 10_000) for i in range(1, NUM_ITEMS + 1) for g in range(1, 41)]
     tags = [("tagId", "tag"), *((g, f"tag {g}") for g in range(1, 41))]
