@@ -202,12 +202,21 @@ class CanonicalSource(CellSource):
             " it KEY. rename of the events applies to their columns"
         ),
     )
-    lists: dict[str, str] = Field(
+    lists: dict[str, str | dict[str, str]] = Field(
         {},
         description=(
             "{column: separator}: columns of the events with several values in a row, such as the"
             " articles of an order; each value is an event. The separator is for text; '' for lists"
-            " of JSON and Parquet. Several columns have lists of equal length"
+            " of JSON and Parquet. Several columns have lists of equal length. {table: {column:"
+            " separator}} for other tables, such as the friends of a user"
+        ),
+    )
+    chosen: dict[str, str] = Field(
+        {},
+        description=(
+            "{column: ending}: of the lists in this column only the values with the ending count,"
+            " and it is removed, such as '-1' for shown news N55689-1 N35729-0 of which the first"
+            " was clicked"
         ),
     )
     drop: dict[str, Annotated[list[str], BeforeValidator(as_list)]] = Field(

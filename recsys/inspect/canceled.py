@@ -1,4 +1,5 @@
-"""Rows of events that did not take place: canceled orders, refunds, test orders.
+"""Rows of events that did not take place: canceled orders, refunds, test orders, items that were
+shown and not clicked.
 
 Why: exports keep them, marked by a flag or a status. As events they teach a model what people did
 not want. A column that describes the item or the user marks no single event and is left alone.
@@ -12,19 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.inspect.columns import Column, bare_tokens, has_known
-from recsys.inspect.common_names import CANCELED, CANCELED_STATES, STATUS, words_of
+from recsys.inspect.common_names import CANCELED, CANCELED_STATES, CLICKED, STATUS, words_of
 from recsys.inspect.event_columns import columns_of_events
 from recsys.inspect.sampled_tables import Pair, determines
 from recsys.sources.dropped import has_values
 
 _YES: Final = ("1", "true", "t", "yes", "y")
+_NO: Final = ("0", "false", "f", "no", "n")
 _MOST_STATES: Final = 30
 _MOST: Final = 0.5  # largest share of rows that a column may mark; above it, the mark is the norm
 _OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 
 
 def without_canceled(pair: Pair) -> Pair:
-    """The pair without the rows that a flag or a status marks as canceled; ``table.drop`` says
+    """The pair without the rows that a flag or a status marks as such; ``table.drop`` says
     which.
     """
     table, rows = pair.table, pair.table.sample.rows
@@ -39,7 +41,7 @@ def without_canceled(pair: Pair) -> Pair:
         for name, marks in marked.items()
         if name not in used
         and max(determines(key, table.column(name)) for key in (pair.item, pair.user)) < _OF_OWNER
-        and _share(rows, {name: marks}) <= _MOST
+        and (_share(rows, {name: marks}) <= _MOST or _tells_clicks(table.column(name)))
     }
     if not drop:
         return pair
@@ -48,8 +50,10 @@ def without_canceled(pair: Pair) -> Pair:
 
 
 def _marks(column: Column) -> list[str]:
-    """The values, in lower case, that mark a row as canceled."""
+    """The values, in lower case, that mark a row as no event."""
     words = words_of(column.name)
+    if _tells_clicks(column):
+        return [text for text in _texts(column) if text in _NO]
     if column.kind == "flag":
         is_mark = any(word in CANCELED for word in words) or words[-2:] == ["is", "test"]
         return [text for text in _texts(column) if text in _YES] if is_mark else []
@@ -58,6 +62,11 @@ def _marks(column: Column) -> list[str]:
     if not any(word.endswith(STATUS) for word in words):
         return []
     return [text for text in _texts(column) if has_known(text, CANCELED_STATES)]
+
+
+def _tells_clicks(column: Column) -> bool:
+    """Whether a flag tells the items that the user chose from those that were only shown."""
+    return column.kind == "flag" and any(word in CLICKED for word in words_of(column.name)[-1:])
 
 
 def _texts(column: Column) -> list[str]:

@@ -27,13 +27,21 @@ from recsys.inspect.event_columns import (
     columns_of_events,
     unordered_ratings,
 )
-from recsys.inspect.event_statistics import Types, events_of, roles_of_types, statistics_of
+from recsys.inspect.event_statistics import (
+    Types,
+    events_of,
+    roles_of_types,
+    statistics_of,
+    with_rated,
+)
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
 from recsys.inspect.ratings import smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.sampled_tables import (
     Pair,
     Table,
+    determines,
+    find_chosen,
     find_events,
     find_events_in_lists,
     with_orders,
@@ -52,6 +60,7 @@ from recsys.inspect.time_columns import HOURS_FORM, with_time_columns
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.sources.validate import CellRules, Layout, check_rows
 
+_OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
@@ -84,6 +93,8 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
 
 def _events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
     """Find the events: a row each, or, if no table has these, as members of lists."""
+    if (chosen := find_chosen(tables, may_be)) is not None:
+        return chosen
     try:
         found = find_events(tables, may_be)
     except SourceError:
@@ -121,6 +132,8 @@ class _Canonical:
             if self._has_types
             else Types()
         )
+        if self.types_of_files and not meaning.targets:
+            meaning = with_rated(meaning, self.rows, self.columns.value)
         # once with all types and values, because these decide which of them count
         first = statistics_of(events, bad, meaning.targets)
         min_value, min_why, is_rating = smallest_value(
@@ -266,6 +279,9 @@ class _Canonical:
             # context is known at a request only if it is one of few values
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and similarity(column.name, SESSION) < 0.8
+            # a column that describes the item tells what is to be predicted
+            and determines(self.columns.item, column) < _OF_OWNER
+            and determines(self.columns.user, column) < _OF_OWNER
         ]
 
     # --------------------------------------------------------------------------------------- tables
@@ -428,16 +444,29 @@ class _Canonical:
             why = f"the events refer to its rows, which have {', '.join(added)}"
             found.append(Setting("lookup", {column: [shown_path(path) for path in files]}, why))
         if drop := self.pair.table.drop:
-            why = f"marks {self.pair.table.dropped:.0%} of the rows as not carried out"
+            share = f"{self.pair.table.dropped:.0%}"
+            why = f"marks {share} of the rows as not carried out, or as shown without a click"
             found.append(Setting("drop", drop, why))
         if self.pair.table.lists:
             why = "the rows have lists; each member is an event"
-            found.append(Setting("lists", self.pair.table.lists, why))
+            found.append(Setting("lists", self._named(self.pair.table.lists), why))
+        if self.pair.table.chosen:
+            why = "the lists have what was shown; this ending marks what the user chose"
+            found.append(Setting("chosen", self._named(self.pair.table.chosen), why))
+        for table in self.tables:
+            if table.role == "social" and table.lists:
+                why = "each user has a list of friends; each member is a link"
+                found.append(Setting("lists.social", table.lists, why))
         if self.types_of_files:
             found.append(
                 Setting("type_files", self.types_of_files, "event type of each file, from its name")
             )
         return found
+
+    def _named(self, columns: Mapping[str, str]) -> dict[str, str]:
+        """The settings of columns by the names that the readers know."""
+        names = {} if self.pair.table.sample.has_names else self.columns.names
+        return {names.get(name, name): value for name, value in columns.items()}
 
     def _time_settings(self) -> list[Setting]:
         """The columns that have the times together."""

@@ -13,7 +13,17 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.columns import Column
-from recsys.inspect.common_names import ADDRESS, ITEM, SESSION, TEXT, has_id, similarity
+from recsys.inspect.common_names import (
+    ADDRESS,
+    CODED,
+    ITEM,
+    SESSION,
+    TEXT,
+    USER,
+    has_id,
+    similarity,
+    words_of,
+)
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import Table, determines
 from recsys.sources.names import fold
@@ -21,6 +31,7 @@ from recsys.sources.validate import CellRules
 
 _SHORT: Final = 4  # most words of a category, on average
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
+_ALWAYS: Final = 0.98  # the same, for ids of groups of items
 _TELLS: Final = 0.5  # threshold of :func:`determines`, for texts and categories
 _TELLS_NUMBER: Final = 0.25
 _MOST_TRIPLE_COLUMNS: Final = 8
@@ -219,6 +230,9 @@ def _sort(
         if kind == "lists" and items is not None and _are_ids(column, items):
             found.idle[column.name] = "ids of other items"
             return
+        if kind == "lists" and _are_counts(column):
+            found.idle[column.name] = "lists of numbers"
+            return
         if items is None:
             found.others.append(name)
             return
@@ -246,7 +260,10 @@ def _sort_number(
 ) -> None:
     """Classify a number: a quantity, the code of a category, or an id of something else."""
     is_code = column.is_whole and (
-        has_id(column.name) or found.kinds[name] == "numbers" and _is_sparse(column, name)
+        has_id(column.name)
+        or _is_coded(column)
+        or found.kinds[name] == "numbers"
+        and _is_sparse(column, name)
     )
     if is_code and name not in ("latitude", "longitude"):
         if 1 < column.num_distinct <= _CATEGORY * column.num_values:
@@ -263,9 +280,24 @@ def _sort_number(
         found.others.append(name)
 
 
+def _is_coded(column: Column) -> bool:
+    """Whether a column's name says that its numbers are codes, such as a product class."""
+    return any(word in CODED for word in words_of(column.name)[-1:])
+
+
 def _is_sparse(column: Column, name: str) -> bool:
     """Whether unnamed whole numbers have a large range with few values, like codes."""
     return name.startswith("number_") and column.high - column.low > _SPARSE * column.num_distinct
+
+
+def _are_counts(column: Column) -> bool:
+    """Whether the list members are numbers, and not codes, such as the counts of tags."""
+    if has_id(column.name) or _is_coded(column):
+        return False
+    texts = column.values.drop_null().slice(0, 2000)
+    texts = texts.filter(pc.not_equal(texts, ""))
+    is_number = pc.match_substring_regex(texts, r"^[\d. |+-]+$")
+    return bool(len(texts)) and bool(pc.all(is_number).as_py())
 
 
 def _are_ids(column: Column, ids: IdSet) -> bool:
@@ -318,6 +350,7 @@ def attributes_of_events(
             or column.kind == "number"
             and column.is_whole
             and has_id(column.name)
+            and not _groups_items(item, column)
         ):
             continue
         by_item, by_user = determines(item, column), determines(user, column)
@@ -330,6 +363,14 @@ def attributes_of_events(
         elif by_user >= least:
             of_users.append(column)
     return of_items, of_users
+
+
+def _groups_items(item: Column, column: Column) -> bool:
+    """Whether a column is the id of a group of items, such as their category or brand."""
+    return (
+        1 < column.num_distinct <= _CATEGORY * item.num_distinct
+        and determines(item, column) >= _ALWAYS
+    )
 
 
 def why_unused(column: Column, items: Column, users: Column) -> str:
@@ -359,6 +400,8 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
     }
     if column.kind in fixed:
         return fixed[column.kind]
+    if column.filled < 0.5 and similarity(column.name, USER) >= 0.8:
+        return f"has a value in only {column.filled:.0%} of the rows"
     if similarity(column.name, SESSION) >= 0.8:
         return "identifies the visit or order, not the item or the user"
     if column.kind == "number" and column.is_whole and has_id(column.name):

@@ -50,6 +50,7 @@ _PRICE: Final = (
     r"^[+-]?(?:\p{Sc}|US\$|[A-Z]{3})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:\p{Sc}|[A-Z]{3}|kr|zł)$"
 )
 _COMMA_NUMBER: Final = r"^[+-]?\d+,\d+$"
+_OBJECTS: Final = r"""^\s*\[?\s*\{\s*["'][^"']+["']\s*:"""  # JSON or Python in text
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 _LIST_MARKS: Final = ("|", ";", ", ", ",")
 _PATH_MARKS: Final = (" > ", ">", " / ", " » ", "/", "\\")
@@ -230,6 +231,9 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
             return Column(name, position, kind, **base, **measured, decimal_comma=comma)
     if constant:
         return Column(name, position, "constant", **base)
+    members = sample.filter(pc.invert(pc.is_in(sample, value_set=pa.array(["[]", "{}"]))))
+    if len(members) and _share(members, _OBJECTS) >= _MOST:
+        return Column(name, position, "object", **base)
     # before flags: "yes" and "no" may be a rating, which the column's name decides later
     base["scale"] = _scale(base["values"], distinct)
     if _share(pc.utf8_lower(sample), RATED) >= _NEARLY and _are_ratings(name, base["scale"]):

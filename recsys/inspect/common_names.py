@@ -135,6 +135,13 @@ ADDRESS: Final = (
     "iban",
 )
 
+CODED: Final = (
+    "category", "cat", "class", "subclass", "subcategory", "department", "group", "segment",
+    "kategorie", "warengruppe", "genre", "type",
+)  # fmt: skip
+"""Last words in the names of columns whose numbers are codes."""
+CLICKED: Final = ("click", "clicked", "isclick", "clk")
+"""Words in the name of a flag that tells a click from what was only shown."""
 EVENT_FILES: Final = (
     "event", "interaction", "rating", "review", "order", "transaction", "purchase", "click", "log",
     "view", "checkin", "check_in", "check-in", "listen", "history", "play", "sales", "retail",
@@ -203,7 +210,7 @@ STATUS: Final = (
 
 _PARTS: Final = re.compile(r"[^\W_]+")
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_IDS: Final = (
+IDS: Final = (
     "id",
     "ids",
     "key",
@@ -220,6 +227,8 @@ _IDS: Final = (
     "pk",
     "nummer",
 )
+
+_NUMBERED: Final = ("isbn", "issn", "gtin", "asin", "ean13", "upc")  # goods by number
 
 
 _ENDINGS: Final = (
@@ -253,7 +262,8 @@ def words_of(name: str) -> list[str]:
     return [word.lower() for word in _PARTS.findall(_CAMEL.sub("_", name))]
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """A word without the s of the plural."""
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
@@ -267,16 +277,16 @@ def similarity(name: str, words: tuple[str, ...]) -> float:
     found = words_of(name)
     if not found:
         return 0.0
-    joined, plain = "".join(found), [_singular(word) for word in found]
-    known = {_singular(word.replace("_", "")) for word in words}
-    if _singular(joined) in known:
+    joined, plain = "".join(found), [singular(word) for word in found]
+    known = {singular(word.replace("_", "")) for word in words}
+    if singular(joined) in known:
         return 1.0
-    core = [word for word in plain if word not in _IDS]
+    core = [word for word in plain if word not in IDS]
     has_id = len(core) < len(plain)
     if core and "".join(core) in known:
         return 1.0
     for ending in _ENDINGS:
-        if joined.endswith(ending) and _singular(joined.removesuffix(ending)) in known:
+        if joined.endswith(ending) and singular(joined.removesuffix(ending)) in known:
             return 1.0
     if core and core[-1] in known:
         return 0.9 if has_id else 0.8
@@ -298,7 +308,9 @@ def named_like(stem: str, words: tuple[str, ...]) -> bool:
 def has_id(name: str) -> bool:
     """Whether a name denotes an id."""
     found = words_of(name)
-    return bool(found) and (found[-1] in _IDS or "".join(found).endswith("id"))
+    return bool(found) and (
+        found[-1] in IDS or "".join(found).endswith("id") or found[-1].startswith(_NUMBERED)
+    )
 
 
 def is_known_name(cell: str) -> bool:

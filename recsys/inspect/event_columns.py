@@ -14,6 +14,7 @@ from recsys.inspect.common_names import (
     EVENT_TYPE,
     NEGATIVE,
     RATING,
+    SESSION,
     STRONG,
     TIME,
     VALUE,
@@ -29,6 +30,7 @@ from recsys.values.times import timestamps
 
 _MOST_TYPES: Final = 30
 _RATING_VALUES: Final = 21
+_OF_EVENTS: Final = ("hit", "log", "feedback", "user", "engagement", "signal")
 _SAYS: Final = 0.8
 _COMPARED: Final = 5000  # times that are compared
 _LATE: Final = 0.02  # most rows in which the time of the event is after another time
@@ -99,7 +101,9 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             and determines(pair.item, column) > 0.95
         )
         of_user = (
-            pair.user.num_distinct < 0.7 * pair.user.num_values
+            # a visit determines its day
+            table.like(pair.user, SESSION) < _SAYS
+            and pair.user.num_distinct < 0.7 * pair.user.num_values
             and determines(pair.user, column) > 0.95
         )
         assert column.time is not None
@@ -147,7 +151,7 @@ def _micros(column: Column) -> pa.Array:
 def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
     for column in left:
         if (
-            column.kind not in ("token", "flag", "number")
+            column.kind not in ("token", "text", "flag", "number")
             or not 2 <= column.num_distinct <= _MOST_TYPES
         ):
             continue
@@ -157,8 +161,8 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         # ratings in words such as "like" also look like event types
         if column.scale is not None and _is_rating_name(table, column):
             continue
-        words = bare_tokens(column) if column.kind == "token" else []
-        is_named = table.like(column, EVENT_TYPE) >= _SAYS
+        words = bare_tokens(column) if column.kind in ("token", "text") else []
+        is_named = table.like(column, EVENT_TYPE) >= _SAYS and not _is_type_of_other(column.name)
         least = len(words) / 3 if is_named else len(words) / 2
         known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(1, least)
         if not (known and column.kind == "token" or is_named):
@@ -167,6 +171,18 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             continue  # a property of the item, not of the event
         return column
     return None
+
+
+def _is_type_of_other(name: str) -> bool:
+    """Whether a name says the type of something besides events.
+
+    >>> _is_type_of_other("deviceType"), _is_type_of_other("action_type"), _is_type_of_other("type")
+    (True, False, False)
+    """
+    *before, last = words_of(name) or [""]
+    return last in ("type", "kind") and any(
+        word not in (*EVENT_TYPE, *_OF_EVENTS) for word in before
+    )
 
 
 def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
@@ -206,8 +222,23 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         and c.num_distinct <= _RATING_VALUES
         and c.low >= -10
         and c.high <= 100
+        # the code of the item's category is no rating
+        and determines(pair.item, c) < 0.9
     ] or [c for c in _scales(pair, left) if c.scale is not None and len(c.scale.grades) > 2]
-    return rated[0] if rated else None
+    return rated[0] if rated else _count(pair, left)
+
+
+def _count(pair: Pair, left: list[Column]) -> Column | None:
+    """How often each user took each item, where a file without names has a row for each such pair
+    and one further column of numbers, such as plays.
+    """
+    numbers = [c for c in left if c.kind == "number" and c.is_whole and c.low >= 0]
+    if len(numbers) != 1 or any(c.kind == "time" for c in pair.table.columns):
+        return None
+    count, num_pairs = numbers[0], pair.table.num_pairs(pair.user, pair.item)
+    is_new = max(determines(key, count) for key in (pair.item, pair.user)) < 0.5
+    once = num_pairs >= 0.99 * min(pair.user.num_values, pair.item.num_values)
+    return count if is_new and once and count.num_distinct < 0.5 * count.num_values else None
 
 
 def _is_rating_name(table: Table, column: Column) -> bool:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.data.foresight import Foresight, spread_of
 from recsys.data.time_cut import Cuts, Temporal, temporal_cuts
-from recsys.inspect.columns import has_known
+from recsys.inspect.columns import Column, has_known
 from recsys.inspect.common_names import NEGATIVE, SHOWN, STRONG, WEAK
 from recsys.sources.validate import CellRules, Layout, check_rows
 
@@ -110,6 +110,39 @@ def roles_of_types(types: Sequence[str]) -> Types:
     if strong and weak:
         return Types(tuple(strong), history, "the goal of the other types")
     return Types((), history, "")
+
+
+def with_rated(types: Types, rows: pa.Table, value: Column | None) -> Types:
+    """Predict the types whose events have values, if others have none: ratings, not the tags and
+    tips that some of the raters write too.
+
+    Parameters
+    ----------
+    types : Types
+        What is known from the names of the types.
+    rows : pa.Table
+        Rows of all files of events, with their types.
+    value : Column | None
+        The column of the values.
+    """
+    if value is None:
+        return types
+    frame = pl.DataFrame(
+        {
+            "type": pl.Series(pl.from_arrow(rows.column(schema.EVENT_TYPE))),
+            "value": pl.Series(pl.from_arrow(rows.column(value.name))),
+        }
+    )
+    every = frame.group_by("type").agg(pl.col("value").is_not_null().mean()).drop_nulls("type")
+    counted = [
+        (str(kind), share)
+        for kind, share in every.rows()
+        if not types.history or kind in types.history
+    ]
+    rated = sorted(kind for kind, share in counted if share > _MOSTLY)
+    if not rated or any(0 < share <= _MOSTLY for _, share in counted) or len(rated) == len(counted):
+        return types
+    return Types(tuple(rated), types.history, "the types with values")
 
 
 def events_of(

@@ -23,6 +23,7 @@ _SEPARATORS: Final = ("\t", "::", ";", "|", ",", "^", "~")
 _USUAL: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _ID: Final = re.compile(r"[\w.@+\-:/]{1,64}")
 _NAME: Final = re.compile(r"[^\W\d][\w .:/()#%\-]{0,60}")
+_BLOCK_MARK: Final = re.compile(r"[\w.\-]{1,40}:")
 _MOST_TITLES: Final = 20  # lines above a table that may be a title
 _LONG_LINE: Final = 2.2  # mean items per line from which lines of varying length are sequences
 
@@ -110,6 +111,14 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     stated = re.fullmatch(r'"?sep=(.)"?', rows[0], re.IGNORECASE)
     if stated and len(rows) > 2:
         rows = rows[1:]
+    marks = [row for row in rows if _BLOCK_MARK.fullmatch(row)]
+    inside = [row for row in rows if not _BLOCK_MARK.fullmatch(row)]
+    if marks and rows[0] is marks[0] and inside and _separator(inside, suffix):
+        raise SourceError(
+            f"blocks of rows below lines such as {marks[0]!r}, which name the item or user of the"
+            " block; write its id into every row, e.g. with awk"
+            ' \'/:$/ {sub(":", ""); id=$0; next} {print id "," $0}\' FILE'
+        )
     separator = stated[1] if stated else _separator(rows, suffix)
     if not separator or separator == BLANKS:
         sequences = _sequence_form(rows, comment)

@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+import pyarrow.compute as pc
 
 from recsys.errors import DataError
 from recsys.inspect.columns import Column
-from recsys.inspect.common_names import FRIEND, HEAD, ITEM, RELATION, TAIL, USER
+from recsys.inspect.common_names import (
+    FRIEND,
+    HEAD,
+    IDS,
+    ITEM,
+    RELATION,
+    TAIL,
+    USER,
+    singular,
+    words_of,
+)
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import Pair, Table
+from recsys.sources.list_cells import as_lists, members_as_rows
+from recsys.values.arrow_types import is_list, is_string
 from recsys.values.overlap import SideIds, compare
 
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
 _LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
+_REFERS: Final = 0.9  # share of the codes of a column that a table of their names has
+_MARKS: Final = (",", "|", ";", " ")  # separators of lists of friends
+_ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
 
 
-def assign_roles(tables: Sequence[Table], events: Pair) -> None:
-    """Assign every other table its role, or the reason why it is left out."""
+def assign_roles(tables: list[Table], events: Pair) -> None:
+    """Assign every other table its role, or the reason why it is left out; friends that are lists
+    in another table are added as a table.
+    """
     users, items = IdSet(events.user), IdSet(events.item)
     for table in tables:
         if table is events.table or table.role:
             continue
+        if described := _described(table, tables, events):
+            table.why = described
+            continue
         _assign_role(table, events, users, items)
+    if not any(table.role == "social" for table in tables):
+        _add_friends(tables, users)
     for role in ("items", "users"):
         _keep_one(tables, role)
 
@@ -39,6 +63,45 @@ def as_stated_friends(table: Table, events: Pair) -> None:
     people = named if len(named) >= 2 else ids
     if len(people) >= 2:
         _as_friends(table, people, IdSet(events.user))
+
+
+def _described(table: Table, tables: Sequence[Table], events: Pair) -> str:
+    """Why a table of names for the codes of another table is left out, such as the names of the
+    tags, the aisles or the publishers; empty if it is no such table.
+
+    Why: codes that count from 1 have values in common with users and items that count from 1.
+    """
+    if not table.sample.has_names:
+        return ""
+    ours = {_core(events.user.name), _core(events.item.name)}
+    for key in table.keys:
+        core = _core(key.name) or _core(table.sample.name.split(".")[0])
+        if not core or core in ours or max(table.like(key, USER), table.like(key, ITEM)) >= _NAMED:
+            continue
+        for other in (events.table, *tables):
+            if other is table or not other.sample.has_names:
+                continue
+            for column in other.columns:
+                if (
+                    _core(column.name) == core
+                    and column.may_be_id
+                    and not column.is_key
+                    and IdSet(column).share_in(IdSet(key)) >= _REFERS
+                ):
+                    return (
+                        f"describes {column.name} of {other.sample.name}, neither users nor items;"
+                        " join it into that file to use it"
+                    )
+    return ""
+
+
+def _core(name: str) -> tuple[str, ...]:
+    """The words of a name in the singular, without those that say that it is an id.
+
+    >>> _core("aisle_id"), _core("Aisles"), _core("ID")
+    (('aisle',), ('aisle',), ())
+    """
+    return tuple(singular(word) for word in words_of(name) if word not in IDS)
 
 
 def _position_of(column: Column) -> int:
@@ -209,6 +272,55 @@ def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
             break
 
 
+def _add_friends(tables: list[Table], users: IdSet) -> None:
+    """Add a table of friends if a table of users has lists of them, such as ``friends`` of Yelp."""
+    for place, table in enumerate(tables):
+        key = next((name for name, to in table.names.items() if to == "user_id"), "")
+        if table.role != "users" or not table.sample.has_names:
+            continue
+        for column in table.columns:
+            mark = _mark_of_friends(table, column, users) if column.name != key else None
+            if mark is None:
+                continue
+            rows = members_as_rows(table.sample.rows, {column.name: mark})[0]
+            friends = Table.of(replace(table.sample, rows=rows, num_rows=len(rows)))
+            friends.role = "social"
+            friends.names = {key: "src_user_id", column.name: "dst_user_id"}
+            friends.lists = {column.name: mark}
+            ids = IdSet(friends.column(key), friends.column(column.name))
+            friends.shares = f"{ids.share_in(users):.0%} of its users are in the events"
+            table.columns.remove(column)
+            if len(table.columns) == 1:  # the users and their friends
+                tables[place] = friends
+            else:
+                tables.append(friends)
+            return
+
+
+def _mark_of_friends(table: Table, column: Column, users: IdSet) -> str | None:
+    """The separator of a column's lists if they are lists of users, "" for lists of JSON; else
+    None.
+    """
+    cells = table.sample.rows.column(column.name).combine_chunks()
+    if not is_list(cells.type) and not is_string(cells.type):
+        return None
+    if is_list(cells.type) and is_list(cells.type.value_type):
+        return None
+    is_named = any(word in FRIEND for word in _core(column.name))
+    best, least = None, 0.0 if is_named else _SOME
+    for mark in ("",) if is_list(cells.type) else _MARKS:
+        lists = as_lists(cells, mark)
+        members = pc.unique(pc.list_flatten(lists))
+        if len(members) < 2 or pc.max(pc.list_value_length(lists)).as_py() < 2:
+            continue
+        known = int(pc.sum(pc.is_in(members, value_set=users.ids)).as_py() or 0)
+        share = known / len(members)
+        # numbers from 1 are users by chance, so there the name must say that they are friends
+        if share > least and (is_named or not users.is_count):
+            best, least = mark, share
+    return best
+
+
 def _is_triples(table: Table) -> bool:
     """Whether the columns are head, relation and tail."""
     by_name = [
@@ -270,6 +382,13 @@ def _as_categories(table: Table, key: Column, items: IdSet) -> None:
     )
     others = [c for c in others if c is not relation] or others
     tail = max(others, key=lambda c: (c.is_wordy, -c.position))
+    most = _ALL_PAIRS * key.num_distinct * tail.num_distinct
+    if relation is None and tail.num_distinct > 1 and table.num_pairs(key, tail) > most:
+        table.why = (
+            f"nearly every item has every {tail.name}, which tells nothing; write only the rows"
+            " that hold, such as those with a large weight, into a file"
+        )
+        return
     table.role = "knowledge"
     table.names = {key.name: "head", tail.name: "tail"}
     if relation is not None and relation is not tail:

@@ -39,9 +39,10 @@ from recsys.inspect.common_names import (
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.samples import Sample
-from recsys.sources.list_cells import as_lists, members_as_rows
+from recsys.sources.list_cells import as_lists, members_as_rows, with_ending
 from recsys.sources.validate import CellRules
 from recsys.values.arrow_types import is_list
+from recsys.values.times import timestamps
 
 _FEW: Final = 20  # most distinct values of an attribute (not an id) in a large table
 _NAMED: Final = 0.7
@@ -54,6 +55,12 @@ _FEWER: Final = 0.9  # most people per order
 _LEAST: Final = 1.0  # score of a table of events
 _MANY: Final = 200  # rows from which the items of events must repeat
 _HOPELESS: Final = 20.0  # exceeds all other evidence
+_HALF: Final = 0.5  # least share of rows with an id
+_SHORT_TIME: Final = 0.02  # length of a visit, as a share of the period
+_LONG_TIME: Final = 0.2  # time between the first and the last event of an item
+_SHOWN: Final = r"^\S+-[01](?: \S+-[01])*$"  # what was shown, and whether it was chosen
+_SHOWN_ROWS: Final = 5000
+_CHOSEN: Final = "-1"
 _LOOKED_AT: Final = 200  # ids whose form is inspected
 _FORMS: Final = (
     (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
@@ -91,6 +98,8 @@ class Table:
     shares: str = ""  # the ids in common with the events, in words
     # columns whose lists were made rows, with the separator of those that are text
     lists: dict[str, str] = field(default_factory=dict)
+    # those of them whose members say whether they were chosen, with the ending that says so
+    chosen: dict[str, str] = field(default_factory=dict)
     # columns of year, month and day, which were made one column of times
     date_columns: list[str] = field(default_factory=list)
     # column with the time of day, or columns of hours, minutes and seconds, which were added to the
@@ -299,6 +308,28 @@ def find_events_in_lists(tables: Sequence[Table], may_be: Sequence[Table]) -> Pa
     return best if best is not None and best.score >= _LEAST else None
 
 
+def find_chosen(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None:
+    """Find a table whose rows have lists of what was shown, with a mark of what was chosen, such as
+    ``N55689-1 N35729-0``; None if there is none. The table of the pair has a row for each choice.
+    """
+    for table in may_be:
+        for column in table.columns:
+            cells = column.values.drop_null().slice(0, _SHOWN_ROWS)
+            if column.kind in ("number", "time", "flag") or not len(cells):
+                continue
+            if not pc.all(pc.match_substring_regex(cells, _SHOWN)).as_py():
+                continue
+            lists = {column.name: with_ending(" ", _CHOSEN)}
+            rows = members_as_rows(table.sample.rows, lists)[0]
+            num_rows = round(table.sample.num_rows * len(rows) / max(len(column.values), 1))
+            opened = Table.of(replace(table.sample, rows=rows, num_rows=num_rows))
+            opened.lists, opened.chosen = {column.name: " "}, {column.name: _CHOSEN}
+            pair = _best_pair(opened, [opened if other is table else other for other in tables])
+            if pair is not None and pair.item.name == column.name:
+                return pair
+    return None
+
+
 def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
     """The events with the columns of the orders that they refer to, if the user is a column of
     these; else the pair itself.
@@ -383,7 +414,13 @@ def _is_matrix(table: Table) -> bool:
     ]
     others = len(table.columns) - len(cells)
     has_key = any(column.is_key for column in table.columns)
-    return len(cells) >= _WIDE and has_key and 1 <= others <= _FEW_OTHERS
+    if len(cells) >= _WIDE and has_key and 1 <= others <= _FEW_OTHERS:
+        return True
+    # ratings with fractions: nearly all columns have numbers, and of one scale
+    numbers = [column for column in table.columns if column.kind == "number"]
+    highest = [column.high for column in numbers]
+    of_scale = highest.count(max(set(highest), key=highest.count, default=0.0)) if highest else 0
+    return of_scale >= max(2 * _WIDE, 0.8 * len(table.columns))
 
 
 def _summary(column: Column) -> str:
@@ -421,7 +458,26 @@ def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
                 best = Pair(table, user, item, score)
     assert best is not None
     best = _with_code(best, candidates)
-    return Pair(table, best.user, best.item, best.score + _table_score(table, best))
+    score = best.score + _table_score(table, best) - 2.0 * _are_of_events(table, best, tables)
+    return Pair(table, best.user, best.item, score)
+
+
+def _are_of_events(table: Table, pair: Pair, tables: Sequence[Table]) -> bool:
+    """Whether the items of a table without times are events of another table, such as the reviews
+    that users find helpful.
+    """
+    if any(column.kind == "time" for column in table.columns):
+        return False
+    users, items = IdSet(pair.user), IdSet(pair.item)
+    for other in tables:
+        if other is table or not any(column.kind == "time" for column in other.columns):
+            continue
+        if not any(items.share_in(IdSet(key)) >= _REFERS for key in other.keys):
+            continue
+        ids = [c for c in other.id_columns if not c.is_key and c.num_distinct > _FEW]
+        if len(ids) > 1 and any(users.similarity(IdSet(column)) >= _HALF for column in ids):
+            return True
+    return False
 
 
 def _with_code(pair: Pair, candidates: Sequence[Column]) -> Pair:
@@ -458,10 +514,34 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     score += 0.5 * (user.num_distinct >= enough) + 0.5 * (item.num_distinct >= enough)
     # among many events an item must repeat, or nothing can be learned of it; a small file may not
     # show it
+    score -= 3.0 * (min(user.filled, item.filled) < _HALF)
+    score += 2.0 * _are_visits(table, user, item)
     score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
     if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
         score -= 2.0  # one determines the other: an attribute
     return score
+
+
+def _are_visits(table: Table, user: Column, item: Column) -> bool:
+    """Whether a file without names has visits and items: the rows of a visit have nearly one time,
+    those of an item have times of the whole period.
+    """
+    time = next((column for column in table.columns if column.kind == "time"), None)
+    if table.sample.has_names or time is None or time.time is None:
+        return False
+    micros = timestamps(time.values, CellRules(time_format=time.time.format))[0].cast(pa.int64())
+    lengths = [_usual_length(column, micros) for column in (user, item)]
+    return lengths[0] < _SHORT_TIME < _LONG_TIME < lengths[1]
+
+
+def _usual_length(column: Column, micros: pa.Array) -> float:
+    """The median time between the first and the last row of an id, as a share of the period."""
+    frame = pl.DataFrame({"id": pl.from_arrow(column.values), "at": pl.from_arrow(micros)})
+    frame = frame.drop_nulls()
+    every = frame.group_by("id").agg(at=pl.col("at").max() - pl.col("at").min(), num=pl.len())
+    period = frame.select(pl.col("at").max() - pl.col("at").min()).item()
+    median = every.filter(pl.col("num") > 1)["at"].median()
+    return float(median) / period if median is not None and period else 0.0  # type: ignore[arg-type]
 
 
 def _table_score(table: Table, pair: Pair) -> float:
@@ -501,7 +581,10 @@ def _item_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
     mine, best = IdSet(column), 0.0
     for other in tables:
         for key in other.keys if other is not table else ():
-            weight = 1.0 if other.is_item_like or named_like(other.sample.name, ITEM_FILES) else 0.2
+            name = other.sample.name
+            # "movie-ratings" has events, not films
+            is_named = named_like(name, ITEM_FILES) and not named_like(name, EVENT_FILES)
+            weight = 1.0 if other.is_item_like or is_named else 0.2
             weight = 0.1 if named_like(other.sample.name, USER_FILES) else weight
             best = max(best, weight * mine.similarity(IdSet(key)))
     return best

@@ -24,6 +24,7 @@ from recsys.sources.delimited import check_codec
 from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find, folder_values
 from recsys.sources.first_rows import Form
+from recsys.sources.list_cells import with_ending
 from recsys.sources.names import unused_names
 from recsys.sources.table_heads import (
     TEXT_FORMATS,
@@ -227,6 +228,16 @@ class CanonicalAdapter(SourceAdapter):
                         f"data.source.{key} has an entry {name}, but data.source.{name} lists no"
                         " file"
                     )
+        if unknown := sorted(set(config.chosen) - set(config.lists)):
+            raise SourceError(
+                "data.source.chosen is for columns of data.source.lists, which lacks"
+                f" {unknown[0]!r}"
+            )
+        for name, value in config.lists.items():
+            if isinstance(value, dict) and name not in found:
+                raise SourceError(
+                    f"data.source.lists has an entry {name}, but data.source.{name} lists no file"
+                )
 
     def _tables(self) -> dict[str, TableFiles]:
         config = self.config
@@ -271,7 +282,7 @@ class CanonicalAdapter(SourceAdapter):
                     config.constants.get(name, {}),
                     rules=CellRules.of(config),
                     numbers=tuple(config.numbers.get(name, ())),
-                    lists=config.lists if table is schema.EVENTS else {},
+                    lists=_lists(config, name),
                     times=_times(config) if table is schema.EVENTS else TimeColumns(),
                     drop=config.drop if table is schema.EVENTS else {},
                 )
@@ -306,6 +317,17 @@ def _form(config: CanonicalSource, table: str) -> Form:
         of_table(config.encoding, "utf-8"),
         table,
     )
+
+
+def _lists(config: CanonicalSource, table: str) -> dict[str, str]:
+    """Column of lists of one table → separator."""
+    given = {key: mark for key, mark in config.lists.items() if isinstance(mark, str)}
+    of_table = config.lists.get(table, {})
+    if table == schema.EVENTS.name:
+        given = {key: with_ending(mark, config.chosen.get(key, "")) for key, mark in given.items()}
+    else:
+        given = {}
+    return {**given, **(of_table if isinstance(of_table, dict) else {})}
 
 
 def _times(config: CanonicalSource) -> TimeColumns:

@@ -7,7 +7,7 @@ articles and their times, have one length in each row. A row with an empty list 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -17,26 +17,57 @@ import pyarrow.compute as pc
 from recsys.values.arrow_types import is_list
 
 MOST_MEMBERS: Final = 2**12  # of a row that have positions of their own in the order of the file
+_ENDING: Final = "\0"  # between a separator and the ending of the values that count
 UNEQUAL: Final = "lists of different lengths"
 
 
+def with_ending(separator: str, ending: str) -> str:
+    """A separator for :func:`as_lists` that keeps only the values with an ending, without it."""
+    return f"{separator}{_ENDING}{ending}" if ending else separator
+
+
 def as_lists(cells: Any, separator: str) -> pa.Array:
-    """A column as lists of texts: lists as they are, texts divided at the separator.
+    """A column as lists of texts: lists as they are, texts divided at the separator, without the
+    brackets and quotes of written lists.
 
     >>> as_lists(pa.array(["a, b", "", None]), ",").to_pylist()
     [['a', 'b'], [], []]
+    >>> as_lists(pa.array(["['a', 'b']", "[7]", "[]"]), ",").to_pylist()
+    [['a', 'b'], ['7'], []]
+    >>> as_lists(pa.array(["a-1 b-0 c-1"]), with_ending(" ", "-1")).to_pylist()
+    [['a', 'c']]
     """
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+    if _ENDING in separator:
+        separator, _, ending = separator.partition(_ENDING)
+        return _chosen(as_lists(cells, separator), ending)
     if is_list(cells.type):
         return pc.fill_null(cells.cast(pa.list_(pa.string())), [])
     texts = pc.fill_null(cells.cast(pa.string()), "")
+    # lists as Python and JSON write them
+    bracketed = pc.match_substring_regex(texts, r"^\s*\[.*\]\s*$")
+    if pc.any(bracketed).as_py():
+        plain = pc.replace_substring_regex(texts, r"^\s*\[|['\"]|\]\s*$", "")
+        texts = pc.if_else(bracketed, plain, texts)
     parts = (
         pc.split_pattern(texts, separator) if separator else pc.split_pattern_regex(texts, r"\s")
     )
-    rows = np.repeat(np.arange(len(texts)), np.asarray(pc.list_value_length(parts)))
-    members = pc.utf8_trim_whitespace(pc.list_flatten(parts))
-    kept = np.asarray(pc.not_equal(members, ""), dtype=bool)
-    sizes = np.bincount(rows[kept], minlength=len(texts))
+    return _kept(parts, lambda members: pc.not_equal(members, ""))
+
+
+def _chosen(lists: pa.Array, ending: str) -> pa.Array:
+    """The members with an ending, without it."""
+    chosen = _kept(lists, lambda members: pc.ends_with(members, ending))
+    plain = pc.utf8_slice_codeunits(chosen.values, 0, -len(ending))
+    return pa.ListArray.from_arrays(chosen.offsets, plain)
+
+
+def _kept(lists: pa.Array, is_kept: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """The trimmed members of lists that pass a test."""
+    rows = np.repeat(np.arange(len(lists)), np.asarray(pc.list_value_length(lists)))
+    members = pc.utf8_trim_whitespace(pc.list_flatten(lists))
+    kept = np.asarray(pc.fill_null(is_kept(members), False), dtype=bool)
+    sizes = np.bincount(rows[kept], minlength=len(lists))
     starts = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
     return pa.ListArray.from_arrays(starts, members.filter(pa.array(kept)))
 

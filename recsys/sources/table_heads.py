@@ -12,7 +12,7 @@ from recsys import schema
 from recsys.errors import SourceError, choices
 from recsys.sources.byte_ranges import CHUNK_BYTES
 from recsys.sources.files import InputFile, folder_values
-from recsys.sources.first_rows import Form, dialect_of
+from recsys.sources.first_rows import Form, dialect_of, head_of
 from recsys.sources.headers import Header, format_hint, read_header
 from recsys.sources.jsonl import read_keys
 from recsys.sources.lookup import Lookup
@@ -32,6 +32,7 @@ _FORMATS: Final = {
     ".json": "jsonl",
 }
 
+_BLANKS_OR_MARK: Final = b"\xef\xbb\xbf \t\r\n"
 TEXT_FORMATS: Final = ("csv", "tsv")
 
 _OR_COLUMNS: Final = ", or, if the file has no header, all of them with data.source.columns"
@@ -244,6 +245,8 @@ def _format(file: InputFile, source: TableFiles) -> str:
         return _FORMATS[file.suffix]
     if source.form.separator or source.form.columns:
         return "tsv" if source.form.separator == "\t" else "csv"
+    if head_of(file).lstrip(_BLANKS_OR_MARK)[:1] == b"{":
+        return "jsonl"
     hint = format_hint(file) or "text with other separators: data.source.separator"
     raise SourceError(
         f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r};"

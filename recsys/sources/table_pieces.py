@@ -174,8 +174,8 @@ def _lists_of(source: TableFiles, heads: list[NamedHead]) -> dict[str, str]:
         if not any(key in (*head.head.names, *head.names) for head in heads):
             every = {name for head in heads for name in head.head.names}
             raise SourceError(
-                f"data.source.lists: no file of events has the column {key!r}; they have:"
-                f" {choices(every)}"
+                f"data.source.lists: no file of {source.table.name} has the column {key!r}; they"
+                f" have: {choices(every)}"
             )
     return {name: mark for key, mark in source.lists.items() for name in _names_of(key, heads)}
 
