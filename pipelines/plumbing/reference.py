@@ -27,7 +27,7 @@ _BOUNDS = {
 
 
 _HEAD: Final = "configuration keys, in YAML as sections and here as --section.key VALUE:"
-_LONG: Final = 40  # lines; the help of a verb shows shorter sections whole
+_LONG: Final = 40  # lines of a section in the help of a verb
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,30 @@ def reference(prefix: str = "") -> str:
 
 
 def keys_of(names: Sequence[str]) -> str:
-    """Help on the keys of some sections; of a long section, one line for each section inside it."""
+    """Help on the keys of some sections.
+
+    If several of them are long, each long one has one line for each section inside it.
+    """
+    found = {name: sections(name) for name in names if is_section(_annotation(name))}
+    whole = {
+        name: [line for section in inside for line in _lines(section)]
+        for name, inside in found.items()
+    }
+    is_short = sum(len(lines) > _LONG for lines in whole.values()) <= 1
     lines = [_HEAD]
     for name in names:
-        field = Config.model_fields[name]
-        if not is_section(field.annotation):
-            lines += ["", _line(_key(name, field))]
-            continue
-        outer, *inner = sections(name)
-        whole = [line for section in (outer, *inner) for line in _lines(section)]
-        lines += whole if len(whole) <= _LONG else [*_lines(outer), *_lines_inside(name, inner)]
+        if name not in found:
+            lines += ["", _line(_key(name, Config.model_fields[name]))]
+        elif is_short or len(whole[name]) <= _LONG:
+            lines += whole[name]
+        else:
+            outer, *inner = found[name]
+            lines += [*_lines(outer), *_lines_inside(name, inner)]
     return "\n".join(lines)
+
+
+def _annotation(name: str) -> Any:
+    return Config.model_fields[name].annotation
 
 
 def _lines_inside(name: str, inner: Sequence[SectionKeys]) -> list[str]:

@@ -8,7 +8,6 @@ text from the bytes: ``12``, ``"12"`` and ``12.0`` are one id, ``1e5`` is ``1000
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -23,7 +22,6 @@ from recsys.sources.nested import leaves, outermost, value_at, wide_parents
 
 _EXACT: Final = 2**53  # floats hold all integers up to here
 _PLAIN: Final = {bool: "bool", str: "text", dict: "object", type(None): "null"}
-_LITERAL: Final = (b"{'", b"{u'")
 _SURROGATE: Final = b"\\ud"
 
 
@@ -37,8 +35,8 @@ class Record:
 
 
 def parse_object(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object or Python dict in some bytes; None if there is none, or if it has a lone
-    surrogate (half a character).
+    """The JSON object in some bytes; None if there is none, or if it has a lone surrogate (half a
+    character).
     """
     try:
         # json.loads of bytes would also accept UTF-16 and lone surrogates
@@ -47,23 +45,6 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
         if _SURROGATE in raw.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        return _literal(raw) if raw.lstrip().startswith(_LITERAL) else None
-    return value if isinstance(value, dict) else None
-
-
-def _literal(raw: bytes) -> dict[str, Any] | None:
-    """The dict in some bytes as Python prints it, as a JSON object; None if there is none.
-
-    Why: some data sets are published so, one dict in each line.
-
-    >>> _literal(b"{u'id': '7', 'tags': ('a', None)}")
-    {'id': '7', 'tags': ['a', None]}
-    """
-    try:
-        text = json.dumps(ast.literal_eval(raw.decode().strip()), ensure_ascii=False)
-        text.encode()
-        value = json.loads(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -139,9 +120,7 @@ def id_column(records: Sequence[Record], key: str) -> pa.Array:
 def _id(record: Record, key: str) -> str | None:
     value = value_at(record.values, key)
     if isinstance(value, float) and math.isfinite(value):  # only the bytes have all of its digits
-        is_json = not record.raw.lstrip().startswith(_LITERAL)
-        raw = record.raw.decode() if is_json else json.dumps(record.values)
-        literal = value_at(json.loads(raw, parse_float=_Literal), key)
+        literal = value_at(json.loads(record.raw.decode(), parse_float=_Literal), key)
         return id_of_number(str(literal))
     return None if isinstance(value, float) else text_of(value)
 
