@@ -58,8 +58,7 @@ def test_clicks_are_the_events_of_lists_of_shown_news(tmp_path: Path) -> None:
     assert events["item_id"].to_pylist() == [f"N{i}" for _, i, _ in triples()]
 
 
-@pytest.mark.parametrize("form", ["json", "python"])
-def test_friends_in_a_column_of_the_users_are_links(form: str, tmp_path: Path) -> None:
+def test_friends_in_a_column_of_the_users_are_links(tmp_path: Path) -> None:
     reviews = [
         {"user_id": f"u-{u:x}q", "business_id": f"b-{i}", "stars": 4} for u, i, _ in triples()
     ]
@@ -69,8 +68,7 @@ def test_friends_in_a_column_of_the_users_are_links(form: str, tmp_path: Path) -
     ]
     paths = []
     for name, rows in (("review", reviews), ("user", users)):
-        written = [json.dumps(row) if form == "json" else repr(row) for row in rows]
-        paths.append(write(tmp_path / f"{name}.json", [[row] for row in written]))
+        paths.append(write(tmp_path / f"{name}.json", [[json.dumps(row)] for row in rows]))
     source = source_of(look(paths))
     assert source.users == source.social == [paths[1]]
     links = read_all(open_source(source).pieces()["social"])
