@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from recsys.inspect.columns import Column, bare_tokens, has_known
 from recsys.inspect.common_names import CANCELED, CANCELED_STATES, CLICKED, STATUS, words_of
 from recsys.inspect.event_columns import columns_of_events
-from recsys.inspect.sampled_tables import Pair, determines
+from recsys.inspect.event_pairs import Pair
+from recsys.inspect.sampled_tables import determines
 from recsys.sources.dropped import has_values
 
 _YES: Final = ("1", "true", "t", "yes", "y")

@@ -27,6 +27,13 @@ from recsys.inspect.event_columns import (
     columns_of_events,
     unordered_ratings,
 )
+from recsys.inspect.event_pairs import (
+    Pair,
+    find_chosen,
+    find_events,
+    find_events_in_lists,
+    with_orders,
+)
 from recsys.inspect.event_statistics import (
     Types,
     events_of,
@@ -37,15 +44,7 @@ from recsys.inspect.event_statistics import (
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
 from recsys.inspect.ratings import smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
-from recsys.inspect.sampled_tables import (
-    Pair,
-    Table,
-    determines,
-    find_chosen,
-    find_events,
-    find_events_in_lists,
-    with_orders,
-)
+from recsys.inspect.sampled_tables import Table, determines
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.sequences import understand_sequences
 from recsys.inspect.siblings import event_files

@@ -23,7 +23,8 @@ from recsys.inspect.common_names import (
     similarity,
     words_of,
 )
-from recsys.inspect.sampled_tables import Pair, Table, determines
+from recsys.inspect.event_pairs import Pair
+from recsys.inspect.sampled_tables import Table, determines
 from recsys.inspect.scales import is_short
 from recsys.sources.validate import SPLIT_WORDS, CellRules
 from recsys.values.times import timestamps

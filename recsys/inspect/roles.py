@@ -23,7 +23,8 @@ from recsys.inspect.common_names import (
     words_of,
 )
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.sampled_tables import Pair, Table
+from recsys.inspect.event_pairs import Pair
+from recsys.inspect.sampled_tables import Table
 from recsys.sources.list_cells import as_lists, members_as_rows
 from recsys.values.arrow_types import is_list, is_string
 from recsys.values.overlap import SideIds, compare

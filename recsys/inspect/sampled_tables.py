@@ -1,66 +1,38 @@
-"""Tables as samples with their columns, and which of them has the events: by names, structure and
-common ids.
-"""
+"""Tables as samples with their columns: what each column could be."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from recsys.errors import SourceError
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.common_names import (
-    EVENT_FILES,
     EVENT_TYPE,
     FRIEND,
     HEAD,
     ITEM,
-    ITEM_FILES,
     LATITUDE,
     LONGITUDE,
     SESSION,
-    SOCIAL_FILES,
     SPLIT,
     TAIL,
     TIME,
     USER,
     USER_FILES,
     VALUE,
-    has_id,
     named_like,
     similarity,
 )
-from recsys.inspect.common_values import IdSet
 from recsys.inspect.samples import Sample
-from recsys.sources.list_cells import as_lists, members_as_rows, with_ending
 from recsys.sources.validate import CellRules
-from recsys.values.arrow_types import is_list
-from recsys.values.times import timestamps
 
-_FEW: Final = 20  # most distinct values of an attribute (not an id) in a large table
-_NAMED: Final = 0.7
+FEW: Final = 20  # most distinct values of an attribute (not an id) in a large table
 _CANDIDATES: Final = 7
 _NAMES: Final = ("text", "url", "path", "list")  # kinds of columns that may be ids
-_WIDE: Final = 15  # columns of small numbers from which a table is a matrix of users and items
-_FEW_OTHERS: Final = 3
-_REFERS: Final = 0.9  # share of the orders of the events that the table of orders has
-_FEWER: Final = 0.9  # most people per order
-_LEAST: Final = 1.0  # score of a table of events
-_MANY: Final = 200  # rows from which the items of events must repeat
-_HOPELESS: Final = 20.0  # exceeds all other evidence
-_HALF: Final = 0.5  # least share of rows with an id
-_SHORT_TIME: Final = 0.02  # length of a visit, as a share of the period
-_LONG_TIME: Final = 0.2  # time between the first and the last event of an item
-_SHOWN: Final = r"^\S+-[01](?: \S+-[01])*$"  # what was shown, and whether it was chosen
-_SHOWN_ROWS: Final = 5000
-_CHOSEN: Final = "-1"
 _LOOKED_AT: Final = 200  # ids whose form is inspected
 _FORMS: Final = (
     (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
@@ -130,7 +102,7 @@ class Table:
     def id_columns(self) -> list[Column]:
         """Columns that may be ids, the most likely first."""
         found = [column for column in self.columns if column.may_be_id]
-        found += [column for column in self.columns if _is_name(column)]
+        found += [column for column in self.columns if is_name(column)]
         return sorted(found, key=lambda column: (-self._id_prior(column), column.position))[
             :_CANDIDATES
         ]
@@ -169,7 +141,7 @@ class Table:
         if column.kind == "flag" or column.share_negative > 0 and abs(column.low) < 1e9:
             against -= 1.5
         # few values in many rows are categories; small tables have few values anyway
-        if column.num_distinct <= _FEW and column.num_values > 10 * _FEW:
+        if column.num_distinct <= FEW and column.num_values > 10 * FEW:
             against -= 1.5
         return against
 
@@ -199,7 +171,7 @@ def form_sign(column: Column) -> int:
     return 0
 
 
-def _is_name(column: Column) -> bool:
+def is_name(column: Column) -> bool:
     """Whether texts are repeated, so that they may be ids, such as film titles."""
     return column.kind in _NAMES and column.num_distinct < 0.6 * column.num_values
 
@@ -242,373 +214,3 @@ def _usual_share(frame: pl.DataFrame) -> float:
 
 
 # ------------------------------------------------------------------------------------------- events
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A user column and an item column of a table, and their score as events."""
-
-    table: Table
-    user: Column
-    item: Column
-    score: float
-
-    def with_rows(self, rows: pa.Table, **found: Any) -> Pair:
-        """The pair on changed rows of its table, whose columns are classified again; ``found`` are
-        further fields of the table.
-        """
-        sample = replace(self.table.sample, rows=rows)
-        table = replace(self.table, sample=sample, columns=Table.of(sample).columns, **found)
-        user, item = table.column(self.user.name), table.column(self.item.name)
-        return Pair(table, user, item, self.score)
-
-
-def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
-    """Find the table of events among those that may be it, and its ids.
-
-    Raises
-    ------
-    SourceError
-        No table has two columns that can be users and items.
-    """
-    found = [pair for table in may_be if (pair := _best_pair(table, tables)) is not None]
-    best = max(found, key=lambda pair: pair.score, default=None)
-    if best is None or best.score < _LEAST:
-        seen = "; ".join(
-            f"{table.sample.name}: {', '.join(map(_summary, table.columns[:8]))}"
-            for table in tables[:5]
-        )
-        wide = next((table for table in tables if _is_matrix(table)), None)
-        if wide is not None:
-            raise SourceError(
-                f"{wide.sample.name} looks like a matrix, with a row per user and a column for"
-                f" each of {len(wide.columns) - 1:,} items; write a row per user and item, with the"
-                " columns user_id, item_id and value (with pandas: DataFrame.melt)"
-            )
-        raise SourceError(
-            "no file has events, that is, a column of user ids and a column of item ids with"
-            f" repeated values; found {seen}; add the file with the events, or name the columns in"
-            " data.source.rename (docs/files.md)"
-        )
-    return best
-
-
-def find_events_in_lists(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None:
-    """Find a table whose rows have lists of items, such as orders; None if there is none. The
-    table of the pair has a row for each member.
-    """
-    found = []
-    for table in may_be:
-        for opened in _with_members_as_rows(table):
-            others = [opened if other is table else other for other in tables]
-            pair = _best_pair(opened, others)
-            if pair is not None and pair.item.name in opened.lists:
-                found.append(pair)
-    best = max(found, key=lambda pair: pair.score, default=None)
-    return best if best is not None and best.score >= _LEAST else None
-
-
-def find_chosen(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None:
-    """Find a table whose rows have lists of what was shown, with a mark of what was chosen, such as
-    ``N55689-1 N35729-0``; None if there is none. The table of the pair has a row for each choice.
-    """
-    for table in may_be:
-        for column in table.columns:
-            cells = column.values.drop_null().slice(0, _SHOWN_ROWS)
-            if column.kind in ("number", "time", "flag") or not len(cells):
-                continue
-            if not pc.all(pc.match_substring_regex(cells, _SHOWN)).as_py():
-                continue
-            lists = {column.name: with_ending(" ", _CHOSEN)}
-            rows = members_as_rows(table.sample.rows, lists)[0]
-            num_rows = round(table.sample.num_rows * len(rows) / max(len(column.values), 1))
-            opened = Table.of(replace(table.sample, rows=rows, num_rows=num_rows))
-            opened.lists, opened.chosen = {column.name: " "}, {column.name: _CHOSEN}
-            pair = _best_pair(opened, [opened if other is table else other for other in tables])
-            if pair is not None and pair.item.name == column.name:
-                return pair
-    return None
-
-
-def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
-    """The events with the columns of the orders that they refer to, if the user is a column of
-    these; else the pair itself.
-
-    Why: in a shop's database the lines of an order name the order, and only the order names the
-    customer.
-    """
-    table, visit = pair.table, pair.user
-    # a column that is named after people is no order, whatever its ids have in common
-    if table.like(visit, USER) >= _NAMED or table.like(visit, SESSION) < _NAMED:
-        return pair
-    for other in tables:
-        if other is table or not (table.sample.has_names and other.sample.has_names):
-            continue
-        for key in other.keys:
-            if other.like(key, SESSION) < _NAMED and not has_id(key.name):
-                continue
-            if IdSet(visit).share_in(IdSet(key)) < _REFERS:
-                continue
-            people = [
-                column
-                for column in other.columns
-                if column.may_be_id
-                and not column.is_key
-                and other.like(column, USER) >= _NAMED
-                # people order more than once; a column with a value per order is another key
-                and column.num_distinct < _FEWER * key.num_distinct
-            ]
-            if people:
-                return _joined(pair, other, key, max(people, key=lambda c: other.like(c, USER)))
-    return pair
-
-
-def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:
-    """The pair with the columns of orders in its table and a person as user."""
-    rows = pair.table.sample.rows
-    positions = pc.index_in(pair.user.values, value_set=key.values)
-    for name in orders.sample.rows.column_names:
-        if name not in (*rows.column_names, key.name):
-            cells = orders.sample.rows.column(name).combine_chunks()
-            rows = rows.append_column(name, cells.take(positions))
-    column = pair.user.name
-    lookups = {column if column == key.name else f"{column} = {key.name}": orders}
-    found = pair.with_rows(rows, lookups=lookups)
-    orders.role = "lookup"
-    return replace(found, user=found.table.column(person.name))
-
-
-def _with_members_as_rows(table: Table) -> list[Table]:
-    """The table with a row for each member of its lists; lists of one length belong together."""
-    rows = table.sample.rows
-    marks = {
-        column.name: column.mark
-        for column in table.columns
-        if column.kind in ("lists", "list") or is_list(rows.schema.field(column.name).type)
-    }
-    groups: dict[tuple[int, ...], dict[str, str]] = {}
-    for name, mark in marks.items():
-        sizes = pc.list_value_length(as_lists(rows.column(name), mark))
-        # lists of equal lengths in every row describe the same members, such as ids and prices
-        groups.setdefault(tuple(sizes.to_pylist()), {})[name] = mark
-    opened = []
-    for sizes, lists in groups.items():
-        # at most one member a row: nothing is gained by rows for members
-        if sum(sizes) <= len(sizes):
-            continue
-        members = members_as_rows(rows, lists)[0]
-        scale = sum(sizes) / max(len(sizes), 1)
-        sample = replace(table.sample, rows=members, num_rows=round(table.sample.num_rows * scale))
-        found = Table.of(sample)
-        found.lists = lists
-        opened.append(found)
-    return opened
-
-
-def _is_matrix(table: Table) -> bool:
-    """Whether a table has a column for each item: ids, and many columns of few small numbers."""
-    cells = [
-        column
-        for column in table.columns
-        if column.kind in ("number", "flag", "constant", "empty") and column.num_distinct <= _FEW
-    ]
-    others = len(table.columns) - len(cells)
-    has_key = any(column.is_key for column in table.columns)
-    if len(cells) >= _WIDE and has_key and 1 <= others <= _FEW_OTHERS:
-        return True
-    # ratings with fractions: nearly all columns have numbers, and of one scale
-    numbers = [column for column in table.columns if column.kind == "number"]
-    highest = [column.high for column in numbers]
-    of_scale = highest.count(max(set(highest), key=highest.count, default=0.0)) if highest else 0
-    return of_scale >= max(2 * _WIDE, 0.8 * len(table.columns))
-
-
-def _summary(column: Column) -> str:
-    """A column's name, and a reason if it clearly cannot be ids."""
-    return (
-        f"{column.name} (the same value in every row)" if column.kind == "constant" else column.name
-    )
-
-
-def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
-    # the number of a row is unique like an id, but users and items of events repeat
-    candidates = [
-        column for column in table.id_columns if not (column.is_key and len(table.id_columns) > 2)
-    ]
-    if len(candidates) < 2:
-        candidates = table.id_columns
-    if len(candidates) < 2:
-        return None
-    user_signs, item_signs = (
-        {c.name: sign(table, c, tables) for c in candidates} for sign in (_user_sign, _item_sign)
-    )
-    best: Pair | None = None
-    for user in candidates:
-        for item in candidates:
-            if user is item:
-                continue
-            score = _pair_score(table, user, item)
-            score += 2 * (
-                user_signs[user.name]
-                + item_signs[item.name]
-                - user_signs[item.name]
-                - item_signs[user.name]
-            )
-            if best is None or score > best.score:
-                best = Pair(table, user, item, score)
-    assert best is not None
-    best = _with_code(best, candidates)
-    score = best.score + _table_score(table, best) - 2.0 * _are_of_events(table, best, tables)
-    return Pair(table, best.user, best.item, score)
-
-
-def _are_of_events(table: Table, pair: Pair, tables: Sequence[Table]) -> bool:
-    """Whether the items of a table without times are events of another table, such as the reviews
-    that users find helpful.
-    """
-    if any(column.kind == "time" for column in table.columns):
-        return False
-    users, items = IdSet(pair.user), IdSet(pair.item)
-    for other in tables:
-        if other is table or not any(column.kind == "time" for column in other.columns):
-            continue
-        if not any(items.share_in(IdSet(key)) >= _REFERS for key in other.keys):
-            continue
-        ids = [c for c in other.id_columns if not c.is_key and c.num_distinct > _FEW]
-        if len(ids) > 1 and any(users.similarity(IdSet(column)) >= _HALF for column in ids):
-            return True
-    return False
-
-
-def _with_code(pair: Pair, candidates: Sequence[Column]) -> Pair:
-    """Prefer the code column over a name column that identifies items."""
-    if not _is_name(pair.item) or pair.table.like(pair.item, ITEM) >= _NAMED:
-        return pair
-    codes = [
-        column
-        for column in candidates
-        if column is not pair.user
-        and not _is_name(column)
-        and pair.item.num_distinct <= column.num_distinct < 0.6 * column.num_values
-        # a few codes may have two spellings of a name
-        and pairs(column, pair.item) <= 1.02 * column.num_distinct
-        and pairs(column, pair.user) >= 1.05 * max(column.num_distinct, pair.user.num_distinct)
-    ]
-    code = min(codes, key=lambda column: (column.num_distinct, column.position), default=pair.item)
-    return Pair(pair.table, pair.user, code, pair.score)
-
-
-def _pair_score(table: Table, user: Column, item: Column) -> float:
-    """Score of two columns as users and items, from names and structure."""
-    score = 3 * max(table.like(user, USER), 0.45 * table.like(user, SESSION)) + 3 * table.like(
-        item, ITEM
-    )
-    score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
-    score += 2 * (table.penalty(user) + table.penalty(item))
-    # in most files the user comes first
-    score += 0.5 if user.position < item.position else 0.0
-    score += 1.5 * (form_sign(item) - form_sign(user))
-    score -= 1.5 * _is_name(user) + 1.0 * _is_name(item)
-    rows = min(user.num_values, item.num_values)
-    enough = min(10, rows / 3)
-    score += 0.5 * (user.num_distinct >= enough) + 0.5 * (item.num_distinct >= enough)
-    # among many events an item must repeat, or nothing can be learned of it; a small file may not
-    # show it
-    score -= 3.0 * (min(user.filled, item.filled) < _HALF)
-    score += 2.0 * _are_visits(table, user, item)
-    score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
-    if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
-        score -= 2.0  # one determines the other: an attribute
-    return score
-
-
-def _are_visits(table: Table, user: Column, item: Column) -> bool:
-    """Whether a file without names has visits and items: the rows of a visit have nearly one time,
-    those of an item have times of the whole period.
-    """
-    time = next((column for column in table.columns if column.kind == "time"), None)
-    if table.sample.has_names or time is None or time.time is None:
-        return False
-    micros = timestamps(time.values, CellRules(time_format=time.time.format))[0].cast(pa.int64())
-    lengths = [_usual_length(column, micros) for column in (user, item)]
-    return lengths[0] < _SHORT_TIME < _LONG_TIME < lengths[1]
-
-
-def _usual_length(column: Column, micros: pa.Array) -> float:
-    """The median time between the first and the last row of an id, as a share of the period."""
-    frame = pl.DataFrame({"id": pl.from_arrow(column.values), "at": pl.from_arrow(micros)})
-    frame = frame.drop_nulls()
-    every = frame.group_by("id").agg(at=pl.col("at").max() - pl.col("at").min(), num=pl.len())
-    period = frame.select(pl.col("at").max() - pl.col("at").min()).item()
-    median = every.filter(pl.col("num") > 1)["at"].median()
-    return float(median) / period if median is not None and period else 0.0  # type: ignore[arg-type]
-
-
-def _table_score(table: Table, pair: Pair) -> float:
-    """Score of a table as the table of events, apart from its ids."""
-    others = [column for column in table.columns if column not in (pair.user, pair.item)]
-    score = 2.0 * any(column.kind == "time" for column in others)
-    score += 1.0 * any(table.like(c, VALUE) >= 0.8 and c.kind in ("number", "flag") for c in others)
-    score += 1.0 * any(
-        table.like(c, EVENT_TYPE) >= 0.8 and 1 < c.num_distinct <= 30 for c in others
-    )
-    # the events are usually the largest table
-    score += 0.4 * min(len(str(table.sample.num_rows)), 7)
-    score += 1.0 * (table.sample.format == "sequences") * 3
-    stem = table.sample.name
-    if named_like(stem, SOCIAL_FILES):
-        score -= 3.0
-    elif named_like(stem, EVENT_FILES):
-        score += 1.5
-    elif named_like(stem, (*ITEM_FILES, *USER_FILES)):
-        score -= 1.0
-    # two columns of people are friendships
-    if min(table.like(pair.user, FRIEND), table.like(pair.item, FRIEND)) >= 0.8:
-        score -= 4.0
-    elif (
-        max(table.like(pair.item, ITEM), table.like(pair.user, USER)) < _NAMED
-        and table.sample.format != "sequences"
-    ):
-        alike = IdSet(pair.user).similarity(IdSet(pair.item))
-        ordinary = IdSet(pair.user).is_count and IdSet(pair.item).is_count
-        # ids that count from 1 overlap by chance, so they say less
-        score -= 3.0 * alike if not ordinary else 1.5 * alike
-    return score
-
-
-def _item_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
-    """Whether another table describes these ids as things."""
-    mine, best = IdSet(column), 0.0
-    for other in tables:
-        for key in other.keys if other is not table else ():
-            name = other.sample.name
-            # "movie-ratings" has events, not films
-            is_named = named_like(name, ITEM_FILES) and not named_like(name, EVENT_FILES)
-            weight = 1.0 if other.is_item_like or is_named else 0.2
-            weight = 0.1 if named_like(other.sample.name, USER_FILES) else weight
-            best = max(best, weight * mine.similarity(IdSet(key)))
-    return best
-
-
-def _user_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
-    """Whether another table describes these ids as people: links between them, or a table of
-    users.
-    """
-    mine, best = IdSet(column), 0.0
-    for other in tables:
-        if other is table:
-            continue
-        keys = other.keys
-        if keys and (
-            named_like(other.sample.name, USER_FILES)
-            or any(other.like(key, USER) >= 0.8 for key in keys)
-        ):
-            best = max([best, *(mine.similarity(IdSet(key)) for key in keys)])
-        if len(other.id_columns) >= 2 and len(other.columns) <= 4 and not keys:
-            one, two = (IdSet(key) for key in other.id_columns[:2])
-            linked = one.similarity(two)
-            # a table with two columns of the same ids links people
-            if linked >= 0.2:
-                weight = 1.0 if named_like(other.sample.name, SOCIAL_FILES) else linked
-                best = max(best, weight * min(mine.similarity(one), mine.similarity(two)))
-    return best

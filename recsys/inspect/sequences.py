@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.inspect.column_uses import attributes_of, reserved
 from recsys.inspect.common_values import IdSet
+from recsys.inspect.event_pairs import Pair
 from recsys.inspect.event_statistics import events_of, statistics_of
 from recsys.inspect.forms import SequenceForm
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
-from recsys.inspect.sampled_tables import Pair, Table
+from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample
 from recsys.inspect.source_keys import form_words
 from recsys.inspect.understood import Setting, TableSummary, Understood

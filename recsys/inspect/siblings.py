@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.inspect.common_names import STRONG, WEAK, words_of
 from recsys.inspect.event_columns import EventColumns, columns_of_events
+from recsys.inspect.event_pairs import Pair
 from recsys.inspect.forms import TextForm
 from recsys.inspect.input_files import ArgumentContent, shown_path
-from recsys.inspect.sampled_tables import Pair, Table
+from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample, together
 from recsys.sources.validate import SPLIT_WORDS
 

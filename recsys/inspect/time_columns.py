@@ -14,7 +14,8 @@ from recsys import schema
 from recsys.inspect.columns import Column, bare_tokens
 from recsys.inspect.common_names import words_of
 from recsys.inspect.event_columns import columns_of_events
-from recsys.inspect.sampled_tables import Pair, determines
+from recsys.inspect.event_pairs import Pair
+from recsys.inspect.sampled_tables import determines
 from recsys.sources.names import fold
 from recsys.sources.time_columns import MONTHS, TimeColumns, dates_of, with_clock
 from recsys.sources.validate import CellRules, numbers
