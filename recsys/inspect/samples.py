@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from recsys.errors import SourceError, first_line
 from recsys.inspect.forms import SequenceForm, TextForm, form_of
 from recsys.sources.byte_ranges import ByteRange, Dialect, byte_ranges
-from recsys.sources.delimited import check_encoding, translated
+from recsys.sources.delimited import translated
 from recsys.sources.files import InputFile, folder_values
 from recsys.sources.first_rows import Form, dialect_of
 from recsys.sources.headers import read_header
@@ -25,6 +25,7 @@ from recsys.sources.json_values import column, kinds_of, parse_object, type_of
 from recsys.sources.limits import check_column_count
 from recsys.sources.nested import flat_batch, value_at
 from recsys.sources.parquet import plain_type, read_footer
+from recsys.sources.text_checks import check_encoding
 from recsys.sources.validate import CellRules
 
 WHOLE_BYTES: Final = 48 << 20  # of decompressed text; larger files are sampled

@@ -20,7 +20,6 @@ from recsys.config import CanonicalSource
 from recsys.config.section import as_list
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
-from recsys.sources.delimited import check_codec
 from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find, folder_values
 from recsys.sources.first_rows import Form
@@ -35,6 +34,7 @@ from recsys.sources.table_heads import (
     read_head,
 )
 from recsys.sources.table_pieces import layout_of, lookup_of, pieces_of_heads
+from recsys.sources.text_checks import check_codec
 from recsys.sources.time_columns import TimeColumns
 from recsys.sources.validate import CellRules, Layout
 

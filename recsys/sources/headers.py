@@ -14,7 +14,6 @@ from typing import Final
 from recsys import schema
 from recsys.errors import EmptyFile, SourceError
 from recsys.sources.byte_ranges import CSV, TSV, Dialect
-from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile
 from recsys.sources.first_rows import (
     HEAD_BYTES,
@@ -42,6 +41,7 @@ from recsys.sources.guesses import (
 from recsys.sources.limits import check_column_count
 from recsys.sources.names import fold
 from recsys.sources.separators import BLANKS
+from recsys.sources.text_checks import check_encoding
 
 _SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # written by spreadsheets
 

@@ -23,14 +23,7 @@ import pyarrow.json
 from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges
-from recsys.sources.delimited import (
-    Cells,
-    Origin,
-    assemble,
-    check_encoding,
-    decodable,
-    with_constants,
-)
+from recsys.sources.delimited import Cells, Origin, assemble, with_constants
 from recsys.sources.files import InputFile
 from recsys.sources.ids import is_id
 from recsys.sources.json_sequence import elements, is_read_by_element
@@ -46,6 +39,7 @@ from recsys.sources.json_values import (
 )
 from recsys.sources.limits import check_column_count
 from recsys.sources.nested import value_at
+from recsys.sources.text_checks import check_encoding, decodable
 from recsys.sources.validate import Layout
 
 _LINES: Final = Dialect(quoted=False)

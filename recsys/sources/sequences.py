@@ -20,7 +20,6 @@ from recsys.config import SequencesSource
 from recsys.errors import SourceError
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges
-from recsys.sources.delimited import check_encoding
 from recsys.sources.encodings import is_utf8
 from recsys.sources.files import InputFile, find, input_file
 from recsys.sources.first_rows import Form, check_line_ends, data_start
@@ -28,6 +27,7 @@ from recsys.sources.guesses import COMMENTS, is_name
 from recsys.sources.separators import without_comments
 from recsys.sources.table_heads import TableFiles, read_heads
 from recsys.sources.table_pieces import table_pieces
+from recsys.sources.text_checks import check_encoding
 from recsys.sources.validate import (
     UNREADABLE,
     CellRules,
