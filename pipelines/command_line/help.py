@@ -7,11 +7,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from pipelines.plumbing.arguments import USAGE, UsageError
 from pipelines.stages import VERBS
 
+_BELOW: Final = " " * 8  # indent of the lines below the first one of a key
 _OPTIONS: Final = """\
 options:
   --config FILE         a YAML file, or a name from pipelines/configs/, e.g. demo or lastfm
@@ -97,12 +99,7 @@ def wrapped(line: str, width: int) -> str:
             highest learning rate
     """
     key, *rest = re.split(r" {2,}", line.strip(), maxsplit=2)
+    fill = partial(textwrap.fill, width=width, subsequent_indent=_BELOW)
     if not key.startswith("--") or len(rest) < 2:
-        parts, start = [line], ""
-    else:
-        parts, start = [f"{key}  {rest[0]}", rest[1]], "  "
-    after = " " * 8
-    return "\n".join(
-        textwrap.fill(part, width, initial_indent=indent, subsequent_indent=after)
-        for part, indent in zip(parts, (start, after), strict=False)
-    )
+        return fill(line)
+    return f"{fill(f'  {key}  {rest[0]}')}\n{fill(rest[1], initial_indent=_BELOW)}"

@@ -16,14 +16,12 @@ from recsys.inspect.columns import Column, bare_tokens, has_known
 from recsys.inspect.common_names import CANCELED, CANCELED_STATES, CLICKED, STATUS, words_of
 from recsys.inspect.event_columns import columns_of_events
 from recsys.inspect.event_pairs import Pair
-from recsys.inspect.sampled_tables import determines
 from recsys.sources.dropped import has_values
 
 _YES: Final = ("1", "true", "t", "yes", "y")
 _NO: Final = ("0", "false", "f", "no", "n")
 _MOST_STATES: Final = 30
 _MOST: Final = 0.5  # largest share of rows that a column may mark; above it, the mark is the norm
-_OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 
 
 def without_canceled(pair: Pair) -> Pair:
@@ -41,7 +39,7 @@ def without_canceled(pair: Pair) -> Pair:
         name: marks
         for name, marks in marked.items()
         if name not in used
-        and max(determines(key, table.column(name)) for key in (pair.item, pair.user)) < _OF_OWNER
+        and not pair.is_described_by(table.column(name))
         and (_share(rows, {name: marks}) <= _MOST or _tells_clicks(table.column(name)))
     }
     if not drop:

@@ -44,7 +44,7 @@ from recsys.inspect.event_statistics import (
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
 from recsys.inspect.ratings import smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
-from recsys.inspect.sampled_tables import Table, determines
+from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.sequences import understand_sequences
 from recsys.inspect.siblings import event_files
@@ -59,7 +59,6 @@ from recsys.inspect.time_columns import HOURS_FORM, with_time_columns
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.sources.validate import CellRules, Layout, check_rows
 
-_OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
@@ -279,8 +278,7 @@ class _Canonical:
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and similarity(column.name, SESSION) < 0.8
             # a column that describes the item tells what is to be predicted
-            and determines(self.columns.item, column) < _OF_OWNER
-            and determines(self.columns.user, column) < _OF_OWNER
+            and not self.pair.is_described_by(column)
         ]
 
     # --------------------------------------------------------------------------------------- tables

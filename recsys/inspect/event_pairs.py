@@ -29,14 +29,15 @@ from recsys.inspect.common_names import (
     named_like,
 )
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.sampled_tables import FEW, Table, form_sign, is_name, pairs
-from recsys.sources.list_cells import as_lists, members_as_rows, with_ending
+from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
+from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.sources.validate import CellRules
 from recsys.values.arrow_types import is_list
 from recsys.values.times import timestamps
 
 _NAMED: Final = 0.7
 _WIDE: Final = 15  # columns of small numbers from which a table is a matrix of users and items
+_OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 _FEW_OTHERS: Final = 3
 _REFERS: Final = 0.9  # share of the orders of the events that the table of orders has
 _FEWER: Final = 0.9  # most people per order
@@ -59,6 +60,10 @@ class Pair:
     user: Column
     item: Column
     score: float
+
+    def is_described_by(self, column: Column) -> bool:
+        """Whether a column describes the item or the user, and not the event."""
+        return max(determines(self.item, column), determines(self.user, column)) >= _OF_OWNER
 
     def with_rows(self, rows: pa.Table, **found: Any) -> Pair:
         """The pair on changed rows of its table, whose columns are classified again; ``found`` are
@@ -126,7 +131,7 @@ def find_chosen(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None
                 continue
             if not pc.all(pc.match_substring_regex(cells, _SHOWN)).as_py():
                 continue
-            lists = {column.name: with_ending(" ", _CHOSEN)}
+            lists = {column.name: ListForm(" ", _CHOSEN)}
             rows = members_as_rows(table.sample.rows, lists)[0]
             num_rows = round(table.sample.num_rows * len(rows) / max(len(column.values), 1))
             opened = Table.of(replace(table.sample, rows=rows, num_rows=num_rows))
@@ -195,7 +200,7 @@ def _with_members_as_rows(table: Table) -> list[Table]:
     }
     groups: dict[tuple[int, ...], dict[str, str]] = {}
     for name, mark in marks.items():
-        sizes = pc.list_value_length(as_lists(rows.column(name), mark))
+        sizes = pc.list_value_length(as_lists(rows.column(name), ListForm(mark)))
         # lists of equal lengths in every row describe the same members, such as ids and prices
         groups.setdefault(tuple(sizes.to_pylist()), {})[name] = mark
     opened = []
@@ -203,7 +208,8 @@ def _with_members_as_rows(table: Table) -> list[Table]:
         # at most one member a row: nothing is gained by rows for members
         if sum(sizes) <= len(sizes):
             continue
-        members = members_as_rows(rows, lists)[0]
+        forms = {name: ListForm(mark) for name, mark in lists.items()}
+        members = members_as_rows(rows, forms)[0]
         scale = sum(sizes) / max(len(sizes), 1)
         sample = replace(table.sample, rows=members, num_rows=round(table.sample.num_rows * scale))
         found = Table.of(sample)

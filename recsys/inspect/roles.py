@@ -25,7 +25,7 @@ from recsys.inspect.common_names import (
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.sampled_tables import Table
-from recsys.sources.list_cells import as_lists, members_as_rows
+from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.values.arrow_types import is_list, is_string
 from recsys.values.overlap import SideIds, compare
 
@@ -283,7 +283,7 @@ def _add_friends(tables: list[Table], users: IdSet) -> None:
             mark = _mark_of_friends(table, column, users) if column.name != key else None
             if mark is None:
                 continue
-            rows = members_as_rows(table.sample.rows, {column.name: mark})[0]
+            rows = members_as_rows(table.sample.rows, {column.name: ListForm(mark)})[0]
             friends = Table.of(replace(table.sample, rows=rows, num_rows=len(rows)))
             friends.role = "social"
             friends.names = {key: "src_user_id", column.name: "dst_user_id"}
@@ -310,7 +310,7 @@ def _mark_of_friends(table: Table, column: Column, users: IdSet) -> str | None:
     is_named = any(word in FRIEND for word in _core(column.name))
     best, least = None, 0.0 if is_named else _SOME
     for mark in ("",) if is_list(cells.type) else _MARKS:
-        lists = as_lists(cells, mark)
+        lists = as_lists(cells, ListForm(mark))
         members = pc.unique(pc.list_flatten(lists))
         if len(members) < 2 or pc.max(pc.list_value_length(lists)).as_py() < 2:
             continue

@@ -18,7 +18,7 @@ from recsys.inspect.forms import SequenceForm, TextForm, form_of
 from recsys.sources.byte_ranges import ByteRange, Dialect, byte_ranges
 from recsys.sources.delimited import translated
 from recsys.sources.files import InputFile, folder_values
-from recsys.sources.first_rows import Form, dialect_of
+from recsys.sources.first_rows import Form, dialect_of, first_byte
 from recsys.sources.headers import read_header
 from recsys.sources.json_sequence import elements, is_read_by_element
 from recsys.sources.json_values import column, kinds_of, parse_object, type_of
@@ -302,7 +302,7 @@ def _of_sequences(file: InputFile, form: SequenceForm) -> Sample:
 
 
 def _is_json(head: bytes, suffix: str) -> bool:
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    start = first_byte(head)
     return start in (b"{", b"[") and (
         _FORMATS.get(suffix) == "jsonl"
         or any(map(parse_object, head.split(b"\n")[:5]))

@@ -23,7 +23,7 @@ from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find, folder_values
 from recsys.sources.first_rows import Form
-from recsys.sources.list_cells import with_ending
+from recsys.sources.list_cells import ListForm
 from recsys.sources.names import unused_names
 from recsys.sources.table_heads import (
     TEXT_FORMATS,
@@ -319,15 +319,15 @@ def _form(config: CanonicalSource, table: str) -> Form:
     )
 
 
-def _lists(config: CanonicalSource, table: str) -> dict[str, str]:
-    """Column of lists of one table → separator."""
-    given = {key: mark for key, mark in config.lists.items() if isinstance(mark, str)}
-    of_table = config.lists.get(table, {})
-    if table == schema.EVENTS.name:
-        given = {key: with_ending(mark, config.chosen.get(key, "")) for key, mark in given.items()}
-    else:
-        given = {}
-    return {**given, **(of_table if isinstance(of_table, dict) else {})}
+def _lists(config: CanonicalSource, table: str) -> dict[str, ListForm]:
+    """The columns of lists of one table."""
+    entry = config.lists.get(table, {})
+    found = {key: ListForm(mark) for key, mark in entry.items()} if isinstance(entry, dict) else {}
+    if table == schema.EVENTS.name:  # entries without a table are of the events
+        for key, mark in config.lists.items():
+            if isinstance(mark, str):
+                found[key] = ListForm(mark, config.chosen.get(key, ""))
+    return found
 
 
 def _times(config: CanonicalSource) -> TimeColumns:

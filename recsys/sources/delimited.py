@@ -183,7 +183,7 @@ def _members(
     raw: pa.Table, cells: Cells, layout: Layout
 ) -> tuple[pa.Table, Cells, np.ndarray[Any, np.dtype[np.int64]]]:
     """One row for each member of the lists, and its place in the order of the file."""
-    lists = {name: mark for name, mark in layout.lists if name in raw.column_names}
+    lists = {name: form for name, form in layout.lists if name in raw.column_names}
     if not lists:
         return raw, cells, cells.rows * MOST_MEMBERS
     found, row_of_member, unequal = members_as_rows(raw, lists)

@@ -76,6 +76,11 @@ def data_start(file: InputFile) -> int:
         return len(BOM_UTF8) if bytes(stream.read(len(BOM_UTF8))) == BOM_UTF8 else 0
 
 
+def first_byte(head: bytes) -> bytes:
+    """The first byte of a file's head besides blanks and a byte order mark; ``b""`` if none."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+
+
 def head_of(file: InputFile) -> bytes:
     """The first bytes of a file, at most :data:`HEAD_BYTES`.
 

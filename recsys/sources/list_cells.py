@@ -8,7 +8,7 @@ articles and their times, have one length in each row. A row with an empty list 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,30 +17,32 @@ import pyarrow.compute as pc
 from recsys.values.arrow_types import is_list
 
 MOST_MEMBERS: Final = 2**12  # of a row that have positions of their own in the order of the file
-_ENDING: Final = "\0"  # between a separator and the ending of the values that count
 UNEQUAL: Final = "lists of different lengths"
 
 
-def with_ending(separator: str, ending: str) -> str:
-    """A separator for :func:`as_lists` that keeps only the values with an ending, without it."""
-    return f"{separator}{_ENDING}{ending}" if ending else separator
+class ListForm(NamedTuple):
+    """How a column holds lists: the separator of lists in text ("": blanks), and the ending of the
+    members that count, which is removed ("": all count).
+    """
+
+    separator: str
+    ending: str = ""
 
 
-def as_lists(cells: Any, separator: str) -> pa.Array:
+def as_lists(cells: Any, form: ListForm) -> pa.Array:
     """A column as lists of texts: lists as they are, texts divided at the separator, without the
     brackets and quotes of written lists.
 
-    >>> as_lists(pa.array(["a, b", "", None]), ",").to_pylist()
+    >>> as_lists(pa.array(["a, b", "", None]), ListForm(",")).to_pylist()
     [['a', 'b'], [], []]
-    >>> as_lists(pa.array(["['a', 'b']", "[7]", "[]"]), ",").to_pylist()
+    >>> as_lists(pa.array(["['a', 'b']", "[7]", "[]"]), ListForm(",")).to_pylist()
     [['a', 'b'], ['7'], []]
-    >>> as_lists(pa.array(["a-1 b-0 c-1"]), with_ending(" ", "-1")).to_pylist()
+    >>> as_lists(pa.array(["a-1 b-0 c-1"]), ListForm(" ", "-1")).to_pylist()
     [['a', 'c']]
     """
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
-    if _ENDING in separator:
-        separator, _, ending = separator.partition(_ENDING)
-        return _chosen(as_lists(cells, separator), ending)
+    if form.ending:
+        return _chosen(as_lists(cells, ListForm(form.separator)), form.ending)
     if is_list(cells.type):
         return pc.fill_null(cells.cast(pa.list_(pa.string())), [])
     texts = pc.fill_null(cells.cast(pa.string()), "")
@@ -50,7 +52,9 @@ def as_lists(cells: Any, separator: str) -> pa.Array:
         plain = pc.replace_substring_regex(texts, r"^\s*\[|['\"]|\]\s*$", "")
         texts = pc.if_else(bracketed, plain, texts)
     parts = (
-        pc.split_pattern(texts, separator) if separator else pc.split_pattern_regex(texts, r"\s")
+        pc.split_pattern(texts, form.separator)
+        if form.separator
+        else pc.split_pattern_regex(texts, r"\s")
     )
     return _kept(parts, lambda members: pc.not_equal(members, ""))
 
@@ -73,7 +77,7 @@ def _kept(lists: pa.Array, is_kept: Callable[[pa.Array], pa.Array]) -> pa.Array:
 
 
 def members_as_rows(
-    table: pa.Table, lists: Mapping[str, str]
+    table: pa.Table, lists: Mapping[str, ListForm]
 ) -> tuple[pa.Table, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """One row for each member of the lists.
 
@@ -81,8 +85,8 @@ def members_as_rows(
     ----------
     table : pa.Table
         Rows with lists.
-    lists : Mapping[str, str]
-        Columns of lists, with the separator of those that are text.
+    lists : Mapping[str, ListForm]
+        Columns of lists, and the form of each.
 
     Returns
     -------
@@ -96,10 +100,10 @@ def members_as_rows(
     Examples
     --------
     >>> table = pa.table({"user": ["u", "v"], "items": ["a b", "c"]})
-    >>> members_as_rows(table, {"items": " "})[0].to_pydict()
+    >>> members_as_rows(table, {"items": ListForm(" ")})[0].to_pydict()
     {'user': ['u', 'u', 'v'], 'items': ['a', 'b', 'c']}
     """
-    found = {name: as_lists(table.column(name), mark) for name, mark in lists.items()}
+    found = {name: as_lists(table.column(name), form) for name, form in lists.items()}
     sizes = [np.asarray(pc.list_value_length(cells)) for cells in found.values()]
     is_equal = np.all([size == sizes[0] for size in sizes], axis=0)
     kept = pa.array(np.flatnonzero(is_equal))

@@ -12,9 +12,10 @@ from recsys import schema
 from recsys.errors import SourceError, choices
 from recsys.sources.byte_ranges import CHUNK_BYTES
 from recsys.sources.files import InputFile, folder_values
-from recsys.sources.first_rows import Form, dialect_of, head_of
+from recsys.sources.first_rows import Form, dialect_of, first_byte, head_of
 from recsys.sources.headers import Header, format_hint, read_header
 from recsys.sources.jsonl import read_keys
+from recsys.sources.list_cells import ListForm
 from recsys.sources.lookup import Lookup
 from recsys.sources.names import Renames, canonical_names, require_columns
 from recsys.sources.parquet import read_footer
@@ -32,7 +33,6 @@ _FORMATS: Final = {
     ".json": "jsonl",
 }
 
-_BLANKS_OR_MARK: Final = b"\xef\xbb\xbf \t\r\n"
 TEXT_FORMATS: Final = ("csv", "tsv")
 
 _OR_COLUMNS: Final = ", or, if the file has no header, all of them with data.source.columns"
@@ -52,7 +52,7 @@ class TableFiles:
     chunk_bytes: int = CHUNK_BYTES
     rules: CellRules = CellRules()
     numbers: tuple[str, ...] = ()  # further columns that are read as numbers
-    lists: Mapping[str, str] = field(default_factory=dict)  # column of lists → separator
+    lists: Mapping[str, ListForm] = field(default_factory=dict)  # columns of lists
     lookups: tuple[Lookup, ...] = ()
     times: TimeColumns = TimeColumns()  # the columns that have the times together
     drop: Mapping[str, list[str]] = field(default_factory=dict)  # column → values of unread rows
@@ -245,7 +245,7 @@ def _format(file: InputFile, source: TableFiles) -> str:
         return _FORMATS[file.suffix]
     if source.form.separator or source.form.columns:
         return "tsv" if source.form.separator == "\t" else "csv"
-    if head_of(file).lstrip(_BLANKS_OR_MARK)[:1] == b"{":
+    if first_byte(head_of(file)) == b"{":
         return "jsonl"
     hint = format_hint(file) or "text with other separators: data.source.separator"
     raise SourceError(

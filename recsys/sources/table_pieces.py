@@ -15,6 +15,7 @@ from recsys.sources.delimited import DelimitedPiece, delimited_pieces
 from recsys.sources.dropped import FilteredPiece
 from recsys.sources.files import InputFile
 from recsys.sources.jsonl import JsonlPiece, fields_after_head, jsonl_pieces
+from recsys.sources.list_cells import ListForm
 from recsys.sources.lookup import Lookup, names_of_key, table_of_lookup
 from recsys.sources.names import Renames
 from recsys.sources.parquet import ParquetPiece, parquet_pieces
@@ -162,8 +163,8 @@ def _drop_of(
     return found
 
 
-def _lists_of(source: TableFiles, heads: list[NamedHead]) -> dict[str, str]:
-    """Canonical name → separator of the columns in ``data.source.lists``.
+def _lists_of(source: TableFiles, heads: list[NamedHead]) -> dict[str, ListForm]:
+    """Canonical name → form of the columns in ``data.source.lists``.
 
     Raises
     ------
@@ -177,7 +178,7 @@ def _lists_of(source: TableFiles, heads: list[NamedHead]) -> dict[str, str]:
                 f"data.source.lists: no file of {source.table.name} has the column {key!r}; they"
                 f" have: {choices(every)}"
             )
-    return {name: mark for key, mark in source.lists.items() for name in _names_of(key, heads)}
+    return {name: form for key, form in source.lists.items() for name in _names_of(key, heads)}
 
 
 def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Lookup:

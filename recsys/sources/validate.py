@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
+from recsys.sources.list_cells import ListForm
 from recsys.sources.lookup import Lookup
 from recsys.sources.time_columns import BAD_CLOCK, BAD_DATE, BAD_TIMESTAMP, TimeColumns
 from recsys.values.absent import DEFAULT_RULES, CellRules
@@ -87,8 +88,8 @@ class Layout:
     table: schema.TableSchema
     extras: tuple[tuple[str, pa.DataType], ...] = ()
     rules: CellRules = DEFAULT_RULES
-    # canonical columns with a list of values in each row, and the separator of lists in text
-    lists: tuple[tuple[str, str], ...] = ()
+    # canonical columns with a list of values in each row
+    lists: tuple[tuple[str, ListForm], ...] = ()
     lookups: tuple[Lookup, ...] = ()
     times: TimeColumns = TimeColumns()  # the columns that have the times together
     drop: tuple[tuple[str, tuple[str, ...]], ...] = ()  # column → values, in lower case, to drop
