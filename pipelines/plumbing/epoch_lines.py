@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.plumbing.run_folder import RunFolder
 from recsys.pace import Count
-from recsys.training.ray_reports import NOTE
+from recsys.training.context import NOTE
 
 
 def reporter(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from recsys.pace import Deadline
 
 Report = dict[str, Any]  # plain values, one dictionary per epoch
+NOTE: Final = "note"  # key of a report that is a line for the user
 
 
 def _ignore(report: Report, checkpoint: Path | None) -> None:

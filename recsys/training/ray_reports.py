@@ -16,7 +16,6 @@ from recsys.pace import shown_by
 from recsys.training.context import Report
 
 USER_ERROR = "user_error"
-NOTE = "note"
 COUNT = "count"
 
 

@@ -39,10 +39,10 @@ from recsys.storage.filesystems import filesystem_of, storage_errors
 from recsys.storage.mirror import remove
 from recsys.storage.uris import is_remote, within
 from recsys.training.checkpoint import TrainResult, check_checkpoint, load_trained
-from recsys.training.context import Report
+from recsys.training.context import NOTE, Report
 from recsys.training.final import Final
 from recsys.training.fresh_model import Start
-from recsys.training.ray_reports import NOTE, ReportReader
+from recsys.training.ray_reports import ReportReader
 from recsys.training.ray_resources import check_cpus, use_gpu
 from recsys.training.ray_worker import MODEL_FOLDER, PROGRESS_FOLDER, Stopped, train_worker
 from recsys.training.resume import find_checkpoints, forget_trainings, run_name, training_digest

@@ -23,10 +23,10 @@ from recsys.errors import ArtifactError, StorageError, UserError
 from recsys.pace import Count, reporting_to
 from recsys.storage.filesystems import storage_errors
 from recsys.training.checkpoint import TrainResult, check_checkpoint, load_progress, save_trained
-from recsys.training.context import Report, TrainContext
+from recsys.training.context import NOTE, Report, TrainContext
 from recsys.training.final import fit_final
 from recsys.training.phases import fit
-from recsys.training.ray_reports import COUNT, NOTE, USER_ERROR
+from recsys.training.ray_reports import COUNT, USER_ERROR
 from recsys.training.resume import find_checkpoints, first_sound
 from recsys.training.threads import fastest_threads, usable_threads
 
