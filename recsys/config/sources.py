@@ -214,9 +214,9 @@ class CanonicalSource(CellSource):
     chosen: dict[str, str] = Field(
         {},
         description=(
-            "{column: ending}: of the lists in this column only the values with the ending count,"
-            " and it is removed, such as '-1' for shown news N55689-1 N35729-0 of which the first"
-            " was clicked"
+            "{column: ending}: only values of the lists with this ending are events; the ending is"
+            " removed. Example: '-1' for N55689-1 N35729-0, two shown articles of which the user"
+            " clicked the first"
         ),
     )
     drop: dict[str, Annotated[list[str], BeforeValidator(as_list)]] = Field(

@@ -25,7 +25,7 @@ _MOST: Final = 0.5  # largest share of rows that a column may mark; above it, th
 
 
 def without_canceled(pair: Pair) -> Pair:
-    """The pair without the rows that a flag or a status marks as such; ``table.drop`` says
+    """The pair without the rows that a flag or a status marks as no event; ``table.drop`` says
     which.
     """
     table, rows = pair.table, pair.table.sample.rows

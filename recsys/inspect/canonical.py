@@ -448,7 +448,7 @@ class _Canonical:
             why = "the rows have lists; each member is an event"
             found.append(Setting("lists", self._named(self.pair.table.lists), why))
         if self.pair.table.chosen:
-            why = "the lists have what was shown; this ending marks what the user chose"
+            why = "the lists hold what was shown; this ending marks what the user chose"
             found.append(Setting("chosen", self._named(self.pair.table.chosen), why))
         for table in self.tables:
             if table.role == "social" and table.lists:
