@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import retrained_ablation as stage
 from pipelines.plumbing.arguments import UsageError, parse
+from pipelines.steps import retrained_ablation as stage
 from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.evaluation.ablation import Variant, compare_variants, weight_variants
