@@ -40,6 +40,7 @@ class Verb:
     reads_model: bool = True  # whether it reads the section ``model``; auto chooses a missing one
     sections: tuple[str, ...] = ()  # the sections of the configuration that it reads, for its help
     short: tuple[tuple[str, str], ...] = ()  # one-word options, and the key of each
+    options: tuple[tuple[str, str], ...] = ()  # words that are no keys, each with its meaning
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -120,6 +121,11 @@ VERBS: Final[dict[str, Verb]] = {
         "inspect your data files and write a configuration for them; comments give the reasons",
         (),
         usage="recsys init FILE… [--out recsys.yaml] [--force]",
+        options=(
+            ("FILE…", "files, folders or globs, local or remote: events, and all other tables"),
+            ("--out FILE", "the configuration to write, default recsys.yaml"),
+            ("--force", "replace the file if it exists"),
+        ),
     ),
     "run": Verb(
         "pipelines.run:run",

@@ -26,6 +26,8 @@ class PortfolioLines(TrialLines):
     far.
     """
 
+    counted = ("finished", "stopped")  # the choice compares them after equally many epochs
+
     def __init__(
         self, progress: Progress, children: Children, metric: str, names: list[str]
     ) -> None:
@@ -42,7 +44,7 @@ class PortfolioLines(TrialLines):
         """Note an epoch; print a line if the last one was some time ago."""
         super().epoch(trial, history)
         value = trial.best or 0.0
-        if value > self.leading[1]:
+        if not self.leading[0] or value > self.leading[1]:
             self.leading = trial.name, value
         if is_cut(trial):
             self.progress(

@@ -12,7 +12,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_tracking import log_epoch
@@ -121,6 +121,9 @@ class Children:
 class TrialLines:
     """Progress lines of the trials, and their tracking."""
 
+    # states of trials that may be the best; a sweep uses the finished ones
+    counted: ClassVar[tuple[str, ...]] = ("finished",)
+
     def __init__(self, progress: Progress, children: Children, metric: str, planned: int) -> None:
         self.progress = progress
         self.children = children
@@ -163,7 +166,7 @@ class TrialLines:
         else:
             value = trial.best if trial.best is not None else float("nan")
             if (
-                trial.state == "finished"
+                trial.state in self.counted
                 and not trial.repeat
                 and (self.best is None or value > self.best[0])
             ):

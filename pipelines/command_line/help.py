@@ -74,11 +74,13 @@ def verb_help(verb: str) -> str:
     """``recsys VERB --help``: the usage of a verb and its keys of the configuration."""
     from pipelines.plumbing.reference import keys_of
 
-    usage, sections = VERBS[verb].usage or USAGE.replace("VERB", verb), VERBS[verb].sections
-    keys = f"\n\n{_fitted(keys_of(sections))}" if sections else ""
+    about = VERBS[verb]
+    options = "\n".join(f"  {word:<12} {meaning}" for word, meaning in about.options)
+    keys = keys_of(about.sections) if about.sections else ""
+    more = "".join(f"\n\n{_fitted(text)}" for text in (options, keys) if text)
     return (
-        f"usage: {usage}\n\n{VERBS[verb].summary}{keys}\n\nall keys of the configuration: recsys"
-        " help all"
+        f"usage: {about.usage or USAGE.replace('VERB', verb)}\n\n{about.summary}{more}\n\n"
+        "all keys of the configuration: recsys help all"
     )
 
 

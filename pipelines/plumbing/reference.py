@@ -156,9 +156,11 @@ def _at(prefix: str) -> list[tuple[str, type[BaseModel]]]:
         inside = [entry for path, kind in found for entry in _below(path, kind)]
         at = [entry for entry in inside if entry[0].rpartition(".")[2] == part]
         if not at:
+            deeper = {entry.path for entry in sections() if entry.path.endswith(f".{prefix}")}
+            meant = f"did you mean {' or '.join(sorted(deeper))}?" if deeper else ""
             raise ConfigError(
-                f"{prefix}: no section {part!r}; expected one of"
-                f" {choices({path for path, _ in inside})}"
+                f"{prefix}: no section {part!r};"
+                f" {meant or 'expected one of ' + choices({path for path, _ in inside})}"
             )
         found = at
     return found

@@ -37,6 +37,7 @@ from recsys.inspect.event_pairs import (
 from recsys.inspect.event_statistics import (
     Types,
     events_of,
+    notes_on_ids,
     roles_of_types,
     statistics_of,
     with_rated,
@@ -56,7 +57,7 @@ from recsys.inspect.source_keys import (
     source_settings,
 )
 from recsys.inspect.time_columns import HOURS_FORM, with_time_columns
-from recsys.inspect.understood import Setting, TableSummary, Understood
+from recsys.inspect.understood import Setting, TableSummary, Understood, percent
 from recsys.sources.validate import CellRules, Layout, check_rows
 
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
@@ -169,12 +170,12 @@ class _Canonical:
         self._side_tables(found, plans, rules)
         found.bad["events"] = statistics.bad_share
         found.bad_why["events"] = "; ".join(
-            f"{share:.1%} {reason}"
+            f"{percent(share)} {reason}"
             for reason, share in sorted(statistics.bad.items(), key=lambda x: -x[1])[:3]
         )
         found.tables = [self._summary(plan, items, users) for plan in plans]
         found.ignored = {**self.ignored, **self._left_out()}
-        found.notes = self.notes
+        found.notes = self.notes + notes_on_ids(events)
         return found
 
     # --------------------------------------------------------------------------------------- events

@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.data.foresight import Foresight, spread_of
+from recsys.data.pseudonyms import email_like
 from recsys.data.time_cut import Cuts, Temporal, temporal_cuts
 from recsys.inspect.columns import Column, has_known
 from recsys.inspect.common_names import NEGATIVE, SHOWN, STRONG, WEAK
 from recsys.sources.validate import CellRules, Layout, check_rows
+from recsys.values.overlap import ids_in_two_forms
 
 _MANY_REPEATS: Final = 0.1
 _MOSTLY: Final = 0.5
@@ -182,6 +184,26 @@ def events_of(
         pairs = zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
         bad = {reason: number / max(rows.num_rows, 1) for reason, number in pairs}
     return checked.filter(pc.is_null(reasons)), bad
+
+
+def notes_on_ids(events: pa.Table) -> list[str]:
+    """Notes on ids in several forms and on ids that identify a person.
+
+    Parameters
+    ----------
+    events : pa.Table
+        Events of :func:`events_of`.
+    """
+    users, items = (
+        events.column(name).combine_chunks().unique() for name in (schema.USER_ID, schema.ITEM_ID)
+    )
+    notes = [ids_in_two_forms(users, "users"), ids_in_two_forms(items, "items")]
+    if email_like(users):
+        notes.append(
+            "user ids look like e-mail addresses, which all results would contain; set"
+            " data.pseudonymise.key_env to replace them by keyed hashes"
+        )
+    return [note for note in notes if note]
 
 
 def statistics_of(

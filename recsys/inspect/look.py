@@ -61,8 +61,9 @@ def look(
     try:
         found = _understood(looked, stated or {})
     except SourceError as error:
-        empty = "; ".join(f"{path} {why}" for path, why in looked.empty.items())
-        raise SourceError(f"{error}; {empty}" if empty else str(error)) from None
+        unread = [f"{path} {why}" for path, why in looked.empty.items()]
+        unread += [f"{path} is ignored: {why}" for path, why in looked.ignored.items()]
+        raise SourceError("; ".join([str(error), *unread])) from None
     found.warnings = looked.empty
     name = name or found.name
     return Look(found, _accepted(found, name, command), name)

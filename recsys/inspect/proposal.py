@@ -11,7 +11,7 @@ from typing import Any, Final
 from recsys.config.text_files import TABLES
 from recsys.inspect.draft import Draft
 from recsys.inspect.event_statistics import EventStatistics
-from recsys.inspect.understood import Understood
+from recsys.inspect.understood import Understood, percent
 
 _CLOSE_TO_IT: Final = 0.006  # to the default limit of prepare, 0.01
 
@@ -124,11 +124,11 @@ def _rules(draft: Draft, found: Understood) -> None:
         )
     _values(draft, found)
     if found.has_items and found.unknown_items > 0:
-        unknown = f"{found.unknown_items:.1%}" if found.unknown_items >= 0.001 else "a few"
         draft.set(
             "data.unknown_items",
             "keep",
-            f"{unknown} of the events have an item that is not in the table of items",
+            f"{percent(found.unknown_items)} of the events have an item that is not in the table"
+            " of items",
         )
     limits = {table: share for table, share in found.bad.items() if share > _CLOSE_TO_IT}
     for table, bad in limits.items():
@@ -137,7 +137,7 @@ def _rules(draft: Draft, found: Understood) -> None:
         draft.put(
             ["data", "quarantine", "max_share", table],
             limit,
-            f"{bad:.1%} of the rows are invalid: {found.bad_why.get(table, '')}",
+            f"{percent(bad)} of the rows are invalid: {found.bad_why.get(table, '')}",
         )
     if found.context:
         names = [column.name for column in found.context]
@@ -365,9 +365,8 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     draft.set("train.metric", metric, why)
     draft.section("evaluate")
     draft.set("evaluate.ks", [10, 20], "list lengths of the metrics")
-    share = (
-        f"{statistics.repeats:.1%} of the events to predict repeat an item of the user's history"
-    )
+    share = percent(statistics.repeats)
+    share += " of the events to predict repeat an item of the user's history"
     if statistics.repeats_are_common:
         draft.set("evaluate.exclude_seen", False, f"{share}, so lists include such items")
         if last and statistics.echoes_are_common:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from recsys.inspect.understood import Understood
+from recsys.inspect.understood import Understood, percent
 
 _ALWAYS = "popularity, item-kNN, EASE and ALS as baselines; item_cf, user_cf, collaborative"
 
@@ -52,8 +52,8 @@ def _events(found: Understood) -> Iterator[str]:
     for name, why in list(found.idle.items())[:12]:
         yield f"             not used: {name} ({why})"
     yield (
-        f"             repeats: {statistics.repeats:.1%} of the events to predict have an item of"
-        " the user's history"
+        f"             repeats: {percent(statistics.repeats)} of the events to predict have an"
+        " item of the user's history"
     )
     if statistics.echoes_are_common and statistics.temporal is None:
         yield (
@@ -62,7 +62,7 @@ def _events(found: Understood) -> Iterator[str]:
         )
     if statistics.bad_share:
         yield (
-            f"             {statistics.bad_share:.1%} of the rows are invalid:"
+            f"             {percent(statistics.bad_share)} of the rows are invalid:"
             f" {found.bad_why.get('events', '')}"
         )
 

@@ -10,6 +10,15 @@ from recsys.inspect.columns import Column
 from recsys.inspect.event_statistics import EventStatistics, Types
 
 
+def percent(share: float) -> str:
+    """A share of rows in words.
+
+    >>> percent(0.0), percent(1 / 12_704), percent(0.05)
+    ('0.0%', 'less than 0.1%', '5.0%')
+    """
+    return "less than 0.1%" if 0 < share < 0.001 else f"{share:.1%}"
+
+
 @dataclass(frozen=True)
 class Setting:
     """A key of ``data.source`` with its value and reason."""

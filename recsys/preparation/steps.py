@@ -54,6 +54,7 @@ from recsys.preparation.split_plan import check_no_split_is_empty, plan_split, s
 from recsys.preparation.terms import drop_text_counts, merge_in_tasks
 from recsys.preparation.texts import write_texts
 from recsys.sources.base import Piece
+from recsys.values.overlap import ids_in_two_forms
 
 _ROWS_A_TERM_TASK: Final = 2_000_000
 _SHARD_BYTES: Final = 64 << 20
@@ -297,6 +298,8 @@ class Preparation:
         self.folder.write_table("vocab/users.parquet", pa.table({schema.USER_ID: user_ids}))
         self.folder.write_table("vocab/items.parquet", pa.table({schema.ITEM_ID: item_ids}))
         self.record.counts.update(users=len(user_ids), items=len(item_ids))
+        for ids, noun in ((user_ids, "users"), (item_ids, "items")):
+            self.record.note(ids_in_two_forms(ids, noun))
         return user_ids, item_ids
 
     def _write_users(self, users: pa.Table | None, user_ids: pa.Array) -> None:

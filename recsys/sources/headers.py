@@ -7,6 +7,7 @@ decide. If they cannot, the message names the keys to set.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -43,6 +44,7 @@ from recsys.sources.names import fold
 from recsys.sources.separators import BLANKS
 from recsys.sources.text_checks import check_encoding
 
+_CANONICAL: Final = {column for table in schema.TABLES.values() for column in table.columns}
 _SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # written by spreadsheets
 
 
@@ -114,6 +116,8 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
             cure and cure + _for_one_table(form, cure)
         )
     notes += _unnamed(file, names, below)
+    names, repeated = _without_repeated(names)
+    notes += repeated
     return Header(names, rows[0].end, dialect, suspects, False, notes, cure, first)
 
 
@@ -224,6 +228,27 @@ def _unnamed(
         lost.append(index + 1)
     where = ", ".join(map(str, lost))
     return (f"column {where} has no name in the header and is skipped",) if lost else ()
+
+
+def _without_repeated(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names without those that several columns have, and a note on each; canonical names stay,
+    because a table cannot do without them and its reader refuses them.
+
+    >>> _without_repeated(("user_id", "total", "total"))[0]
+    ('user_id', '', '')
+    """
+    counts = Counter(names)
+    repeated = sorted(
+        name
+        for name, count in counts.items()
+        if name and count > 1 and fold(name) not in _CANONICAL
+    )
+    notes = tuple(
+        f"{counts[name]} columns have the name {name!r} and are skipped; to use one, name all"
+        " columns with data.source.columns and set data.source.header to yes"
+        for name in repeated
+    )
+    return tuple("" if name in repeated else name for name in names), notes
 
 
 def _is_index(cells: list[str]) -> bool:

@@ -20,6 +20,9 @@ from recsys.errors import DataError
 
 NUM_EXAMPLES: Final = 3
 _MIN_PAIRS: Final = 3  # pairs of ids that differ only in form, from which the cause is named
+_MANY_TWINS: Final = (
+    0.01  # share of ids with several forms in one column from which a note is printed
+)
 _MOST: Final = 1_000_000  # unmatched ids that are compared by form
 _FORMS: Final = {
     "one of them stores ids as floating-point numbers": r"\.0+$",
@@ -92,6 +95,37 @@ def compare(side: SideIds, events: SideIds, min_share: float) -> str:
             f" (data.min_overlap {min_share})"
         )
     return f"{message}; write the ids of both in the same form (data.min_overlap {min_share})"
+
+
+def ids_in_two_forms(ids: pa.Array, noun: str) -> str:
+    """A note if one column writes ids in several forms; else "".
+
+    Parameters
+    ----------
+    ids : pa.Array
+        Distinct ids, strings; the first million of them is compared.
+    noun : str
+        What they identify, for the note: ``users`` or ``items``.
+
+    Examples
+    --------
+    >>> print(ids_in_two_forms(pa.array(["A@x", "B@x", "C@x", "a@x", "b@x", "c@x"]), "users"))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    3 users have ids in several forms, such as 'A@x' and 'a@x', and count as different users (upper
+    and lower case differ); write each id in one form
+    """
+    table = pl.DataFrame({"id": pl.from_arrow(ids.slice(0, _MOST))})
+    table = table.with_columns(form=_plain(table["id"])).drop_nulls()
+    alike = table.filter(pl.len().over("form") > 1).sort("form", "id")
+    number = alike["form"].n_unique()
+    if number < max(_MIN_PAIRS, _MANY_TWINS * table["form"].n_unique()):
+        return ""
+    both = alike.group_by("form", maintain_order=True).agg(pl.col("id").head(2)).head(NUM_EXAMPLES)
+    pairs = [(one, other) for one, other in both["id"].to_list()]
+    return (
+        f"{number:,} {noun} have ids in several forms, such as {pairs[0][0]!r} and {pairs[0][1]!r},"
+        f" and count as different {noun} ({_cause(pairs)}); write each id in one form"
+    )
 
 
 def _pairs_by_form(ours: pa.Array, theirs: pa.Array) -> tuple[list[tuple[str, str]], str]:

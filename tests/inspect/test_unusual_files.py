@@ -414,3 +414,38 @@ def test_message_about_an_unreadable_file_names_the_file_and_the_cure(
     with pytest.raises(SourceError) as caught:
         look([str(path)])
     assert f"{path}: " in str(caught.value) and cure in str(caught.value)
+
+
+def test_repeated_name_of_an_amount_does_not_hide_the_file(tmp_path: Path) -> None:
+    """Spreadsheets export 'Menge' of the order and 'Menge' of the delivery."""
+    rows = [(f"k{u}", f"a{i}", 1, 2, at(t)) for u, i, t in pairs()]
+    path = write(tmp_path / "orders.csv", ["Kunde", "Artikel", "Menge", "Menge", "Datum"], rows)
+    assert columns_of_events(source_of(path)) == {
+        "Kunde": "user_id",
+        "Artikel": "item_id",
+        "Datum": "timestamp",
+    }
+
+
+def test_ignored_file_is_named_if_no_file_has_events(tmp_path: Path) -> None:
+    rows = [(f"k{u}", f"a{i}", f"b{i}") for u, i, _ in pairs()]
+    events = write(tmp_path / "orders.csv", ["user_id", "item_id", "item_id"], rows)
+    items = write(tmp_path / "items.csv", ["Artikel", "Preis"], [(f"a{n}", n) for n in range(40)])
+    with pytest.raises(SourceError) as caught:
+        look([str(events), str(items)])
+    assert "orders.csv is ignored: the header contains the name 'item_id' twice" in str(
+        caught.value
+    )
+
+
+def test_notes_name_ids_in_two_forms_and_e_mail_addresses(tmp_path: Path) -> None:
+    rows = [
+        (f"user{u}@x.org" if t % 2 else f"User{u}@x.org", f"a{i}", at(t)) for u, i, t in pairs()
+    ]
+    notes = " ".join(
+        look([str(write(tmp_path / "e.csv", ["who", "what", "when"], rows))]).found.notes
+    )
+    assert "users have ids in several forms" in notes and "upper and lower case differ" in notes
+    assert "data.pseudonymise.key_env" in notes
+    plain = [(f"user{u}", f"a{i}", at(t)) for u, i, t in pairs()]
+    assert not look([str(write(tmp_path / "p.csv", ["who", "what", "when"], plain))]).found.notes

@@ -98,7 +98,9 @@ def test_help_of_a_verb_shows_only_its_own_keys(verb: str, capsys: Captured) -> 
     assert main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     sections = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
-    assert sections == set(VERBS[verb].sections)
+    options = {word.split()[0].lstrip("-") for word, _ in VERBS[verb].options}
+    assert sections - options == set(VERBS[verb].sections)
+    assert all(meaning in shown for _, meaning in VERBS[verb].options)
     assert main(["help", verb]) == 0
     assert capsys.readouterr().out == shown
 
@@ -123,6 +125,8 @@ def test_every_key_is_in_the_help_of_its_section(capsys: Captured) -> None:
     assert "data.source with kind recbole" in of_source and "--train.lr" not in of_source
     assert main(["help", "train.los"]) == 2
     assert "no section 'los'; expected one of" in capsys.readouterr().err
+    assert main(["help", "evolution"]) == 2
+    assert "did you mean model.granularities.evolution?" in capsys.readouterr().err
 
 
 def test_version_is_printed(capsys: Captured) -> None:

@@ -170,6 +170,9 @@ DELIMITED = {
     "a repeated name": Case(
         text("e.csv", "user_id,item_id,user_id\na,1,x\n"), (refused("user_id", "twice"),)
     ),
+    "a repeated name of a column that is not read": Case(
+        text("e.csv", "user_id,item_id,total,total\na,1,5,6\nb,2,5,6\n"), (AB,)
+    ),
     "headerless, named": Case(text("e.csv", "a,1\nb,2\n"), (AB,), NAMES),
     "headerless, ids of digits, named": Case(
         text("e.csv", "7,1\n8,2\n"), (rows(user_id=["7", "8"]),), NAMES
