@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pipelines.plumbing.progress import table
-from recsys.evaluation.member_scores import single_line
+from recsys.evaluation.member_scores import same_names, single_line
 from recsys.report.first_screen import best_baseline
 
 _MOST_SIGNALS: Final = 8  # combinations on the console; the report lists all
@@ -34,8 +34,7 @@ def member_table(metrics: Mapping[str, Any]) -> str:
     for name, entry in members["baselines"].items():
         rows += [[name, _number(entry["alone"]["test"]), "", "", "baseline"]]
     rows.append(["together", _number(members["together"]["test"]), "", "", ""])
-    single = single_line(members)
-    return "\n".join([table(rows), *([single] if single else [])])
+    return "\n".join([table(rows), *filter(None, [same_names(members), single_line(members)])])
 
 
 def _number(value: float | None) -> str:

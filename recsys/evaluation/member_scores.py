@@ -339,3 +339,22 @@ def single_line(members: Mapping[str, Any]) -> str:
         f"the model is its best single member, {members['single']}: no sum of members is better by "
         f"{members['metric']} on validation"
     )
+
+
+def same_names(members: Mapping[str, Any]) -> str:
+    """A sentence if members and baselines have a name in common; empty otherwise.
+
+    >>> kept = {"kept": True}
+    >>> each, baselines = {"als": kept, "place": kept}, {"als": {}, "ease": {}}
+    >>> print(same_names({"each": each, "baselines": baselines}))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    als: a baseline is the published method; a member of the same name may also weight events by
+    type, order and time
+    """
+    both = [name for name in members["baselines"] if members["each"].get(name, {}).get("kept")]
+    if not both:
+        return ""
+    return (
+        f"{', '.join(both)}: a baseline is the published method; a member of the same name may"
+        " also weight events by type, order and time"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.evaluation.member_scores import single_line
+from recsys.evaluation.member_scores import same_names, single_line
 from recsys.evaluation.rating_errors import ERRORS
 from recsys.evaluation.segments import COLD
 from recsys.report.chart_geometry import Axis, Curves, Line, axis
@@ -244,6 +244,7 @@ def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
         ],
         "baselines": beside,
         "single": single_line(members),
+        "same_names": same_names(members),
     }
 
 
