@@ -56,6 +56,8 @@ class Attributes:
 
     text: list[str] = field(default_factory=list)
     html: list[str] = field(default_factory=list)
+    owners: int = 0  # number of items or users, estimated if the table was sampled
+    words: float = 0.0  # mean number of words in the texts of one of them
     numbers: list[str] = field(default_factory=list)  # numbers that the files store as text
     triples: list[str] = field(default_factory=list)
     separators: dict[str, str] = field(default_factory=dict)
@@ -134,6 +136,8 @@ def attributes_of(
     found.separators = {
         name: mark for name, mark in found.separators.items() if name in found.triples
     }
+    found.owners = table.sample.num_rows if of is None else of.num_distinct
+    found.words = sum(c.words for c in given if found.rename.get(c.name, c.name) in found.text)
     _by_rules_of_the_run(found, given, items is not None, of)
     return found
 

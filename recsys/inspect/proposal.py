@@ -8,11 +8,17 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from recsys.config import TextConfig
 from recsys.config.text_files import TABLES
+from recsys.inspect.column_uses import Attributes
 from recsys.inspect.draft import Draft
 from recsys.inspect.event_statistics import EventStatistics
 from recsys.inspect.understood import Understood, percent
 
+_TOKENS_A_WORD: Final = 1.5
+_TOKENS_A_MINUTE: Final = 360_000  # on two cores, by benchmarks.text_encoding
+_MANY_TOKENS: Final = 2_000_000  # in all texts; with more, only the start of a text is read …
+_LEAST_TOKENS: Final = 16  # … but at least this many tokens
 _CLOSE_TO_IT: Final = 0.006  # to the default limit of prepare, 0.01
 
 
@@ -313,8 +319,24 @@ def _text(draft: Draft, found: Understood) -> None:
         return
     kinds = ", ".join(f"{name}: {items.kinds.get(name, 'text')}" for name in items.text)
     draft.set("data.text.fields", items.text, f"item texts ({kinds})")
+    _tokens(draft, items)
     if items.html:
         draft.set("data.text.html", items.html, "tags are removed")
+
+
+def _tokens(draft: Draft, items: Attributes) -> None:
+    """Limit the tokens of a text where encoding whole texts would take long without a GPU."""
+    tokens = min(items.words * _TOKENS_A_WORD, TextConfig().max_tokens)
+    most = max(_MANY_TOKENS // max(items.owners, 1), _LEAST_TOKENS)
+    if tokens <= most:
+        return
+    whole, limited = (items.owners * number / _TOKENS_A_MINUTE for number in (tokens, most))
+    draft.set(
+        "data.text.max_tokens",
+        most,
+        f"the start of a text; whole texts of {items.owners:,} items would take about"
+        f" {whole:,.0f} minutes on two cores without a GPU, these {limited:,.0f}",
+    )
 
 
 def _triples(draft: Draft, found: Understood) -> None:

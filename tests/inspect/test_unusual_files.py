@@ -449,3 +449,21 @@ def test_notes_name_ids_in_two_forms_and_e_mail_addresses(tmp_path: Path) -> Non
     assert "data.pseudonymise.key_env" in notes
     plain = [(f"user{u}", f"a{i}", at(t)) for u, i, t in pairs()]
     assert not look([str(write(tmp_path / "p.csv", ["who", "what", "when"], plain))]).found.notes
+
+
+@pytest.mark.parametrize(("num_items", "limit"), [(40, None), (60_000, 33)])
+def test_long_texts_of_many_items_are_read_in_part(
+    tmp_path: Path, num_items: int, limit: int | None
+) -> None:
+    events = write(
+        tmp_path / "events.csv",
+        ["user_id", "item_id", "time"],
+        [(f"u{u}", f"a{i}", at(t)) for u, i, t in pairs()],
+    )
+    words = ["quiet", "river", "story", "winter", "garden", "letter", "island", "bridge"]
+    texts = [
+        (f"a{n}", " ".join(words[(n + k * k) % 8] for k in range(90))) for n in range(num_items)
+    ]
+    items = write(tmp_path / "items.csv", ["item_id", "description"], texts)
+    text = look([str(events), str(items)]).config.data.text
+    assert text.enabled and text.max_tokens == (limit or type(text)().max_tokens)
