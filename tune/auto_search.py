@@ -37,7 +37,7 @@ from tune.portfolio_plan import Portfolio, PortfolioLines
 from tune.ray_tune import run_trials
 from tune.searcher import TrialPaths, training_seconds
 from tune.slots import slots_of_cluster
-from tune.timing import STARTS_S, Costs, continued, cost_of, with_apart
+from tune.timing import STARTS_S, Costs, continued, cost_of, users_in_time, with_apart
 from tune.trial import forget_checkpoints, last_checkpoint
 from tune.trial_lines import Children
 
@@ -75,6 +75,7 @@ def search(
             " only closed-form members are used; a larger run.budget also tries trained models"
         )
         return _untrained(config, folder, traits, why)
+    config = _evaluated_in_time(config, dataset, folder, left)
     is_here = trains_here(config.train, config.ray, folder.budget)
     until = time.monotonic() + _SEARCH * left
     folder.progress(
@@ -95,6 +96,26 @@ def search(
     whole, more = _settle(searched, best, deadline, start_s)
     folder.progress("\n".join([*lines, *more]))
     return whole, [*lines, *more]
+
+
+def _evaluated_in_time(
+    config: Config, dataset: PreparedDataset, folder: RunFolder, left: float
+) -> Config:
+    """The configuration with as many evaluated users as the time allows; unchanged if the user set
+    their number.
+    """
+    most = users_in_time(dataset.num_items, left)
+    evaluate = config.evaluate
+    if (
+        "max_users" in evaluate.model_fields_set
+        or min(dataset.num_users, evaluate.max_users) <= most
+    ):
+        return config
+    folder.progress(
+        f"evaluation: an even sample of about {most:,} of {dataset.num_users:,} users, so that it"
+        " fits into the budget; evaluate.max_users sets another number"
+    )
+    return config.model_copy(update={"evaluate": evaluate.model_copy(update={"max_users": most})})
 
 
 def _untrained(

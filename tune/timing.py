@@ -23,6 +23,11 @@ _TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is tra
 _MUCH_LONGER: Final = 2
 _HOPED: Final = 2.0  # times the remaining time that separate models may need at the pace of trials
 _NEAR: Final = 0.8  # a separately trained model needs this share of the best setting's value
+_EVALUATION: Final = 0.25  # share of the remaining time for the rankings of the evaluation
+# rankings of the evaluated users: members alone and left out, baselines with all their constants
+_RANKINGS: Final = 40
+_SCORE_S: Final = 5e-9  # seconds for one score of a ranking on two cores
+_LEAST_USERS: Final = 5_000  # evaluated users, even if they take longer
 
 
 class Costs(NamedTuple):
@@ -30,6 +35,25 @@ class Costs(NamedTuple):
 
     evaluated: float
     final: float
+
+
+def users_in_time(items: int, seconds: float) -> int:
+    """Number of users that can be evaluated if this much time is left for the whole run.
+
+    Parameters
+    ----------
+    items : int
+        Number of items; every ranking scores all of them.
+    seconds : float
+        Remaining time.
+
+    Examples
+    --------
+    >>> users_in_time(40_000, 1200.0), users_in_time(1_000_000, 1200.0)
+    (37500, 5000)
+    """
+    found = _EVALUATION * seconds / (_RANKINGS * _SCORE_S * max(items, 1))
+    return max(int(found), _LEAST_USERS)
 
 
 def cost_of(best: Trial, train: TrainConfig, done: int = 0) -> Costs:

@@ -23,6 +23,7 @@ from recsys.errors import ArtifactError
 CHOICE: Final = "auto.json"
 SEARCH: Final = "tune.auto_search:search"  # by name: tune imports pipelines, not the reverse
 _SECTIONS: Final = ("model", "train")
+_USERS: Final = "max_users"  # of the section evaluate, unless the user sets it
 
 
 def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
@@ -64,7 +65,12 @@ def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
     tree = chosen.model_dump(mode="json")
     folder.write_json(
         folder.root / CHOICE,
-        {**identity, "why": why, **{section: tree[section] for section in _SECTIONS}},
+        {
+            **identity,
+            "why": why,
+            **{section: tree[section] for section in _SECTIONS},
+            _USERS: chosen.evaluate.max_users,
+        },
     )
     folder.write_config(chosen)
     folder.progress(f"all chosen settings: {folder.shown(folder.config.absolute())}")
@@ -96,12 +102,12 @@ def _choose(
 def members_line(traits: Traits) -> str:
     """The members, and the granularities that are left out, each with the reason.
 
-    >>> traits = Traits(99_999, 5, 6_000_000, True, True, idle={"place": "no columns"})
+    >>> traits = Traits(999_999, 5, 60_000_000, True, True, idle={"place": "no columns"})
     >>> print(members_line(traits))  # doctest: +NORMALIZE_WHITESPACE
     members: popularity, frequency, repeat, content, moment, profile, knowledge
-    left out: item_cf (more than 5,000,000 events), item_knn (more than 5,000,000 events),
-        als (more than 5,000,000 events), user_cf (more than 50,000 users), place (no columns),
-        social (more than 5,000,000 events)
+    left out: item_cf (more than 50,000,000 events), item_knn (more than 50,000,000 events),
+        als (more than 50,000,000 events), user_cf (more than 500,000 users), place (no columns),
+        social (more than 50,000,000 events)
     """
     without = [f"{name} ({reason})" for name, reason in left_out(traits).items()]
     return f"members: {', '.join(members(traits))}" + (
@@ -118,9 +124,10 @@ def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Con
     if {key: choice.get(key) for key in identity} != identity:
         return None
     tree = config.model_dump(mode="json")
-    return build_config(
-        {**tree, **{section: choice[section] for section in _SECTIONS}}, CHOICE, expand=False
-    )
+    tree |= {section: choice[section] for section in _SECTIONS}
+    if _USERS in choice and _USERS not in config.evaluate.model_fields_set:
+        tree["evaluate"][_USERS] = choice[_USERS]
+    return build_config(tree, CHOICE, expand=False)
 
 
 def _given(train: TrainConfig, evaluate: EvaluateConfig, seed: int) -> dict[str, Any]:

@@ -23,8 +23,10 @@ _TARGETS_A_STEP: Final = 2000
 _TARGETS: Final = 1.6e6  # training targets in total; determines the number of epochs
 _FEW_EVENTS: Final = 120_000  # below: narrow models, which overfit less
 _LONG: Final = 60.0  # mean history length from which relative positions work better
-_MANY_EVENTS: Final = 5_000_000  # above: members that keep all events are left out
-_MANY_USERS: Final = 50_000  # above: user_cf, which compares all users, is left out
+# Above: members that keep all events are left out. Below, a run with a budget leaves out those for
+# which it has no time.
+_MANY_EVENTS: Final = 50_000_000
+_MANY_USERS: Final = 500_000  # above: user_cf, which compares users, is left out
 _HOLD_EVENTS: Final = ("item_cf", "item_knn", "als", "user_cf", "social")
 _FULL_SCORES: Final = 4e8  # largest number of targets × items for the exact softmax
 

@@ -92,7 +92,7 @@ def test_members_are_those_that_the_data_supports() -> None:
             "every candidate is a member or has a reason"
         )
     assert (
-        left_out(large)["als"] == "more than 5,000,000 events"
+        left_out(large)["als"] == "more than 50,000,000 events"
         and left_out(large)["place"] == "no place"
     )
 
