@@ -6,10 +6,11 @@ value of each key, and keeps it if validation cannot tell the values apart. It g
 one after the other and takes the value with the best score, with the other keys as they are by
 then. So the number of fits is the sum over the keys, not the product.
 
-If time is short, the cheapest granularities come first. The cost of a value is measured; for a
-granularity that was not fitted yet, it is estimated from its ``effort``. A key whose values would
-take too long keeps its first value. A granularity that would take too long even with one value is
-left out.
+If there is a deadline, every granularity is first fitted once, the cheapest first, so that the
+choice among the values of one does not use up the time of another. The cost of a fit is measured;
+before a granularity's first fit it is estimated from its ``effort``. A key whose values would take
+too long keeps its first value. A granularity that would take too long even with one value is left
+out.
 
 The score is the validation metric of the granularity alone, as for the baselines, so that no member
 is tuned worse than the baseline of the same kind. The fits use training events only; no test event
@@ -165,15 +166,22 @@ def choose_in_time(
     queries = sample_queries(dataset, Split.VALID, _QUERIES)
     bench = _Bench(config, model.sizes, items, graphs, queries, validate, context)
     costs, found, left_out = _Costs(context), dict[str, dict[str, Any]](), dict[str, str]()
-    for name, section in sorted(enabled.items(), key=lambda each: each[1].effort):  # stable
-        if not section.is_closed_form or not section.effort:
-            continue
+    has_deadline = context.deadline.left < math.inf
+    fitted = [
+        (name, section)
+        for name, section in sorted(enabled.items(), key=lambda each: each[1].effort)  # stable
+        if section.is_closed_form and section.effort
+    ]
+    for name, section in fitted:
         if why := costs.too_much(section):
             left_out[name] = why
-        elif name in sections:
-            found[name] = bench.choose(name, section, costs)
-        else:
+        elif name not in sections:
             costs.promise(section)
+        elif has_deadline:
+            bench.measure(name, section, costs)
+    for name, section in fitted:
+        if name in sections and name not in left_out:
+            found[name] = bench.choose(name, section, costs)
     return {name: found[name] for name in sections if name in found}, left_out
 
 
@@ -253,6 +261,16 @@ class _Bench:
     queries: Queries
     validate: Callable[[Any, Queries], Array]
     context: TrainContext
+
+    def measure(self, name: str, section: GranularityConfig, costs: _Costs) -> None:
+        """Fit and score the first value of every key, for the time that it takes."""
+        values = {key: getattr(section, key)[0] for key in section.open_keys}
+        begun = costs.clock()
+        for module, state in self._fits(
+            granularity_class(name, section), [section.with_values(values)]
+        ):
+            self._merit(module, state)
+        costs.took(name, section, 1, costs.clock() - begun)
 
     def choose(self, name: str, section: GranularityConfig, costs: _Costs) -> dict[str, Any]:
         cls = granularity_class(name, section)

@@ -456,6 +456,13 @@ def test_expensive_members_are_left_out_by_name_and_cheap_ones_stay(tmp_path: Pa
     assert "popularity" in found and "popularity" not in left_out
 
 
+def test_choice_for_one_member_takes_no_time_from_the_fit_of_another(tmp_path: Path) -> None:
+    dataset, config = _members(tmp_path)
+    found, left_out, notes = _in_time(dataset, config, until=30.0)
+    assert not left_out and {"als", "item_cf", "item_knn"} <= set(found)
+    assert any("choose item_cf." in note for note in notes), "some choices had no time"
+
+
 def test_keys_without_time_for_a_choice_keep_their_first_value(tmp_path: Path) -> None:
     dataset, config = _members(tmp_path)
     found, _, notes = _in_time(dataset, config, until=20.0)
