@@ -23,10 +23,18 @@ def closed_form_names(model: ModelConfig) -> list[str]:
 def trained_only(config: Config) -> Config:
     """The configuration without closed-form members and their weights.
 
-    A model of closed-form members only keeps the first of them, as a model must have one.
+    A model of closed-form members only keeps the cheapest of them with its first constants, as a
+    model must have one. Why the cheapest: all members are fitted when their weights are chosen.
     """
     names = closed_form_names(config.model)
-    found = without(config, names if config.model.granularities.are_trained else names[1:])
+    if not config.model.granularities.are_trained:
+        sections = config.model.granularities.enabled()
+        kept = min(names, key=lambda name: sections[name].effort)
+        names.remove(kept)
+        first = {key: getattr(sections[kept], key)[0] for key in sections[kept].open_keys}
+        config = config.model_copy(deep=True)
+        setattr(config.model.granularities, kept, sections[kept].with_values(first))
+    found = without(config, names)
     fusion = found.model.fusion.model_copy(update={"stack": False})
     return found.model_copy(update={"model": found.model.model_copy(update={"fusion": fusion})})
 
