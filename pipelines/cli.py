@@ -95,8 +95,12 @@ def _command(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb not in VERBS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(verb, VERBS, n=1)
+        meant = f"did you mean {near[0]}? The" if near else "the"
         raise UsageError(
-            f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}"
+            f"unknown verb {verb!r}; {meant} verbs are: {', '.join(VERBS)}. Usage: {USAGE}"
         )
     if VERBS[verb].usage and not {"--help", "-h"} & set(rest):
         return int(_target(verb)(rest))

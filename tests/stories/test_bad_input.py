@@ -22,7 +22,10 @@ Tree = dict[str, Any]
 
 CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     # name: (arguments of the command line, words of the message); CONFIG is replaced by a good file
-    "unknown verb": (["trian", "--config", "CONFIG"], ["unknown verb 'trian'", "prepare, train"]),
+    "unknown verb": (
+        ["trian", "--config", "CONFIG"],
+        ["unknown verb 'trian'; did you mean train?", "prepare, train"],
+    ),
     "no configuration": (["run"], ["--config FILE is missing", "pipelines/configs"]),
     "no such configuration": (["run", "--config", "nowhere.yaml"], ["nowhere.yaml does not exist"]),
     "option without a value": (
