@@ -71,8 +71,8 @@ def stacked(
     constants, left_out = choose_in_time(
         config, dataset, Validator.of(config.train, config.evaluate), context
     )
-    if constants:
-        progress(chosen_constants(constants))
+    if line := chosen_constants(constants):
+        progress(line)
     left_out = {**trained.choices.get(LEFT_OUT, {}), **left_out}
     for name, why in left_out.items():
         progress(f"member {name} is left out: {why}")
@@ -119,17 +119,20 @@ def _stack_choice(found: Stacked, selected: FrozenModel) -> dict[str, Any]:
 
 
 def chosen_constants(constants: Mapping[str, Any]) -> str:
-    """The settings that the members chose on validation, as one line.
+    """The settings that the members chose on validation, as one line; empty if none was chosen.
 
-    >>> chosen_constants({"popularity": {"chosen": {"half_life": 7.0, "counts": "users"}}})
-    'chosen on validation: popularity.half_life 7.0, popularity.counts users'
+    >>> tried = {"half_life": {"7.0": 0.2, "none": 0.1}}
+    >>> chosen = {"half_life": 7.0, "counts": "users"}
+    >>> chosen_constants({"popularity": {"chosen": chosen, "candidates": tried}})
+    'chosen on validation: popularity.half_life 7.0'
     """
-    settings = (
+    settings = ", ".join(
         f"{name}.{key} {value}"
         for name, found in constants.items()
         for key, value in found["chosen"].items()
+        if key in found["candidates"]
     )
-    return f"chosen on validation: {', '.join(settings)}"
+    return f"chosen on validation: {settings}" if settings else ""
 
 
 def weigh(
