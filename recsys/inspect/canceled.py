@@ -65,7 +65,9 @@ def _marks(column: Column) -> list[str]:
 
 def _tells_clicks(column: Column) -> bool:
     """Whether a flag tells the items that the user chose from those that were only shown."""
-    return column.kind == "flag" and any(word in CLICKED for word in words_of(column.name)[-1:])
+    words = words_of(column.name)
+    is_named = any(word in CLICKED for word in words[-1:]) or words[-2:] == ["not", "skipped"]
+    return column.kind == "flag" and is_named
 
 
 def _texts(column: Column) -> list[str]:

@@ -43,7 +43,8 @@ from recsys.inspect.event_statistics import (
     with_rated,
 )
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
-from recsys.inspect.ratings import smallest_value
+from recsys.inspect.order_numbers import with_order_numbers
+from recsys.inspect.ratings import code_of_no_grade, smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample, together
@@ -76,10 +77,9 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
     # orders first: the time is often a column of the order
     pair = with_time_columns(with_orders(_events(tables, may_be or tables), tables))
-    pair = without_canceled(pair)
-    tables = [
-        pair.table if table.sample.files == pair.table.sample.files else table for table in tables
-    ]
+    pair = with_order_numbers(without_canceled(pair))
+    ours = {*pair.table.sample.files}
+    tables = [pair.table, *(table for table in tables if not {*table.sample.files} <= ours)]
     for table in tables:
         if table is not pair.table and stated.get(table.sample.given) == "social":
             as_stated_friends(table, pair)
@@ -112,6 +112,7 @@ class _Canonical:
     def __init__(self, looked: ArgumentContent, tables: Sequence[Table], pair: Pair) -> None:
         self.looked, self.tables, self.pair = looked, tables, pair
         self.columns: EventColumns = columns_of_events(pair)
+        self.no_grade = code_of_no_grade(self.columns.value, pair.table.sample.has_names)
         self.ignored = dict(looked.ignored)
         self.notes: list[str] = []
         files = event_files(looked, tables, pair, self.columns)
@@ -134,7 +135,9 @@ class _Canonical:
         if self.types_of_files and not meaning.targets:
             meaning = with_rated(meaning, self.rows, self.columns.value)
         # once with all types and values, because these decide which of them count
-        first = statistics_of(events, bad, meaning.targets)
+        time = self.columns.time.time if self.columns.time else None
+        has_clock = time is None or not time.counts_by_user
+        first = statistics_of(events, bad, meaning.targets, has_clock=has_clock)
         min_value, min_why, is_rating = smallest_value(
             events, first, self.columns.value, self.pair.table.sample.has_names
         )
@@ -144,7 +147,7 @@ class _Canonical:
             )
             events = events.filter(is_used)
         statistics = replace(
-            statistics_of(events, bad, meaning.targets, min_value), all_types=tuple(first.types)
+            statistics_of(events, bad, meaning.targets, min_value, has_clock), all_types=tuple(first.types)
         )
         plans, items, users, derived = self._plans(names)
         found = Understood(name=self._name(), source=[], statistics=statistics, meaning=meaning)
@@ -155,7 +158,7 @@ class _Canonical:
         found.idle = self._idle(derived, items, users)
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
-        time = self.columns.time.time if self.columns.time else None
+        found.has_clock = has_clock
         found.is_sampled = not self.sample.is_whole
         found.day_only = bool(time and time.by_day)
         found.other_time_format = self._form_of_files(time.other) if time else ""
@@ -204,7 +207,7 @@ class _Canonical:
         ]
         time = self.columns.time.time if self.columns.time else None
         scale = self.columns.value.scale if self.columns.value else None
-        grades = scale.grades if scale is not None else {}
+        grades = scale.grades if scale is not None else self.no_grade[0]
         return CellRules(
             time_format=time.format if time else "",
             decimal="," if commas else ".",
@@ -419,28 +422,32 @@ class _Canonical:
         if rules.decimal == ",":
             found.append(Setting("decimal", ",", "numbers are written like 2,5"))
         if rules.time_format and self.columns.time is not None:
-            example = self.columns.time.example
-            found.append(
-                Setting(
-                    "time_format",
-                    self._form_of_files(rules.time_format),
-                    f"format of {self.columns.time.name}, e.g. {example}",
-                )
-            )
+            time = self.columns.time
+            why = f"format of {time.name}, e.g. {time.example}"
+            if time.time is not None and time.time.is_number:
+                why = f"a number of {time.name} is read as a day from 1900 on; its date is unknown"
+            found.append(Setting("time_format", self._form_of_files(rules.time_format), why))
         value = self.columns.value
         if value is not None and value.scale is not None:
             why = f"the number of each text of {value.name}; change them if the order is another"
             found.append(Setting("values", dict(value.scale.grades), why))
+        if self.no_grade[0]:
+            found.append(Setting("values", *self.no_grade))
         if self.splits_of_files:
             found.append(
                 Setting("split_files", self.splits_of_files, "split of each file, from its name")
             )
         found += self._time_settings()
-        for column, table in self.pair.table.lookups.items():
-            added = [name for name in self.columns.names if name in table.sample.rows.column_names]
-            files = self.looked.patterns(table.sample)
-            why = f"the events refer to its rows, which have {', '.join(added)}"
-            found.append(Setting("lookup", {column: [shown_path(path) for path in files]}, why))
+        if lookups := self.pair.table.lookups:
+            given = {name for table in lookups.values() for name in table.sample.rows.column_names}
+            added = ", ".join(name for name in self.columns.names if name in given)
+            files = {
+                column: [shown_path(path) for path in self.looked.patterns(table.sample)]
+                for column, table in lookups.items()
+            }
+            found.append(
+                Setting("lookup", files, f"the events refer to its rows, which have {added}")
+            )
         if drop := self.pair.table.drop:
             share = f"{self.pair.table.dropped:.0%}"
             why = f"marks {share} of the rows as not carried out, or as shown without a click"

@@ -56,6 +56,7 @@ _LIST_MARKS: Final = ("|", ";", ", ", ",")
 _PATH_MARKS: Final = (" > ", ">", " / ", " » ", "/", "\\")
 # one or two characters are a word in Chinese, Japanese and Korean
 _WORD: Final = r"\p{L}{3,}|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]{2,}"
+_CJK: Final = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 _WORDY: Final = 2.0  # mean number of words from which a column is text
 _VECTOR: Final = 8  # smallest length of a list of numbers that is a vector
 
@@ -198,6 +199,10 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
     return _of_texts(name, position, sample, base)
 
 
+def _is_id(name: str) -> bool:
+    return has_id(name) and similarity(name, VALUE) < 0.8
+
+
 def _share(texts: pa.Array, pattern: str) -> float:
     return float(pc.mean(pc.match_substring_regex(texts, pattern).cast(pa.int8())).as_py() or 0.0)
 
@@ -228,6 +233,8 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
         if leading < 0.01 or comma:
             measured = _measured(values)
             kind: Kind = "constant" if constant else "flag" if lowered <= {"0", "1"} else "number"
+            if not (measured.get("is_whole") or comma) and kind == "number" and _is_id(name):
+                return Column(name, position, "token", **base)  # such as 1026932.0858862293
             return Column(name, position, kind, **base, **measured, decimal_comma=comma)
     if constant:
         return Column(name, position, "constant", **base)
@@ -247,7 +254,8 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
     if _share(sample, _IMAGE) >= _MOST:
         return Column(name, position, "image", **base)
     blanks = pc.mean(pc.count_substring(pc.utf8_trim_whitespace(sample), " ")).as_py() or 0.0
-    words = float(blanks) + 1
+    # Chinese and Japanese have no blanks; a word has about two characters, and a code often four
+    words = float(blanks) + 1 + float(pc.mean(pc.count_substring_regex(sample, _CJK)).as_py()) / 4
     letters = _share(sample, _WORD)
     # codes have digits, and words for people mostly do not
     wordy = letters >= 0.7 and _share(sample, r"\d") <= 0.5
@@ -281,7 +289,9 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
     """Find lists and paths in texts: their members occur in several values. A comma in a title is
     part of it.
     """
-    few = sample.slice(0, 5000)
+    # without the brackets and quotes of written lists
+    few = pc.replace_substring_regex(sample.slice(0, 5000), r"^\s*\[|\]\s*$", "")
+    few = pc.if_else(pc.equal(few, sample.slice(0, 5000)), few, _without_quotes(few))
     for kind, marks in (
         ("list", _LIST_MARKS[:2]),
         ("path", _PATH_MARKS),
@@ -301,9 +311,21 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
                 continue
             long = sum(len(member.split()) > 5 for member in members)
             # members of lists repeat and are short; the parts of a sentence are neither
+            if kind == "path" and not _has_branches(few, mark):
+                continue
             if len(set(members)) <= 0.5 * len(members) and long <= 0.1 * len(members):
                 return ("path" if kind == "path" else "list"), mark
     return None
+
+
+def _without_quotes(texts: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(texts, r"['\"]", "")
+
+
+def _has_branches(texts: pa.Array, mark: str) -> bool:
+    """Whether a first step has several second steps, as in a tree; "Entire home/apt" has one."""
+    steps = [text.split(mark)[:2] for text in pc.unique(texts).to_pylist() if mark in text]
+    return len({first.strip() for first, _ in steps}) < len(steps)
 
 
 def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
@@ -319,6 +341,8 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
     if not is_string(kind):
         return Column(name, position, "object", nothing, **base)
     members = pc.list_flatten(cells).cast(pa.string()).drop_null()
+    if not len(members):
+        return Column(name, position, "empty", nothing, **base)
     joined = pc.binary_join(cells.cast(pa.list_(pa.string())), " | ")
     wordy = (
         _share(members.slice(0, _SAMPLED), _WORD) >= 0.7
@@ -335,6 +359,10 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
         kind_found: Kind = "html" if _share(members.slice(0, _SAMPLED), _TAGS) >= 0.03 else "text"
     else:
         kind_found = "lists"
+    if distinct == 1 and len(members) > 1:
+        kind_found = "constant"
+    elif _share(members.slice(0, _SAMPLED), _URL) >= _MOST:
+        kind_found = "url"
     base |= {"num_distinct": distinct, "is_wordy": wordy, "words": spaces + 1}
     base["example"] = members[0].as_py()[:60] if len(members) else ""
     return Column(name, position, kind_found, joined, **base)

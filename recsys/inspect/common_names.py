@@ -12,6 +12,7 @@ from typing import Final
 
 USER: Final = (
     "user", "member", "customer", "person", "people", "visitor", "reviewer", "client", "uid",
+    "kd", "kdnr", "debitor",
     "account", "buyer", "shopper", "player", "viewer", "reader", "listener", "subscriber", "guest",
     "consumer", "household", "patient", "student", "learner", "rater", "cust", "usr", "kunde",
     "kunden", "usuario", "utilisateur", "email", "traveller", "passenger", "borrower", "steamid",
@@ -29,7 +30,7 @@ _ITEM: Final = (
     "restaurant", "hotel", "course", "game", "app", "recipe", "job", "ad", "news", "video", "show",
     "anime", "story", "doc", "document", "artikel", "produkt", "merchandise", "listing", "beer",
     "post", "repo", "attraction", "stockcode", "gtin", "ean", "upc", "podcast", "episode", "tconst",
-    "parent_asin", "material", "good", "goods", "offer", "plu", "vacancy", "wine",
+    "parent_asin", "material", "good", "goods", "artnr", "artno", "pin", "offer", "plu", "vacancy", "wine",
 )  # fmt: skip
 ITEM_FILES: Final = (*(word for word in _ITEM if len(word) > 2), "meta", "catalog", "katalog")
 ITEM: Final = (
@@ -190,7 +191,7 @@ NEGATIVE: Final = (
 )  # fmt: skip
 
 CANCELED: Final = (
-    "canceled", "cancelled", "refunded", "returned", "deleted", "void", "voided", "fraud",
+    "canceled", "cancelled", "refunded", "returned", "deleted", "skipped", "hate", "void", "voided", "fraud",
     "fraudulent", "spam", "bot", "storno", "storniert", "annulé", "annulée", "cancelado",
     "cancelada", "anulado", "annullato", "geannuleerd", "anulowane", "отменен", "отменён",
     "已取消", "キャンセル", "취소",

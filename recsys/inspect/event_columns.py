@@ -15,6 +15,7 @@ from recsys.inspect.common_names import (
     NEGATIVE,
     RATING,
     SESSION,
+    STATUS,
     STRONG,
     TIME,
     VALUE,
@@ -34,6 +35,8 @@ _RATING_VALUES: Final = 21
 _OF_EVENTS: Final = ("hit", "log", "feedback", "user", "engagement", "signal")
 _SAYS: Final = 0.8
 _COMPARED: Final = 5000  # times that are compared
+_MONEY: Final = {"price", "freight", "shipping", "payment", "tax", "discount", "cost"}
+_FILLED: Final = 0.8  # least share of the cells of the fullest time
 _LATE: Final = 0.02  # most rows in which the time of the event is after another time
 
 
@@ -94,8 +97,10 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
     several, the one that comes before the others in each row, as an order before its delivery.
     """
     times = [column for column in left if column.kind == "time" and column.filled > 0.05]
+    most_filled = max((column.filled for column in times), default=0.0)
+    any_in_visit = any(table.like(c, TIME) >= _SAYS and not _is_of_visit(table, c) for c in times)
 
-    def rank(column: Column) -> tuple[float, bool, bool, float, int]:
+    def rank(column: Column) -> tuple[float, bool, bool, bool, bool, float, int]:
         of_item = (
             # where items hardly repeat, any column is determined by them
             pair.item.num_distinct < 0.7 * pair.item.num_values
@@ -112,6 +117,10 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         return (
             # the release of a film or the birthday of a user is not the time of the event
             -1.0 * (of_item or of_user),
+            # the start of a visit is not that of its events, if these have times of their own
+            not (_is_of_visit(table, column) and any_in_visit),
+            # "paid at" is missing in orders that are not paid
+            column.filled >= _FILLED * most_filled,
             # a time of day tells the order within a day
             not column.time.by_day,
             _is_before(column, times),
@@ -128,6 +137,13 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
     ):
         return None
     return best
+
+
+def _is_of_visit(table: Table, column: Column) -> bool:
+    """Whether a time is that of a visit by its name, such as session_start."""
+    return table.sample.has_names and any(
+        word in ("session", "visit") for word in words_of(column.name)
+    )
 
 
 def _is_before(column: Column, others: list[Column]) -> bool:
@@ -164,6 +180,8 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             continue
         words = bare_tokens(column) if column.kind in ("token", "text") else []
         is_named = table.like(column, EVENT_TYPE) >= _SAYS and not _is_type_of_other(column.name)
+        if not is_named and table.like(column, STATUS) >= _SAYS:
+            continue  # what became of an order
         least = len(words) / 3 if is_named else len(words) / 2
         known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(1, least)
         if not (known and column.kind == "token" or is_named):
@@ -201,6 +219,9 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             for column in numbers
             if table.like(column, VALUE) >= _SAYS
             and "hour" not in words_of(column.name)  # of the day; "hours" are a value
+            and not {*words_of(column.name)} & _MONEY
+            # yes and no is a rating by name, not how often
+            and (column.kind != "flag" or _is_plain_flag(table, column))
             # lead_time is a time, watch_time is a value
             and (table.like(column, TIME) < _SAYS or table.like(column, VALUE) == 1.0)
         ]
@@ -227,6 +248,10 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         and determines(pair.item, c) < 0.9
     ] or [c for c in _scales(pair, left) if c.scale is not None and len(c.scale.grades) > 2]
     return rated[0] if rated else _count(pair, left)
+
+
+def _is_plain_flag(table: Table, column: Column) -> bool:
+    return table.like(column, RATING) >= _SAYS or table.like(column, VALUE) == 1.0
 
 
 def _count(pair: Pair, left: list[Column]) -> Column | None:
@@ -277,7 +302,7 @@ def unordered_ratings(table: Table, columns: EventColumns) -> Column | None:
             column
             for column in columns.left
             if column.kind in ("token", "text", "flag")
-            and _rating_similarity(table, column) >= _SAYS
+            and table.like(column, RATING) >= _SAYS
             and is_short(bare_tokens(column))
             and determines(columns.item, column) < 0.9
         ),

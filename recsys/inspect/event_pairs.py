@@ -29,6 +29,7 @@ from recsys.inspect.common_names import (
     named_like,
 )
 from recsys.inspect.common_values import IdSet
+from recsys.inspect.samples import together
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.sources.validate import CellRules
@@ -69,7 +70,7 @@ class Pair:
         """The pair on changed rows of its table, whose columns are classified again; ``found`` are
         further fields of the table.
         """
-        sample = replace(self.table.sample, rows=rows)
+        sample = replace(found.pop("sample", self.table.sample), rows=rows)
         table = replace(self.table, sample=sample, columns=Table.of(sample).columns, **found)
         user, item = table.column(self.user.name), table.column(self.item.name)
         return Pair(table, user, item, self.score)
@@ -171,8 +172,58 @@ def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
                 and column.num_distinct < _FEWER * key.num_distinct
             ]
             if people:
+                pair = _with_more_lines(pair, key, tables)
                 return _joined(pair, other, key, max(people, key=lambda c: other.like(c, USER)))
+            if further := _person_of_record(other, key, tables):
+                record, people_table, people_key, person = further
+                pair = _joined(_with_more_lines(pair, key, tables), other, key, record)
+                return _joined(pair, people_table, people_key, person)
     return pair
+
+
+def _person_of_record(
+    orders: Table, key: Column, tables: Sequence[Table]
+) -> tuple[Column, Table, Column, Column] | None:
+    """The column of orders that refers to a table of people by a number for each order, that table,
+    its key, and its column that tells the same person; None if there is none.
+    """
+    for column in orders.columns:
+        if not column.may_be_id or orders.like(column, USER) < _NAMED:
+            continue
+        for table in tables:
+            if table is orders or not table.sample.has_names:
+                continue
+            for other in table.keys:
+                if table.like(other, USER) < _NAMED:
+                    continue
+                if IdSet(column).share_in(IdSet(other)) < _REFERS:
+                    continue
+                people = [
+                    c
+                    for c in table.id_columns
+                    if c is not other
+                    and table.like(c, USER) >= _NAMED
+                    and has_id(c.name)
+                    and _HALF * other.num_distinct < c.num_values
+                    and FEW < c.num_distinct < key.num_distinct
+                ]
+                if people:
+                    return column, table, other, max(people, key=lambda c: c.num_distinct)
+    return None
+
+
+def _with_more_lines(pair: Pair, key: Column, tables: Sequence[Table]) -> Pair:
+    """The pair with the lines of other orders, which are in files with the same columns."""
+    ours, orders = IdSet(pair.user), IdSet(key)
+    parts = [pair.table.sample]
+    for table in tables:
+        if table.sample.signature != parts[0].signature or table.sample.files == parts[0].files:
+            continue
+        theirs = IdSet(table.column(pair.user.name))
+        if theirs.share_in(orders) >= _REFERS and not theirs.common(ours):
+            parts.append(table.sample)
+    sample = together(parts)
+    return pair if len(parts) == 1 else pair.with_rows(sample.rows, sample=sample)
 
 
 def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:
@@ -184,7 +235,8 @@ def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:
             cells = orders.sample.rows.column(name).combine_chunks()
             rows = rows.append_column(name, cells.take(positions))
     column = pair.user.name
-    lookups = {column if column == key.name else f"{column} = {key.name}": orders}
+    refers = column if column == key.name else f"{column} = {key.name}"
+    lookups = {**pair.table.lookups, refers: orders}
     found = pair.with_rows(rows, lookups=lookups)
     orders.role = "lookup"
     return replace(found, user=found.table.column(person.name))

@@ -211,6 +211,7 @@ def statistics_of(
     bad: Mapping[str, float],
     targets: Sequence[str] = (),
     min_value: float | None = None,
+    has_clock: bool = True,
 ) -> EventStatistics:
     """Compute the statistics of the valid events.
 
@@ -224,6 +225,9 @@ def statistics_of(
         Event types to predict; empty: all.
     min_value : float | None
         Events with smaller values are left out.
+    has_clock : bool
+        Whether the times of different users can be compared; numbers that count the events of each
+        user cannot.
     """
     # the events are only the valid rows
     num_rows = round(events.num_rows / max(1e-9, 1 - sum(bad.values()))) if events.num_rows else 0
@@ -238,7 +242,7 @@ def statistics_of(
     timed = len(times) / max(len(used), 1)
     middle = _middle(values)
     cuts, known_future = Cuts(), None
-    if timed >= 1 - _MOST_UNTIMED and len(used):
+    if has_clock and timed >= 1 - _MOST_UNTIMED and len(used):
         is_target = pl.col("type").is_in(list(targets)) if targets else pl.lit(True)
         cuts = temporal_cuts(used.with_columns(is_target=is_target))
         known_future = _foresight(used, targets, cuts)

@@ -263,6 +263,8 @@ def _header(rows: Sequence[tuple[str, ...]], suffix: str) -> tuple[bool, str]:
         below = below[1:]
     if list(first) == [str(number) for number in range(len(first))] and len(first) > 2:
         return True, ""
+    # a header may be marked as a comment
+    first = (first[0].lstrip("#% "), *first[1:])
     known = sum(is_known_name(cell) for cell in first)
     if any(map(is_value, filter(None, first))):
         return known >= 2 and known * 2 > len(first), ""

@@ -52,12 +52,12 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
     for setting in found.source:
         _set_deep(draft, "data.source", setting.key, setting.value, setting.why)
     if found.unordered is not None:
-        name, words = found.unordered
+        column, words = found.unordered
         draft.other(
             "data.source.values",
             {word: number for number, word in enumerate(words, 1)},
-            f"if {name} is a rating: give each word its number, the best the highest, and add"
-            f" {name}: value to the rename of the events; the order of the words is unknown",
+            f"if {column} is a rating: give each word its number, the best the highest, and add"
+            f" {column}: value to the rename of the events; the order of the words is unknown",
         )
     if found.other_time_format:
         draft.other(
@@ -201,9 +201,9 @@ def _split(draft: Draft, found: Understood) -> None:
         draft.set(
             "data.split.kind",
             "leave-last",
-            f"tests each user's last event, {_why_not_temporal(statistics)}",
+            f"tests each user's last event, {_why_not_temporal(found)}",
         )
-        if statistics.has_times:
+        if statistics.has_times and found.has_clock:
             draft.other("data.split.kind", "temporal", "one cut in time, like in production")
         return
     if found.order == "file":
@@ -272,13 +272,15 @@ def _echoes(draft: Draft, found: Understood) -> None:
             " which do so"
         )
         draft.other("data.interactions", others, why)
-    elif found.meaning.targets and statistics.has_times:
+    elif found.meaning.targets and statistics.has_times and found.has_clock:
         why = f"{echoes}: this tests before the first event of a visit"
         draft.other("data.split.kind", "temporal", why)
 
 
-def _why_not_temporal(statistics: EventStatistics) -> str:
-    best = statistics.best_temporal
+def _why_not_temporal(found: Understood) -> str:
+    if not found.has_clock:
+        return "because the numbers count the events of each user and are no times"
+    best = found.statistics.best_temporal
     return (
         "because one cut in time leaves"
         f" {'nothing between its parts' if best is None else best.why_not}"

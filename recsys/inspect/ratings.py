@@ -1,4 +1,6 @@
-"""Whether the values of events are ratings, and from which value on an event counts."""
+"""Whether the values of events are ratings, which number means no grade, and from which value on an
+event counts.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from recsys.data.histories import Array
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import similarity
 from recsys.inspect.event_statistics import EventStatistics
+from recsys.inspect.scales import median
 
 _RATINGS: Final = (
     "rating",
@@ -25,6 +28,9 @@ _RATINGS: Final = (
     "feedback",
 )
 _ABSENT_RATING: Final = 0.2  # share of zeros from which zero means "no rating"
+_MOST_GRADES: Final = 21
+_LEAST_HIGH: Final = 3  # highest grade from which -1 and 0 may be no grades
+_STARS: Final = 5
 
 
 def smallest_value(
@@ -65,13 +71,41 @@ def smallest_value(
     return None, "", is_rating
 
 
+def code_of_no_grade(column: Column | None, has_names: bool) -> tuple[dict[str, float], str]:
+    """The number that stands for no grade among ratings, as in the files, with the median grade; and
+    why. Empty if there is none.
+
+    -1 is such a number, and so is 0 if it is frequent, or more frequent than 1 of 5.
+
+    Parameters
+    ----------
+    column : Column | None
+        The column of values; None: the file has none.
+    has_names : bool
+        Whether the file names its columns.
+    """
+    if column is None or column.scale is not None or column.num_distinct > _MOST_GRADES:
+        return {}, ""
+    if has_names and similarity(column.name, _RATINGS) < 0.8:
+        return {}, ""
+    counted = pc.value_counts(column.values.drop_null())
+    texts, numbers = (counted.field(place).to_pylist() for place in (0, 1))
+    grades = {float(text): (text, count) for text, count in zip(texts, numbers, strict=True)}
+    code, *above = sorted(grades)
+    if code not in (-1, 0) or len(above) < 2 or max(above) < _LEAST_HIGH:
+        return {}, ""
+    share = grades[code][1] / column.num_values
+    is_zero_odd = max(above) <= _STARS and min(above) == 1 and grades[code][1] > grades[1][1]
+    if code == 0 and share <= _ABSENT_RATING and not is_zero_odd:
+        return {}, ""
+    usual = median({grade: grades[grade][1] for grade in above})
+    why = f"{code:g} in {share:.0%} of the rows means no grade; such events count as the median"
+    return {grades[code][0]: usual}, why
+
+
 def _dislikes(values_E: Array) -> tuple[str, float]:
     """Why ratings below the middle of the scale are dislikes, if most are; and the middle."""
-    is_absent = (values_E == 0).mean() > _ABSENT_RATING
-    rated = values_E[values_E != 0] if is_absent else values_E
-    if not len(rated):
-        return "", 0.0
-    middle = (float(rated.min()) + float(rated.max())) / 2
-    share = (rated < middle).mean()
+    middle = (float(values_E.min()) + float(values_E.max())) / 2
+    share = (values_E < middle).mean()
     why = f"{share:.0%} of the ratings are below the middle of the scale: dislikes"
     return (why, middle) if share > 0.5 else ("", middle)

@@ -89,11 +89,11 @@ class Sample:
             self.format,
             tuple(sorted(names) if self.has_names else names),
             form,
-            self.has_names or self._shape,
+            self.has_names or self.shape,
         )
 
     @property
-    def _shape(self) -> tuple[str, ...]:
+    def shape(self) -> tuple[str, ...]:
         """For a file without names: the kinds of its cells, so that two different tables are not
         mixed up.
         """

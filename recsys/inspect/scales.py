@@ -148,6 +148,8 @@ def scale_of(counts: Mapping[str, int]) -> Scale | None:
     {'Poor': 2, 'Good': 4, 'Excellent': 5}
     >>> scale_of({"Thumbs down": 1, "Thumbs up": 5}).grades
     {'Thumbs down': -1, 'Thumbs up': 1}
+    >>> scale_of({"Not rated": 3, "2": 1, "5": 5}).grades
+    {'2': 2, '5': 5, 'Not rated': 5}
     >>> scale_of({"meh": 1, "wow": 5}) is None
     True
     """
@@ -158,7 +160,10 @@ def scale_of(counts: Mapping[str, int]) -> Scale | None:
     if len(rated) < 2:
         return None
     every = sum(counts.values())
+    # numbers are no texts, unless some cells say that there is no rating
+    numbers = ((_of_numbers, True),) if len(rated) < len(plain) else ()
     for read, is_number in (
+        *numbers,
         (_of_stars, True),
         (_of_parts, True),
         (_of_units, True),
@@ -171,7 +176,8 @@ def scale_of(counts: Mapping[str, int]) -> Scale | None:
         # one grade for all rows is no scale
         if len({*known.values()}) < 2:
             continue
-        unrated = {text: 0.0 for text in plain if text not in rated}
+        usual = median({grade: counts[text] for text, grade in known.items()})
+        unrated = {text: usual for text in plain if text not in rated}
         share = sum(counts[text] for text in (*known, *unrated)) / every
         # a word more than the known ones makes the order unknown
         if share < (_MOST if is_number else 1.0):
@@ -180,8 +186,32 @@ def scale_of(counts: Mapping[str, int]) -> Scale | None:
         grades = dict(sorted(grades.items(), key=lambda pair: (pair[1], pair[0])))
         order = [text for text in grades if text in known]
         is_plain = is_number and all(_SAYS_STARS.search(rated[text]) for text in order)
-        return Scale(grades, f"{len(order)} grades from {order[0]} to {order[-1]}", is_plain)
+        words = f"{len(order)} grades from {order[0]} to {order[-1]}"
+        if unrated:
+            words += f"; {', '.join(unrated)} counts as the median grade"
+        return Scale(grades, words, is_plain)
     return None
+
+
+def median(counts: Mapping[float, int]) -> float:
+    """The median grade, one of the grades; of two middle ones the higher.
+
+    Why: an event without a grade shows interest. As the lowest grade it would count as a dislike.
+
+    >>> median({1: 2, 4: 3, 5: 4})
+    4
+    """
+    middle, seen = sum(counts.values()) / 2, 0
+    for grade in sorted(counts):
+        seen += counts[grade]
+        if seen > middle:
+            return grade
+    return max(counts)
+
+
+def _of_numbers(rated: Mapping[str, str]) -> dict[str, float | None]:
+    found = {text: re.fullmatch(NUMBER, word) for text, word in rated.items()}
+    return {text: _float(match[0]) if match else None for text, match in found.items()}
 
 
 def _plain(text: str) -> str:

@@ -105,7 +105,9 @@ def _is_alike(one: Sample, other: Sample) -> bool:
         )
         for sample in (one, other)
     ]
-    return forms[0] == forms[1] and one.rows.column_names == other.rows.column_names
+    is_same = forms[0] == forms[1] and one.rows.column_names == other.rows.column_names
+    # without names, cells of two kinds are two different columns, such as ratings and tags
+    return is_same and (one.has_names or one.shape == other.shape)
 
 
 def _with_other_columns(

@@ -17,9 +17,10 @@ from recsys.inspect.event_columns import columns_of_events
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.sampled_tables import determines
 from recsys.sources.names import fold
-from recsys.sources.time_columns import MONTHS, TimeColumns, dates_of, with_clock
+from recsys.sources.time_columns import TimeColumns, dates_of, with_clock
 from recsys.sources.validate import CellRules, numbers
 from recsys.values.digits import ascii_digits
+from recsys.values.month_names import MONTH_NAMES
 from recsys.values.times import timestamps
 
 _CLOCK: Final = r"^\s*\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?\s*$"
@@ -189,6 +190,8 @@ def _is_half_of_day(column: Column) -> bool:
 def _clock_of(pair: Pair) -> Column | None:
     """The column of texts such as 10:30."""
     clock = next((column for column in pair.table.columns if _is_clock(column)), None)
+    if any(map(_is_half_of_day, pair.table.columns)):
+        return None  # 09:30 would be the morning
     if clock is None or clock.name in (pair.user.name, pair.item.name):
         return None
     return clock
@@ -215,7 +218,7 @@ def _is_month(column: Column) -> bool:
     if _fits(column, "month"):
         return True
     names = {text.strip().lower().rstrip(".") for text in bare_tokens(column)}
-    return bool(names) and names <= MONTHS.keys()
+    return bool(names) and names <= MONTH_NAMES.keys()
 
 
 def _are_numbers(column: Column) -> bool:

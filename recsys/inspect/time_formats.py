@@ -8,6 +8,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.sources.validate import CellRules
+from recsys.values.month_names import DATE_WITH_NAME
 from recsys.values.time_forms import SERIAL
 from recsys.values.times import timestamps
 
@@ -55,6 +57,8 @@ class TimeForm:
     format: str = ""  # strptime format; empty: detected by the readers
     other: str = ""  # another format that fits all cells too
     by_day: bool = False  # no time of day
+    is_number: bool = False  # the number of a day or an event; its date is unknown
+    counts_by_user: bool = False  # such numbers start again with each user
 
 
 def time_form(
@@ -121,9 +125,8 @@ def _are_time_texts(cells: pa.Array) -> bool:
     """Whether most cells are dates with separators or names of months, or epoch or calendar
     numbers; also a mixture, as in a file that joins exports of two systems.
     """
-    patterns = (_DATE_TEXT, _EPOCH_NUMBER, _CALENDAR_NUMBER)
-    found = [pc.match_substring_regex(cells, pattern) for pattern in patterns]
-    every = pc.or_(pc.or_(found[0], found[1]), found[2])
+    patterns = (_DATE_TEXT, _EPOCH_NUMBER, _CALENDAR_NUMBER, DATE_WITH_NAME)
+    every = reduce(pc.or_, (pc.match_substring_regex(cells, pattern) for pattern in patterns))
     return (pc.mean(every.cast(pa.int8())).as_py() or 0.0) >= _GOOD
 
 

@@ -19,6 +19,7 @@ from recsys.preparation.blocks import fetch, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.quarantine import DUPLICATE, bad_rows, mark
 from recsys.preparation.record import Record
+from recsys.sources.list_cells import ListForm, as_lists
 from recsys.values.absent import DEFAULT_RULES, CellRules
 from recsys.values.arrow_types import is_variable_list
 from recsys.values.cells import ids
@@ -253,7 +254,7 @@ def _values(column: pa.Array, separator: str, cells: CellRules) -> tuple[pa.Arra
     cell none.
     """
     if separator:
-        column = pc.split_pattern(column.cast(pa.string()), separator)
+        column = as_lists(column, ListForm(separator))
     rows = pa.array(np.arange(len(column)))
     if is_variable_list(column.type):
         rows, column = pc.list_parent_indices(column), pc.list_flatten(column)

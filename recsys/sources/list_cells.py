@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.values.arrow_types import is_list
+from recsys.values.cells import ids
 
 MOST_MEMBERS: Final = 2**12  # of a row that have positions of their own in the order of the file
 UNEQUAL: Final = "lists of different lengths"
@@ -43,6 +44,11 @@ def as_lists(cells: Any, form: ListForm) -> pa.Array:
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     if form.ending:
         return _chosen(as_lists(cells, ListForm(form.separator)), form.ending)
+    if is_list(cells.type) and pa.types.is_floating(cells.type.value_type):
+        # whole numbers, of which the text of a float would be 1.659304807994e+12
+        sizes = np.asarray(pc.fill_null(pc.list_value_length(cells), 0))
+        starts = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
+        return pa.ListArray.from_arrays(starts, ids(pc.list_flatten(cells)))
     if is_list(cells.type):
         return pc.fill_null(cells.cast(pa.list_(pa.string())), [])
     texts = pc.fill_null(cells.cast(pa.string()), "")

@@ -229,7 +229,7 @@ def looked_up_types(
     """
     found: dict[str, pa.DataType] = {}
     for lookup in source.lookups:
-        if lookup.column not in names:
+        if lookup.column not in (*names, *found):
             raise SourceError(
                 f"{head.file.path} has no column {lookup.column!r}, by which data.source.lookup"
                 f" finds further columns; it has: {choices(head.names)}"

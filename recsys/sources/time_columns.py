@@ -10,7 +10,6 @@ is bad. If all columns of the date are empty, the time is unknown, as with an em
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +23,7 @@ from recsys import schema
 from recsys.values.absent import CellRules
 from recsys.values.cells import as_text, is_bytes, is_text, numbers
 from recsys.values.digits import ascii_digits
+from recsys.values.month_names import MONTH_NAMES
 from recsys.values.time_forms import YEARS
 from recsys.values.times import micros_of_calendar_numbers, timestamps
 
@@ -36,12 +36,6 @@ BAD_CLOCK: Final = "bad timestamp: no time of day"
 _UNITS: Final = ((3600, 23), (60, 59), (1, 59))  # seconds and the largest hour, minute, second
 _MIDNIGHT: Final = r"[ T]00:00(?::00(?:\.0+)?)?\s*$"
 _HOUR: Final = r"^\s*([01]?\d|2[0-3])(?:\.0)?\s*$"
-MONTHS: Final = {
-    **{name.lower(): number for number, name in enumerate(calendar.month_name) if name},
-    **{name.lower(): number for number, name in enumerate(calendar.month_abbr) if name},
-    "sept": 9,
-}
-"""English names of months in lower case → number."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +144,8 @@ def _numbers_of_months(column: pa.Array) -> pa.Array:
         return column
     texts = as_text(column)
     plain = pc.utf8_rtrim(pc.utf8_lower(pc.utf8_trim_whitespace(texts)), ".")
-    rows = pc.index_in(plain, value_set=pa.array(MONTHS, pa.string()))
-    return pc.coalesce(pa.array([str(number) for number in MONTHS.values()]).take(rows), texts)
+    rows = pc.index_in(plain, value_set=pa.array(MONTH_NAMES, pa.string()))
+    return pc.coalesce(pa.array([str(number) for number in MONTH_NAMES.values()]).take(rows), texts)
 
 
 def _later(times: pa.Array, clock: list[pa.Array], rules: CellRules) -> tuple[pa.Array, pa.Array]:

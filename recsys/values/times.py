@@ -31,6 +31,7 @@ from recsys import schema
 from recsys.values.absent import DEFAULT_RULES, CellRules
 from recsys.values.cells import as_text, is_bytes, is_text
 from recsys.values.digits import ascii_digits
+from recsys.values.month_names import in_english
 from recsys.values.time_forms import (
     CALENDAR,
     EARLIEST,
@@ -304,6 +305,12 @@ def _of_calendar_texts(texts: pl.Series) -> pl.Series:
     if named.any():
         rows = named.arg_true()
         found = found.scatter(rows, _of_named_months(upper.gather(rows)))
+    rows = (found.is_null() & texts.str.contains(r"\d.*\p{L}{3}")).arg_true()
+    if len(rows):
+        # Python rewrites each text once, and days often repeat
+        rest = texts.gather(rows)
+        english = {text: in_english(text) for text in rest.unique()}
+        found = found.scatter(rows, _of_named_months(pl.Series([english[text] for text in rest])))
     return found
 
 

@@ -113,6 +113,134 @@ def test_category_of_the_item_is_no_rating(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "share", "counts"),
+    [("-1", 0.2, True), ("0", 0.5, True), ("0", 0.1, True), ("-1", 0.0, False)],
+)
+def test_code_of_no_grade_counts_as_the_median(
+    code: str, share: float, counts: bool, tmp_path: Path
+) -> None:
+    rows: list[Sequence[Any]] = [("user_id", "anime_id", "rating")]
+    for n, (u, i, _) in enumerate(triples()):
+        rows.append((u, i, code if n < share * NUM_EVENTS else (2, 4, 4, 5, 4, 3)[n % 6]))
+    rows[-1] = (*rows[-1][:2], 1)
+    found = look([write(tmp_path / "rating.csv", rows)])
+    assert source_of(found).values == ({code: 4} if counts else {})
+    assert found.config.data.min_value is None
+    events = read_all(open_source(source_of(found)).pieces()["events"])
+    assert events["value"].to_pylist()[0] == (4 if counts else 2)
+
+
+def test_customers_with_a_number_for_each_order_are_found(tmp_path: Path) -> None:
+    lines: list[Sequence[Any]] = [("order_id", "product_id", "price", "freight_value")]
+    orders: list[Sequence[Any]] = [("order_id", "customer_id", "order_purchase_timestamp")]
+    people: list[Sequence[Any]] = [("customer_id", "customer_unique_id", "customer_state")]
+    for n, (u, i, t) in enumerate(triples()):
+        lines.append((f"o{n}x", f"p{i}", 9.9, n % 17 / 10))
+        orders.append((f"o{n}x", f"c{n}", np.datetime64(t, "s")))
+        people.append((f"c{n}", f"one{u}", "SP"))
+    tables = {"order_items.csv": lines, "orders.csv": orders, "customers.csv": people}
+    paths = [write(tmp_path / name, rows) for name, rows in tables.items()]
+    source = source_of(look(paths))
+    assert source.lookup == {"order_id": [paths[1]], "customer_id": [paths[2]]}
+    assert "freight_value" not in source.rename["events"]
+    events = read_all(open_source(source).pieces()["events"])
+    assert events["user_id"].to_pylist() == [f"one{u}" for u, _, _ in triples()]
+
+
+def test_user_ids_may_have_a_point_and_lists_hold_large_times(tmp_path: Path) -> None:
+    rows = []
+    for u in range(NUM_USERS):
+        seen = [(i, t) for user, i, t in triples() if user == u + 1]
+        events = [{"aid": i, "ts": t * 1000 + 1, "type": "clicks"} for i, t in seen]
+        rows.append({"user_pseudo_id": f"{u + 100}.{u * 77 + 1234}", "events": events})
+    path = write(tmp_path / "sessions.jsonl", [[json.dumps(row)] for row in rows])
+    source = source_of(look([path]))
+    names = {"user_pseudo_id": "user_id", "events.aid": "item_id", "events.ts": "timestamp"}
+    assert names.items() <= source.rename["events"].items()
+    events = read_all(open_source(source).pieces()["events"])
+    first = events["timestamp"].to_pylist()[0]
+    assert first.microsecond == 1000 and events["user_id"][0].as_py() == "100.1234"
+
+
+def test_written_lists_are_lists_without_brackets(tmp_path: Path) -> None:
+    words = ["vegan", "main-dish", "15 minutes", "mexican"]
+    recipes = ["id|name|tags|home"]
+    for n in range(1, NUM_ITEMS + 1):
+        tags = str([words[n % 4], words[(n + 1) % 4]])
+        recipes.append(f"{n}|Recipe of number {n}|{tags}|{('Entire home/apt', 'Room')[n % 2]}")
+    ratings = [("user_id", "recipe_id", "rating"), *((u, i, u % 5 + 1) for u, i, _ in triples())]
+    items = write(tmp_path / "recipes.csv", [[row] for row in recipes])
+    found = look([items, write(tmp_path / "ratings.csv", ratings)])
+    knowledge = found.config.data.knowledge
+    assert knowledge.item_columns == ["tags", "home"]
+    assert knowledge.separators == {"tags": ","}  # and no path "Entire home", "apt"
+
+
+def test_time_of_an_event_is_not_that_of_its_visit(tmp_path: Path) -> None:
+    rows: list[Sequence[Any]] = [("user_id", "session_start", "click_article_id", "click_time")]
+    rows += [(u, t - t % 9000, i, t) for u, i, t in triples()]
+    source = source_of(look([write(tmp_path / "clicks.csv", rows)]))
+    assert source.rename["events"]["click_time"] == "timestamp"
+
+
+def test_time_that_unpaid_orders_lack_is_not_that_of_the_event(tmp_path: Path) -> None:
+    rows: list[Sequence[Any]] = [("Email", "Paid at", "Created at", "sku", "Payment Status")]
+    for n, (u, i, t) in enumerate(triples()):
+        day = np.datetime64(t, "s")
+        status = ("paid", "pending", "refunded")[n % 10 // 4]
+        rows.append((f"u{u}@x.org", day if n % 2 else "", day, f"SKU-{i}", status))
+    source = source_of(look([write(tmp_path / "orders.csv", rows)]))
+    assert source.rename["events"]["Created at"] == "timestamp"
+    assert source.drop == {"Payment Status": ["refunded"]}
+
+
+def test_skipped_songs_are_left_out_and_other_flags_are_no_value(tmp_path: Path) -> None:
+    rows: list[Sequence[Any]] = [("session_id", "track_id", "not_skipped", "no_pause_before_play")]
+    rows += [(f"s{u}", f"t{i}", str(i * u % 3 == 0).lower(), u * i % 2) for u, i, _ in triples()]
+    found = look([write(tmp_path / "log.csv", rows)], name="songs")
+    source = source_of(found)
+    assert source.drop == {"not_skipped": ["false"]} and "value" not in str(source.rename)
+    assert found.config.registry.name == "multigrain-songs"
+
+
+def test_header_may_start_with_a_comment_mark(tmp_path: Path) -> None:
+    people = [("#id", "gender", "country"), *((f"user_{u}", "m", "Peru") for u in range(1, 51))]
+    plays = [(f"user_{u}", np.datetime64(t, "s"), f"song {i}") for u, i, t in triples()]
+    paths = [
+        write(tmp_path / "plays.tsv", plays, "\t"),
+        write(tmp_path / "profile.tsv", [(*row, n) for n, row in enumerate(people)], "\t"),
+    ]
+    source = source_of(look(paths))
+    assert source.users == [paths[1]] and source.rename["users"] == {"#id": "user_id"}
+
+
+def test_ratings_and_tags_without_names_are_not_one_table(tmp_path: Path) -> None:
+    rates = [(u, i, u % 5 + 1, t) for u, i, t in triples()]
+    tags = [(u, i, "dark comedy", t) for u, i, t in triples()[:300]]
+    paths = [write(tmp_path / "ratings.dat", rates, "::"), write(tmp_path / "tags.dat", tags, "::")]
+    assert source_of(look(paths)).events == paths[:1]
+
+
+@pytest.mark.parametrize(
+    ("names", "date"),
+    [
+        ("Kd.-Nr.;Art.-Nr.;Belegdatum", "{day}. März 2020"),
+        ("client;produit;date", "{day} août 2020 10:30"),
+        ("cliente;producto;fecha", "{day} de marzo de 2020"),
+        ("klient;produkt;data", "{day} sierpnia 2020"),
+    ],
+)
+def test_months_have_names_of_other_languages(names: str, date: str, tmp_path: Path) -> None:
+    rows = [names]
+    rows += [f"{u + 100};A{i};{date.format(day=t % 28 + 1)}" for u, i, t in triples()]
+    found = look([write(tmp_path / "export.csv", [[row] for row in rows])])
+    assert found.config.data.order == "time"
+    events = read_all(open_source(source_of(found)).pieces()["events"])
+    assert {time.month for time in events["timestamp"].to_pylist()} <= {3, 8}
+    assert events["user_id"][0].as_py() == str(triples()[0][0] + 100)
+
+
+@pytest.mark.parametrize(
     ("rows", "says"),
     [
         ([["7:"], *([u, 4, "2005-09-06"] for u in range(30))], "blocks of rows.*'7:'"),

@@ -83,7 +83,7 @@ def values_of(found: Look) -> list[float]:
         (["Thumbs Up", "thumbs-down"], [1, -1]),
         (["love", "like", "dislike"], [5, 4, 2]),
         (["true", "False"], [1, 0]),
-        (["Good", "Bad", "not rated"], [4, 2, 0]),
+        (["Good", "Bad", "not rated"], [4, 2, 4]),
     ],
 )
 def test_texts_of_a_scale_have_numbers(texts: list[str], numbers: list[float]) -> None:
