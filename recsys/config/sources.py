@@ -183,7 +183,7 @@ class CanonicalSource(CellSource):
         [],
         description=(
             "columns of the events with year, month and day, if no column has the whole date;"
-            " months are numbers or English names; without a day it is the first of the month"
+            " months are numbers or names; without a day it is the first of the month"
         ),
     )
     clock: Annotated[str | list[str], BeforeValidator(_clock)] = Field(

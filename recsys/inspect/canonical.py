@@ -147,7 +147,8 @@ class _Canonical:
             )
             events = events.filter(is_used)
         statistics = replace(
-            statistics_of(events, bad, meaning.targets, min_value, has_clock), all_types=tuple(first.types)
+            statistics_of(events, bad, meaning.targets, min_value, has_clock),
+            all_types=tuple(first.types),
         )
         plans, items, users, derived = self._plans(names)
         found = Understood(name=self._name(), source=[], statistics=statistics, meaning=meaning)
@@ -486,9 +487,10 @@ class _Canonical:
         if table.clock:
             days = ", ".join(table.date_columns) or time.name
             have = "have" if table.date_columns else "has"
-            found.append(
-                Setting("clock", table.clock, f"the time of day; {days} {have} only the day")
-            )
+            why = f"the time of day; {days} {have} only the day"
+            if self.names_of_others:
+                why = "the time of day, in files that have only the day besides"
+            found.append(Setting("clock", table.clock, why))
         return found
 
     def _form_of_files(self, form: str) -> str:

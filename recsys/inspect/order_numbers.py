@@ -61,7 +61,7 @@ def with_order_numbers(pair: Pair) -> Pair:
 def _with_time(pair: Pair, column: Column, is_own_count: bool) -> Pair:
     words = f"numbers from {column.low:g} to {column.high:g} that order the events"
     # serial dates of 0 are missing, and those of our time are days since 1899
-    are_days = 1 <= column.low and not _is_time(column)
+    are_days = 1 <= column.low and (not _is_time(column) or _are_month_days(column))
     form = TimeForm(
         words, SERIAL * are_days, by_day=are_days, is_number=True, counts_by_user=is_own_count
     )
@@ -73,6 +73,13 @@ def _with_time(pair: Pair, column: Column, is_own_count: bool) -> Pair:
 def _is_time(column: Column) -> bool:
     """Whether the name says a time of which a second may be the unit."""
     return similarity(column.name, TIME) >= 0.8 and not _PERIOD.keys() & {*words_of(column.name)}
+
+
+def _are_month_days(column: Column) -> bool:
+    """Whether the numbers are month and day without a year, such as 1111 for 11 November."""
+    numbers = pl.Series(pl.from_arrow(column.values)).cast(pl.Float64, strict=False).drop_nulls()
+    are_days = (numbers % 100).is_between(1, 31) & (numbers // 100).is_between(1, 12)
+    return bool(are_days.all())
 
 
 def _is_period(pair: Pair, column: Column) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,6 +17,7 @@ from recsys.inspect.forms import TextForm
 from recsys.inspect.input_files import ArgumentContent, shown_path
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample, together
+from recsys.inspect.time_columns import with_time_columns
 from recsys.sources.validate import SPLIT_WORDS
 
 _COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract
@@ -122,8 +123,12 @@ def _with_other_columns(
     found, names = list[Table](), dict[str, str]()
     ours = {to: name for name, to in columns.names.items()}
     for table in others:
-        theirs = _columns_of(table)
-        if theirs is None or (schema.TIMESTAMP in ours) != (schema.TIMESTAMP in theirs.values()):
+        pair = with_time_columns(_pair_of(table, main, ours))
+        theirs = _columns_of(pair)
+        # one setting reads the times of all files
+        if theirs is None or not _has_times_like(pair, main, columns):
+            continue
+        if (schema.TIMESTAMP in ours) != (schema.TIMESTAMP in theirs.values()):
             continue
         every = {**columns.names, **names}
         if not _is_readable_with(main.sample, table.sample) or any(
@@ -135,11 +140,12 @@ def _with_other_columns(
             continue
         if any(
             every[name] != theirs.get(name)
-            for name in table.sample.rows.column_names
+            for name in pair.table.sample.rows.column_names
             if name in every
         ):
             continue
-        rows = table.sample.rows.select(list(theirs))
+        rows = pair.table.sample.rows.select(list(theirs))
+        main.clock = main.clock or pair.table.clock
         if set(theirs.values()) - set(ours):
             rows = rows.select([name for name, to in theirs.items() if to in ours])
         to_ours = {name: ours[to] for name, to in theirs.items() if to in ours}
@@ -150,10 +156,30 @@ def _with_other_columns(
     return found, names
 
 
-def _columns_of(table: Table) -> dict[str, str] | None:
+def _pair_of(table: Table, main: Table, ours: Mapping[str, str]) -> Pair:
+    """The user and the item of a file of events besides the main one: the columns with the names of
+    the main file, or those with its ids.
+    """
+    known = {column.name: column for column in table.columns}
+    user, item = (
+        known.get(ours[to] if main.sample.has_names else "")
+        or next(known[name] for name, given in table.names.items() if given == to)
+        for to in (schema.USER_ID, schema.ITEM_ID)
+    )
+    return Pair(table, user, item, 0.0)
+
+
+def _has_times_like(pair: Pair, main: Table, columns: EventColumns) -> bool:
+    """Whether the settings for the times of the main file also read those of another one."""
+    time, table = columns_of_events(pair).time, pair.table
+    if columns.time is None or time is None or time.time is None or columns.time.time is None:
+        return not table.clock and not table.date_columns
+    is_same = time.time.format == columns.time.time.format
+    return is_same and not table.date_columns and table.clock in ("", main.clock or table.clock)
+
+
+def _columns_of(pair: Pair) -> dict[str, str] | None:
     """The canonical columns of a file of events besides the main one: ids, time and value."""
-    by_name = {to: table.column(name) for name, to in table.names.items()}
-    pair = Pair(table, by_name[schema.USER_ID], by_name[schema.ITEM_ID], 0.0)
     found = columns_of_events(pair)
     if found.split is not None:
         return None

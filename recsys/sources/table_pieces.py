@@ -29,7 +29,7 @@ from recsys.sources.table_heads import (
 )
 from recsys.sources.time_columns import TimeColumns
 from recsys.sources.validate import Layout
-from recsys.values.arrow_types import is_plain_number
+from recsys.values.arrow_types import is_list, is_plain_number
 
 
 def table_pieces(source: TableFiles) -> list[Piece]:
@@ -56,11 +56,15 @@ def layout_of(source: TableFiles, heads: list[NamedHead]) -> Layout:
                 )
                 where = f"{head.head.file.path}: column {name!r}"
                 extras[name] = _common_type(extras.get(name, kind), kind, where)
+    lists = _lists_of(source, heads)
+    for name in extras.keys() & lists.keys():
+        if is_list(extras[name]):
+            extras[name] = pa.string()  # of a member, which has a row of its own
     return Layout(
         source.table,
         tuple(extras.items()),
         source.rules,
-        tuple(_lists_of(source, heads).items()),
+        tuple(lists.items()),
         source.lookups,
         _times_of(source, heads, extras),
         tuple(_drop_of(source, heads, extras).items()),

@@ -54,7 +54,7 @@ HINTS: Final = {
     ),
     BAD_DATE: (
         "data.source.date_columns expects a year of four digits, a month as a number from 1 to 12"
-        " or as an English name, and a day of that month"
+        " or as a name, and a day of that month"
     ),
     BAD_CLOCK: (
         "data.source.clock as a list expects whole numbers: hours from 0 to 23, minutes and seconds"

@@ -29,7 +29,9 @@ _NAMES: Final = (
     "december dec dezember dez décembre déc diciembre dic dezembro dicembre grudzień grudnia gru"
     " prosinec prosince aralık декабрь декабря дек",
 )
-_PLAIN: Final = str.maketrans("äáàâãéèêëíîóôöúûüçñńśźřýěčšžůğşıę", "aaaaaeeeeiiooouuucnnszryecszugsie")
+_PLAIN: Final = str.maketrans(
+    "äáàâãéèêëíîóôöúûüçñńśźřýěčšžůğşıę", "aaaaaeeeeiiooouuucnnszryecszugsie"
+)
 MONTH_NAMES: Final = {
     spelling: number
     for number, names in enumerate(_NAMES, 1)

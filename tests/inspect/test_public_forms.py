@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from recsys.config import CanonicalSource
@@ -204,11 +205,12 @@ def test_skipped_songs_are_left_out_and_other_flags_are_no_value(tmp_path: Path)
 
 
 def test_header_may_start_with_a_comment_mark(tmp_path: Path) -> None:
-    people = [("#id", "gender", "country"), *((f"user_{u}", "m", "Peru") for u in range(1, 51))]
+    people: list[Sequence[Any]] = [("#id", "gender", "country")]
+    people += [(f"user_{u}", "mf"[u % 2], ("Peru", "Japan")[u % 2]) for u in range(1, 51)]
     plays = [(f"user_{u}", np.datetime64(t, "s"), f"song {i}") for u, i, t in triples()]
     paths = [
         write(tmp_path / "plays.tsv", plays, "\t"),
-        write(tmp_path / "profile.tsv", [(*row, n) for n, row in enumerate(people)], "\t"),
+        write(tmp_path / "profile.tsv", people, "\t"),
     ]
     source = source_of(look(paths))
     assert source.users == [paths[1]] and source.rename["users"] == {"#id": "user_id"}
@@ -219,6 +221,24 @@ def test_ratings_and_tags_without_names_are_not_one_table(tmp_path: Path) -> Non
     tags = [(u, i, "dark comedy", t) for u, i, t in triples()[:300]]
     paths = [write(tmp_path / "ratings.dat", rates, "::"), write(tmp_path / "tags.dat", tags, "::")]
     assert source_of(look(paths)).events == paths[:1]
+
+
+def test_files_of_two_event_types_may_split_their_times_differently(tmp_path: Path) -> None:
+    views: list[Sequence[Any]] = [("session", "customer", "item", "viewed_at")]
+    orders: list[Sequence[Any]] = [("session", "customer", "date", "time", "number", "item")]
+    for n, (u, i, t) in enumerate(triples()):
+        moment = str(np.datetime64(t, "s"))
+        views.append((f"s{u}", "" if n % 2 else f"c{u}", i, moment.replace("T", " ")))
+        if n % 5 == 0:
+            orders.append((f"s{u}", "" if n % 2 else f"c{u}", *moment.split("T"), n, i))
+    paths = [write(tmp_path / "orders.csv", orders), write(tmp_path / "views.csv", views)]
+    source = source_of(look(paths))
+    assert source.type_files == {"view": [paths[1]], "order": [paths[0]]}
+    assert source.clock == "time"
+    events = read_all(open_source(source).pieces()["events"])
+    ordered = events.filter(pc.equal(events["event_type"], "order"))
+    times = [time.timestamp() for time in ordered["timestamp"].to_pylist()]
+    assert times == [t for _, _, t in triples()[::5]]
 
 
 @pytest.mark.parametrize(
