@@ -30,7 +30,8 @@ _ITEM: Final = (
     "restaurant", "hotel", "course", "game", "app", "recipe", "job", "ad", "news", "video", "show",
     "anime", "story", "doc", "document", "artikel", "produkt", "merchandise", "listing", "beer",
     "post", "repo", "attraction", "stockcode", "gtin", "ean", "upc", "podcast", "episode", "tconst",
-    "parent_asin", "material", "good", "goods", "artnr", "artno", "pin", "offer", "plu", "vacancy", "wine",
+    "parent_asin", "material", "good", "goods", "offer", "plu", "vacancy", "wine",
+    "artnr", "artno", "pin",
 )  # fmt: skip
 ITEM_FILES: Final = (*(word for word in _ITEM if len(word) > 2), "meta", "catalog", "katalog")
 ITEM: Final = (
@@ -191,9 +192,9 @@ NEGATIVE: Final = (
 )  # fmt: skip
 
 CANCELED: Final = (
-    "canceled", "cancelled", "refunded", "returned", "deleted", "skipped", "hate", "void", "voided", "fraud",
-    "fraudulent", "spam", "bot", "storno", "storniert", "annulé", "annulée", "cancelado",
-    "cancelada", "anulado", "annullato", "geannuleerd", "anulowane", "отменен", "отменён",
+    "canceled", "cancelled", "refunded", "returned", "deleted", "void", "voided", "fraud",
+    "skipped", "hate", "fraudulent", "spam", "bot", "storno", "storniert", "annulé", "annulée",
+    "cancelado", "cancelada", "anulado", "annullato", "geannuleerd", "anulowane", "отменен", "отменён",
     "已取消", "キャンセル", "취소",
 )  # fmt: skip
 """Words in the name of a flag that marks an event as not real."""

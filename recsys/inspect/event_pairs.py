@@ -29,8 +29,8 @@ from recsys.inspect.common_names import (
     named_like,
 )
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.samples import together
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
+from recsys.inspect.samples import together
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.sources.validate import CellRules
 from recsys.values.arrow_types import is_list

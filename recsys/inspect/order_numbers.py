@@ -1,8 +1,8 @@
 """Whole numbers that order the events where no column has times: the number of an order or of a
 step, the day of a study.
 
-Why: without an order a run tests random events, and a product that a user bought twice is one event.
-The numbers become the times. Their dates are unknown, so a number is a day (``time_format:
+Why: without an order a run tests random events, and a product that a user bought twice is one
+event. The numbers become the times. Their dates are unknown, so a number is a day (``time_format:
 serial``), or a second where the numbers start at 0 or the column is called a time.
 """
 
@@ -46,7 +46,7 @@ def with_order_numbers(pair: Pair) -> Pair:
         if column.name not in (pair.user.name, pair.item.name)
         and column.kind == "number"
         and column.is_whole
-        and 0 <= column.low
+        and column.low >= 0
         and column.high < _LAST
         and column.filled >= _MOST
     ]
@@ -61,7 +61,7 @@ def with_order_numbers(pair: Pair) -> Pair:
 def _with_time(pair: Pair, column: Column, is_own_count: bool) -> Pair:
     words = f"numbers from {column.low:g} to {column.high:g} that order the events"
     # serial dates of 0 are missing, and those of our time are days since 1899
-    are_days = 1 <= column.low and (not _is_time(column) or _are_month_days(column))
+    are_days = column.low >= 1 and (not _is_time(column) or _are_month_days(column))
     form = TimeForm(
         words, SERIAL * are_days, by_day=are_days, is_number=True, counts_by_user=is_own_count
     )
@@ -95,7 +95,7 @@ def _is_period(pair: Pair, column: Column) -> bool:
 
 
 def _is_count(pair: Pair, column: Column) -> bool:
-    """Whether a column numbers each user's events or orders: 1, 2, 3 …"""
+    """Whether a column numbers each user's events or orders: 1, 2, 3."""
     if not {*words_of(column.name)} & {*_STEP} or determines(pair.item, column) > _OF_OWNER:
         return False
     frame = _frame(pair, column)

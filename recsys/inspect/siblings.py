@@ -87,6 +87,7 @@ def event_files(
         and len({*kinds.values()}) == len(kinds)
         and columns.type is None
     ):
+        main.clock = main.clock or next((table.clock for table in alike if table.clock), "")
         return replace(_joined(looked, [main, *alike], schema.EVENT_TYPE, kinds), names=names)
     for table in alike:
         table.role = ""
@@ -145,7 +146,7 @@ def _with_other_columns(
         ):
             continue
         rows = pair.table.sample.rows.select(list(theirs))
-        main.clock = main.clock or pair.table.clock
+        table.clock = pair.table.clock
         if set(theirs.values()) - set(ours):
             rows = rows.select([name for name, to in theirs.items() if to in ours])
         to_ours = {name: ours[to] for name, to in theirs.items() if to in ours}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from recsys.values.time_forms import MONTHS
+
 _NAMES: Final = (
     "january jan januar jänner jän janvier janv enero ene janeiro gennaio gen januari styczeń"
     " stycznia sty leden ledna január ocak январь января янв",
@@ -39,7 +41,7 @@ MONTH_NAMES: Final = {
     for spelling in (name, name.translate(_PLAIN))
 }
 """Names and short names of months, in lower case, also without accents → number."""
-_ENGLISH: Final = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()
+_ENGLISH: Final = MONTHS.split("|")
 _KEPT: Final = ("AM", "PM", "UTC", "GMT", "Z")
 _LETTERS: Final = re.compile(r"[^\W\d_]+\.?")
 _ORDINAL: Final = re.compile(r"(\d)(?:er|ER|º|ª)\b|(\d)\.(?=\s)")

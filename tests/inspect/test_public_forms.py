@@ -227,18 +227,18 @@ def test_files_of_two_event_types_may_split_their_times_differently(tmp_path: Pa
     views: list[Sequence[Any]] = [("session", "customer", "item", "viewed_at")]
     orders: list[Sequence[Any]] = [("session", "customer", "date", "time", "number", "item")]
     for n, (u, i, t) in enumerate(triples()):
-        moment = str(np.datetime64(t, "s"))
-        views.append((f"s{u}", "" if n % 2 else f"c{u}", i, moment.replace("T", " ")))
+        viewed, ordered = (str(np.datetime64(t + later, "s")) for later in (0, 60))
+        views.append((f"s{u}", "" if n % 2 else f"c{u}", i, viewed.replace("T", " ")))
         if n % 5 == 0:
-            orders.append((f"s{u}", "" if n % 2 else f"c{u}", *moment.split("T"), n, i))
+            orders.append((f"s{u}", "" if n % 2 else f"c{u}", *ordered.split("T"), n, i))
     paths = [write(tmp_path / "orders.csv", orders), write(tmp_path / "views.csv", views)]
     source = source_of(look(paths))
     assert source.type_files == {"view": [paths[1]], "order": [paths[0]]}
     assert source.clock == "time"
     events = read_all(open_source(source).pieces()["events"])
-    ordered = events.filter(pc.equal(events["event_type"], "order"))
-    times = [time.timestamp() for time in ordered["timestamp"].to_pylist()]
-    assert times == [t for _, _, t in triples()[::5]]
+    bought = events.filter(pc.equal(events["event_type"], "order"))
+    times = [time.timestamp() for time in bought["timestamp"].to_pylist()]
+    assert times == [t + 60 for _, _, t in triples()[::5]]
 
 
 @pytest.mark.parametrize(
