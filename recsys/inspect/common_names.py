@@ -194,8 +194,8 @@ NEGATIVE: Final = (
 CANCELED: Final = (
     "canceled", "cancelled", "refunded", "returned", "deleted", "void", "voided", "fraud",
     "skipped", "hate", "fraudulent", "spam", "bot", "storno", "storniert", "annulé", "annulée",
-    "cancelado", "cancelada", "anulado", "annullato", "geannuleerd", "anulowane", "отменен", "отменён",
-    "已取消", "キャンセル", "취소",
+    "cancelado", "cancelada", "anulado", "annullato", "geannuleerd", "anulowane", "отменен",
+    "отменён", "已取消", "キャンセル", "취소",
 )  # fmt: skip
 """Words in the name of a flag that marks an event as not real."""
 CANCELED_STATES: Final = (

@@ -128,7 +128,8 @@ def _is_sorted(pair: Pair, column: Column) -> bool:
     frame = _frame(pair, column)
     step = pl.col("number").diff().over("user")
     steps = frame.select(step).drop_nulls()["number"]
-    return len(steps) > 0 and (steps >= 0).all() and float((steps > 0).mean() or 0.0) > 0.5
+    later = int((steps > 0).sum())
+    return bool((steps >= 0).all()) and later > 0.5 * len(steps)
 
 
 def _is_of_owner(pair: Pair, column: Column) -> bool:

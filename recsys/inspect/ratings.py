@@ -72,8 +72,8 @@ def smallest_value(
 
 
 def code_of_no_grade(column: Column | None, has_names: bool) -> tuple[dict[str, float], str]:
-    """The number that means no grade among ratings, as in the files, with the median grade, and why;
-    empty if there is none.
+    """The number that means no grade, as in the files, with the median grade, and why; empty if
+    there is none.
 
     -1 is such a number, and so is 0 if it is frequent, or more frequent than 1 of 5.
 

@@ -137,8 +137,8 @@ def dates_of(parts: list[pa.Array], rules: CellRules) -> tuple[pa.Array, pa.Arra
 def _numbers_of_months(column: pa.Array) -> pa.Array:
     """The column with the numbers of names of months; other cells stay.
 
-    >>> _numbers_of_months(pa.array(["May", "sept.", "7", "mai"])).to_pylist()
-    ['5', '9', '7', 'mai']
+    >>> _numbers_of_months(pa.array(["May", "sept.", "7", "märz", "moon"])).to_pylist()
+    ['5', '9', '7', '3', 'moon']
     """
     if not is_text(column.type) and not is_bytes(column.type):
         return column

@@ -60,8 +60,8 @@ def test_year_month_day_and_hour_are_one_time(form: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_months_may_have_english_names(form: str, tmp_path: Path) -> None:
-    names = ["January", "FEB", "sept.", " may ", "Mai"]
+def test_months_may_have_names(form: str, tmp_path: Path) -> None:
+    names = ["January", "févr.", "sept.", " Mai ", "Moon"]
     events = written(tmp_path, form, y=[2024] * 5, m=names, d=[1] * 5)
     times, reasons = read(events, date_columns=["y", "m", "d"])
     assert times == [*(f"2024-0{month}-01T00:00:00" for month in (1, 2, 9, 5)), None]
