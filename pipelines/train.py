@@ -33,6 +33,7 @@ from recsys.training.checkpoint import TrainResult, save_trained
 from recsys.training.constants import LEFT_OUT
 from recsys.training.fresh_model import Start
 from recsys.training.members import trained_part
+from recsys.training.phases import UNREFITTED
 from recsys.training.private import PRIVACY
 from recsys.training.resume import FREE, training_digest
 from recsys.training.separate_models import joined, own_config, sections
@@ -191,10 +192,10 @@ def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
 
 def chosen_line(result: TrainResult, metric: str) -> str:
     """The chosen epoch or weights, and the data that the model was fitted on."""
-    again = (
-        f", then {'trained' if result.frozen.trained_names else 'fitted'} again on training and"
-        " validation"
-    )
+    if result.frozen.trained_names and UNREFITTED not in result.choices:
+        again = ", then trained again on training and validation"
+    else:
+        again = ", then fitted graphs and closed-form members again on training and validation"
     if budget := result.choices.get(PRIVACY):
         return (
             f"trained for {result.best_epoch} epochs; validation events are private too, so they do"

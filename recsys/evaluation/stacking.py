@@ -116,7 +116,7 @@ class Stacked:
             "validation": self.value,
             "cross_fitted": self.cross_fitted,
             "single_cross_fitted": self.single_cross_fitted,
-            "dropped": self.dropped,
+            "dropped": [*self.dropped],
             "members": {
                 name: {
                     "alone": self.alone[name],
