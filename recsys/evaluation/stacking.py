@@ -18,8 +18,10 @@ docs/dead-ends.md has the figures. Members with almost no share of the sum are d
 members with a small share that one of the methods gives no weight. Weights differ by length of
 history if that improves the metric beyond noise.
 
-If the cross-fitted stack is below the cross-fitted best single member, its weights are moved
-towards that member until it is not; at the end of the way the stack *is* that member.
+If the cross-fitted stack is below the best single member, its weights are moved towards that member
+until it is not; at the end of the way the stack *is* that member. The single member has the higher
+of two figures: cross-fitted, as each fold chooses its own, and on all users. The second one favours
+the single member a little, because the stack must not be worse than what one line could replace.
 
 Scores of a member are divided by their standard deviation over the catalogue, query by query (see
 :class:`recsys.stack.Stack`), so a weight means the same for short and long histories. Everything is
@@ -158,13 +160,14 @@ def choose_stack(
     ]
     single_Q = folds.measured(singles)
     blend = _Blend(metric, num_groups, seed)
+    least = max(float(single_Q.mean()), float(alone_QM[:, best].mean()))
     # each fold is measured with weights that were chosen without it
     crossed = folds.fitted(blend)
     for pull in _PULLS:
         crossed_Q = folds.measured(
             [_pulled(*pair, pull) for pair in zip(crossed, singles, strict=True)]
         )
-        if crossed_Q.mean() >= single_Q.mean():
+        if crossed_Q.mean() >= least:
             break
     chosen_GM = _pulled(blend(candidates), _one(best, len(names), num_groups), pull)
     # a common factor changes no ranking; the largest weight 1 makes weights readable
