@@ -77,8 +77,9 @@ def ratios(values: Mapping[str, float], ours: str = "ours") -> dict[str, float]:
 
 
 def say(question: str, **figures: Any) -> None:
-    """Print the one line."""
-    print(json.dumps({"question": question, **figures, "machine": machine()}, ensure_ascii=False))
+    """Print the one line, at once, so that a run that is cut keeps it."""
+    line = {"question": question, **figures, "machine": machine()}
+    print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
 def machine() -> dict[str, Any]:
