@@ -107,7 +107,8 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
                 for key, value in zip(choices, values, strict=True)
                 if value != cls.model_fields[key].default
             )
-            yield f"{name} {said}".strip(), {name: {**base, **dict(zip(choices, values))}}
+            chosen = dict(zip(choices, values, strict=True))
+            yield f"{name} {said}".strip(), {name: {**base, **chosen}}
 
 
 def whole_models(dataset: PreparedDataset) -> Iterator[tuple[str, dict[str, Any]]]:

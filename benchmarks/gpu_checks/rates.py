@@ -46,7 +46,7 @@ def memory_rate(device: torch.device, mib: int) -> float:
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes that kernels read and write; operations that only make views do not count."""
+    """Counts the bytes that kernels read and write; making a view does not count."""
 
     bytes = 0
 
