@@ -92,7 +92,9 @@ class PretendedGpu(TorchFunctionMode):
     def _moved(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
         """A copy with or without a mark; a change of type alone keeps it."""
         tensor, rest = args[0], list(args[1:])
-        wanted = {Tensor.cpu: _CPU, Tensor.cuda: GPU}.get(func) or _device(kwargs.pop("device", None))
+        wanted = {Tensor.cpu: _CPU, Tensor.cuda: GPU}.get(func) or _device(
+            kwargs.pop("device", None)
+        )
         if rest and isinstance(rest[0], str | torch.device):
             wanted = _device(rest.pop(0))
         elif rest and isinstance(rest[0], Tensor):
@@ -111,7 +113,9 @@ class PretendedGpu(TorchFunctionMode):
 
 
 def _storage(tensor: Tensor) -> Any:
-    plain = tensor.data if type(tensor) is Tensor or isinstance(tensor, torch.nn.Parameter) else tensor
+    plain = (
+        tensor.data if type(tensor) is Tensor or isinstance(tensor, torch.nn.Parameter) else tensor
+    )
     if hasattr(plain, "_data") and isinstance(plain._data, Tensor):  # torch-geometric's edges
         plain = plain._data
     return plain.untyped_storage()

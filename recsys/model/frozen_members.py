@@ -185,7 +185,9 @@ class FrozenMembers:
         module, state = self._closed_form[name], self.states[name]
         if module.sparse:
             scores = module.boost(batch, self.items, state)
-            scores_BN = scores.add_to(torch.zeros(len(batch), len(self.items.vectors_SD)))
+            vectors_ND = self.items.vectors_SD
+            zeros_BN = torch.zeros(len(batch), len(vectors_ND), device=vectors_ND.device)
+            scores_BN = scores.add_to(zeros_BN)
             return scores_BN * self._sparse_scale(name, scores, len(batch))[:, None]
         z_BR: Tensor = module(batch, self.items, state)[0]
         scores_BN = z_BR @ self._own_items(name).T

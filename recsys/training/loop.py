@@ -182,7 +182,8 @@ class Pass:
             seen = self.dataset.histories().through(self.through)
             # exact counts would reveal single users, and the noise of the weights does not cover
             # them
-            frozen.popularity_N = self.private.counts(seen, self.dataset.num_items)
+            counted_N = self.private.counts(seen, self.dataset.num_items)
+            frozen.popularity_N = counted_N.to(self.context.device)
         if self.config.train.ratings:
             fit_head(frozen, self.dataset, self.through, choices[RATINGS])
         seconds = time.perf_counter() - started
