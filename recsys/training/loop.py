@@ -182,8 +182,7 @@ class Pass:
             seen = self.dataset.histories().through(self.through)
             # exact counts would reveal single users, and the noise of the weights does not cover
             # them
-            counted_N = self.private.counts(seen, self.dataset.num_items)
-            frozen.popularity_N = counted_N.to(self.context.device)
+            frozen.popularity_N = self.private.counts(seen, self.dataset.num_items)
         if self.config.train.ratings:
             fit_head(frozen, self.dataset, self.through, choices[RATINGS])
         seconds = time.perf_counter() - started

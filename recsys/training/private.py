@@ -296,7 +296,7 @@ class PrivateSteps:
         std = self.budget.counts_noise_multiplier * math.sqrt(COUNTED_ITEMS)
         exact_N = torch.from_numpy(bounded_counts(histories, num_items, self._random)).float()
         # rounding and clamping read only the noised counts, so they cost no privacy
-        return (exact_N + std * noise_N).round().clamp(min=0)
+        return (exact_N + std * noise_N).round().clamp(min=0).to(self.device)
 
 
 def private_steps(

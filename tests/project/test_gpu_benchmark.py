@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu --all`` answers its questions one by one, and goes on after an error."""
+"""``python -m benchmarks.gpu --all`` answers question after question, also after an error."""
 
 from __future__ import annotations
 
