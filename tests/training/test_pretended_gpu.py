@@ -53,7 +53,8 @@ def test_scores_of_a_closed_form_member_are_on_one_device(
     dataset: PreparedDataset, name: str
 ) -> None:
     sections: dict[str, Any] = {**EVOLUTION, name: {"enabled": True}}
-    config = settings(dataset, sections, model={"width": 16, "max_history": 12})
+    model = {"width": 16, "max_history": 12, "fusion": {"stack": True}}
+    config = settings(dataset, sections, model=model)
     queries = dataset.histories().queries(Split.VALID)
     with pretended_gpu() as gpu:
         training = a_pass(config, dataset, gpu)
