@@ -86,7 +86,12 @@ def _worker(rank: int, workers: int, way: str, folder: str, kind: str, loss: str
     config = settings(
         dataset,
         {"evolution": {**ATTENTION, **QUIET}, "collaborative": {"enabled": True}},
-        model={"width": 32, "max_history": 16, "item": {"id_dropout": 0.0}},
+        model={
+            "width": 32,
+            "max_history": 16,
+            "item": {"id_dropout": 0.0},
+            "fusion": {"signal_dropout": 0.0},
+        },
         train={"batch_size": 256 if kind == "cuda" else 16, "loss": {"kind": loss}},
     )
     with matrix_precision("fp32"):
