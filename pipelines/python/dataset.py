@@ -7,7 +7,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from pipelines.plumbing.own_tables import FRAMES
 from pipelines.python.dotted_changes import Settings, with_settings
 from pipelines.python.frames import check_roles, table_of
 from recsys.config import Config, dump_config, load_config
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from recsys.inspect.look import Look, look
 from recsys.inspect.terminal_summary import summary_of
 
@@ -359,6 +359,10 @@ class Dataset:
 
         from recsys.data.histories import COLD_VALID, Split
 
+        if split not in get_args(SplitName):
+            raise ConfigError(
+                f"split: got {split!r}; expected one of: {', '.join(get_args(SplitName))}"
+            )
         dataset, wanted = self.prepared, Split[split.upper()]
         histories = dataset.histories()
         is_in_E = histories.splits_E == wanted

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,6 +20,7 @@ from recsys.serving.answer_rows import BatchRecommender, Defaults, named_users, 
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_rules, parse_similar
+from recsys.serving.requests import MAX_K
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,6 +179,8 @@ class Model:
 
         if sum(given is not None for given in (users, histories, requests)) > 1:
             raise RequestError("got several of users, histories and requests; expected one of them")
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= MAX_K:
+            raise RequestError(f"k: got {k!r}; expected a whole number from 1 to {MAX_K:,}")
         exclude_seen = rules.pop("exclude_seen", None)
         answering = BatchRecommender(
             self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules"))
@@ -188,9 +192,8 @@ class Model:
         if users is None:
             rows = pa.table({"user_id": pa.array(self.recommender.bundle.user_ids, pa.string())})
         else:
-            rows = named_users(
-                self.recommender.bundle, [users] if isinstance(users, str) else users
-            )
+            named = [users] if isinstance(users, str | Integral) else list(users)
+            rows = named_users(self.recommender.bundle, [str(user) for user in named])
         tables = [
             answering(rows.slice(start, _AT_A_TIME)) for start in range(0, len(rows), _AT_A_TIME)
         ]

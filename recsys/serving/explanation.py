@@ -173,7 +173,8 @@ def _sentence(
 
     >>> shares = {"item_cf": [3.0], "social": [1.0]}
     >>> answer = Answer("u", ["b"], ["B"], [4.0], shares, "model", [], [])
-    >>> sentence = _sentence(answer, 0, [{"title": "A"}], [{"user_id": "eve"}])
+    >>> own = [{"item_id": "a", "title": "A"}]
+    >>> sentence = _sentence(answer, 0, own, [{"user_id": "eve"}])
     >>> print(sentence)  # doctest: +NORMALIZE_WHITESPACE
     “B”: mainly because users who chose your past items also chose it (75 % of its positive score),
     based on “A” and on your friend eve.
@@ -191,7 +192,13 @@ def _sentence(
         text += "no signal is in its favour, but less is against it than against other items"
     bases = []
     if items:
-        bases.append("on " + _english_list(["“" + entry["title"] + "”" for entry in items]))
+        named = [
+            "it, which you chose before"
+            if entry["item_id"] == answer.item_ids[rank]
+            else f"“{entry['title']}”"
+            for entry in items
+        ]
+        bases.append("on " + _english_list(named))
     if friends:
         word = "friend" if len(friends) == 1 else "friends"
         bases.append(f"on your {word} {_english_list([entry['user_id'] for entry in friends])}")

@@ -156,7 +156,7 @@ def test_known_users_and_histories_get_lists(fitted: tuple[recsys.Dataset, recsy
 def test_candidates_are_respected_and_wrong_arguments_refused(
     fitted: tuple[recsys.Dataset, recsys.Model],
 ) -> None:
-    _, model = fitted
+    dataset, model = fitted
     allowed = ["item 5", "item 9", "item 11"]
     found = model.recommend("user 3", k=2, candidates=allowed, exclude_seen=False)
     assert set(found.item_id) <= set(allowed) and len(found) == 2
@@ -164,6 +164,11 @@ def test_candidates_are_respected_and_wrong_arguments_refused(
         model.recommend("user 3", histories=[["item 1"]])
     with pytest.raises(RequestError, match="candidate"):
         model.recommend("user 3", candidate=allowed)
+    for k in (0, -1, True, 2.5):
+        with pytest.raises(RequestError, match="expected a whole number from 1"):
+            model.recommend("user 3", k=k)
+    with pytest.raises(ConfigError, match="split: got 'tset'; expected one of: train, valid, test"):
+        dataset.events("tset")
 
 
 def test_similar_items_and_explanations_are_returned(
