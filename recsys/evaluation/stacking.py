@@ -19,9 +19,10 @@ members with a small share that one of the methods gives no weight. Weights diff
 history if that improves the metric beyond noise.
 
 If the cross-fitted stack is below the best single member, its weights are moved towards that member
-until it is not; at the end of the way the stack *is* that member. The single member has the higher
-of two figures: cross-fitted, as each fold chooses its own, and on all users. The second one favours
-the single member a little, because the stack must not be worse than what one line could replace.
+until it is not; at the end of the way the stack *is* that member. It is below if it is below the
+single member that each fold chooses for itself, or below the one that is best on all users by more
+than a standard error. The figure of the latter is a little too high, as it is the best of several
+on the same users; on few users that alone must not decide.
 
 Scores of a member are divided by their standard deviation over the catalogue, query by query (see
 :class:`recsys.stack.Stack`), so a weight means the same for short and long histories. Everything is
@@ -160,14 +161,15 @@ def choose_stack(
     ]
     single_Q = folds.measured(singles)
     blend = _Blend(metric, num_groups, seed)
-    least = max(float(single_Q.mean()), float(alone_QM[:, best].mean()))
     # each fold is measured with weights that were chosen without it
     crossed = folds.fitted(blend)
     for pull in _PULLS:
         crossed_Q = folds.measured(
             [_pulled(*pair, pull) for pair in zip(crossed, singles, strict=True)]
         )
-        if crossed_Q.mean() >= least:
+        behind_Q = alone_QM[:, best] - crossed_Q
+        is_noise = behind_Q.mean() <= behind_Q.std() / np.sqrt(len(behind_Q))
+        if is_noise and crossed_Q.mean() >= single_Q.mean():
             break
     chosen_GM = _pulled(blend(candidates), _one(best, len(names), num_groups), pull)
     # a common factor changes no ranking; the largest weight 1 makes weights readable

@@ -266,7 +266,9 @@ def test_console_names_members_and_differing_signals() -> None:
             | {"low": -0.02, "high": 0.01},
         ],
     }
-    assert [line.split() for line in member_table(metrics).splitlines()] == [
+    *lines, names = member_table(metrics).splitlines()
+    assert names.startswith("als: a baseline is the published method; a member of the same name")
+    assert [line.split() for line in lines] == [
         ["member,", "on", "test", "ndcg@5", "alone", "without", "it", "weight"],
         ["trained", "–", "–", "0", "dropped"],
         ["als", "0.1000", "0.0500", "0.20", "to", "1.00"],
