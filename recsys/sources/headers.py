@@ -116,8 +116,10 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
             cure and cure + _for_one_table(form, cure)
         )
     notes += _unnamed(file, names, below)
-    names, repeated = _without_repeated(names)
-    notes += repeated
+    # other tables use all their columns, and refuse a name that two of them have
+    if form is None or form.table in ("", schema.EVENTS.name):
+        names, repeated = _without_repeated(names)
+        notes += repeated
     return Header(names, rows[0].end, dialect, suspects, False, notes, cure, first)
 
 
