@@ -92,7 +92,7 @@ class PromoteConfig(Section):
         description="reason to promote although the gate refuses; it is recorded (--force REASON)",
     )
     rollback: bool = Field(
-        False, description="give the alias back to the previous champion (--rollback)"
+        False, description="move the alias back to the previous champion (--rollback)"
     )
 
 
