@@ -64,10 +64,11 @@ def search(
     tuple[Config, list[str]]
         The whole configuration, and lines that describe the search.
     """
+    left = deadline - time.monotonic()
+    config = _evaluated_in_time(config, dataset, folder, left)
     portfolio = settings(traits)
     if not portfolio:
         return _untrained(config, folder, traits, UNTRAINED)
-    left = deadline - time.monotonic()
     if left <= LEAST_RESERVE:
         spent = "is used up" if left <= 0 else f"has {left:.0f} s left"
         why = (
@@ -75,7 +76,6 @@ def search(
             " only closed-form members are used; a larger run.budget also tries trained models"
         )
         return _untrained(config, folder, traits, why)
-    config = _evaluated_in_time(config, dataset, folder, left)
     is_here = trains_here(config.train, config.ray, folder.budget)
     until = time.monotonic() + _SEARCH * left
     folder.progress(

@@ -22,11 +22,6 @@ WIDTH, HEADS = 64, 2
 def compared(setting: Setting) -> dict[str, Any]:
     """Forward and backward of one block over rows of up to 50 and of up to 500 events.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict

@@ -51,11 +51,6 @@ def train_step(step: ProductStep, call: Call, batch: Batch, kind: str = "fp32") 
 def precisions(setting: Setting) -> dict[str, Any]:
     """Step time in fp32, TF32 and bf16, for both losses.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict
@@ -79,11 +74,6 @@ def precisions(setting: Setting) -> dict[str, Any]:
 
 def lengths(setting: Setting) -> dict[str, Any]:
     """How often torch compiles again while batches have different lengths, and the step time after.
-
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
 
     Returns
     -------
@@ -145,11 +135,6 @@ def _compiled(
 
 def cuda_graphs(setting: Setting) -> dict[str, Any]:
     """Step time eager, compiled, and replayed as CUDA graphs, for batches of one shape.
-
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
 
     Returns
     -------

@@ -100,10 +100,12 @@ def write_dataset(
     names = []
     for number in range(shards):
         names.append(f"part-{number:05d}.parquet")
-        _write_shard(folder / "histories" / names[-1], histories.take(_rows(number, users, shards)))
+        _write_shard(
+            folder / "histories" / names[-1], histories.take(np.arange(number, users, shards))
+        )
     split_names = [split.name.lower() for split in Split]
     _write(folder / "items/counts.parquet", dict(zip(split_names, counts_SN, strict=True)))
-    user_ids, item_ids = ([f"{kind}{i}" for i in range(n)] for kind, n in _sides(users, items))
+    user_ids, item_ids = [f"u{i}" for i in range(users)], [f"i{i}" for i in range(items)]
     _write(folder / "vocab/users.parquet", {"user_id": user_ids})
     _write(folder / "vocab/items.parquet", {"item_id": item_ids})
     cities = [("rome", "oslo", "lima", None)[i] for i in random.integers(4, size=users)]
@@ -158,14 +160,6 @@ class InMemory(PreparedDataset):
             made[f"shard {number}"] = generated(random, a_shard, items, longest, users)
             users += a_shard
         return InMemory(made, users, items)
-
-
-def _sides(users: int, items: int) -> tuple[tuple[str, int], tuple[str, int]]:
-    return ("u", users), ("i", items)
-
-
-def _rows(shard: int, users: int, shards: int) -> Array:
-    return np.arange(shard, users, shards)
 
 
 def _vectors(random: np.random.Generator, number: int, width: int) -> pa.Array:

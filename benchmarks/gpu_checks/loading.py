@@ -24,11 +24,6 @@ from recsys.training.optimizer import clip_gradients
 def waits(setting: Setting) -> dict[str, Any]:
     """Time of the loop with the loader, against the same steps with their batches on the device.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict

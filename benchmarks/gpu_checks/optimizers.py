@@ -21,11 +21,6 @@ KINDS: dict[str, dict[str, bool]] = {
 def compared(setting: Setting) -> dict[str, Any]:
     """Milliseconds of an update of a model, and of a table of 10⁷ rows.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict

@@ -36,11 +36,6 @@ def rows_at_a_time(rows: int, items: int) -> Iterator[None]:
 def users_a_second(setting: Setting) -> dict[str, Any]:
     """Users a second of encoding and ranking, on a slice of users.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict

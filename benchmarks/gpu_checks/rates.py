@@ -67,11 +67,6 @@ def _is_dense(value: Any) -> bool:
 def of_phases(setting: Setting) -> dict[str, Any]:
     """Time of each phase of the product's step, and its shares of the card's rates.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict

@@ -85,11 +85,6 @@ def logits_at_a_time(number: int) -> Iterator[None]:
 def full(setting: Setting) -> dict[str, Any]:
     """Time and peak memory of the full softmax over a million items, forward and backward.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict
@@ -145,11 +140,6 @@ def full(setting: Setting) -> dict[str, Any]:
 
 def sampled(setting: Setting) -> dict[str, Any]:
     """A step of the sampled softmax over 10⁶ and 10⁷ items, with rows-only updates.
-
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
 
     Returns
     -------

@@ -15,11 +15,6 @@ from recsys.encoders.text import PACKAGED, EncoderSettings, TextEncoder
 def encoded(setting: Setting) -> dict[str, Any]:
     """Tokens a second by type and batch size, and the cosine of bfloat16 to float32.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict

@@ -26,11 +26,6 @@ QUIET = {"dropout": 0.0, "input_dropout": 0.0}
 def two_equal_one(setting: Setting) -> dict[str, Any]:
     """Train the same steps with one and with two processes and compare loss and item vectors.
 
-    Parameters
-    ----------
-    setting : Setting
-        Device and time.
-
     Returns
     -------
     dict

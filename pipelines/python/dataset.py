@@ -352,6 +352,8 @@ class Dataset:
 
         Raises
         ------
+        ConfigError
+            There is no such split.
         UserError
             The source cannot be read, or has nothing to train on.
         """

@@ -108,6 +108,11 @@ class GranularityConfig(Section):
         )
         return [key for key in self.open_keys if key not in idle]
 
+    @property
+    def first_values(self) -> dict[str, Any]:
+        """The first value of every open key."""
+        return {key: getattr(self, key)[0] for key in self.open_keys}
+
     def with_values(self, values: Mapping[str, Any]) -> Self:
         """A copy of the section with one value for each of these keys."""
         return self.model_copy(update={key: [value] for key, value in values.items()})

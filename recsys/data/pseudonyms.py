@@ -128,6 +128,22 @@ def pseudonym_lookup(described: Mapping[str, str]) -> Callable[[str], str]:
     return key.of_id
 
 
+def email_note(ids: pa.Array) -> str:
+    """A note if ids of users look like e-mail addresses; else "".
+
+    >>> email_note(pa.array(["17"]))
+    ''
+    """
+    found = email_like(ids)
+    if not found:
+        return ""
+    return (
+        f"{found:,} of the first {min(len(ids), SAMPLE):,} user ids look like e-mail addresses,"
+        " and every artefact would contain them: set data.pseudonymise.key_env to replace them by"
+        " keyed hashes"
+    )
+
+
 def email_like(ids: pa.Array, sample: int = SAMPLE) -> int:
     """How many of the first ids look like e-mail addresses.
 

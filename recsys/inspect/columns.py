@@ -289,9 +289,11 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
     """Find lists and paths in texts: their members occur in several values. A comma in a title is
     part of it.
     """
-    # without the brackets and quotes of written lists
-    few = pc.replace_substring_regex(sample.slice(0, 5000), r"^\s*\[|\]\s*$", "")
-    few = pc.if_else(pc.equal(few, sample.slice(0, 5000)), few, _without_quotes(few))
+    written = sample.slice(0, 5000)
+    inner = pc.replace_substring_regex(written, r"^\s*\[|\]\s*$", "")
+    # lists that a program wrote as text have brackets, and quotes around their members
+    unquoted = pc.replace_substring_regex(inner, r"['\"]", "")
+    few = pc.if_else(pc.equal(inner, written), inner, unquoted)
     for kind, marks in (
         ("list", _LIST_MARKS[:2]),
         ("path", _PATH_MARKS),
@@ -309,17 +311,13 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
             ]
             if not members:
                 continue
-            long = sum(len(member.split()) > 5 for member in members)
-            # members of lists repeat and are short; the parts of a sentence are neither
             if kind == "path" and not _has_branches(few, mark):
                 continue
+            long = sum(len(member.split()) > 5 for member in members)
+            # members of lists repeat and are short; the parts of a sentence are neither
             if len(set(members)) <= 0.5 * len(members) and long <= 0.1 * len(members):
                 return ("path" if kind == "path" else "list"), mark
     return None
-
-
-def _without_quotes(texts: pa.Array) -> pa.Array:
-    return pc.replace_substring_regex(texts, r"['\"]", "")
 
 
 def _has_branches(texts: pa.Array, mark: str) -> bool:

@@ -222,8 +222,10 @@ def _with_more_lines(pair: Pair, key: Column, tables: Sequence[Table]) -> Pair:
         theirs = IdSet(table.column(pair.user.name))
         if theirs.share_in(orders) >= _REFERS and not theirs.common(ours):
             parts.append(table.sample)
+    if len(parts) == 1:
+        return pair
     sample = together(parts)
-    return pair if len(parts) == 1 else pair.with_rows(sample.rows, sample=sample)
+    return pair.with_rows(sample.rows, sample=sample)
 
 
 def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.data.foresight import Foresight, spread_of
-from recsys.data.pseudonyms import email_like
+from recsys.data.pseudonyms import email_note
 from recsys.data.time_cut import Cuts, Temporal, temporal_cuts
 from recsys.inspect.columns import Column, has_known
 from recsys.inspect.common_names import NEGATIVE, SHOWN, STRONG, WEAK
@@ -197,12 +197,7 @@ def notes_on_ids(events: pa.Table) -> list[str]:
     users, items = (
         events.column(name).combine_chunks().unique() for name in (schema.USER_ID, schema.ITEM_ID)
     )
-    notes = [ids_in_two_forms(users, "users"), ids_in_two_forms(items, "items")]
-    if email_like(users):
-        notes.append(
-            "user ids look like e-mail addresses, which all results would contain; set"
-            " data.pseudonymise.key_env to replace them by keyed hashes"
-        )
+    notes = (ids_in_two_forms(users, "users"), ids_in_two_forms(items, "items"), email_note(users))
     return [note for note in notes if note]
 
 

@@ -388,8 +388,10 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     draft.set("train.metric", metric, why)
     draft.section("evaluate")
     draft.set("evaluate.ks", [10, 20], "list lengths of the metrics")
-    share = percent(statistics.repeats)
-    share += " of the events to predict repeat an item of the user's history"
+    share = (
+        f"{percent(statistics.repeats)} of the events to predict repeat an item of the user's"
+        " history"
+    )
     if statistics.repeats_are_common:
         draft.set("evaluate.exclude_seen", False, f"{share}, so lists include such items")
         if last and statistics.echoes_are_common:

@@ -20,7 +20,7 @@ from recsys.config.privacy import PseudonymConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten, list_path
 from recsys.data.histories import Array
-from recsys.data.pseudonyms import SAMPLE, Pseudonyms, email_like
+from recsys.data.pseudonyms import Pseudonyms, email_like, email_note
 from recsys.errors import ConfigError
 from recsys.preparation.items import PROVENANCE
 
@@ -109,13 +109,8 @@ class Guard:
 
     def warning(self, user_ids: pa.Array, users: pa.Table | None) -> str:
         """A note if user ids or attributes look like e-mail addresses, else an empty string."""
-        if Pseudonyms.of(self.pseudonyms) is None and (found := email_like(user_ids)):
-            looked = min(len(user_ids), SAMPLE)
-            return (
-                f"{found:,} of the first {looked:,} user ids look like e-mail addresses, and every"
-                " artefact would contain them: set data.pseudonymise.key_env to replace them by"
-                " keyed hashes"
-            )
+        if Pseudonyms.of(self.pseudonyms) is None and (note := email_note(user_ids)):
+            return note
         table = users if users is not None else pa.table({})
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         for name in texts:

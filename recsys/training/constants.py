@@ -264,17 +264,15 @@ class _Bench:
 
     def measure(self, name: str, section: GranularityConfig, costs: _Costs) -> None:
         """Fit and score the first value of every key, for the time that it takes."""
-        values = {key: getattr(section, key)[0] for key in section.open_keys}
         begun = costs.clock()
-        for module, state in self._fits(
-            granularity_class(name, section), [section.with_values(values)]
-        ):
-            self._merit(module, state)
+        first = section.with_values(section.first_values)
+        [(module, state)] = self._fits(granularity_class(name, section), [first])
+        self._merit(module, state)
         costs.took(name, section, 1, costs.clock() - begun)
 
     def choose(self, name: str, section: GranularityConfig, costs: _Costs) -> dict[str, Any]:
         cls = granularity_class(name, section)
-        values: dict[str, Any] = {key: getattr(section, key)[0] for key in section.open_keys}
+        values = section.first_values
         tried: dict[str, dict[str, float]] = {}
         unchosen: list[str] = []
         for key in section.open_on(self.sizes):

@@ -31,9 +31,9 @@ def trained_only(config: Config) -> Config:
         sections = config.model.granularities.enabled()
         kept = min(names, key=lambda name: sections[name].effort)
         names.remove(kept)
-        first = {key: getattr(sections[kept], key)[0] for key in sections[kept].open_keys}
         config = config.model_copy(deep=True)
-        setattr(config.model.granularities, kept, sections[kept].with_values(first))
+        first = sections[kept].with_values(sections[kept].first_values)
+        setattr(config.model.granularities, kept, first)
     found = without(config, names)
     fusion = found.model.fusion.model_copy(update={"stack": False})
     return found.model_copy(update={"model": found.model.model_copy(update={"fusion": fusion})})

@@ -20,9 +20,7 @@ from recsys.errors import DataError
 
 NUM_EXAMPLES: Final = 3
 _MIN_PAIRS: Final = 3  # pairs of ids that differ only in form, from which the cause is named
-_MANY_TWINS: Final = (
-    0.01  # share of ids with several forms in one column from which a note is printed
-)
+_SEVERAL: Final = 0.01  # share of a column's ids with several forms, from which there is a note
 _MOST: Final = 1_000_000  # unmatched ids that are compared by form
 _FORMS: Final = {
     "one of them stores ids as floating-point numbers": r"\.0+$",
@@ -118,7 +116,7 @@ def ids_in_two_forms(ids: pa.Array, noun: str) -> str:
     table = table.with_columns(form=_plain(table["id"])).drop_nulls()
     alike = table.filter(pl.len().over("form") > 1).sort("form", "id")
     number = alike["form"].n_unique()
-    if number < max(_MIN_PAIRS, _MANY_TWINS * table["form"].n_unique()):
+    if number < max(_MIN_PAIRS, _SEVERAL * table["form"].n_unique()):
         return ""
     both = alike.group_by("form", maintain_order=True).agg(pl.col("id").head(2)).head(NUM_EXAMPLES)
     pairs = [(one, other) for one, other in both["id"].to_list()]

@@ -305,7 +305,10 @@ def _of_calendar_texts(texts: pl.Series) -> pl.Series:
     if named.any():
         rows = named.arg_true()
         found = found.scatter(rows, _of_named_months(upper.gather(rows)))
-    rows = (found.is_null() & texts.str.contains(r"\d.*\p{L}{3}")).arg_true()
+    if not found.null_count():
+        return found
+    rows = found.is_null().arg_true()
+    rows = rows.filter(texts.gather(rows).str.contains(r"\d.*\p{L}{3}"))
     if len(rows):
         # Python rewrites each text once, and days often repeat
         rest = texts.gather(rows)
