@@ -22,6 +22,7 @@ from recsys.data.time_cut import temporal_cuts
 
 MOST: Final = 0.1  # share of the data's time over which targets may spread without a note
 _TAILS: Final = (0.05, 0.95)  # quantiles between which the spread is measured
+_FIRST_DATE: Final = "1971"  # earlier times are numbers of orders or steps
 _ENOUGH: Final = 200_000  # targets; the other shards are not read, since users are in random shards
 
 
@@ -36,7 +37,12 @@ class Foresight:
 
     def to_json(self) -> dict[str, Any]:
         """The values and the note for ``metrics.json``."""
-        return {**asdict(self), "note": self.note}
+        return {**asdict(self), "has_dates": self.has_dates, "note": self.note}
+
+    @property
+    def has_dates(self) -> bool:
+        """Whether the times are dates, and not numbers of orders or steps."""
+        return self.until >= _FIRST_DATE
 
     @property
     def note(self) -> str:
@@ -47,10 +53,11 @@ class Foresight:
                 "data.split.kind temporal is no alternative here: a cut in time leaves"
                 f" {self.lacking}"
             )
+        dates = f", from {self.since} to {self.until}" if self.has_dates else ""
         return (
-            f"leave-last over a long period: 90% of the test targets are between {self.since} and"
-            f" {self.until}, {self.share:.0%} of the data's time, so the model and the baselines"
-            f" know what became popular after the time of the query; {cure}"
+            f"leave-last over a long period: 90% of the test targets spread over {self.share:.0%}"
+            f" of the data's time{dates}, so the model and the baselines know what became popular"
+            f" after the time of the query; {cure}"
         )
 
 

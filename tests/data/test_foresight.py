@@ -36,12 +36,19 @@ def test_targets_years_apart_are_reported_with_dates(tmp_path) -> None:
     # 5 % of 400 days off both ends
     assert (found.since, found.until) == ("1970-01-31", "1971-01-26")
     assert "data.split.kind temporal" in found.note and "88%" in found.note
+    assert "from 1970-01-31 to 1971-01-26" in found.note
 
 
 def test_times_before_1970_are_measured(tmp_path) -> None:
     found = foresight(dataset(tmp_path, list(range(-990, -589, 4)), first_day=-999))
     assert found is not None and found.share == pytest.approx(0.9 * 400 / 409, abs=0.001)
     assert (found.since, found.until) == ("1967-05-07", "1968-05-01")
+
+
+def test_note_on_numbered_steps_has_no_dates(tmp_path) -> None:
+    found = foresight(dataset(tmp_path, list(range(10, 111))))
+    assert found is not None and not found.has_dates
+    assert "1970" not in found.note and "83%" in found.note
 
 
 def test_close_targets_other_splits_and_unknown_times_give_no_note(tmp_path) -> None:
