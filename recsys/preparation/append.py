@@ -136,10 +136,12 @@ class Appending(Preparation):
                 else encoder.remote(self._kept(number), bucket[0], coding, chosen, *self._ids)
             )
         buckets.clear()
+        return encoded
+
+    def _check_encoded(self, encoded: list[list[Any]]) -> None:
         self._quarantine_duplicates(
             "encoding the events of touched users", [refs for refs in encoded if refs]
         )
-        return encoded
 
     def _kept(self, bucket: int) -> StoredEvents:
         kept = self.reading.kept(bucket)

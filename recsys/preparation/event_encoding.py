@@ -59,7 +59,6 @@ def encode_bucket(
     users: pa.Array,
     dense_users: Array,
     item_ids: pa.Array,
-    num_counted: int = 0,
 ) -> tuple[pa.Table, pa.Table, pa.Table, int]:
     """Encode interactions and text rows with dense ids, user by user in the order of the data,
     without duplicates.
@@ -74,8 +73,6 @@ def encode_bucket(
         External ids of the bucket's users; ``dense_users`` has their dense ids.
     item_ids : pa.Array
         All external item ids in dense order.
-    num_counted : int
-        Number of leading rows whose duplicates were reported before.
 
     Returns
     -------
@@ -84,17 +81,53 @@ def encode_bucket(
         and the number of text rows left out because they are empty or about an item outside the
         vocabulary.
     """
+    events, text, duplicates, num_left_out, _ = encode_appended(
+        good, coding, users, dense_users, item_ids, 0
+    )
+    return events, text, duplicates, num_left_out
+
+
+def encode_appended(
+    good: pa.Table,
+    coding: Coding,
+    users: pa.Array,
+    dense_users: Array,
+    item_ids: pa.Array,
+    num_before: int,
+) -> tuple[pa.Table, pa.Table, pa.Table, int, Array]:
+    """The results of :func:`encode_bucket`, and which of the events were in the earlier dataset.
+
+    Parameters
+    ----------
+    good : pa.Table
+        Good rows: first those of the earlier dataset, then the new ones, which are later in the
+        order of files. So the first row of several equal ones is an earlier row, if there is one.
+    coding : Coding
+        Order and event types.
+    users : pa.Array
+        External ids of the bucket's users; ``dense_users`` has their dense ids.
+    item_ids : pa.Array
+        All external item ids in dense order.
+    num_before : int
+        Number of rows of the earlier dataset; their duplicates were reported before.
+
+    Returns
+    -------
+    tuple[pa.Table, pa.Table, pa.Table, int, Array]
+        Those of :func:`encode_bucket`, and for each event whether it is an earlier one: bool.
+    """
     if good.num_rows == 0:
         return (
             coding.rules.event_schema.empty_table(),
             TEXT_SCHEMA.empty_table(),
             QUARANTINE_SCHEMA.empty_table(),
             0,
+            np.zeros(0, dtype=bool),
         )
     types = good.column(schema.EVENT_TYPE)
     is_text = coding.rules.is_text(types)
     is_used = coding.rules.is_interaction(types) | is_text
-    num_counted = int(is_used[:num_counted].sum())
+    num_before = int(is_used[:num_before].sum())
     good, is_text = where(good, is_used), is_text[is_used]
     keys = _keys(good, users, dense_users, item_ids)
     if coding.order == "none":
@@ -104,13 +137,14 @@ def encode_bucket(
         is_duplicate = np.zeros(len(position), dtype=bool)
     else:
         is_duplicate = _duplicates(keys, position, coding.order == "file", is_text)
-    is_new = is_duplicate & (np.arange(len(is_duplicate)) >= num_counted)
+    is_new = is_duplicate & (np.arange(len(is_duplicate)) >= num_before)
     duplicates = _for_quarantine(good.filter(pa.array(is_new)))
     position = position[~is_duplicate[position]]
     of_text = is_text[position]
     text = _encoded_text(good, keys, position[of_text])
-    events = _encoded_events(good, keys, position[~of_text], coding)
-    return events, text, duplicates, int(of_text.sum()) - text.num_rows
+    position_E = position[~of_text]
+    events = _encoded_events(good, keys, position_E, coding)
+    return events, text, duplicates, int(of_text.sum()) - text.num_rows, position_E < num_before
 
 
 def _keys(

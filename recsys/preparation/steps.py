@@ -112,9 +112,12 @@ class Preparation:
                     buckets, summaries, coding, items, users
                 )
             self.timed = self._is_timed(summaries)
-            user_ids, item_ids = self._write_vocabularies(summaries, users, items)
-            self._write_users(users, user_ids)
+            user_ids, item_ids = self._vocabularies(summaries, users, items)
             encoded = self._encode(buckets, coding, summaries, user_ids, item_ids)
+            # while the tasks encode
+            self._write_vocabularies(user_ids, item_ids)
+            self._write_users(users, user_ids)
+            self._check_encoded(encoded)
         with step("split"):
             plan = self._plan(encoded, coding, summaries)
         with step("histories"):
@@ -279,10 +282,10 @@ class Preparation:
         earlier = self.earlier.manifest.store["seen"]["types"] if self.earlier is not None else ()
         return coding_of(summaries, self.rules, self.data, base, earlier, self.record)
 
-    def _write_vocabularies(
+    def _vocabularies(
         self, summaries: list[BucketSummary], users: pa.Table | None, items: pa.Table | None
     ) -> tuple[pa.Array, pa.Array]:
-        """Write and return all external ids of users and of items in dense order."""
+        """All external ids of users and of items in dense order."""
         in_users = [users.column(schema.USER_ID)] if users else []
         in_items = [items.column(schema.ITEM_ID)] if items else []
         user_ids = union([*(summary.users for summary in summaries), *in_users])
@@ -295,12 +298,14 @@ class Preparation:
             self.record.progress(
                 f"{new[0]:,} new users and {new[1]:,} new items; the others keep their ids"
             )
+        return user_ids, item_ids
+
+    def _write_vocabularies(self, user_ids: pa.Array, item_ids: pa.Array) -> None:
         self.folder.write_table("vocab/users.parquet", pa.table({schema.USER_ID: user_ids}))
         self.folder.write_table("vocab/items.parquet", pa.table({schema.ITEM_ID: item_ids}))
         self.record.counts.update(users=len(user_ids), items=len(item_ids))
         for ids, noun in ((user_ids, "users"), (item_ids, "items")):
             self.record.note(ids_in_two_forms(ids, noun))
-        return user_ids, item_ids
 
     def _write_users(self, users: pa.Table | None, user_ids: pa.Array) -> None:
         self.record.note(self.guard.warning(user_ids, users))
@@ -314,7 +319,9 @@ class Preparation:
         user_ids: pa.Array,
         item_ids: pa.Array,
     ) -> list[list[Any]]:
-        """References to the encoded events and text of every bucket; releases the good rows."""
+        """Start to encode; returns references to the events and text of every bucket, and releases
+        the good rows.
+        """
         encoder = task(encode_bucket, 4)
         items = ray.put(item_ids)
         numbers = dense([summary.users for summary in summaries], user_ids)
@@ -323,13 +330,16 @@ class Preparation:
             for bucket, summary, number in zip(buckets, summaries, numbers, strict=True)
         ]
         buckets.clear()
+        return encoded
+
+    def _check_encoded(self, encoded: list[list[Any]]) -> None:
+        """Wait for the encoders, and report what they leave out."""
         self._quarantine_duplicates("numbering users and items", encoded)
         ignored = sum(fetch([refs[3] for refs in encoded]))
         if ignored:
             self.record.notes.append(
                 f"{ignored:,} rows of item text are empty or about items without interactions"
             )
-        return encoded
 
     def _quarantine_duplicates(self, doing: str, encoded: list[list[Any]]) -> None:
         """Add the duplicates that the encoders report (their third result) to the quarantine."""

@@ -16,14 +16,14 @@ from recsys.data.histories import Array
 from recsys.data.split import SplitPlan
 from recsys.data.vocabulary import dense
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.event_encoding import Coding, encode_bucket
+from recsys.preparation.event_encoding import Coding, encode_appended
 from recsys.preparation.event_roles import EVENT_SCHEMA, NO_TIME, TEXT_SCHEMA
 from recsys.preparation.event_store import (
     TIMES,
     StoredEvents,
     of_users,
 )
-from recsys.preparation.keys import joined, used_texts
+from recsys.preparation.keys import joined, used_texts, where
 from recsys.preparation.shards import (
     ShardReport,
     ShardRules,
@@ -70,14 +70,11 @@ def encode_touched(
     if touched is None:
         users = used_texts(rows.column(schema.USER_ID))
         touched = users, dense([users], all_users)[0]
-    counted = before.num_rows if before is not None else 0
-    events, _, duplicates, _ = encode_bucket(rows, coding, *touched, items, counted)
-    if fresh is None or not fresh.num_rows:
-        return [events, events, duplicates]
-    old = coding.rules.event_schema.empty_table()
-    if before is not None and before.num_rows:
-        old = encode_bucket(joined([before]), coding, *touched, items)[0]
-    return [events, old, duplicates]
+    num_before = before.num_rows if before is not None else 0
+    events, _, duplicates, _, is_earlier_E = encode_appended(
+        rows, coding, *touched, items, num_before
+    )
+    return [events, where(events, is_earlier_E), duplicates]
 
 
 def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:

@@ -114,9 +114,13 @@ def ids_in_two_forms(ids: pa.Array, noun: str) -> str:
     """
     table = pl.DataFrame({"id": pl.from_arrow(ids.slice(0, _MOST))})
     table = table.with_columns(form=_plain(table["id"])).drop_nulls()
+    num_forms = table["form"].n_unique()
+    least = max(_MIN_PAIRS, _SEVERAL * num_forms)
+    if table.height - num_forms < least:
+        return ""
     alike = table.filter(pl.len().over("form") > 1).sort("form", "id")
     number = alike["form"].n_unique()
-    if number < max(_MIN_PAIRS, _SEVERAL * table["form"].n_unique()):
+    if number < least:
         return ""
     both = alike.group_by("form", maintain_order=True).agg(pl.col("id").head(2)).head(NUM_EXAMPLES)
     pairs = [(one, other) for one, other in both["id"].to_list()]
@@ -151,7 +155,10 @@ def _plain(ids: pl.Series) -> pl.Series:
     if is_scientific.any():
         whole = text.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False).cast(pl.String)
         text = pl.select(pl.when(is_scientific).then(whole).otherwise(text)).to_series()
-    return text.str.replace(r"^(\d+)\.0+$", "${1}").str.replace(r"^0+(\d)", "${1}")
+    # a test of all ids takes a fifth of the time of a replacement
+    if text.str.contains(".0", literal=True).any():
+        text = text.str.replace(r"^(\d+)\.0+$", "${1}")
+    return text.str.replace(r"^0+(\d)", "${1}") if text.str.starts_with("0").any() else text
 
 
 def _number(ids: pl.Series) -> pl.Series:
