@@ -115,6 +115,7 @@ class ItemCFConfig(GranularityConfig):
             fitting = pairs * 8 * 2 + data.items * self.neighbours * FLOAT * (
                 len(self.regularisation) + 4
             )
+            fitting += min(data.items * self.neighbours**2, 2**26) * FLOAT
         else:
             rank = self.num_factors(data.users, data.items, data.text_width) + 32
             fitting = (data.items + data.users + data.text_width) * rank * 8 * 4
