@@ -391,6 +391,14 @@ def _randomised(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Arr
     basis_NR = np.random.default_rng(0).normal(size=(num_items, width)).astype(np.float32)
     for _ in range(_ITERATIONS):
         # orthogonal after every product, else all columns turn towards the first singular vector
-        basis_NR, _ = np.linalg.qr(up(np.linalg.qr(down(basis_NR))[0]))
-    _, sigma_R, turn_RR = np.linalg.svd(down(basis_NR), full_matrices=False)
+        basis_NR = _orthonormal(up(_orthonormal(down(basis_NR))))
+    # the triangle of the QR decomposition has the singular values of the whole matrix
+    triangle_RR = torch.linalg.qr(torch.as_tensor(down(basis_NR)), mode="r")[1].numpy()
+    _, sigma_R, turn_RR = np.linalg.svd(triangle_RR, full_matrices=False)
     return (basis_NR @ turn_RR.T)[:, :rank], sigma_R[:rank]
+
+
+def _orthonormal(tall: Array) -> Array:
+    """An orthonormal basis of the columns. NumPy's QR took 12 times as long for 50,000 × 288."""
+    basis: Array = torch.linalg.qr(torch.as_tensor(tall))[0].numpy()
+    return basis
