@@ -17,6 +17,7 @@ from typing import Any, Final
 import jinja2
 
 from recsys.data.manifest import Manifest
+from recsys.evaluation.bootstrap import shown_p
 from recsys.report.chart_geometry import curves, stacked
 from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples, verdict
 from recsys.report.interest_drift import interest_drift_panel
@@ -90,6 +91,7 @@ def render_report(
         sentence=sentence,
         segment=segment_name,
         meaning=metric_meaning,
+        p_value=partial(shown_p, resamples=evaluation["confidence"]["resamples"]),
     )
     content = {
         **_first_screen(evaluation, manifest, training_history, examples),
