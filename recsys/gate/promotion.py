@@ -190,8 +190,8 @@ def _overall(found: Mapping[str, Any], settings: PromoteConfig) -> Check:
         f"{found['metric']} {found['challenger']:.4f} against the champion's"
         f" {found['champion']:.4f} on {found['queries']:,} test users: difference"
         f" {found['difference']:+.4f}, 95 % interval {found['low']:+.4f} to {found['high']:+.4f}, p"
-        f" {shown_p(found['p'], found['resamples'])}; promote.rule {settings.rule} requires the whole interval"
-        f" {requirement}",
+        f" {shown_p(found['p'], found['resamples'])}; promote.rule {settings.rule} requires the"
+        f" whole interval {requirement}",
     )
 
 

@@ -121,6 +121,7 @@ def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str
         f"{metric_name(name)} is {number(entry['first'])} with {first} and"
         f" {number(entry['second'])} with {second}: a difference of {signed(entry['difference'])},"
         f" 95 % interval {signed(entry['low'])} to {signed(entry['high'])}, p"
-        f" {shown_p(entry['p'], record.get('resamples', 0))} (paired bootstrap over {figure(record['queries'])} test users)."
+        f" {shown_p(entry['p'], record.get('resamples', 0))} (paired bootstrap over"
+        f" {figure(record['queries'])} test users)."
     )
     return "better" if better else "even", head, text
