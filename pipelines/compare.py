@@ -34,7 +34,7 @@ from recsys.config import EvaluateConfig
 from recsys.config.compare import CompareConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.histories import Split
-from recsys.evaluation.bootstrap import LEVEL
+from recsys.evaluation.bootstrap import LEVEL, shown_p
 from recsys.evaluation.metrics import outside_kinds
 from recsys.evaluation.paired_test import accuracy_of, paired_metrics
 from recsys.registry.logged_values import flatten
@@ -290,8 +290,9 @@ def _words(record: dict[str, Any]) -> list[str]:
     rows = [["metric", "first", "second", "difference", "95 % interval", "p"]]
     for name, entry in record["metrics"].items():
         interval = f"{entry['low']:+.4f} to {entry['high']:+.4f}"
+        p = shown_p(entry["p"], record["resamples"])
         means = [f"{entry[key]:.4f}" for key in ("first", "second")]
-        rows.append([name, *means, f"{entry['difference']:+.4f}", interval, f"{entry['p']:.3g}"])
+        rows.append([name, *means, f"{entry['difference']:+.4f}", interval, p])
     first, second = record["first"]["run"], record["second"]["run"]
     lines = [
         f"first {first}, second {second}: {record['queries']:,} test users, paired\n{table(rows)}"
@@ -305,9 +306,8 @@ def _words(record: dict[str, Any]) -> list[str]:
     if entry is not None:
         better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
         verdict = f"{better} is significantly better" if better else "no significant difference"
-        lines.append(
-            f"{record['metric']}: {verdict} ({entry['difference']:+.4f}, p {entry['p']:.3g})"
-        )
+        p = shown_p(entry["p"], record["resamples"])
+        lines.append(f"{record['metric']}: {verdict} ({entry['difference']:+.4f}, p {p})")
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pipelines.plumbing.opened_dataset import open_dataset
-from pipelines.plumbing.opened_model import model_sha256, open_trained
+from pipelines.plumbing.opened_model import ORIGIN, model_sha256, open_trained
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import log_evaluation, tracked
 from pipelines.plumbing.session import quiet
@@ -54,6 +56,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     if config.run.resume and (earlier := measured(folder, identity)) is not None:
         folder.progress(f"{folder.metrics} already holds the metrics of this model")
         return earlier
+    started = time.perf_counter()
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
         settings = config.evaluate
         settle_threads(config.model, config.train, dataset.num_items, folder.progress)
@@ -67,11 +70,19 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         metrics = _all_metrics(config, folder, dataset, trained, evaluation, identity)
         shown = (settings.num_examples, config.seed, settings.show_ids)
         examples = example_users(trained.frozen, dataset, evaluation.ranking, *shown)
+        metrics["timing"]["evaluate_s"] = time.perf_counter() - started
         folder.write_json(folder.metrics, metrics)
-        settings_text = redact(dump_config(config))
-        render_report(
-            folder.report, metrics, dataset.manifest, trained.history, examples, settings_text
+        write_report = partial(
+            render_report,
+            folder.report,
+            manifest=dataset.manifest,
+            training_history=trained.history,
+            examples=examples,
+            config_yaml=redact(dump_config(config)),
+            name=config.run.shown_name,
         )
+        write_report(metrics)
+        folder.rewrite_report = write_report
         folder.publish(folder.report)
         log_evaluation(tracker, metrics)
         for path in (folder.metrics, folder.report):
@@ -89,7 +100,11 @@ def _all_metrics(
     identity: dict[str, str],
 ) -> dict[str, Any]:
     """The measured metrics, with what was chosen in the training and what the run adds to them."""
-    timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
+    timing = {
+        "prepare_s": prepare_seconds(dataset.manifest),
+        **folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("timing", {}),
+        "train_s": trained.seconds,
+    }
     metrics = {**evaluation.to_json(timing), **identity}
     if config.train.final:
         metrics["data"]["final"] = planned(folder, dataset, trained)

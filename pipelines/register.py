@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -73,6 +74,7 @@ def register(
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
         folder.turn_to("training on all events")
         final = final_model(config, folder, dataset, trained, go_on)
+        before = time.perf_counter()
         folder.turn_to("registration")
         metrics, digest = _say_final(folder, metrics, final)
         made = lineage(config, dataset.manifest.content_hash, tracker)
@@ -100,6 +102,7 @@ def register(
                 " registered"
             )
             folder.forget(folder.registered)
+            _rewrite_report(folder, metrics, time.perf_counter() - before)
             return {}
         found = register_bundle(
             tracker,
@@ -113,7 +116,20 @@ def register(
         registered = {**asdict(found), **where, **is_final, "metrics_sha256": digest}
         folder.write_json(folder.registered, registered)
         folder.progress(found.summary)
+        if _rewrite_report(folder, metrics, time.perf_counter() - before):
+            tracker.log_file(folder.report)
     return registered
+
+
+def _rewrite_report(folder: RunFolder, metrics: dict[str, Any], seconds: float) -> bool:
+    """Write the report of this command's evaluation again, with the time of this stage; False if
+    another command wrote it.
+    """
+    if folder.rewrite_report is None:
+        return False
+    folder.rewrite_report({**metrics, "timing": {**metrics["timing"], "register_s": seconds}})
+    folder.publish(folder.report)
+    return True
 
 
 def _check_same_model(folder: RunFolder, metrics: dict[str, Any]) -> None:
@@ -150,7 +166,8 @@ def _stored(
 def _say_final(
     folder: RunFolder, metrics: dict[str, Any], final: FinalModel | None
 ) -> tuple[dict[str, Any], str]:
-    """Write to ``data.final`` of ``metrics.json`` what the final model was trained on.
+    """Write to ``data.final`` of ``metrics.json`` what the final model was trained on, and to
+    ``timing`` how long that took.
 
     Returns
     -------
@@ -159,12 +176,14 @@ def _say_final(
     """
     data = metrics.get("data", {})
     description = None if final is None else final.description
-    if data.get("final") != description:
+    timing = {key: of for key, of in metrics.get("timing", {}).items() if key != "final_s"}
+    timing |= {"final_s": final.result.seconds} if final is not None else {}
+    if (data.get("final"), metrics.get("timing", {})) != (description, timing):
         data = {
             **{key: value for key, value in data.items() if key != "final"},
             **({"final": description} if description else {}),
         }
-        metrics = {**metrics, "data": data}
+        metrics = {**metrics, "data": data, "timing": timing}
         folder.write_json(folder.metrics, metrics)
     return metrics, hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
 

@@ -108,13 +108,18 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         seconds = math.inf if folder.budget is None else folder.budget.training_s()
         how = report, folder.progress, folder.budget, seconds, validate, start
         own = trained_part(config)
-        result = trained(own, dataset, *how, head_start=_head_start(own, dataset, folder))
-        result = _with_apart(result, config, folder, dataset, validate, descent)
+        with folder.timed("workers_s"):
+            result = trained(own, dataset, *how, head_start=_head_start(own, dataset, folder))
+        folder.timing["workers_s"] = max(folder.timing["workers_s"] - result.seconds, 0.0)
+        if sections(config.model):
+            with folder.timed("separate_s"):
+                result = _with_apart(result, config, folder, dataset, validate, descent)
         if config.model.fusion.stack:
             folder.turn_to("members")
             settle_threads(config.model, config.train, dataset.num_items, folder.progress)
             newer_V = descent.newer_V if descent else None
-            result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
+            with folder.timed("members_s"):
+                result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
         # only when the new model is ready, so that a failed training leaves the old one usable
         folder.forget_model()
         save_trained(folder.model, result)
@@ -126,6 +131,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         }
         parent = {"parent": descent.parent} if descent else {}
         origin = {"dataset": dataset.root, **identity, **constants, **parent}
+        origin["timing"] = folder.timing
         # last: without this file the model does not count as trained
         folder.write_json(folder.model / ORIGIN, origin)
         folder.publish(folder.model)

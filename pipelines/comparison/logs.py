@@ -25,7 +25,7 @@ from recsys.config import Config, EvaluateConfig
 from recsys.config.compare import CompareConfig
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, DataError
-from recsys.evaluation.bootstrap import LEVEL
+from recsys.evaluation.bootstrap import LEVEL, shown_p
 from recsys.evaluation.experiment import MEASURES, outcomes
 from recsys.evaluation.off_policy import Estimates, Trials, estimate
 from recsys.registry.mlflow_client import tracking_uri
@@ -331,7 +331,7 @@ def _words(record: dict[str, Any]) -> list[str]:
             verdict = f"{better} is significantly better" if better else "no significant difference"
             lines.append(
                 f"{label} minus {first}, reward per answer: {_shown(found, '+')}, p"
-                f" {found['p']:.3g}: {verdict}"
+                f" {shown_p(found['p'], record['resamples'])}: {verdict}"
             )
     if "target" in record:
         one = record["target"]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pipelines.plumbing.progress import table
+from recsys.evaluation.bootstrap import shown_p
 from recsys.report.wording import segment_name
 
 _COLUMNS: Final = ("alias", "made", "events", "dataset", "decision", "candidate")
@@ -136,6 +137,6 @@ def _baselines(baselines: Mapping[str, Any]) -> list[str]:
     ]
     return lines + [
         f"| {name} | {row['difference']:+.4f} | {row['low']:+.4f} … {row['high']:+.4f} |"
-        f" {row['p']:.3g} |"
+        f" {shown_p(row['p'], baselines.get('resamples', 0))} |"
         for name, row in baselines["against"].items()
     ]

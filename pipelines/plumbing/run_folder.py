@@ -39,7 +39,8 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +81,18 @@ class RunFolder:
         self.budget: Budget | None = None  # the time budget, if the run has one
         # checkpoints of a search's trials, by the digest of the training that continues from it
         self.head_starts: dict[str, Path] = {}
+        self.timing: dict[str, float] = {}  # seconds of the parts of a run, for the report
+        # writes the report again, with metrics that a later stage has completed
+        self.rewrite_report: Callable[[dict[str, Any]], None] | None = None
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Measure the block as this part of ``timing``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing[part] = time.perf_counter() - started
 
     def turn_to(self, part: str) -> None:
         """Count the time of the budget for this part from now on."""

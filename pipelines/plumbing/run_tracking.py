@@ -93,13 +93,14 @@ class EpochLog:
             if not self._is_gone:
                 reason = redact(str(error).strip().split("\n")[0])[:200]
                 self._say(
-                    "tracking fails; the training continues and missing epochs are sent at its end"
+                    "logging to MLflow failed; the training continues, and its epochs are logged at"
+                    " the end"
                     f" ({reason})"
                 )
             self._is_gone = True
         else:
             if self._is_gone:
-                self._say("tracking answers again")
+                self._say("MLflow answers again")
             self._is_gone = False
 
     def complete(self, history: list[dict[str, Any]]) -> None:
@@ -118,7 +119,7 @@ class EpochLog:
         for values in missing:
             self._log(values)
         if missing and self._tracker.enabled:
-            self._say(f"sent {len(missing)} missing epochs to MLflow")
+            self._say(f"logged {len(missing)} earlier epoch{'s' * (len(missing) != 1)} to MLflow")
 
     def _log(self, values: Mapping[str, Any]) -> None:
         identity = _identity(values)

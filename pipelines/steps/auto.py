@@ -21,6 +21,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 
 CHOICE: Final = "auto.json"
+SEARCH_TIME: Final = "search_s"  # in auto.json and the timing of the report
 SEARCH: Final = "tune.auto_search:search"  # by name: tune imports pipelines, not the reverse
 _SECTIONS: Final = ("model", "train")
 _USERS: Final = "max_users"  # of the section evaluate, unless the user sets it
@@ -61,7 +62,8 @@ def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
                 f"{folder.shown(folder.root)} holds no earlier choice of auto; "
                 "run `recsys run` or `recsys train` with this configuration first"
             )
-    chosen, why = _choose(config, dataset, folder)
+    with folder.timed(SEARCH_TIME):
+        chosen, why = _choose(config, dataset, folder)
     tree = chosen.model_dump(mode="json")
     folder.write_json(
         folder.root / CHOICE,
@@ -70,6 +72,7 @@ def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
             "why": why,
             **{section: tree[section] for section in _SECTIONS},
             _USERS: chosen.evaluate.max_users,
+            SEARCH_TIME: folder.timing[SEARCH_TIME],
         },
     )
     folder.write_config(chosen)

@@ -57,6 +57,11 @@ class RunConfig(Section):
         ),
     )
 
+    @property
+    def shown_name(self) -> str:
+        """``name``, or the name of the folder."""
+        return self.name or self.dir.rstrip("/").rpartition("/")[2]
+
 
 class RayConfig(Section):
     """The Ray cluster."""

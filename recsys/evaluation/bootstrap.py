@@ -145,6 +145,25 @@ def comparison(difference: float, drawn_R: Array) -> Comparison:
     )
 
 
+def shown_p(p: float, resamples: int = 0) -> str:
+    """A p-value as people read it; ``≤`` if it is the smallest that these resamples can give.
+
+    Parameters
+    ----------
+    p : float
+        The p-value of a :class:`Comparison`.
+    resamples : int
+        Number of bootstrap draws R; 0: unknown.
+
+    Examples
+    --------
+    >>> shown_p(2 / 1001, 1000), shown_p(0.25, 1000), shown_p(2 / 1001)
+    ('≤ 0.002', '0.25', '0.002')
+    """
+    is_least = resamples > 0 and p <= 2.0 / (resamples + 1)
+    return f"{'≤ ' * is_least}{p:.2g}"
+
+
 def interval(value: float, drawn_R: Array) -> Interval:
     """An estimate with the percentiles of its resamples; those that are not finite (no weight
     drawn) are left out.

@@ -74,6 +74,7 @@ def certainty(
     )
     comparison = {
         "metric": main,
+        "resamples": resamples,
         "best_baseline": best,
         "chosen_by": f"test {main}",
         "best_on_test": best,

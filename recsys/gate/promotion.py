@@ -20,7 +20,7 @@ from recsys.config import Config, EvaluateConfig, PromoteConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.baselines import fit_baselines
-from recsys.evaluation.bootstrap import LEVEL, compare
+from recsys.evaluation.bootstrap import LEVEL, compare, shown_p
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import Groups, user_segments
@@ -190,8 +190,8 @@ def _overall(found: Mapping[str, Any], settings: PromoteConfig) -> Check:
         f"{found['metric']} {found['challenger']:.4f} against the champion's"
         f" {found['champion']:.4f} on {found['queries']:,} test users: difference"
         f" {found['difference']:+.4f}, 95 % interval {found['low']:+.4f} to {found['high']:+.4f}, p"
-        f" {found['p']:.3g}; promote.rule {settings.rule} requires the whole interval"
-        f" {requirement}",
+        f" {shown_p(found['p'], found['resamples'])}; promote.rule {settings.rule} requires the"
+        f" whole interval {requirement}",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from recsys.evaluation.bootstrap import shown_p
 from recsys.evaluation.metrics import QUERY_METRICS
 from recsys.report.pages import stylesheet
 
@@ -20,13 +21,19 @@ def ranked(record: Record) -> list[str]:
     )
 
 
-def against_best(record: Record) -> dict[str, float]:
-    """Method → corrected p-value of its difference from the best method, on the main metric."""
+def against_best(record: Record) -> dict[str, Record]:
+    """Method → its pair with the best method, on the main metric."""
     best, found = ranked(record)[0], {}
     for pair in record["pairs"][record["protocol"]["metric"]]:
         if best in (pair["first"], pair["second"]):
-            found[pair["second"] if pair["first"] == best else pair["first"]] = pair["p_holm"]
+            found[pair["second"] if pair["first"] == best else pair["first"]] = pair
     return found
+
+
+def _corrected(pair: Record, resamples: int) -> str:
+    """The corrected p-value of a pair; ``≤`` if more resamples could make it smaller."""
+    is_least = shown_p(pair["p"], resamples).startswith("≤")
+    return f"{'≤ ' * is_least}{shown_p(pair['p_holm'])}"
 
 
 def board(record: Record) -> list[list[str]]:
@@ -38,13 +45,13 @@ def board(record: Record) -> list[list[str]]:
         for kind in (*QUERY_METRICS, "coverage")
         if f"{kind}@{k}" != metric and k in ks
     ]
-    p_values = against_best(record)
+    pairs = against_best(record)
     rows = [["method", "setting", "seeds", metric, "95 % interval", "p vs best", *others]]
     for name in ranked(record):
         one = record["methods"][name]
         main = one["metrics"][metric]
         spread = f" ± {main['sd']:.4f}" if "sd" in main else ""
-        p = f"{p_values[name]:.2g}" if name in p_values else "–"
+        p = _corrected(pairs[name], record["resamples"]) if name in pairs else "–"
         cells = [name, one["setting"] or "–", str(one["seeds"]), f"{main['value']:.4f}{spread}"]
         cells += [f"{main['low']:.4f} – {main['high']:.4f}", p]
         rows.append([*cells, *(f"{one['metrics'][other]['value']:.4f}" for other in others)])
@@ -70,10 +77,10 @@ def head(record: Record) -> str:
 
 def findings(record: Record) -> list[str]:
     """Sentences: the best method, methods not significantly worse, choices on test, windows."""
-    metric, order, p_values = record["protocol"]["metric"], ranked(record), against_best(record)
+    metric, order, pairs = record["protocol"]["metric"], ranked(record), against_best(record)
     lines = []
     if len(order) > 1:
-        alike = [name for name in order[1:] if p_values[name] >= 0.05]
+        alike = [name for name in order[1:] if pairs[name]["p_holm"] >= 0.05]
         same = (
             f"; not significantly worse: {', '.join(alike)}"
             if alike

@@ -79,7 +79,7 @@ class Tracker:
         self.config, self.enabled = config, config.tracking.enabled
         self.uri = tracking_uri(config.tracking, config.run.dir) if self.enabled else ""
         self.run_id, self.experiment_id = run_id, ""
-        self._name = run_name or config.run.name or config.run.dir.rstrip("/").rpartition("/")[2]
+        self._name = run_name or config.run.shown_name
         self._parent_id = parent_id
         # commit of the working directory at the start of the run, where known
         self.commit: tuple[str, bool] | None = None

@@ -28,6 +28,18 @@ _PHRASES: Final = {
     ("cold", "cold users"): "users with few training events",
     ("cold", "other users"): "users with more training events",
 }
+_STAGES: Final = {
+    "prepare": "Preparing the data",
+    "search": "Search for settings",
+    "workers": "Starting the workers",
+    "train": "Training",
+    "separate": "Further models, trained separately",
+    "members": "Constants and weights of the members",
+    "evaluate": "Evaluation, with the baselines",
+    "final": "Training on all events",
+    "register": "Registration",
+}
+_LEAST_SECONDS: Final = 0.5  # shorter stages are not listed
 _NUM_EXAMPLES: Final = 3
 _NUM_TITLES: Final = 5
 
@@ -56,7 +68,7 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
         return {
             "status": "alone",
             "head": f"{shown} is {number(value)}.",
-            "text": "No baseline was run, so nothing says whether this is good.",
+            "text": "No baseline was run, so there is nothing to compare with.",
         }
     against, theirs = evaluation["comparison"]["against"][best], evaluation["baselines"][best][main]
     status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
@@ -127,6 +139,17 @@ def _phrase(group: str, label: str) -> str:
     return _PHRASES.get((group, label), named)
 
 
+def stages(timing: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of the stages in ``metrics.json`` by their name for people, in order; stages that
+    took almost no time are left out.
+
+    >>> stages({"evaluate_s": 4.0, "prepare_s": 2.0, "members_s": 0.1, "baseline_ease_s": 3.0})
+    {'Preparing the data': 2.0, 'Evaluation, with the baselines': 4.0}
+    """
+    found = {shown: timing.get(f"{name}_s", 0.0) for name, shown in _STAGES.items()}
+    return {shown: seconds for shown, seconds in found.items() if seconds >= _LEAST_SECONDS}
+
+
 def cost(
     evaluation: Mapping[str, Any], manifest: Manifest, history: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -144,16 +167,17 @@ def cost(
     Returns
     -------
     dict[str, Any]
-        ``seconds`` (of all stages), ``stages`` (seconds by name), ``epochs`` and ``counts``.
+        ``seconds`` (of all stages), ``stages`` (as :func:`stages`), ``train`` (the stage of the
+        epochs), ``epochs``, ``counts`` and ``lacks_final``: whether a training on all events
+        follows, or was done by another command.
     """
-    timing = evaluation["timing"]
-    stages = {
-        name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")
-    }
+    timed = stages(evaluation["timing"])
     return {
-        "seconds": sum(stages.values()),
-        "stages": stages,
+        "seconds": sum(timed.values()),
+        "stages": timed,
+        "train": _STAGES["train"],
         "epochs": sum("loss" in row for row in history),
+        "lacks_final": "final" in evaluation["data"] and "final_s" not in evaluation["timing"],
         "counts": {
             name: manifest.counts[name]
             for name in ("events", "users", "items")

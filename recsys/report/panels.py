@@ -120,7 +120,11 @@ def trust_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         "best": best,
         "items": [_exposure(name, entry, shown) for name, entry in trust["items"].items()],
         "bias": _bias(trust["bias"]),
-        "users": [_user_groups(name, entry, shown) for name, entry in trust["users"].items()],
+        "users": [
+            _user_groups(name, entry, shown)
+            for name, entry in trust["users"].items()
+            if len(entry["groups"]) > 1
+        ],
     }
 
 

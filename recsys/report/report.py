@@ -17,8 +17,16 @@ from typing import Any, Final
 import jinja2
 
 from recsys.data.manifest import Manifest
+from recsys.evaluation.bootstrap import shown_p
 from recsys.report.chart_geometry import curves, stacked
-from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples, verdict
+from recsys.report.first_screen import (
+    best_baseline,
+    cost,
+    for_whom,
+    short_examples,
+    stages,
+    verdict,
+)
 from recsys.report.interest_drift import interest_drift_panel
 from recsys.report.pages import environment, packaged
 from recsys.report.panels import (
@@ -33,6 +41,7 @@ from recsys.report.panels import (
 )
 from recsys.report.scores import score_cards, score_panels, score_tables, segment_bars
 from recsys.report.wording import (
+    BASELINE_NOTES,
     RECOMMENDER_NAMES,
     duration,
     figure,
@@ -56,6 +65,7 @@ def render_report(
     training_history: Sequence[Mapping[str, Any]],
     examples: Sequence[Mapping[str, Any]],
     config_yaml: str,
+    name: str = "",
 ) -> None:
     """Write the report.
 
@@ -78,6 +88,8 @@ def render_report(
         ``recsys.evaluation.interest_drift``) and ``strata`` with user clusters.
     config_yaml : str
         The merged configuration.
+    name : str
+        Name of the run, the title; empty: the name of the dataset.
     """
     templates = environment(
         jinja2.FunctionLoader(partial(packaged, "recsys.report")),
@@ -90,10 +102,12 @@ def render_report(
         sentence=sentence,
         segment=segment_name,
         meaning=metric_meaning,
+        p_value=partial(shown_p, resamples=evaluation["confidence"]["resamples"]),
     )
     content = {
         **_first_screen(evaluation, manifest, training_history, examples),
         **_details(evaluation, examples),
+        "title": name or manifest.name,
         "date": datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         "manifest": manifest,
         "training": _training(training_history, evaluation["metric"]),
@@ -113,7 +127,6 @@ def _first_screen(
 ) -> dict[str, Any]:
     """What the template shows to a product manager."""
     return {
-        "title": manifest.name,
         "metric": evaluation["metric"],
         "verdict": verdict(evaluation),
         "best": best_baseline(evaluation["comparison"]),
@@ -133,6 +146,8 @@ def _details(
         "evaluation": evaluation,
         "panels": score_panels(evaluation),
         "tables": score_tables(evaluation),
+        "baseline_notes": BASELINE_NOTES,
+        "one_target": evaluation["data"]["targets"] == evaluation["data"]["queries"],
         "segments": segment_bars(evaluation),
         "fusion": _fusion(evaluation),
         "members": members_panel(evaluation, RECOMMENDER_NAMES),
@@ -280,18 +295,14 @@ def _split(manifest: Manifest) -> str:
 
 
 def _timing(timing: Mapping[str, float]) -> dict[str, Any]:
-    """The share of each stage in the time; the times of the
-    baselines are part of the evaluation.
-    """
-    stages = {
-        name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")
-    }
+    """Seconds and share of each stage; those of the baselines are part of the evaluation."""
+    timed = stages(timing)
     inner = {
         name[len("baseline_") : -2]: s for name, s in timing.items() if name.startswith("baseline_")
     }
-    total = sum(stages.values()) or 1.0
+    total = sum(timed.values()) or 1.0
     return {
-        "stages": {name: (s, 100 * s / total) for name, s in stages.items()},
+        "stages": {name: (s, 100 * s / total) for name, s in timed.items()},
         "baselines": inner,
         "total": total,
     }

@@ -103,11 +103,18 @@ def score_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def segment_bars(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Bars of the model and of the best baseline, with one axis for all groups."""
+    """Bars of the model and of the best baseline, with one axis for all groups.
+
+    ``single`` names the groups that have all users in one segment, which says nothing more.
+    """
     metric = evaluation["metric"]
     best = best_baseline(evaluation["comparison"])
-    groups, values = [], []
+    groups, values, single = [], [], {}
     for group, labels in evaluation["segments"].items():
+        shown, first = _SEGMENT_GROUPS.get(group, group), next(iter(labels), "")
+        if len(labels) == 1 and labels[first]["queries"] == evaluation["data"]["queries"]:
+            single[shown] = first
+            continue
         rows = []
         for label, entry in labels.items():
             model = entry["model"][metric]
@@ -123,6 +130,12 @@ def segment_bars(evaluation: Mapping[str, Any]) -> dict[str, Any]:
                     "interval": interval,
                 }
             )
-        groups.append({"name": _SEGMENT_GROUPS.get(group, group), "rows": rows})
+        groups.append({"name": shown, "rows": rows})
     scale = axis(values, from_zero=True)
-    return {"groups": groups, "at": scale.at, "ticks": scale.labels(), "best": best}
+    return {
+        "groups": groups,
+        "single": single,
+        "at": scale.at,
+        "ticks": scale.labels(),
+        "best": best,
+    }

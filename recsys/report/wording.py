@@ -21,22 +21,17 @@ def metric_name(name: str) -> str:
 
 
 _MEANINGS: Final = {
-    "ndcg": (
-        "how near the top of the first {k} recommendations the items are that users chose later"
-    ),
+    "ndcg": ("how high the items that users chose later rank among the first {k} recommendations"),
     "recall": (
-        "the share of the items that users chose later that is in the first {k} recommendations"
+        "the share of the items that users chose later that the first {k} recommendations contain"
     ),
     "precision": "the share of the first {k} recommendations that users chose later",
-    "hit": (
-        "the share of users for whom the first {k} recommendations hold an item that they chose"
-        " later"
-    ),
+    "hit": ("the share of users who later chose at least one of the first {k} recommendations"),
     "mrr": (
-        "one divided by the place of the first recommendation that a user chose later, 0 after"
-        " place {k}"
+        "one divided by the rank of the first recommendation that the user chose later; 0 if it is"
+        " not among the first {k}"
     ),
-    "map": "how near the top of the first {k} recommendations all items are that users chose later",
+    "map": "how high all items that users chose later rank among the first {k} recommendations",
 }
 
 
@@ -58,6 +53,24 @@ RECOMMENDER_NAMES: Final = {
     "als": "ALS",
     "frequency": "Own frequency",
     "recent_popularity": "Popular lately",
+}
+
+
+BASELINE_NOTES: Final = {
+    "popularity": "the items with the most users, the same list for everyone",
+    "item_knn": (
+        "the items most similar to the user's own; two items are similar if many users have both"
+    ),
+    "ease": (
+        "a linear model that predicts each item from the user's other items, solved in closed form"
+        " (Steck 2019)"
+    ),
+    "als": (
+        "matrix factorisation of users and items with 64 factors, by alternating least squares (Hu"
+        " et al. 2008)"
+    ),
+    "frequency": "the items that the user had most often, newer events counting more",
+    "recent_popularity": "the items with the most events lately; newer events count more",
 }
 
 

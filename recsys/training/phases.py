@@ -13,8 +13,8 @@ A checkpoint belongs to a pass: a training that was interrupted in *select*, *pr
 *closed_form* continues the pass of *select*.
 
 With a deadline, *select* ends with a validation at the last epoch that leaves time for the refit.
-If the refit would not end in time, the selected weights stay; graphs and closed-form fits still
-include the validation events. The training on all events is separate: see
+If the refit would not end in time, the model keeps the weights that validation chose; graphs and
+closed-form fits still include the validation events. The training on all events is separate: see
 :mod:`recsys.training.final`.
 """
 
@@ -250,7 +250,10 @@ def _is_too_late(train: TrainConfig, progress: Progress, context: TrainContext) 
 
 def _without_refit(progress: Progress, context: TrainContext) -> Progress:
     """The progress of a training that keeps the selected weights instead of a refit."""
-    context.note("no time is left to train with the validation events: the selected weights stay")
+    context.note(
+        "no time is left to train again with the validation events: the model keeps the weights"
+        " that were chosen on validation"
+    )
     history = [report for report in progress.history if report.get("phase") != "refit"]
     return replace(
         progress, history=history, choices={**progress.choices, UNREFITTED: "the time was over"}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recsys.evaluation.bootstrap import shown_p
 from recsys.report.chart_geometry import axis
 from recsys.report.wording import figure, metric_name, number, recommender_name, signed
 
@@ -24,7 +25,7 @@ class Whisker:
     is_main: bool = False
     first: float = 0.0  # of a comparison: both means and p
     second: float = 0.0
-    p: float = 1.0
+    p: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def differences(record: Mapping[str, Any]) -> Chart:
             is_main=name == record["metric"],
             first=entry["first"],
             second=entry["second"],
-            p=entry["p"],
+            p=shown_p(entry["p"], record.get("resamples", 0)),
         )
         for name, entry in entries
     ]
@@ -119,7 +120,8 @@ def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str
     text = (
         f"{metric_name(name)} is {number(entry['first'])} with {first} and"
         f" {number(entry['second'])} with {second}: a difference of {signed(entry['difference'])},"
-        f" 95 % interval {signed(entry['low'])} to {signed(entry['high'])}, p = {entry['p']:.2g}"
-        f" (paired bootstrap over {figure(record['queries'])} test users)."
+        f" 95 % interval {signed(entry['low'])} to {signed(entry['high'])}, p"
+        f" {shown_p(entry['p'], record.get('resamples', 0))} (paired bootstrap over"
+        f" {figure(record['queries'])} test users)."
     )
     return "better" if better else "even", head, text

@@ -86,7 +86,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(outside, "_named", set())
     yield
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("budget", "thrift", "hinge", "ledger", "rbp"):
+        if name.split(".")[0] in ("budget", "taste", "thrift", "hinge", "ledger", "rbp"):
             del sys.modules[name]
 
 
@@ -183,6 +183,14 @@ def test_outside_granularity_trains_explains_and_improves_the_metric(
     ):
         assert answer.scores == pytest.approx(np.sum(list(answer.shares.values()), axis=0).tolist())
         assert any(answer.shares["money"])
+
+
+def test_one_file_with_section_and_module_trains_and_has_shares(
+    importable: Path, shop: PreparedDataset
+) -> None:
+    own = {"taste": {"kind": "taste:TasteConfig", "enabled": True, "column": "price"}}
+    model = trained(config_of(shop, own, epochs=1), shop).frozen
+    assert model.names == ["evolution", "taste"] and len(model.sizes.inputs["category"]) == 28
 
 
 @pytest.mark.slow

@@ -81,9 +81,9 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             and "word" not in message[0]
         )
         log(HISTORY[3])
-        assert message[1:] == ["tracking answers again"]
+        assert message[1:] == ["MLflow answers again"]
         log.complete(HISTORY)
-        assert message[2:] == ["sent 2 missing epochs to MLflow"]
+        assert message[2:] == ["logged 2 earlier epochs to MLflow"]
         log.complete(HISTORY)
         run_id = tracker.run_id
     with Tracker(config, run_id=run_id) as tracker:  # as after a driver was lost
@@ -93,7 +93,7 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert sorted(steps(tracker, "train.loss")) == [(1, 2.9), (1, 3.1), (2, 1 / 3)]
         assert sorted(steps(tracker, "refit.loss")) == [(1, 3.0), (2, 0.3)]
         assert sorted(step for step, _ in steps(tracker, "valid.ndcg_at_10")) == [1, 1, 2]
-    assert message[-1] == "sent 1 missing epochs to MLflow"
+    assert message[-1] == "logged 1 earlier epoch to MLflow"
 
 
 def test_validation_of_a_model_without_training_arrives_once(tmp_path: Path) -> None:

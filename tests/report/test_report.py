@@ -31,6 +31,7 @@ KINDS = (
 BASE = {"recall": 0.27, "ndcg": 0.274, "precision": 0.135, "mrr": 0.47, "map": 0.15, "hit": 0.78}
 BASE |= {"coverage": 0.21, "novelty": 9.1, "gini": 0.93, "diversity": 0.62}
 SCALE = {"model": 1.08, "popularity": 0.35, "item_knn": 0.92, "ease": 1.0, "als": 0.97}
+METRICS = ("Recall", "NDCG", "Precision", "MRR", "MAP", "Hit")
 HOSTILE = "<script>alert(\"x\")</script> & 'friends'"
 
 
@@ -658,3 +659,92 @@ def test_segments_are_named_in_plain_words(tmp_path: Path) -> None:
     text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
     assert "items new to the user" in text and "items the user had before" in text
     assert "new_targets" not in text and "repeat_targets" not in text
+
+
+def rendered(folder: Path, content: dict[str, Any], name: str = "") -> Page:
+    render_report(folder / "r.html", content, manifest(), history(), examples(), "", name)
+    return Page((folder / "r.html").read_text(encoding="utf-8"))
+
+
+def test_title_is_the_name_of_the_run_and_the_dataset_is_named_below(tmp_path: Path) -> None:
+    text = rendered(tmp_path, evaluation_json(), "spring").text
+    assert text.startswith("spring · Multigrain report") and "data hetrec-lastfm ·" in text
+
+
+def test_cost_lists_search_members_and_training_on_all_events(tmp_path: Path) -> None:
+    content = evaluation_json()
+    content["timing"] |= {"search_s": 130.0, "members_s": 9.5, "workers_s": 12.0, "final_s": 300.0}
+    content["timing"] |= {"register_s": 0.1}
+    content["data"]["final"] = {"through": "test", "events": 92834, "epochs": 20, "start": "anew"}
+    first = rendered(tmp_path, content).text.split("Details for engineers")[0]
+    for words in (
+        "Search for settings 2 min 10 s",
+        "Constants and weights of the members 9.5 s",
+        "Starting the workers 12 s",
+        "Training on all events 5 min 0 s",
+        "16 min 23 s of computing",
+    ):
+        assert words in first, words
+    assert "Registration" not in first, "shorter than half a second"
+    assert "Without the training on all events" not in first
+
+
+def test_cost_says_when_the_training_on_all_events_is_not_in_it(tmp_path: Path) -> None:
+    content = evaluation_json()
+    content["data"]["final"] = {"through": "test", "events": 92834, "epochs": 20, "start": "anew"}
+    assert "Without the training on all events" in rendered(tmp_path, content).text
+
+
+def test_only_accuracy_metrics_are_bold(tmp_path: Path) -> None:
+    rendered(tmp_path, evaluation_json())
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    table = html[html.index("<h2>All metrics</h2>") :].split("</section>")[0]
+    bold = {
+        row.split("</th>")[0]
+        for row in table.split("<tr><th>")[1:]
+        if '<span class="best">' in row.split("</tr>")[0]
+    }
+    assert bold == {f"{metric}@{k}" for metric in METRICS for k in (10, 20)}
+    assert "td.us { font-weight: 400; }" in html, "the model's column is not bold as a whole"
+    assert "never bold" in table
+
+
+def test_smallest_possible_p_is_an_upper_bound(tmp_path: Path) -> None:
+    content = evaluation_json()
+    content["comparison"]["against"]["als"]["p"] = 0.37
+    page = rendered(tmp_path, content)
+    cells = [word.strip() for word in page.words]
+    assert cells.count("≤ 0.002") == 3 and cells.count("0.37") == 1
+
+
+def test_only_the_baselines_of_the_report_are_explained(tmp_path: Path) -> None:
+    content = evaluation_json()
+    text = rendered(tmp_path, content).text
+    assert "EASE: a linear model" in text and "ALS: matrix factorisation" in text
+    assert "Own frequency:" not in text
+
+
+def test_segments_of_all_users_are_named_in_one_line(tmp_path: Path) -> None:
+    content = evaluation_json()
+    whole = content["segments"]["friends"].pop("with friends") | {"queries": 1881}
+    content["segments"] |= {"friends": {"with friends": whole}}
+    text = rendered(tmp_path, content).text
+    assert "all test users are in one segment: by friends (with friends)." in text
+    assert text.count("with friends") == 1 and "targets new to training" in text
+
+
+@pytest.mark.parametrize(("targets", "said"), [(1881, True), (1882, False)])
+def test_equal_metrics_are_explained_only_if_every_user_has_one_target(
+    tmp_path: Path, targets: int, said: bool
+) -> None:
+    content = evaluation_json()
+    content["data"]["targets"] = targets
+    assert ("Recall equals Hit" in rendered(tmp_path, content).text) == said
+
+
+def test_certificate_of_one_combination_is_one_line(tmp_path: Path) -> None:
+    content = evaluation_json()
+    entry = {"label": "long history (5+)", "present": ["long history (5+)"], "missing": []}
+    content["signals"] = [entry | {"queries": 1881, "value": 0.3, "best_baseline": None}]
+    text = rendered(tmp_path, content).text
+    assert "All test queries have the same signals: long history (5+)." in text

@@ -586,6 +586,10 @@ def test_final_model_has_the_member_weights_of_validation(story: Path) -> None:
     assert stacks[0] is not None and stacks[1] is not None
     assert torch.equal(stacks[0].weights_GM, stacks[1].weights_GM)
     assert bundle.popularity_N.sum() == 192 and known.model.popularity_N.sum() == 192 - 24
+    timing = json.loads((story / "stacked/metrics.json").read_text())["timing"]
+    assert timing["members_s"] > 0 and timing["final_s"] > 0, "the report lists them"
+    report = (story / "stacked/report.html").read_text()
+    assert "Without the training on all events" not in report, "written again after that training"
 
 
 def test_final_training_keeps_the_evaluated_constants(story: Path) -> None:
