@@ -95,13 +95,10 @@ def _command(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb not in VERBS:
-        from difflib import get_close_matches
+        from recsys.errors import valid_instead
 
-        near = get_close_matches(verb, VERBS, n=1)
-        meant = f"did you mean {near[0]}? The" if near else "the"
-        raise UsageError(
-            f"unknown verb {verb!r}; {meant} verbs are: {', '.join(VERBS)}. Usage: {USAGE}"
-        )
+        verbs = valid_instead(verb, VERBS, "the verbs are", ", ".join(VERBS))
+        raise UsageError(f"unknown verb {verb!r}; {verbs}. Usage: {USAGE}")
     if VERBS[verb].usage and not {"--help", "-h"} & set(rest):
         return int(_target(verb)(rest))
     arguments = (

@@ -26,6 +26,8 @@ from pipelines.plumbing.user_message import user_message
 from pipelines.stages import SEARCHES, STAGES, UPDATES, VERBS
 from recsys.config import Config, UpdateConfig, build_config, load_config
 from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.retrieval.rules import Explained
+from recsys.serving.requests import Request
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "pipelines" / "configs" / "demo.yaml")
@@ -86,7 +88,7 @@ def test_help_is_fast() -> None:
 def test_help_of_a_verb_lists_keys_types_defaults_and_meanings(capsys: Captured) -> None:
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "--train.lr" in shown and "float > 0, default 0.001" in shown
+    assert "--train.lr" in shown and "number > 0, default 0.001" in shown
     assert "--train.schedule" in shown and "constant|cosine|linear" in shown
     assert "users in a step, on average, over all workers" in shown
     assert "data.source" in shown and "by kind: canonical, recbole" in shown
@@ -124,9 +126,26 @@ def test_every_key_is_in_the_help_of_its_section(capsys: Captured) -> None:
     of_source = capsys.readouterr().out
     assert "data.source with kind recbole" in of_source and "--train.lr" not in of_source
     assert main(["help", "train.los"]) == 2
-    assert "no section 'los'; expected one of" in capsys.readouterr().err
+    assert "no section 'los'; did you mean train.loss? Expected one of" in capsys.readouterr().err
     assert main(["help", "evolution"]) == 2
     assert "did you mean model.granularities.evolution?" in capsys.readouterr().err
+
+
+def test_help_has_no_python_types(capsys: Captured) -> None:
+    assert main(["help", "all"]) == 0
+    keys = re.findall(r"^  --\S+ +(.*?)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
+    assert len(keys) > 300
+    python = re.compile(r"\b(NoneType|None|bool|int|float|str|dict|Any|True|False)\b|\{'")
+    assert [key for key in keys if python.search(key) and "default [NaN" not in key] == []
+
+
+def test_help_names_every_field_of_requests_and_rules(capsys: Captured) -> None:
+    assert main(["help", "recommend"]) == 0
+    keys = dict(re.findall(r"^  --(\S+) +(.*)$", capsys.readouterr().out, re.MULTILINE))
+    rules, own = {*Explained.model_fields} - {"k"}, {*Request.model_fields}
+    assert rules <= {*re.findall(r"\w+", keys["recommend.rules"])}
+    named = {*re.findall(r"\w+", keys["recommend.requests"])}
+    assert own - rules <= named and "recommend.rules" in keys["recommend.requests"]
 
 
 def test_version_is_printed(capsys: Captured) -> None:

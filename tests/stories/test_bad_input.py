@@ -75,7 +75,7 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown adapter": (
         ["run", "--config", "CONFIG", "--data.source.kind", "excel"],
-        ["data.source", "'excel'", "'recbole'"],
+        ["data.source", "'excel'", "recbole"],
     ),
     "variable not set": (
         ["run", "--config", "CONFIG", "--data.dir", "$NO_SUCH_PLACE/x"],
