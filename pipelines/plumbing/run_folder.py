@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 # other verbs use the results of these
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")
 ANSWERS: Final = "answers"
+_RECORDS: Final = ("config.yaml", "history.jsonl", "tracking.json")  # of every command
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
 _REDACTED: Final = (
     "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
@@ -257,6 +258,7 @@ class RunFolder:
         # a configuration without a model must not replace one with the model that auto chose
         if verb in _CONFIGURING and (config.has_model or not self.config.is_file()):
             self.write_config(config)
+        self.progress.has_lines = False  # the work begins now
 
     def write_config(self, config: Config) -> None:
         """Write ``config.yaml``, without credentials."""
@@ -273,7 +275,8 @@ def open_run(
     stage.
 
     A command without the lock writes nothing to a remote run folder, because another command may be
-    writing there.
+    writing there. If the input is wrong, a new folder in which the command has made nothing is
+    removed again.
 
     Parameters
     ----------
@@ -299,6 +302,8 @@ def open_run(
         Another command uses it.
     StorageError
         A remote one cannot be reached or written to.
+    UserError
+        The command is refused; the error is its own.
     """
     if (
         is_remote(config.run.dir) and not locks
@@ -314,6 +319,7 @@ def open_run(
             yield folder
         return
     root = Path(config.run.dir)
+    created = [path for path in (root, *root.parents) if not path.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -325,7 +331,30 @@ def open_run(
             root, Progress(stream if stream is not None else sys.stdout, root / "run.log")
         )
         folder.record(config, verb)
-        yield folder
+        try:
+            yield folder
+        except UserError:
+            if created and _is_refused(folder, verb):
+                _remove_records(folder)
+                (root / ".lock").unlink(missing_ok=True)
+                for path in created:  # the innermost first
+                    with suppress(OSError):  # another command has put something into it
+                        path.rmdir()
+            raise
+
+
+def _is_refused(folder: RunFolder, verb: str) -> bool:
+    """Whether a command that failed has left nothing but its own records in its new folder.
+
+    A stage that other stages build on keeps its folder as soon as it has said anything.
+    """
+    said = () if verb in _CONFIGURING else ("run.log",)
+    return {path.name for path in folder.root.iterdir()} <= {".lock", *_RECORDS, *said}
+
+
+def _remove_records(folder: RunFolder) -> None:
+    for name in (*_RECORDS, "run.log"):
+        folder.forget(folder.root / name)
 
 
 @contextmanager
@@ -351,6 +380,7 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
         mirror = Mirror(root, uri)
         # large artefacts are fetched when a stage needs them
         mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
+        is_new = not any(root.iterdir())
         folder = RunFolder(
             root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror
         )
@@ -358,9 +388,12 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
             folder.record(config, verb)
             yield folder
         except BaseException as error:
-            # what a failed command has finished is kept, so that --resume can continue
             with suppress(Exception):  # do not hide the first error
-                mirror.publish_changed()
+                if is_new and isinstance(error, UserError) and _is_refused(folder, verb):
+                    _remove_records(folder)
+                else:
+                    # what a failed command has finished is kept, so that --resume can continue
+                    mirror.publish_changed()
             # the temporary folder is gone when a person reads the message
             if isinstance(error, UserError) and name in str(error):
                 raise type(error)(str(error).replace(name, without_query(uri))) from error

@@ -88,6 +88,7 @@ class Tracker:
             folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
         )
         self._client: Any = None
+        self._continues = False  # whether the MLflow run is one of an earlier command
         self._monitor: Any = None
 
     def __enter__(self) -> Tracker:
@@ -136,6 +137,17 @@ class Tracker:
             if error is None:
                 raise
         self._client = None
+
+    def discard(self) -> None:
+        """Delete the MLflow run that this tracker began: wrong input was refused before any work.
+
+        A continued run stays.
+        """
+        if self._client is None or self._continues:
+            return
+        with suppress(Exception):  # the refusal matters more
+            self._client.set_terminated(self.run_id, "FAILED")
+            self._client.delete_run(self.run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters by name; long values are cut to MLflow's limit, existing parameters are
@@ -256,6 +268,7 @@ class Tracker:
         # from an earlier run; it would override the name
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         run = self._earlier_run() if self.run_id else None
+        self._continues = run is not None
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
         else:

@@ -289,7 +289,10 @@ def test_old_key_of_a_separate_model_sets_the_new_key() -> None:
 @pytest.mark.parametrize(
     ("tree", "expected"),
     [
-        ({"data": {"sourc": {}}}, r"data\.sourc: unknown key; did you mean source\? Valid keys"),
+        (
+            {"data": {"sources": {}}},
+            r"data\.sources: unknown key; did you mean source\? Valid keys",
+        ),
         ({"train": {"epoch": 3}}, r"train\.epoch: unknown key; did you mean epochs\? Valid keys"),
         ({"trian": {"epochs": 3}}, r"trian: unknown key; did you mean train\?"),
         (

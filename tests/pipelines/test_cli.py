@@ -25,7 +25,8 @@ from pipelines.plumbing.session import keep_token_elsewhere
 from pipelines.plumbing.user_message import user_message
 from pipelines.stages import SEARCHES, STAGES, UPDATES, VERBS
 from recsys.config import Config, UpdateConfig, build_config, load_config
-from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
+from recsys.registry.mlflow_client import client
 from recsys.retrieval.rules import Explained
 from recsys.serving.requests import Request
 
@@ -290,6 +291,84 @@ def test_run_folder_is_locked_during_a_run(config: Config) -> None:
         pass
     with open_run(config, "evaluate"):
         pass  # the end of the first run releases the lock
+
+
+def in_folder(config: Config, folder: Path) -> Config:
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})})
+
+
+@pytest.mark.parametrize(
+    ("verb", "locks"), [("prepare", True), ("recommend", True), ("similar", False)]
+)
+def test_refused_command_removes_the_run_folder_that_it_made(
+    config: Config, tmp_path: Path, verb: str, locks: bool
+) -> None:
+    new = in_folder(config, tmp_path / "runs/new")
+    with pytest.raises(ConfigError), open_run(new, verb, locks=locks) as folder:
+        if verb == "recommend":
+            folder.progress("the model is read before the rules are checked")
+        raise ConfigError("wrong")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ConfigError), open_run(new, verb, locks=locks) as folder:
+        (tmp_path / "runs/mlflow.db").touch()  # of another command
+        raise ConfigError("wrong")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mlflow.db"]
+
+
+def test_run_folder_stays_after_a_failure_of_work_and_if_it_was_there(
+    config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "before").mkdir()
+    errors: dict[str, Exception] = {
+        "before": ConfigError("wrong"),
+        "said": DataError("too many bad rows"),
+        "wrote": DataError("too many bad rows"),
+        "refused": Refusal("not better"),
+        "failed": ZeroDivisionError(),
+    }
+    for name, error in errors.items():
+        with (
+            pytest.raises(type(error)),
+            open_run(in_folder(config, tmp_path / name), "train") as folder,
+        ):
+            if name == "said":
+                folder.progress("epoch 1")
+            if name == "wrote":
+                folder.write_json(folder.metrics, {})
+            raise error
+        assert (tmp_path / name / "history.jsonl").is_file(), name
+
+
+@pytest.mark.parametrize(
+    "words", [["similar"], ["similar", "--item", "x"], ["recommend"], ["promote"], ["register"]]
+)
+def test_verb_that_is_refused_leaves_nothing(
+    words: list[str], tmp_path: Path, capsys: Captured
+) -> None:
+    folder = tmp_path / "runs/new"
+    assert main([*words, "--config", DEMO, "--run.dir", str(folder)]) == 2
+    assert not folder.parent.exists() and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("has_worked", [False, True])
+def test_mlflow_run_of_a_refused_command_is_deleted(
+    config: Config, tmp_path: Path, has_worked: bool
+) -> None:
+    from pipelines.plumbing.run_tracking import tracked
+
+    config = in_folder(config, tmp_path / "new")
+    with (
+        pytest.raises(DataError),
+        open_run(config, "run") as folder,
+        tracked(config, folder) as tracker,
+    ):
+        if has_worked:
+            folder.progress("epoch 1")
+        raise DataError("wrong")
+    found = client(tracker.uri).get_run(tracker.run_id).info
+    stage = "active" if has_worked else "deleted"
+    assert (found.status, found.lifecycle_stage) == ("FAILED", stage)
+    assert (tmp_path / "new").exists() == has_worked
 
 
 def test_configuration_and_its_changes_are_recorded(config: Config, capsys: Captured) -> None:
