@@ -335,9 +335,8 @@ def open_run(
             yield folder
         except UserError:
             if created and _is_refused(folder, verb):
-                _remove_records(folder)
-                (root / ".lock").unlink(missing_ok=True)
-                for path in created:  # the innermost first
+                shutil.rmtree(root, ignore_errors=True)
+                for path in created[1:]:  # the innermost first
                     with suppress(OSError):  # another command has put something into it
                         path.rmdir()
             raise
@@ -349,12 +348,9 @@ def _is_refused(folder: RunFolder, verb: str) -> bool:
     A stage that other stages build on keeps its folder as soon as it has said anything.
     """
     said = () if verb in _CONFIGURING else ("run.log",)
-    return {path.name for path in folder.root.iterdir()} <= {".lock", *_RECORDS, *said}
-
-
-def _remove_records(folder: RunFolder) -> None:
-    for name in (*_RECORDS, "run.log"):
-        folder.forget(folder.root / name)
+    files = (path for path in folder.root.rglob("*") if not path.is_dir())
+    names = {path.relative_to(folder.root).as_posix() for path in files}
+    return names <= {".lock", *_RECORDS, *said}
 
 
 @contextmanager
@@ -390,7 +386,8 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
         except BaseException as error:
             with suppress(Exception):  # do not hide the first error
                 if is_new and isinstance(error, UserError) and _is_refused(folder, verb):
-                    _remove_records(folder)
+                    for record in (*_RECORDS, "run.log"):
+                        mirror.remove(root / record)
                 else:
                     # what a failed command has finished is kept, so that --resume can continue
                     mirror.publish_changed()

@@ -64,20 +64,31 @@ class FollowedModel:
         info = bundle.info
         _, _, alias = self.uri.partition("@") if registered else ("", "", "")
         name, _, number = (
-            version.removeprefix("models:/").rpartition("/") if registered else ("", "", "")
+            version.removeprefix("models:/").rpartition("/")
+            if registered
+            else ("", "", version.rpartition(" ")[2])
         )
         about = {
-            "uri": version if registered else self.uri,
+            "uri": version if registered else _public(self.uri),
             "name": name,
             "version": number,
             "alias": alias,
             "created": info.created,
             "package_version": info.package_version,
             "granularities": info.granularities,
-            "dataset": info.dataset,
+            "dataset": {key: value for key, value in info.dataset.items() if key != "root"},
             "metrics": info.metrics,
             "exclude_seen": bundle.exclude_seen,
             "index": info.index,
             "card": card,
         }
         return bundle, about
+
+
+def _public(uri: str) -> str:
+    """A URI as callers may see it: the name of a local folder without the folders above it.
+
+    >>> _public("/home/ann/pulled"), _public("s3://bucket/pulled")
+    ('pulled', 's3://bucket/pulled')
+    """
+    return uri if is_remote(uri) else Path(uri).resolve().name

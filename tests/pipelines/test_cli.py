@@ -220,6 +220,23 @@ def _fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(cli, "_run", fail)
 
 
+@pytest.mark.parametrize("verb", ["prepare", "similar"])
+def test_first_line_comes_once_and_before_slow_imports(verb: str, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pipelines import cli; from pipelines.plumbing import run_folder\n"
+        "def stop(*args, **kwargs):\n"
+        "    sys.exit(str([name for name in ('ray', 'torch', 'mlflow') if name in sys.modules]))\n"
+        "run_folder.open_run = stop; cli.main(sys.argv[1:])"
+    )
+    words = [verb, "--config", DEMO, "--run.dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"00:00.0  {verb:<9}  starting") and second == "[]"
+    assert done.stdout == ""
+
+
 def test_user_error_gives_one_message_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -305,6 +322,7 @@ def test_refused_command_removes_the_run_folder_that_it_made(
 ) -> None:
     new = in_folder(config, tmp_path / "runs/new")
     with pytest.raises(ConfigError), open_run(new, verb, locks=locks) as folder:
+        (folder.root / "trials").mkdir()
         if verb == "recommend":
             folder.progress("the model is read before the rules are checked")
         raise ConfigError("wrong")

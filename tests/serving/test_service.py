@@ -26,7 +26,7 @@ from recsys.serving.prometheus import Counts, exposition
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.requests import Job
-from recsys.serving.service import Answered, Incoming, Outcome, Service
+from recsys.serving.service import Answered, Incoming, Outcome, Service, health
 from recsys.serving.stock import Stock, StockChange, read_stock, write_stock
 from tests.handmade import small_model, small_world
 
@@ -492,11 +492,11 @@ def test_followed_folder_changes_version_with_its_content(folder: Path, tmp_path
     followed = FollowedModel(str(tmp_path / "pulled"), "")
     first = followed.version()
     found, about = followed.load(first)
-    assert (
-        found.item_ids
-        and about["uri"] == str(tmp_path / "pulled")
-        and about["dataset"]["name"] == "handmade"
-    )
+    assert found.item_ids and about["uri"] == "pulled" and about["dataset"]["name"] == "handmade"
+    assert "/" not in json.dumps({**about, "card": "", "metrics": {}}), "no path of this machine"
+    shown = json.loads(health(about).body)
+    assert (shown["model"], len(shown["version"])) == ("pulled", 12)
+    assert first.endswith(shown["version"])
     assert followed.version() == first
     description = tmp_path / "pulled/bundle/bundle.json"
     description.write_text(description.read_text().replace('"created": "2', '"created": "3'))
