@@ -38,7 +38,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
@@ -50,6 +49,7 @@ from pipelines.plumbing.progress import Progress
 from recsys import __version__
 from recsys.config import Config, dump_config, redacted
 from recsys.errors import ArtifactError, ConfigError, UserError
+from recsys.storage.temporary import temporary
 from recsys.storage.uris import is_remote, within, without_query
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def open_run(
     if (
         is_remote(config.run.dir) and not locks
     ):  # its run.log would replace that of a running command
-        with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+        with temporary() as name:
             yield RunFolder(
                 Path(name),
                 Progress(stream if stream is not None else sys.stdout, Path(name) / "run.log"),
@@ -370,7 +370,7 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
     lock = within(uri, ".lock")
     with (
         holding(lock, f"`recsys {verb}`", free),
-        tempfile.TemporaryDirectory(prefix="multigrain-") as name,
+        temporary() as name,
     ):
         root = Path(name)
         mirror = Mirror(root, uri)

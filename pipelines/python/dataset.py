@@ -4,7 +4,6 @@ dataset.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -21,6 +20,7 @@ from recsys.config import Config, dump_config, load_config
 from recsys.errors import ConfigError, DataError, valid_instead
 from recsys.inspect.look import Look, look
 from recsys.inspect.terminal_summary import summary_of
+from recsys.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -427,7 +427,7 @@ class Dataset:
 
 def _folder(folder: str | Path | None) -> Path:
     if folder is None:
-        return Path(tempfile.mkdtemp(prefix="multigrain-"))
+        return temporary_folder()
     path = Path(folder).expanduser().absolute()
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -21,6 +21,7 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import one_request, parse_rules, parse_similar
 from recsys.serving.requests import MAX_K
+from recsys.storage.temporary import keep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -356,6 +357,8 @@ class Model:
         config: Config = with_settings(load_config(run / "config.yaml"), changes)
         with open_run(config, "register") as folder:
             done = register(config, folder)
+            if config.tracking.uri == "" and keep(run):
+                folder.progress(f"{run.parent} stays after this process: it has the MLflow store")
         return f"models:/{done['name']}/{done['version']}"
 
     def _run(self, what: str) -> Path:

@@ -5,13 +5,13 @@ content.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.bundle.description import DESCRIPTION
 from recsys.registry.resolve import description_at, pinned, resolve
+from recsys.storage.temporary import temporary
 from recsys.storage.uris import is_remote
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class FollowedModel:
         from recsys.serving.bundles import read_bundle
 
         registered = self.uri.startswith("models:")
-        with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
+        with temporary() as into:
             folder = resolve(version if registered else self.uri, self.tracking_uri, Path(into))
             bundle = read_bundle(folder)
             card = read_card(folder, bundle.info) or None
