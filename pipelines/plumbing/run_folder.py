@@ -79,6 +79,7 @@ class RunFolder:
         self.root, self.progress, self.remote = root, progress, remote
         self.tracker: Tracker | None = None  # open while a command runs
         self.budget: Budget | None = None  # the time budget, if the run has one
+        self.search_run = ""  # MLflow run of the search that chose the settings
         # checkpoints of a search's trials, by the digest of the training that continues from it
         self.head_starts: dict[str, Path] = {}
 

@@ -64,7 +64,8 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
     )
     with Tracker(config, run_id=run_id, folder=folder.root) as tracker:
         folder.publish(folder.root / RUN_FILE)
-        folder.tracker = tracker
+        tracker.adopt(folder.search_run)
+        folder.search_run, folder.tracker = "", tracker
         try:
             yield tracker
         except UserError:

@@ -26,8 +26,16 @@ from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
 from recsys.registry.experiments import experiment_id
 from recsys.registry.logged_values import mlflow_name, numbers, set_parameters
 from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path, tracking_uri
-from recsys.registry.run_tags import CHANGED_TAG, COMMIT_TAG, origin_tags, working_commit
+from recsys.registry.run_tags import (
+    CHANGED_TAG,
+    COMMIT_TAG,
+    PARENT_TAG,
+    PROCESS_TAG,
+    origin_tags,
+    working_commit,
+)
 from recsys.storage.filesystems import check_writable, require_s3_client
+from recsys.storage.locks import this_process
 from recsys.storage.uris import is_remote
 
 RUN_FILE: Final = (
@@ -148,6 +156,13 @@ class Tracker:
         with suppress(Exception):  # the refusal matters more
             self._client.set_terminated(self.run_id, "FAILED")
             self._client.delete_run(self.run_id)
+
+    def adopt(self, run_id: str) -> None:
+        """Make an earlier MLflow run a child of this one, as a search of the training that it was
+        for.
+        """
+        if self._client is not None and run_id:
+            self._client.set_tag(run_id, PARENT_TAG, self.run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters by name; long values are cut to MLflow's limit, existing parameters are
@@ -271,13 +286,15 @@ class Tracker:
         self._continues = run is not None
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
+            self._client.set_tag(self.run_id, PROCESS_TAG, this_process())
         else:
             self.experiment_id = experiment_id(
                 self._client, sqlite_path(self.uri), self.config.tracking
             )
             tags = {"multigrain.version": __version__, **origin_tags(*working_commit(Path.cwd()))}
+            tags[PROCESS_TAG] = this_process()
             if self._parent_id:
-                tags["mlflow.parentRunId"] = self._parent_id
+                tags[PARENT_TAG] = self._parent_id
             run = self._client.create_run(
                 self.experiment_id, tags=tags, run_name=self._name or None
             )

@@ -497,10 +497,7 @@ def test_failing_stage_names_the_remote_folder_and_releases_the_lock(
     words = ["--config", f"{bucket}/c.yaml", "--run.dir", f"{bucket}/run"]
     assert main(["recommend", *words]) == 2
     message = capsys.readouterr().err
-    assert (
-        message.startswith(f"recsys: {bucket}/run/bundle has no model bundle")
-        and "/tmp" not in message
-    )
+    assert f"\nrecsys: {bucket}/run/bundle has no model bundle" in message and "/tmp" not in message
     assert names(f"{bucket}/run") == []
     assert main(["recommend", *words, "--run.dir", "s3://no-such-bucket/run"]) == 2
     assert "there is no bucket no-such-bucket" in capsys.readouterr().err
