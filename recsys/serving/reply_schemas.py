@@ -96,7 +96,7 @@ def _model_description() -> Schema:
     always: dict[str, Schema] = {
         "uri": {"description": "Where the model came from; for a local folder its name."},
         "name": {"description": "Its registered name; empty for a folder."},
-        "version": {"description": "Its registered version; for a folder: of its checksum."},
+        "version": {"description": "Its registered version; for a folder, 12 digits of its hash."},
         "alias": {"description": "The alias that the server follows."},
         "created": {"description": "When it was trained, UTC."},
         "package_version": {"description": "The release that trained it."},

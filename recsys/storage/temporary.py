@@ -75,9 +75,14 @@ def _remove_abandoned(place: str) -> None:
                 shutil.rmtree(outer, ignore_errors=True)
 
 
-@cache
+@cache  # once
 def _remove_at_exit() -> None:
-    atexit.register(lambda: [_remove(outer) for outer in [*_held]])
+    atexit.register(_remove_all)
+
+
+def _remove_all() -> None:
+    for outer in [*_held]:
+        _remove(outer)
 
 
 def _remove(outer: Path) -> None:

@@ -127,7 +127,7 @@ def _refused(words: list[str], expected: list[str], capsys: Captured) -> None:
     code = main(words)
     message = capsys.readouterr().err
     assert code == 2, message
-    assert message.startswith("recsys: ") and "Traceback" not in message
+    assert message.count("recsys: ") == 1 and "Traceback" not in message
     for part in expected:
         assert part in message, f"{part!r} is not in {message!r}"
 
