@@ -95,13 +95,10 @@ def _command(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb not in VERBS:
-        from difflib import get_close_matches
+        from recsys.errors import valid_instead
 
-        near = get_close_matches(verb, VERBS, n=1)
-        meant = f"did you mean {near[0]}? The" if near else "the"
-        raise UsageError(
-            f"unknown verb {verb!r}; {meant} verbs are: {', '.join(VERBS)}. Usage: {USAGE}"
-        )
+        verbs = valid_instead(verb, VERBS, "the verbs are", ", ".join(VERBS))
+        raise UsageError(f"unknown verb {verb!r}; {verbs}. Usage: {USAGE}")
     if VERBS[verb].usage and not {"--help", "-h"} & set(rest):
         return int(_target(verb)(rest))
     arguments = (
@@ -156,8 +153,12 @@ def _config(verb: str, arguments: Arguments) -> Config:
 
 def _run(verb: str, config: Config) -> None:
     """Open the run folder and run the verb in it."""
+    from pipelines.plumbing.progress import elapsed
     from pipelines.plumbing.run_folder import open_run
 
+    # on stderr: the first line of a log, and of some verbs the output, is on stdout
+    starting = f"{elapsed(0)}  {verb:<9}  starting; libraries and Ray need a few seconds"
+    print(starting, file=sys.stderr, flush=True)
     with open_run(config, verb, locks=VERBS[verb].locks) as folder:
         if VERBS[verb].reads_model and verb != "run":  # `run` prepares the data first
             from pipelines.steps.auto import with_model

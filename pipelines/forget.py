@@ -11,7 +11,6 @@ users; otherwise the model card says what still depends on them.
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -57,7 +56,7 @@ from recsys.privacy.rows import RowFinder
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
 from recsys.serving.answer_log import holds_rows
-from recsys.storage.mirror import temporary_folder
+from recsys.storage.temporary import temporary, temporary_folder
 
 JOURNAL: Final = "forgetting.json"
 
@@ -136,7 +135,7 @@ def forget(config: Config, folder: RunFolder) -> None:
         folder.settle()
     with (
         folder.progress.stage("prove"),
-        tempfile.TemporaryDirectory(prefix="multigrain-") as copied,
+        temporary() as copied,
     ):
         files = searchable(config, folder, store, Path(copied), copies)
         conclude(config, folder, files, work.users, work.evidence, work.actions, key)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import getpass
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,12 +20,12 @@ from pipelines.plumbing.promotion_record import candidate_table, to_markdown, ve
 from pipelines.plumbing.run_folder import RunFolder, write_atomically
 from pipelines.plumbing.session import quiet
 from recsys.config import Config, PromoteConfig, RunConfig, TrackingConfig, TrainConfig, redact
-from recsys.errors import ArtifactError, ConfigError, Refusal
+from recsys.errors import ArtifactError, ConfigError, Refusal, UserError
 from recsys.evaluation.validation import Validator
 from recsys.gate.promotion import Check, Findings
 from recsys.registry.aliases import CHAMPION, PREVIOUS, Aliases
 from recsys.registry.minimum import candidates, newer_below
-from recsys.registry.mlflow_client import client, tracking_uri
+from recsys.registry.mlflow_client import client, sqlite_path, tracking_uri
 from recsys.registry.resolve import pinned
 from recsys.registry.tracking import Tracker
 
@@ -66,6 +67,7 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     with (
         folder.progress.stage("promote"),
         Tracker(_recorded_apart(config), f"promote {name}", apart=True) as tracker,
+        _without_a_record_of_wrong_input(tracker),
     ):
         aliases = Aliases(tracker.client, name)
         found = candidates(tracker.client, name, config.train.metric)
@@ -87,6 +89,16 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     return record
 
 
+@contextmanager
+def _without_a_record_of_wrong_input(tracker: Tracker) -> Iterator[None]:
+    """Delete the MLflow run if the input is wrong: only a decision is a result."""
+    try:
+        yield
+    except UserError:
+        tracker.discard()
+        raise
+
+
 def _name_and_version(
     run: RunConfig, train: TrainConfig, tracking: TrackingConfig, folder: RunFolder, uri: str
 ) -> tuple[str, str]:
@@ -103,10 +115,13 @@ def _name_and_version(
             pinned(uri, tracking_uri(tracking, run.dir)).removeprefix("models:/").rsplit("/", 1)
         )
     except ArtifactError:
-        with suppress(Exception):  # no store or no such name: the first error says so
-            name = uri.removeprefix("models:/").partition("@")[0]
-            found = candidates(client(tracking_uri(tracking, run.dir)), name, train.metric)
-            folder.progress(candidate_table(found, train.metric))
+        store = tracking_uri(tracking, run.dir)
+        path = sqlite_path(store)
+        if path is None or path.is_file():  # else the client would create it
+            with suppress(Exception):  # no such name: the first error says so
+                name = uri.removeprefix("models:/").partition("@")[0]
+                found = candidates(client(store), name, train.metric)
+                folder.progress(candidate_table(found, train.metric))
         raise
     return name, version
 

@@ -10,7 +10,6 @@ knows.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,6 +25,7 @@ from recsys.registry.resolve import resolve
 from recsys.serving.request_files import read_requests
 from recsys.serving.request_parsing import parse_rules
 from recsys.serving.stock import read_stock
+from recsys.storage.temporary import temporary
 from recsys.storage.uris import is_remote, without_query
 
 
@@ -82,7 +82,7 @@ def _written(recommend: RecommendConfig, folder: RunFolder) -> Iterator[tuple[Pa
 
         parent, _, name = without_query(out).rpartition("/")
         options = out[len(without_query(out)) :].lstrip("/")
-        with tempfile.TemporaryDirectory(prefix="multigrain-") as aside:
+        with temporary() as aside:
             yield Path(aside) / name, out
             Mirror(Path(aside), parent + options).publish(Path(aside) / name)
         return

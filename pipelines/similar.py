@@ -15,7 +15,7 @@ from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.resolve import resolve
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.request_parsing import parse_rules, parse_similar
+from recsys.serving.request_parsing import one_request, parse_rules, parse_similar
 from recsys.serving.requests import SimilarAnswer
 from recsys.serving.similar import WAYS
 
@@ -39,16 +39,17 @@ def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
             "similar.item is empty; give an item: recsys similar --config FILE --item ID"
         )
     rules = parse_rules(settings.rules, "similar.rules")
-    [request] = parse_similar(
-        [{"k": settings.k, **rules, "item_id": settings.item, "by": settings.by}]
-    )
+    row = {"k": settings.k, **rules, "item_id": settings.item, "by": settings.by}
+    with one_request():
+        [request] = parse_similar([row])
     bundle = (
         resolve(settings.model, tracking_uri(config.tracking, config.run.dir))
         if settings.model
         else folder.bundle
     )
     recommender = Recommender(read_bundle(bundle))
-    [answer] = recommender.similar.answer([request])
+    with one_request():
+        [answer] = recommender.similar.answer([request])
     title = recommender.bundle.titles[recommender.item_row(answer.item_id)]
     say = folder.progress
     say(f"like {answer.item_id} ({title}), by {WAYS[answer.by]}: {answer.why}")

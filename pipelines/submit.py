@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -37,6 +36,7 @@ from pipelines.plumbing.progress import table
 from pipelines.stages import VERBS
 from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree
 from recsys.errors import ConfigError
+from recsys.storage.temporary import temporary
 
 ABOUT_JOBS: Final = ("status", "logs", "stop", "list")
 _STOPPING_S: Final = 30.0
@@ -108,7 +108,7 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
         preflight(config, print, nodes, None)
     # random at the end, because two people may submit in the same second
     job = config.submit.id or f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
+    with temporary() as folder:
         print(pack(tree, Path(folder)).summary, flush=True)
         try:
             client.submit_job(

@@ -24,6 +24,10 @@ Python exceptions (exit code 1). Our own invariants are ``assert`` statements.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Final
+
+_ALIKE: Final = 0.7  # smallest similarity of a mistyped name and the one that was likely meant
 
 
 class MultigrainError(Exception):
@@ -110,3 +114,43 @@ def choices(options: Iterable[str]) -> str:
     'gru, lstm'
     """
     return ", ".join(sorted(str(option) for option in options))
+
+
+def nearest(name: object, options: Iterable[str]) -> str:
+    """The option most similar to a mistyped name, in any letter case; empty if none is similar.
+
+    >>> nearest("epoch", ["lr", "epochs"]), nearest("epoch", ["lr"])
+    ('epochs', '')
+    """
+    by_lower = {str(option).lower(): str(option) for option in options}
+    found = get_close_matches(str(name).lower(), by_lower, 1, _ALIKE)
+    return by_lower[found[0]] if found else ""
+
+
+def valid_instead(
+    name: object, options: Iterable[str], label: str = "expected one of", listed: str = ""
+) -> str:
+    """The valid options for an error message, after the one that was likely meant.
+
+    Parameters
+    ----------
+    name : object
+        The mistyped name.
+    options : Iterable[str]
+        The valid names.
+    label : str
+        Words before the list.
+    listed : str
+        The list; empty: the sorted options.
+
+    Examples
+    --------
+    >>> valid_instead("lst", ["gru", "lstm"])
+    'did you mean lstm? Expected one of: gru, lstm'
+    >>> valid_instead("x", ["gru", "lstm"], "valid keys here")
+    'valid keys here: gru, lstm'
+    """
+    options = list(options)
+    meant = nearest(name, options)
+    text = f"{label}: {listed or choices(options) or 'none'}"
+    return f"did you mean {meant}? {text[0].upper()}{text[1:]}" if meant else text

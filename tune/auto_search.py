@@ -257,6 +257,7 @@ def _try_all(
         Children(tracker, folder.progress) as kids,
         folder.progress.own_bars(),
     ):
+        folder.search_run = tracker.run_id
         first = plan.config
         slots = slots_of_cluster(
             first.model, first.train, first.tune, dataset.num_items, folder.progress

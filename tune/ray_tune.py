@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from types import SimpleNamespace
 from typing import Any, Final
@@ -17,6 +16,7 @@ from typing import Any, Final
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from recsys.storage.temporary import temporary
 from tune.heartbeats import forget_beats
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
@@ -195,7 +195,7 @@ def run_trials(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> Non
     os.environ.update(
         {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     )
-    with tempfile.TemporaryDirectory(prefix="multigrain-tune-") as aside:
+    with temporary() as aside:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trainable, slots.resources),
             tune_config=ray.tune.TuneConfig(

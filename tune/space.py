@@ -27,7 +27,7 @@ from typing import Any, Final, Literal, get_args
 from recsys.config import Config, ModelConfig, TuneConfig, build_config, parse_yaml, set_path
 from recsys.config.renamed import current_path
 from recsys.config.yaml_reader import Loader
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, choices, valid_instead
 
 Kind = Literal["choice", "uniform", "loguniform", "int", "logint"]
 SHIPPED: Final = Path(__file__).parent / "spaces"
@@ -322,9 +322,11 @@ def _check_path(config: Config, path: str, where: str) -> None:
     node: Any = config.model_dump(mode="json")
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
-            known = choices(node) if isinstance(node, dict) else "none, because it is a value"
+            keys = node if isinstance(node, dict) else {}
+            none = "" if keys else "none, because it is a value"
             raise ConfigError(
-                f"{where}: unknown path; there is no key {key!r}, valid keys: {known}"
+                f"{where}: unknown path; there is no key {key!r};"
+                f" {valid_instead(key, keys, 'valid keys', none)}"
             )
         node = node[key]
     section = path.split(".")[0]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pipelines.plumbing.newer_source import with_newer_events
 from recsys.config import Config, DataConfig
 from recsys.config.contradictions import check_settings
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 
 
 def check(config: Config, stages: tuple[str, ...]) -> None:
@@ -86,10 +86,8 @@ def _check_columns(data: DataConfig, columns: Mapping[str, set[str]]) -> None:
     for table, key, names in named:
         for name in names:
             if name and name not in columns.get(table, {name}):
-                have = choices(columns[table])
-                raise ConfigError(
-                    f"{key}: {name!r} is not a column of the {table}; columns: {have}"
-                )
+                have = valid_instead(name, columns[table], "columns")
+                raise ConfigError(f"{key}: {name!r} is not a column of the {table}; {have}")
 
 
 def _check_times(data: DataConfig) -> None:

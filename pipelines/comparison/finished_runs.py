@@ -5,7 +5,6 @@ queries.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from recsys.config import Config, load_config
 from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.registry.logged_values import flatten
+from recsys.storage.temporary import temporary
 from recsys.storage.uris import is_remote
 
 _CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evaluate` for it first"
@@ -57,7 +57,7 @@ def opened_run(run: str, stream: TextIO | None = None) -> Iterator[FinishedRun]:
     ArtifactError
         It is not the folder of a finished and evaluated run.
     """
-    with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+    with temporary() as name:
         mirror = None
         root = Path(run)
         if is_remote(run):

@@ -6,15 +6,14 @@ Why: otherwise the error for a mistyped option would blame the configuration fil
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 
 from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
 from recsys.config.renamed import RENAMED
+from recsys.errors import nearest
 
-_ALIKE: Final = 0.75
 _MOST: Final = 3  # suggestions in a message
 
 
@@ -52,12 +51,13 @@ def likely_meant(name: str, words: Iterable[str]) -> list[str]:
     """
     keys, words = list(dict.fromkeys(_keys("", Config))), list(words)
     if "." in name:
-        return get_close_matches(name, keys, _MOST, _ALIKE)[:1]
+        meant = nearest(name, keys)
+        return [meant] if meant else []
     ends: dict[str, list[str]] = {}
     for key in keys:
         ends.setdefault(key.rpartition(".")[2], []).append(key)
-    found = get_close_matches(name, [*words, *(end for end in ends if end not in words)], 1, _ALIKE)
-    return [] if not found else found if found[0] in words else ends[found[0]][:_MOST]
+    found = nearest(name, [*words, *(end for end in ends if end not in words)])
+    return [] if not found else [found] if found in words else ends[found][:_MOST]
 
 
 def unknown_option(name: str, words: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ class Progress:
         self.started = time.monotonic()
         self.budget = ""  # of the run, shown behind the elapsed time
         self._stage = ""
+        self.has_lines = False  # whether anything was said
 
     def __call__(self, message: str) -> None:
         """Say something under the name of the current stage; a message of several lines keeps its
@@ -84,6 +85,7 @@ class Progress:
             self._stage = outer
 
     def _write(self, text: str) -> None:
+        self.has_lines = True
         text = printable(text)
         if self._bars is not None:
             self._bars.write(text)

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
 from recsys.config.shape import is_section
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 
 _BOUNDS = {
     annotated_types.Ge: ("≥", "ge"),
@@ -26,6 +26,15 @@ _BOUNDS = {
 }
 
 
+# names that a person who knows no Python reads
+_NAMES: Final = {
+    bool: "true|false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    NoneType: "null",
+    Any: "value",
+}
 _HEAD: Final = "configuration keys, in YAML as sections and here as --section.key VALUE:"
 _LONG: Final = 40  # lines of a section in the help of a verb
 
@@ -158,9 +167,9 @@ def _at(prefix: str) -> list[tuple[str, type[BaseModel]]]:
         if not at:
             deeper = {entry.path for entry in sections() if entry.path.endswith(f".{prefix}")}
             meant = f"did you mean {' or '.join(sorted(deeper))}?" if deeper else ""
+            known = {path for path, _ in inside}
             raise ConfigError(
-                f"{prefix}: no section {part!r};"
-                f" {meant or 'expected one of ' + choices({path for path, _ in inside})}"
+                f"{prefix}: no section {part!r}; {meant or valid_instead(prefix, known)}"
             )
         found = at
     return found
@@ -212,10 +221,10 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type in a few characters.
+    """A type in a few words of YAML, not of Python.
 
-    >>> _type(list[Literal["a", "b"]]), _type(dict[str, int]), _type(float)
-    ('list of a|b', 'map of str to int', 'float')
+    >>> _type(list[Literal["a", "b"]]), _type(dict[str, int]), _type(bool | None)
+    ('list of a|b', 'map of text to whole number', 'true|false or null')
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
@@ -228,17 +237,21 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(argument) for argument in arguments)
     if arguments:  # Annotated
         return _type(arguments[0])
-    return str(getattr(annotation, "__name__", annotation))
+    return _NAMES.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
 def _plain(value: Any) -> str:
     """A default value as YAML text.
 
-    >>> _plain(True), _plain(""), _plain(["a", 1])
-    ('true', '""', '[a, 1]')
+    >>> _plain(True), _plain(None), _plain(""), _plain(["a", 1]), _plain({"a": 1})
+    ('true', 'null', '""', '[a, 1]', '{a: 1}')
     """
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_plain(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_plain(item) for item in value) + "]"
     return '""' if value == "" else str(value)

@@ -38,7 +38,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -51,6 +50,7 @@ from pipelines.plumbing.progress import Progress
 from recsys import __version__
 from recsys.config import Config, dump_config, redacted
 from recsys.errors import ArtifactError, ConfigError, UserError
+from recsys.storage.temporary import temporary
 from recsys.storage.uris import is_remote, within, without_query
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 # other verbs use the results of these
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")
 ANSWERS: Final = "answers"
+_RECORDS: Final = ("config.yaml", "history.jsonl", "tracking.json")  # of every command
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
 _REDACTED: Final = (
     "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
@@ -79,6 +80,7 @@ class RunFolder:
         self.root, self.progress, self.remote = root, progress, remote
         self.tracker: Tracker | None = None  # open while a command runs
         self.budget: Budget | None = None  # the time budget, if the run has one
+        self.search_run = ""  # MLflow run of the search that chose the settings
         # checkpoints of a search's trials, by the digest of the training that continues from it
         self.head_starts: dict[str, Path] = {}
         self.timing: dict[str, float] = {}  # seconds of the parts of a run, for the report
@@ -270,6 +272,7 @@ class RunFolder:
         # a configuration without a model must not replace one with the model that auto chose
         if verb in _CONFIGURING and (config.has_model or not self.config.is_file()):
             self.write_config(config)
+        self.progress.has_lines = False  # the work begins now
 
     def write_config(self, config: Config) -> None:
         """Write ``config.yaml``, without credentials."""
@@ -286,7 +289,8 @@ def open_run(
     stage.
 
     A command without the lock writes nothing to a remote run folder, because another command may be
-    writing there.
+    writing there. If the input is wrong, a new folder in which the command has made nothing is
+    removed again.
 
     Parameters
     ----------
@@ -312,11 +316,13 @@ def open_run(
         Another command uses it.
     StorageError
         A remote one cannot be reached or written to.
+    UserError
+        The command is refused; the error is its own.
     """
     if (
         is_remote(config.run.dir) and not locks
     ):  # its run.log would replace that of a running command
-        with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+        with temporary() as name:
             yield RunFolder(
                 Path(name),
                 Progress(stream if stream is not None else sys.stdout, Path(name) / "run.log"),
@@ -327,6 +333,7 @@ def open_run(
             yield folder
         return
     root = Path(config.run.dir)
+    created = [path for path in (root, *root.parents) if not path.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -338,7 +345,26 @@ def open_run(
             root, Progress(stream if stream is not None else sys.stdout, root / "run.log")
         )
         folder.record(config, verb)
-        yield folder
+        try:
+            yield folder
+        except UserError:
+            if created and _is_refused(folder, verb):
+                shutil.rmtree(root, ignore_errors=True)
+                for path in created[1:]:  # the innermost first
+                    with suppress(OSError):  # another command has put something into it
+                        path.rmdir()
+            raise
+
+
+def _is_refused(folder: RunFolder, verb: str) -> bool:
+    """Whether a command that failed has left nothing but its own records in its new folder.
+
+    A stage that other stages build on keeps its folder as soon as it has said anything.
+    """
+    said = () if verb in _CONFIGURING else ("run.log",)
+    files = (path for path in folder.root.rglob("*") if not path.is_dir())
+    names = {path.relative_to(folder.root).as_posix() for path in files}
+    return names <= {".lock", *_RECORDS, *said}
 
 
 @contextmanager
@@ -358,12 +384,13 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
     lock = within(uri, ".lock")
     with (
         holding(lock, f"`recsys {verb}`", free),
-        tempfile.TemporaryDirectory(prefix="multigrain-") as name,
+        temporary() as name,
     ):
         root = Path(name)
         mirror = Mirror(root, uri)
         # large artefacts are fetched when a stage needs them
         mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
+        is_new = not any(root.iterdir())
         folder = RunFolder(
             root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror
         )
@@ -371,9 +398,13 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
             folder.record(config, verb)
             yield folder
         except BaseException as error:
-            # what a failed command has finished is kept, so that --resume can continue
             with suppress(Exception):  # do not hide the first error
-                mirror.publish_changed()
+                if is_new and isinstance(error, UserError) and _is_refused(folder, verb):
+                    for record in (*_RECORDS, "run.log"):
+                        mirror.remove(root / record)
+                else:
+                    # what a failed command has finished is kept, so that --resume can continue
+                    mirror.publish_changed()
             # the temporary folder is gone when a person reads the message
             if isinstance(error, UserError) and name in str(error):
                 raise type(error)(str(error).replace(name, without_query(uri))) from error

@@ -15,6 +15,7 @@ from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import verdict
 from recsys.config import Config, redact
+from recsys.errors import UserError
 from recsys.evaluation.metrics import parse_metric
 from recsys.registry.logged_values import mlflow_name, numbers
 from recsys.registry.mlflow_client import short_timeouts
@@ -46,6 +47,11 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
     ------
     Tracker
         The tracker; it is closed at the end of the stage that opened it.
+
+    Raises
+    ------
+    UserError
+        The stage is refused. If it had not said anything yet, its new MLflow run is deleted.
     """
     if folder.tracker is not None:
         yield folder.tracker
@@ -58,9 +64,14 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
     )
     with Tracker(config, run_id=run_id, folder=folder.root) as tracker:
         folder.publish(folder.root / RUN_FILE)
-        folder.tracker = tracker
+        tracker.adopt(folder.search_run)
+        folder.search_run, folder.tracker = "", tracker
         try:
             yield tracker
+        except UserError:
+            if not folder.progress.has_lines:
+                tracker.discard()
+            raise
         finally:
             folder.tracker = None
 

@@ -7,11 +7,9 @@ Ray, MLflow and database migrations would otherwise appear between the progress 
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import secrets
-import shutil
 import sys
 import tempfile
 import threading
@@ -24,6 +22,7 @@ from typing import Any
 from pipelines.plumbing.signals import kept_from_ray
 from recsys.config import RayConfig, TrainConfig
 from recsys.errors import ConfigError, Unavailable
+from recsys.storage.temporary import temporary_folder
 
 # Ray and MLflow read these at import or start; a value that the user has set stays.
 _ENVIRONMENT = {
@@ -253,9 +252,7 @@ def keep_token_elsewhere() -> None:
         name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     ):
         return
-    folder = Path(tempfile.mkdtemp(prefix="multigrain-"))  # mode 0700
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    token = folder / "ray_token"
+    token = temporary_folder() / "ray_token"  # in a folder of mode 0700
     token.touch(mode=0o600)
     # after the mode is set, so that nobody can read it in between
     token.write_text(secrets.token_hex(32))

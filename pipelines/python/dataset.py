@@ -4,8 +4,8 @@ dataset.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 
 from pipelines.plumbing.own_tables import FRAMES
 from pipelines.python.dotted_changes import Settings, with_settings
-from pipelines.python.frames import check_roles, table_of
+from pipelines.python.frames import check_given, check_roles, naming_arguments, table_of
 from recsys.config import Config, dump_config, load_config
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ConfigError, DataError, valid_instead
 from recsys.inspect.look import Look, look
 from recsys.inspect.terminal_summary import summary_of
+from recsys.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,6 +138,7 @@ class Dataset:
             "social": social,
             "knowledge": knowledge,
         }
+        check_given(given, lambda path: isinstance(path, str | PathLike), "the path of a file")
         named = {role: str(path) for role, path in given.items() if path is not None}
         return cls._of_roles(named, "", folder, settings)
 
@@ -185,6 +187,9 @@ class Dataset:
             "social": social,
             "knowledge": knowledge,
         }
+        import pandas as pd
+
+        check_given(given, lambda table: isinstance(table, pd.DataFrame), "a pandas DataFrame")
         tables = {role: table_of(role, frame) for role, frame in given.items() if frame is not None}
         return cls._of_tables(tables, folder, settings)
 
@@ -226,6 +231,11 @@ class Dataset:
             "social": social,
             "knowledge": knowledge,
         }
+        check_given(
+            given,
+            lambda table: isinstance(table, pa.Table) or hasattr(table, "to_arrow"),
+            "a Polars DataFrame or an Arrow table",
+        )
         tables = {
             role: frame if isinstance(frame, pa.Table) else frame.to_arrow()
             for role, frame in given.items()
@@ -283,9 +293,10 @@ class Dataset:
             pq.write_table(table, files[role])
         # marks the tables as ours, so that ``recsys forget`` may rewrite them
         (root / "tables" / FRAMES).touch()
-        return cls._of_roles(
-            {role: str(file) for role, file in files.items()}, "frames", root, settings
-        )
+        with naming_arguments(files):
+            return cls._of_roles(
+                {role: str(file) for role, file in files.items()}, "frames", root, settings
+            )
 
     @classmethod
     def _of_roles(
@@ -362,9 +373,7 @@ class Dataset:
         from recsys.data.histories import COLD_VALID, Split
 
         if split not in get_args(SplitName):
-            raise ConfigError(
-                f"split: got {split!r}; expected one of: {', '.join(get_args(SplitName))}"
-            )
+            raise ConfigError(f"split: got {split!r}; {valid_instead(split, get_args(SplitName))}")
         dataset, wanted = self.prepared, Split[split.upper()]
         histories = dataset.histories()
         is_in_E = histories.splits_E == wanted
@@ -418,7 +427,7 @@ class Dataset:
 
 def _folder(folder: str | Path | None) -> Path:
     if folder is None:
-        return Path(tempfile.mkdtemp(prefix="multigrain-"))
+        return temporary_folder()
     path = Path(folder).expanduser().absolute()
     path.mkdir(parents=True, exist_ok=True)
     return path

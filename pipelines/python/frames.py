@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from recsys.errors import DataError, choices
+from recsys.errors import DataError, UserError, choices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +36,52 @@ def table_of(role: str, frame: pd.DataFrame) -> pa.Table:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{role}: {error}; a column must hold values of one type") from None
+
+
+def check_given(given: Mapping[str, Any], accepts: Callable[[Any], bool], words: str) -> None:
+    """Check that the events are given, and that every table has an accepted type.
+
+    Parameters
+    ----------
+    given : Mapping[str, Any]
+        Argument → what the caller gave; None: nothing.
+    accepts : Callable[[Any], bool]
+        Whether a table has an accepted type.
+    words : str
+        The accepted types in words, for the message.
+
+    Raises
+    ------
+    DataError
+        The argument ``events`` is missing, or an argument has another type.
+    """
+    for role, table in given.items():
+        if table is None and role == "events":
+            raise DataError(
+                f"the argument events is missing; give {words} with one row an event: its user and"
+                " its item"
+            )
+        if table is not None and not accepts(table):
+            raise DataError(f"{role}: got {type(table).__name__}, expected {words}")
+
+
+@contextmanager
+def naming_arguments(files: Mapping[str, Path]) -> Iterator[None]:
+    """Errors inside name the caller's arguments, not the files that their tables are written to.
+
+    Raises
+    ------
+    UserError
+        The error inside, of its own class.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for role, file in files.items():
+            text = text.replace(f"{role} ({file})", role)
+            text = text.replace(str(file), role).replace(file.name, role)
+        raise type(error)(text) from None
 
 
 def check_roles(

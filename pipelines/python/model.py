@@ -19,8 +19,9 @@ from recsys.registry.copy_records import Copy, owner_of, remember, write_origin
 from recsys.serving.answer_rows import BatchRecommender, Defaults, named_users, output_schema
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.request_parsing import parse_rules, parse_similar
+from recsys.serving.request_parsing import one_request, parse_rules, parse_similar
 from recsys.serving.requests import MAX_K
+from recsys.storage.temporary import keep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +162,7 @@ class Model:
             Length of a list.
         **rules
             Defaults for all requests: ``candidates``, ``exclude``, ``filters``, ``boost``,
-            ``diversify``, ``offset``, ``explain``, and ``exclude_seen``.
+            ``diversify``, ``offset``, ``per_user_limit``, ``explain``, and ``exclude_seen``.
 
         Returns
         -------
@@ -194,9 +195,9 @@ class Model:
         else:
             named = [users] if isinstance(users, str | Integral) else list(users)
             rows = named_users(self.recommender.bundle, [str(user) for user in named])
-        tables = [
-            answering(rows.slice(start, _AT_A_TIME)) for start in range(0, len(rows), _AT_A_TIME)
-        ]
+        starts = range(0, len(rows), _AT_A_TIME)
+        with one_request():  # the rules are those of the call, and no user has a request
+            tables = [answering(rows.slice(start, _AT_A_TIME)) for start in starts]
         return pa.concat_tables(
             tables or [output_schema(self.recommender.speaking).empty_table()]
         ).to_pandas()
@@ -236,7 +237,8 @@ class Model:
         import pandas as pd
 
         request = {"item_id": item, "k": k, "by": by, **parse_rules(rules, "rules")}
-        [answer] = self.recommender.similar.answer(parse_similar([request]))
+        with one_request():
+            [answer] = self.recommender.similar.answer(parse_similar([request]))
         columns = {"item_id": answer.item_ids, "title": answer.titles, "score": answer.scores}
         found = pd.DataFrame({"rank": range(1, len(answer.item_ids) + 1), **columns})
         return found.assign(by=answer.by)
@@ -272,7 +274,8 @@ class Model:
             "user_id": user,
             **({} if history is None else {"history": list(history)}),
         }
-        found = self.recommend(requests=[row], k=k, **{**rules, "explain": True})
+        with one_request():
+            found = self.recommend(requests=[row], k=k, **{**rules, "explain": True})
         explanations = [json.loads(text) for text in found.explanation]
         return found.assign(
             explanation=explanations, why=[entry["sentence"] for entry in explanations]
@@ -354,6 +357,8 @@ class Model:
         config: Config = with_settings(load_config(run / "config.yaml"), changes)
         with open_run(config, "register") as folder:
             done = register(config, folder)
+            if config.tracking.uri == "" and keep(run):
+                folder.progress(f"{run.parent} stays after this process: it has the MLflow store")
         return f"models:/{done['name']}/{done['version']}"
 
     def _run(self, what: str) -> Path:

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from recsys.config.granularity import GranularityConfig
 from recsys.config.outside import GRANULARITIES, Offer, load, offers, resolve
 from recsys.config.section import Section
-from recsys.errors import choices
+from recsys.errors import choices, valid_instead
 
 SECTIONS: Final = {
     "behaviour": "recsys.granularities.behaviour.section:BehaviourConfig",
@@ -81,8 +81,8 @@ def _from_outside(value: Any) -> GranularityConfig:
     cls = load(offer, GranularityConfig)
     if unknown := [key for key in tree if key not in cls.model_fields]:
         raise ValueError(
-            f"unknown key {', '.join(map(str, unknown))}; valid keys here:"
-            f" {choices(cls.model_fields)}"
+            f"unknown key {', '.join(map(str, unknown))};"
+            f" {valid_instead(unknown[0], cls.model_fields, 'valid keys here')}"
         )
     section: GranularityConfig = cls.model_validate(tree)
     section._kind = kind if "kind" in value else ""

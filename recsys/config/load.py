@@ -20,11 +20,12 @@ from recsys.config.root import Config
 from recsys.config.shape import shaped
 from recsys.config.sources import SOURCE_KINDS, source_class
 from recsys.config.yaml_reader import parse_yaml
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, choices, nearest, valid_instead
 from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote
 
 _VARIABLE = re.compile(r"\$(?:\$(?=\{?[A-Z_])|([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)(\}?))")
 _DOLLAR = re.compile(r"\$(?=\{?[A-Z_])")
+_QUOTED = re.compile(r"'([^']*)'")
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
@@ -269,7 +270,8 @@ def _is_set_by(option: str, dotted: str, kind: str) -> bool:
 def _line(problem: Any, path: Sequence[str], dotted: str) -> str:
     """The line about a wrong key, with the cure."""
     if problem["type"] == "extra_forbidden":
-        return f"{dotted}: unknown key; valid keys here: {choices(_keys_at(path[:-1]))}"
+        keys = _keys_at(path[:-1])
+        return f"{dotted}: unknown key; {valid_instead(path[-1], keys, 'valid keys here')}"
     if problem["type"] == "missing":
         return f"{dotted}: missing, and it has no default"
     if problem["type"] == "union_tag_not_found":
@@ -278,7 +280,11 @@ def _line(problem: Any, path: Sequence[str], dotted: str) -> str:
         return f"{dotted}: is empty; give a value ([] for an empty list), or leave the key out"
     message, got = problem["msg"].removeprefix("Value error, "), problem["input"]
     message = _PLAIN.get(problem["type"], message).replace("Input should be ", "expected ")
-    shown = f" (got {_short(got)})" if not isinstance(got, (dict, BaseModel)) else ""
+    is_told = isinstance(got, str) and repr(got) in message  # the message has the value already
+    shown = "" if is_told or isinstance(got, (dict, BaseModel)) else f" (got {_short(got)})"
+    if problem["type"] == "literal_error":
+        meant = nearest(got, _QUOTED.findall(problem["ctx"]["expected"]))
+        shown += f"; did you mean {meant}?" if meant else ""
     return f"{dotted or 'configuration'}: {message}{shown}"
 
 

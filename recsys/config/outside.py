@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -85,16 +85,6 @@ def is_path(kind: str) -> bool:
     (True, False)
     """
     return bool(_PATH.fullmatch(kind))
-
-
-def one_of(kinds: Iterable[str]) -> str:
-    """Join kinds as pydantic joins the choices of a literal.
-
-    >>> one_of(["auto", "full"])
-    "'auto' or 'full'"
-    """
-    *rest, last = (repr(kind) for kind in kinds)
-    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def resolve(group: str, kind: str) -> Offer | None:

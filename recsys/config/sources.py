@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from recsys.config.outside import SOURCES, load, offers, one_of, resolve
+from recsys.config.outside import SOURCES, load, offers, resolve
 from recsys.config.section import Section, as_list, as_word
 from recsys.config.text_files import (
     TABLES,
@@ -25,6 +25,7 @@ from recsys.config.text_files import (
     check_tables,
     without_nulls,
 )
+from recsys.errors import valid_instead
 
 _FLAGS: Final = {True: ("true", "yes"), False: ("false", "no")}
 
@@ -452,15 +453,13 @@ def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         return value if isinstance(value, OutsideSource) else handler(value)
     offer = resolve(SOURCES, kind)
     if offer is None:
-        raise ValueError(
-            f"kind: expected {one_of([*SOURCE_KINDS, *offers(SOURCES)])}, or module:Class (got"
-            f" {kind!r})"
-        )
+        known = valid_instead(kind, [*SOURCE_KINDS, *offers(SOURCES)])
+        raise ValueError(f"kind: got {kind!r}; {known}, or module:Class")
     cls = load(offer, OutsideSource)
     if unknown := sorted({*value} - {*cls.model_fields}):
         raise ValueError(
-            f"unknown key {', '.join(unknown)}; valid keys here:"
-            f" {', '.join(sorted(cls.model_fields))}"
+            f"unknown key {', '.join(unknown)};"
+            f" {valid_instead(unknown[0], cls.model_fields, 'valid keys here')}"
         )
     return cls.model_validate(value)
 

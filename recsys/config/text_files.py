@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from recsys.config.section import Section
+from recsys.errors import valid_instead
 
 ABSENT_TEXTS: Final = (
     *(
@@ -94,7 +95,7 @@ def check_tables(key: str, names: set[str]) -> None:
     """
     if unknown := sorted(names - set(TABLES)):
         raise ValueError(
-            f"{key}: {unknown[0]!r} is not a table; the tables are {', '.join(TABLES)}"
+            f"{key}: {unknown[0]!r} is not a table; {valid_instead(unknown[0], TABLES)}"
         )
 
 

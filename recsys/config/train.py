@@ -6,10 +6,11 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from recsys.config.outside import LOSSES, is_path, offers, one_of
+from recsys.config.outside import LOSSES, is_path, offers
 from recsys.config.privacy import PrivateConfig
 from recsys.config.section import Section, as_word
 from recsys.config.values import MetricName
+from recsys.errors import valid_instead
 
 _LOSS_KINDS: Final = ("auto", "full_softmax", "sampled_softmax")
 
@@ -25,7 +26,8 @@ def _known_loss(kind: str) -> str:
     """
     if kind in _LOSS_KINDS or is_path(kind) or kind in offers(LOSSES):
         return kind
-    raise ValueError(f"expected {one_of([*_LOSS_KINDS, *offers(LOSSES)])}, or module:Class")
+    known = valid_instead(kind, [*_LOSS_KINDS, *offers(LOSSES)])
+    raise ValueError(f"{known}, or module:Class")
 
 
 class LossConfig(Section):

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator
 
-from recsys.config.outside import METRICS, load_function, offers, one_of, resolve
+from recsys.config.outside import METRICS, load_function, offers, resolve
+from recsys.errors import valid_instead
 
 MAX_K: Final = 10_000
 ACCURACY: Final = ("hit", "map", "mrr", "ndcg", "precision", "recall")
@@ -33,8 +34,8 @@ def metric_kind(text: str) -> str:
     """
     kind = _kind_of(text.strip())
     if kind is None:
-        known = one_of([*ACCURACY, *offers(METRICS)])
-        raise ValueError(f"unknown metric; expected {known}, or module:function")
+        known = valid_instead(text.partition("@")[0], [*ACCURACY, *offers(METRICS)])
+        raise ValueError(f"unknown metric; {known}, or module:function")
     return kind
 
 
@@ -52,10 +53,12 @@ def metric_name(text: str) -> str:
     name, _, k = (part.strip() for part in text.partition("@"))
     is_number = k.isascii() and k.isdigit() and len(k) < 10
     if not is_number or not 1 <= int(k) <= MAX_K or (kind := _kind_of(name)) is None:
-        known = ", ".join(f"{kind}@K" for kind in (*ACCURACY, *offers(METRICS)))
+        kinds = [*ACCURACY, *offers(METRICS)]
+        known = ", ".join(f"{kind}@K" for kind in kinds)
+        instead = valid_instead("" if name in kinds else name, kinds, listed=known)
         raise ValueError(
-            f"unknown metric; expected one of {known}, or module:function@K, with K from 1 to"
-            f" {MAX_K:,}, such as ndcg@20"
+            f"unknown metric; {instead}, or module:function@K, with K from 1 to {MAX_K:,}, such as"
+            " ndcg@20"
         )
     return f"{kind}@{int(k)}"
 

@@ -25,8 +25,9 @@ class RecommendConfig(Section):
     requests: PathOrUri = Field(
         "",
         description=(
-            "file of JSON lines with user_id, history, friends, k, exclude_seen, at; "
-            "default: all users of the model"
+            "file of JSON lines, a request each: user_id, history, friends, attributes, context,"
+            " horizon, at, k, exclude_seen, and the fields of recommend.rules (docs/serving.md);"
+            " default: all users of the model"
         ),
     )
     out: PathOrUri = Field(
@@ -39,8 +40,8 @@ class RecommendConfig(Section):
     rules: dict[str, Any] = Field(
         {},
         description=(
-            "candidates, exclude, filters, boost, diversify, offset, explain, for requests without"
-            " them"
+            "candidates, exclude, filters, boost, diversify, offset, per_user_limit, explain, for"
+            " requests without them"
         ),
     )
     stock_file: PathOrUri = Field(
@@ -85,7 +86,7 @@ class SimilarConfig(Section):
         "", description="model to use: models:/NAME@ALIAS or a bundle; default: RUN/bundle"
     )
     rules: dict[str, Any] = Field(
-        {}, description="candidates, exclude, filters, boost, diversify, as in a request"
+        {}, description="candidates, exclude, filters, boost, diversify, offset, as in a request"
     )
 
 

@@ -17,7 +17,7 @@ from recsys.data.attributes import (
     members_of,
 )
 from recsys.data.histories import Array
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 from recsys.values.arrow_types import is_string, is_variable_list
 
 _NORMAL_QUARTILES: Final = 1.349  # interquartile range of the standard normal
@@ -66,8 +66,8 @@ class FieldFitter:
         unknown = [name for name in wanted or () if name not in self.columns]
         if unknown:
             raise self._error(
-                f"{', '.join(unknown)} not among the columns; columns:"
-                f" {choices(self.columns) or 'none'}"
+                f"{', '.join(unknown)} not among the columns;"
+                f" {valid_instead(unknown[0], self.columns, 'columns')}"
             )
         names = self.columns if wanted is None else wanted
         found = (self._field(name, is_wanted=wanted is not None) for name in names)

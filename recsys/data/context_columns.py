@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from recsys.data.histories import Array
 from recsys.data.request_attributes import finite
-from recsys.errors import DataError, RequestError, choices
+from recsys.errors import DataError, RequestError, valid_instead
 from recsys.values.absent import is_absent
 
 MISSING: Final = 0
@@ -142,14 +142,10 @@ def encode_request(
     codes = np.zeros(len(columns), dtype=np.int16)
     unknown = sorted(set(given or {}) - {column.name for column in columns})
     if unknown:
-        known = (
-            choices(column.name for column in columns)
-            if columns
-            else "none, the model has no context columns"
-        )
-        raise RequestError(
-            f"{where}: {unknown[0]!r} is not a context column; context columns: {known}"
-        )
+        names = [column.name for column in columns]
+        none = "" if names else "none, the model has no context columns"
+        known = valid_instead(unknown[0], names, "context columns", none)
+        raise RequestError(f"{where}: {unknown[0]!r} is not a context column; {known}")
     for index, column in enumerate(columns):
         codes[index] = column.code((given or {}).get(column.name), f"{where}.{column.name}")
     return codes

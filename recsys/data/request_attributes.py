@@ -18,7 +18,7 @@ from recsys.data.attributes import (
     Field,
 )
 from recsys.data.histories import Array
-from recsys.errors import RequestError, choices
+from recsys.errors import RequestError, valid_instead
 from recsys.values.absent import is_absent
 
 
@@ -61,10 +61,11 @@ class RequestEncoder:
                 where = f"request {index if numbers is None else numbers[index]}: attributes.{name}"
                 field = self.fields.get(name)
                 if field is None:
-                    known = (
-                        choices(self.fields) or "none, it was trained without attributes of users"
+                    none = "none, it was trained without attributes of users"
+                    known = valid_instead(
+                        name, self.fields, "the model knows", "" if self.fields else none
                     )
-                    raise RequestError(f"{where}: unknown field; the model knows: {known}")
+                    raise RequestError(f"{where}: unknown field; {known}")
                 if value is None:
                     continue
                 slots = slice(self._start[name], self._start[name] + field.slots)

@@ -20,7 +20,7 @@ import torch
 
 from recsys.config import EvaluateConfig
 from recsys.data.histories import Array, Histories, Queries, Split
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_items
 from recsys.evaluation.baselines_in_time import Frequency, RecentPopularity
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
@@ -229,7 +229,7 @@ def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
         There is no such baseline.
     """
     if name not in _CLASSES:
-        raise ConfigError(f"unknown baseline {name!r}; expected one of: {choices(_CLASSES)}")
+        raise ConfigError(f"unknown baseline {name!r}; {valid_instead(name, _CLASSES)}")
     return _CLASSES[name](config)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from recsys.config.outside import METRICS, is_path, load_function, offers, resolve
 from recsys.data.histories import Array
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, valid_instead
 
 
 class Metric(NamedTuple):
@@ -276,8 +276,8 @@ def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRIC
     if not known or not at or not k.isascii() or not k.isdigit() or int(k) < 1:
         valid = " ".join(f"{kind}@K" for kind in kinds)
         raise ConfigError(
-            f"unknown metric {name!r}; expected one of: {valid}, with K a whole number such as"
-            " ndcg@20"
+            f"unknown metric {name!r}; {valid_instead(kind, kinds, listed=valid)}, with K a whole"
+            " number such as ndcg@20"
         )
     return Metric(kind, int(k))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.attributes import AttributeRows
-from recsys.errors import ArtifactError, choices
+from recsys.errors import ArtifactError, choices, valid_instead
 from recsys.export.closed_form_graphs import ADDITIONS, OF_NEWEST, VECTORS, has_additions, prepared
 from recsys.export.seen import Seen
 from recsys.granularities.base import Granularity
@@ -168,8 +168,8 @@ def _check_left_out(model: FrozenModel, without: set[str]) -> None:
     closed_form = [name for name in model.names if name not in model.trained_names]
     if unknown := sorted(without - {*model.names}):
         raise ArtifactError(
-            f"export.without: {unknown[0]!r} is not a member of this model; it has"
-            f" {choices(model.names)}"
+            f"export.without: {unknown[0]!r} is not a member of this model;"
+            f" {valid_instead(unknown[0], model.names, 'it has')}"
         )
     if trained := sorted(without - {*closed_form}):
         raise ArtifactError(

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 import recsys.config  # first, as it loads the sections one after the other
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 
 if TYPE_CHECKING:
     from recsys.config import GranularityConfig
@@ -32,8 +32,8 @@ def granularity_class(name: str, section: GranularityConfig | None = None) -> ty
             section = recsys.config.section_class(name)()
         except KeyError:
             raise ConfigError(
-                f"unknown granularity {name!r}; there are:"
-                f" {choices(recsys.config.GranularitiesConfig.model_fields)}"
+                f"unknown granularity {name!r};"
+                f" {valid_instead(name, recsys.config.GranularitiesConfig.model_fields)}"
             ) from None
     module, _, cls = section.target.partition(":")
     try:

@@ -76,7 +76,12 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     stated = stated or {}
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
     # orders first: the time is often a column of the order
-    pair = with_time_columns(with_orders(_events(tables, may_be or tables), tables))
+    try:
+        pair = with_time_columns(with_orders(_events(tables, may_be or tables), tables))
+    except SourceError as error:
+        if "events" not in stated.values():
+            raise
+        raise SourceError(f"the argument events: {error}") from None
     pair = with_order_numbers(without_canceled(pair))
     ours = {*pair.table.sample.files}
     tables = [pair.table, *(table for table in tables if not {*table.sample.files} <= ours)]

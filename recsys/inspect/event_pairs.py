@@ -99,8 +99,8 @@ def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
                 " columns user_id, item_id and value (with pandas: DataFrame.melt)"
             )
         raise SourceError(
-            "no file has events, that is, a column of user ids and a column of item ids with"
-            f" repeated values; found {seen}; add the file with the events, or name the columns in"
+            "no table has events, that is, a column of user ids and a column of item ids with"
+            f" repeated values; found {seen}; add the table with the events, or name the columns in"
             " data.source.rename (docs/files.md)"
         )
     return best

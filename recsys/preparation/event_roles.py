@@ -12,7 +12,7 @@ import pyarrow as pa
 from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.histories import Array
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 from recsys.preparation.filters import EventFilters
 from recsys.preparation.keys import (
     CODED,
@@ -167,8 +167,8 @@ def _check_context(names: list[str], numbers: list[str]) -> None:
     stray = sorted(set(numbers) - set(names))
     if stray:
         raise ConfigError(
-            f"data.context_numbers: {stray[0]!r} is not in data.context, which has:"
-            f" {choices(names)}"
+            f"data.context_numbers: {stray[0]!r} is not in data.context;"
+            f" {valid_instead(stray[0], names, 'data.context has')}"
         )
 
 

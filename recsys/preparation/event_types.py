@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from recsys.config import DataConfig
-from recsys.errors import ConfigError, DataError, choices
+from recsys.errors import ConfigError, DataError, choices, valid_instead
 from recsys.preparation.buckets import BucketSummary
 from recsys.preparation.event_encoding import Coding
 from recsys.preparation.event_roles import EventRules
@@ -78,7 +78,8 @@ def _check_named(rules: EventRules, types: Counter[str], before: set[str]) -> No
             else "data.text.event_types"
         )
         raise ConfigError(
-            f"{key}: no event has the type {', '.join(missing)}; types: {choices(types) or 'none'}"
+            f"{key}: no event has the type {', '.join(missing)};"
+            f" {valid_instead(missing[0], types, 'types')}"
         )
 
 
@@ -86,8 +87,8 @@ def _check_types(event_types: list[str], types: Counter[str], targets: Sequence[
     """Refuse targets that are no event type, and a dataset with no type or too many of them."""
     if unknown := sorted(set(targets) - set(event_types)):
         raise ConfigError(
-            f"data.targets: no event has the type {', '.join(unknown)}; types:"
-            f" {choices(event_types) or 'none'}"
+            f"data.targets: no event has the type {', '.join(unknown)};"
+            f" {valid_instead(unknown[0], event_types, 'types')}"
         )
     if not event_types:
         raise DataError(

@@ -15,7 +15,6 @@ Legend: U users before, V users after, E events, N items.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,6 +43,7 @@ from recsys.preparation.event_store import write_rows
 from recsys.preparation.forget_texts import rewrite_item_texts, rewrite_user_texts
 from recsys.preparation.rewrite import Rewrite, with_used_texts
 from recsys.storage.mirror import download
+from recsys.storage.temporary import temporary
 from recsys.storage.uris import is_remote
 
 FORGOTTEN_VALUE: Final = "(value of a forgotten user {})"
@@ -106,7 +106,7 @@ def forget_users(
     """
     gone = np.unique(np.asarray(gone, dtype=np.int64))
     numbering = Renumbering.without(dataset.num_users, gone)
-    with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+    with temporary() as name:
         source = dataset
         if is_remote(dataset.root):  # an object store is rewritten in place
             download(dataset.root, Path(name) / "dataset")

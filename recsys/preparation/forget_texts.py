@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from recsys.preparation.items import TEXT, feature_table
 from recsys.preparation.rewrite import Rewrite
 from recsys.preparation.terms import merge_terms
 from recsys.preparation.user_text import write_user_texts
+from recsys.storage.temporary import temporary
 
 
 def rewrite_item_texts(rewrite: Rewrite, config: TextConfig) -> None:
@@ -65,7 +65,7 @@ def _adapter(rewrite: Rewrite) -> Adapter | None:
         return None
     rewrite.left.append("the language model, which was fine-tuned on histories with their events")
     base = rewrite.source._base.rstrip("/")
-    with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
+    with temporary() as folder:
         for name in names:
             with rewrite.source.filesystem.open_input_stream(f"{base}/{name}") as stream:
                 (Path(folder) / name.rsplit("/", 1)[1]).write_bytes(stream.read())

@@ -14,7 +14,7 @@ from recsys import schema
 from recsys.config import ItemTriplesConfig
 from recsys.data.histories import Array
 from recsys.data.vocabulary import Vocabulary, extend, union
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 from recsys.preparation.blocks import fetch, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.quarantine import DUPLICATE, bad_rows, mark
@@ -77,7 +77,7 @@ class TripleRules:
         if unknown := [name for name in config.item_columns if name not in known]:
             raise ConfigError(
                 f"data.knowledge.item_columns: {', '.join(unknown)} not among the columns of items;"
-                f" columns: {choices(known) or 'none'}"
+                f" {valid_instead(unknown[0], known, 'columns')}"
             )
         if useless := sorted({*config.separators} - {*config.item_columns}):
             raise ConfigError(
@@ -210,7 +210,7 @@ def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
     ]:
         raise ConfigError(
             f"data.knowledge.relations: {', '.join(unknown)} not among the relations of the table; "
-            f"relations: {choices(known.to_pylist()) or 'none'}"
+            + valid_instead(unknown[0], known.to_pylist(), "relations")
         )
     is_wanted = pc.is_in(relations, value_set=pa.array(wanted, pa.string()))
     return rows.filter(pc.or_kleene(is_wanted, is_bad))

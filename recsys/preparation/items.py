@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.config import TextConfig
 from recsys.data.histories import Array
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, choices, valid_instead
 from recsys.preparation.event_roles import SPLITS
 from recsys.preparation.quarantine import DUPLICATE, join_present, mark
 from recsys.values.arrow_types import is_string, is_variable_list
@@ -49,9 +49,10 @@ def text_fields(
     )
     unknown = [name for name in wanted or () if name not in columns]
     if unknown:
+        none = "" if columns else "none, as there is no items table"
         raise ConfigError(
-            f"data.text.fields: {', '.join(unknown)} not among the columns of items; "
-            f"columns: {', '.join(columns) or 'none, as there is no items table'}"
+            f"data.text.fields: {', '.join(unknown)} not among the columns of items;"
+            f" {valid_instead(unknown[0], columns, 'columns', none)}"
         )
     if wanted is not None or table is None:
         return list(wanted or ())

@@ -24,7 +24,7 @@ import pyarrow.fs
 from recsys import schema
 from recsys.config import ImagesConfig, ItemMediaConfig
 from recsys.data.histories import Array
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, choices, valid_instead
 from recsys.preparation.blocks import read_table
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.image_vectors import MISSING, UNREADABLE, encode_images
@@ -97,8 +97,8 @@ def read_media(
     for name in media_columns(config):
         if name not in columns:
             raise ConfigError(
-                f"data.media names the column {name!r}, which items lack; columns:"
-                f" {choices(columns) or 'none'}"
+                f"data.media names the column {name!r}, which items lack;"
+                f" {valid_instead(name, columns, 'columns')}"
             )
     if items is None:
         return {}

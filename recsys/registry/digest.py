@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,7 @@ from typing import Any, Final
 from recsys.bundle.checksums import entry_of
 from recsys.config import redact
 from recsys.errors import ArtifactError
+from recsys.storage.temporary import temporary
 
 FILES_TAG: Final = "files.sha256"  # of a version: the digest of the list of its files
 WEIGHTS_TAG: Final = "weights.sha256"
@@ -152,7 +152,7 @@ def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
 
 def _registered(registry: Any, run_id: str, expected: str) -> dict[str, str] | None:
     """The registered list of files; None where it cannot be read or was changed too."""
-    with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
+    with temporary() as into:
         try:
             path = Path(registry.download_artifacts(run_id, LISTING, into))
             files = dict(json.loads(path.read_text(encoding="utf-8")))

@@ -5,13 +5,13 @@ content.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.bundle.description import DESCRIPTION
 from recsys.registry.resolve import description_at, pinned, resolve
+from recsys.storage.temporary import temporary
 from recsys.storage.uris import is_remote
 
 if TYPE_CHECKING:
@@ -57,27 +57,38 @@ class FollowedModel:
         from recsys.serving.bundles import read_bundle
 
         registered = self.uri.startswith("models:")
-        with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
+        with temporary() as into:
             folder = resolve(version if registered else self.uri, self.tracking_uri, Path(into))
             bundle = read_bundle(folder)
             card = read_card(folder, bundle.info) or None
         info = bundle.info
         _, _, alias = self.uri.partition("@") if registered else ("", "", "")
         name, _, number = (
-            version.removeprefix("models:/").rpartition("/") if registered else ("", "", "")
+            version.removeprefix("models:/").rpartition("/")
+            if registered
+            else ("", "", version.rpartition(" ")[2])
         )
         about = {
-            "uri": version if registered else self.uri,
+            "uri": version if registered else _public(self.uri),
             "name": name,
             "version": number,
             "alias": alias,
             "created": info.created,
             "package_version": info.package_version,
             "granularities": info.granularities,
-            "dataset": info.dataset,
+            "dataset": {key: value for key, value in info.dataset.items() if key != "root"},
             "metrics": info.metrics,
             "exclude_seen": bundle.exclude_seen,
             "index": info.index,
             "card": card,
         }
         return bundle, about
+
+
+def _public(uri: str) -> str:
+    """A URI as callers may see it: the name of a local folder without the folders above it.
+
+    >>> _public("/home/ann/pulled"), _public("s3://bucket/pulled")
+    ('pulled', 's3://bucket/pulled')
+    """
+    return uri if is_remote(uri) else Path(uri).resolve().name

@@ -5,7 +5,6 @@ input example and requirements.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from recsys.registry.digest import listing
 from recsys.registry.resolve import is_local
 from recsys.registry.tracking import Tracker
 from recsys.serving.requests import SimilarRequest
+from recsys.storage.temporary import temporary
 
 if TYPE_CHECKING:
     from recsys.bundle.layout import Bundle
@@ -76,7 +76,7 @@ def logged_files(uri: str) -> dict[str, str]:
     """
     from mlflow.artifacts import download_artifacts
 
-    with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
+    with temporary() as into:
         return listing(
             Path(download_artifacts(artifact_uri=uri, dst_path=None if is_local(uri) else into))
         )

@@ -120,7 +120,7 @@ def version_description(
     lines.append(
         "- Columns of a request: user_id, history (item ids, oldest first), friends (user ids),"
         " attributes, k, exclude_seen; or item_id, for similar items. Rules: candidates, exclude,"
-        " filters, boost, diversify, offset, explain."
+        " filters, boost, diversify, offset, per_user_limit, explain."
     )
     return shown_as_text("\n".join(lines))[:_LONGEST]
 

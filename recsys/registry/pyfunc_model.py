@@ -17,7 +17,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from recsys.bundle.checksums import check_description
-from recsys.errors import RequestError, choices
+from recsys.errors import RequestError, choices, valid_instead
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import filled, one_of, parse_any, rows_of_columns
@@ -58,6 +58,7 @@ class RecommenderModel(PythonModel):
     - ``at``: time of the request, in any format that times of events may have; by default now;
     - rules of the list: ``candidates`` and ``exclude`` (lists of item ids), ``filters`` (object,
       attribute → condition), ``boost`` and ``diversify`` (objects), ``offset``;
+    - ``per_user_limit``: largest number of items of a user over all pages;
     - ``explain``: bool.
 
     A row with ``item_id``, and optionally ``by`` (auto, vectors, use or text), asks for similar
@@ -158,7 +159,9 @@ def _check_columns(frame: pd.DataFrame) -> None:
     fields = {*Request.model_fields, *SimilarRequest.model_fields}
     unknown = [name for name in names if name not in fields]
     if unknown:
-        raise RequestError(f"{choices(unknown)}: unknown field; expected one of: {choices(fields)}")
+        raise RequestError(
+            f"{choices(unknown)}: unknown field; {valid_instead(unknown[0], fields)}"
+        )
     if len(set(names)) != len(names):
         raise RequestError(
             f"some of the columns {', '.join(names)} have the same name; give every column once"

@@ -17,7 +17,8 @@ from recsys.registry.digest import check_version, unreadable
 from recsys.registry.minimum import BELOW, MINIMUM_TAG, WHY_TAG, newest_versions
 from recsys.registry.mlflow_client import active_uris, client, sqlite_path
 from recsys.storage.filesystems import check_bucket, filesystem_of, read_bytes, storage_errors
-from recsys.storage.mirror import download, downloaded, temporary_folder
+from recsys.storage.mirror import download, downloaded
+from recsys.storage.temporary import temporary_folder
 from recsys.storage.uris import is_remote, within
 
 _URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")

@@ -12,6 +12,8 @@ from typing import Final
 UNKNOWN: Final = "unknown"
 COMMIT_TAG: Final = "mlflow.source.git.commit"
 CHANGED_TAG: Final = "git.changed"
+PROCESS_TAG: Final = "multigrain.process"  # of the command, to find out whether it was killed
+PARENT_TAG: Final = "mlflow.parentRunId"
 _HERE: Final = Path(__file__).parent
 
 

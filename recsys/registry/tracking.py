@@ -26,8 +26,16 @@ from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
 from recsys.registry.experiments import experiment_id
 from recsys.registry.logged_values import mlflow_name, numbers, set_parameters
 from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path, tracking_uri
-from recsys.registry.run_tags import CHANGED_TAG, COMMIT_TAG, origin_tags, working_commit
+from recsys.registry.run_tags import (
+    CHANGED_TAG,
+    COMMIT_TAG,
+    PARENT_TAG,
+    PROCESS_TAG,
+    origin_tags,
+    working_commit,
+)
 from recsys.storage.filesystems import check_writable, require_s3_client
+from recsys.storage.locks import this_process
 from recsys.storage.uris import is_remote
 
 RUN_FILE: Final = (
@@ -88,6 +96,7 @@ class Tracker:
             folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
         )
         self._client: Any = None
+        self._continues = False  # whether the MLflow run is one of an earlier command
         self._monitor: Any = None
 
     def __enter__(self) -> Tracker:
@@ -136,6 +145,24 @@ class Tracker:
             if error is None:
                 raise
         self._client = None
+
+    def discard(self) -> None:
+        """Delete the MLflow run that this tracker began: wrong input was refused before any work.
+
+        A continued run stays.
+        """
+        if self._client is None or self._continues:
+            return
+        with suppress(Exception):  # the refusal matters more
+            self._client.set_terminated(self.run_id, "FAILED")
+            self._client.delete_run(self.run_id)
+
+    def adopt(self, run_id: str) -> None:
+        """Make an earlier MLflow run a child of this one, as a search of the training that it was
+        for.
+        """
+        if self._client is not None and run_id:
+            self._client.set_tag(run_id, PARENT_TAG, self.run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters by name; long values are cut to MLflow's limit, existing parameters are
@@ -256,15 +283,18 @@ class Tracker:
         # from an earlier run; it would override the name
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         run = self._earlier_run() if self.run_id else None
+        self._continues = run is not None
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
+            self._client.set_tag(self.run_id, PROCESS_TAG, this_process())
         else:
             self.experiment_id = experiment_id(
                 self._client, sqlite_path(self.uri), self.config.tracking
             )
             tags = {"multigrain.version": __version__, **origin_tags(*working_commit(Path.cwd()))}
+            tags[PROCESS_TAG] = this_process()
             if self._parent_id:
-                tags["mlflow.parentRunId"] = self._parent_id
+                tags[PARENT_TAG] = self._parent_id
             run = self._client.create_run(
                 self.experiment_id, tags=tags, run_name=self._name or None
             )

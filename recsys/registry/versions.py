@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from recsys.bundle.description import USERS
 from recsys.registry.experiments import local_path
 from recsys.registry.mlflow_client import all_pages, client, name_is
-from recsys.storage.mirror import temporary_folder
+from recsys.storage.temporary import temporary_folder
 
 _KEPT_TAGS: Final = "promotion."
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from recsys.errors import choices
+from recsys.errors import choices, valid_instead
 
 OPERATORS: Final = {
     "eq": "equal; for a list: contains the value",
@@ -102,7 +102,7 @@ def _conditions(name: str, given: Any) -> Iterator[Condition]:
     for operator, operand in given.items():
         where = f"{name}.{operator}"
         if operator not in OPERATORS:
-            raise ValueError(f"{where}: unknown operator; expected one of: {choices(OPERATORS)}")
+            raise ValueError(f"{where}: unknown operator; {valid_instead(operator, OPERATORS)}")
         if operator == "known":
             if not isinstance(operand, bool):
                 raise ValueError(f"{where}: expected true or false, got {_short(operand)}")

@@ -26,7 +26,7 @@ from recsys import schema
 from recsys.data.attributes import as_categories, is_number
 from recsys.data.histories import Array
 from recsys.data.titles import title_column
-from recsys.errors import RequestError, choices
+from recsys.errors import RequestError, valid_instead
 from recsys.retrieval.conditions import BOUNDS, Condition, Value
 from recsys.values.arrow_types import is_string, is_variable_list
 from recsys.values.moment import moment
@@ -245,11 +245,11 @@ class ItemAttributes:
             There is no such attribute.
         """
         if name not in self.columns:
-            known = (
-                choices(self.columns)
-                or "none, because the table of items has no column of numbers or categories"
+            none = "none, because the table of items has no column of numbers or categories"
+            known = valid_instead(
+                name, self.columns, "the model knows", "" if self.columns else none
             )
-            raise RequestError(f"{where}: unknown attribute {name!r}; the model knows: {known}")
+            raise RequestError(f"{where}: unknown attribute {name!r}; {known}")
         return self.columns[name]
 
     def categories(self, name: str, where: str) -> Categories:

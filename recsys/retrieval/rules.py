@@ -181,8 +181,26 @@ class Rules(BaseModel):
 
 
 class Explained(Rules):
-    """The rules of recommendations, with ``explain``: true asks for an explanation of
-    every item.
+    """The rules of recommendations.
+
+    Attributes
+    ----------
+    explain : bool
+        Whether to explain every item.
+    per_user_limit : int
+        Largest number of items that a user receives over all pages; null: no limit.
     """
 
     explain: StrictBool = False
+    per_user_limit: Annotated[StrictInt, Field(ge=1, le=MAX_OFFSET + MAX_K)] | None = None
+
+    @property
+    def num_allowed(self) -> int:
+        """Number of items that the page may have: at most ``k``.
+
+        >>> [Explained(k=10, offset=n, per_user_limit=25).num_allowed for n in (0, 10, 20, 30)]
+        [10, 10, 5, 0]
+        """
+        if self.per_user_limit is None:
+            return self.k
+        return max(0, min(self.k, self.per_user_limit - self.offset))

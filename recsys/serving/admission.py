@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from recsys.errors import valid_instead
 from recsys.serving.access import check_token
 from recsys.serving.calls import METHODS, STOCK, CallError
 from recsys.serving.openapi import OPEN_TO_ALL, ServerTraits
@@ -61,7 +62,8 @@ def admit(
     """  # noqa: DOC501
     takes = METHODS.get(path)
     if takes is None:
-        raise CallError(404, f"{path[:100]}: no such path; expected one of: {', '.join(METHODS)}")
+        paths = valid_instead(path[:100], METHODS, listed=", ".join(METHODS))
+        raise CallError(404, f"{path[:100]}: no such path; {paths}")
     if method != takes:
         raise CallError(405, f"{path}: got {method[:20]}, expected {takes}", (("Allow", takes),))
     if path == STOCK:

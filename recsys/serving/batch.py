@@ -104,7 +104,8 @@ def recommend_all(
         Time of the requests in seconds since the epoch. The default is the time of the newest
         event that the bundle knows, not now, so the same bundle gives the same lists at any time.
     rules : Mapping[str, Any] | None
-        Rules of the lists: candidates, exclude, filters, boost, diversify, offset, explain.
+        Rules of the lists: candidates, exclude, filters, boost, diversify, offset,
+        per_user_limit, explain.
     out_of_stock : Iterable[str]
         Ids of items that no list may contain.
 
@@ -126,7 +127,9 @@ def recommend_all(
         bundle.model.active_names, *_boosts_and_explains([defaults.rules, *(requests or ())])
     )
     chosen = _selected(bundle, bundle_folder, batch_size, users, requests)
-    _check_rules(bundle, [{"k": k, **defaults.rules, **dict(row)} for row in requests or [{}]])
+    rules = {"k": k, **defaults.rules}
+    asked = {"recommend.rules": rules} if requests is None else _by_number(rules, requests)
+    _check_rules(bundle, asked)
     output = Path(output_parquet).absolute()
     tables = _answer_tables(bundle, defaults, batch_size, chosen)
     counts = _write(output, schema, tables, _num_users(bundle, users, requests))
@@ -211,8 +214,15 @@ def _num_users(
     return len(next((given for given in (requests, users) if given is not None), bundle.user_ids))
 
 
-def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Check the rules of requests against the items' attributes before anything starts.
+def _by_number(
+    rules: Mapping[str, Any], requests: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Requests with the default rules, by the name that a message gives them."""
+    return {f"request {index}": {**rules, **row} for index, row in enumerate(requests)}
+
+
+def _check_rules(bundle: Bundle, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check rules, by their name in messages, against the items' attributes before anything starts.
 
     Raises
     ------
@@ -222,9 +232,8 @@ def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
     catalogue = Catalogue(
         {item: row for row, item in enumerate(bundle.item_ids)}, bundle.attributes
     )
-    for index, row in enumerate(rows):
+    for where, row in rows.items():
         if not Rules.model_fields.keys().isdisjoint(row):
-            where = f"request {index}"
             catalogue.plan(
                 rules_of({name: row[name] for name in row if name in Rules.model_fields}, where),
                 where,

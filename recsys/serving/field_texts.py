@@ -35,6 +35,9 @@ DESCRIPTIONS: Final[dict[str, dict[str, str]]] = {
         " was evaluated.",
         "horizon": "1 predicts the next item, 2 the item after it, and so on.",
         "at": "The time for which the answer is computed; null: now.",
+        "per_user_limit": "Largest number of items over all pages: with `k` 10 and a limit of 25,"
+        " the pages at `offset` 0 and 10 have ten items, that at 20 has five, later ones none;"
+        " null: no limit.",
         "explain": "Whether to explain every item; costs one query per past item and friend.",
         **_RULES,
     },

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from recsys.errors import UserError
 from recsys.serving.admission import Limits
 from recsys.serving.calls import RECOMMEND, CallError, Form, parse_rows, read_rows
+from recsys.serving.request_parsing import one_request
 from recsys.serving.requests import Job
 from recsys.serving.size import slices
 
@@ -61,7 +62,8 @@ def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slice
     try:
         rows = read_rows(path, body)
         limits.bounds.check_number(len(rows.rows))
-        requests = parse_rows(path, rows.rows)
+        with one_request(rows.form == "one"):
+            requests = parse_rows(path, rows.rows)
         limits.bounds.check(requests, num_scored)
     except CallError as error:
         return error

@@ -333,6 +333,7 @@ class Recommender:
                 shown, chances = explorer.page(
                     request, mine[mine >= 0], partial(standings.scores, row)
                 )
+                shown, chances = shown[: request.num_allowed], chances[: request.num_allowed]
                 pages[row, : len(shown)], drawn[row] = shown, chances.tolist()
                 continue
             while True:
@@ -345,6 +346,7 @@ class Recommender:
                 reached = min(_DEEPER * reached, self.bundle.num_items)
                 # only this row: other requests of the chunk need no deeper ranking
                 mine = standings.of_row(row).top(reached)[0]
+            page = page[: request.num_allowed]
             pages[row, : len(page)] = page
         return pages, drawn
 

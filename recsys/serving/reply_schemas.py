@@ -94,16 +94,16 @@ def _stock_summary() -> dict[str, Schema]:
 
 def _model_description() -> Schema:
     always: dict[str, Schema] = {
-        "uri": {"description": "Where the model came from."},
+        "uri": {"description": "Where the model came from; for a local folder its name."},
         "name": {"description": "Its registered name; empty for a folder."},
-        "version": {"description": "Its registered version; empty for a folder."},
+        "version": {"description": "Its registered version; for a folder, 12 digits of its hash."},
         "alias": {"description": "The alias that the server follows."},
         "created": {"description": "When it was trained, UTC."},
         "package_version": {"description": "The release that trained it."},
     }
     always = {name: {**part, **_TEXT} for name, part in always.items()} | {
         "granularities": {"type": "array", "items": _TEXT},
-        "dataset": {"type": "object", "description": "Its data: name, counts, split."},
+        "dataset": {"type": "object", "description": "Its data: name, counts, split, hash."},
         "metrics": {"type": "object", "description": "How it was evaluated."},
         "exclude_seen": {
             "type": "boolean",

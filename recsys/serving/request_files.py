@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from recsys.errors import RequestError
 from recsys.serving.json_text import read_json
-from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_parsing import one_request, parse_requests
 from recsys.storage.filesystems import read_bytes
 from recsys.storage.uris import is_remote
 
@@ -42,7 +42,8 @@ def read_requests(path: str) -> list[dict[str, Any]]:
         try:
             row = read_json(line)
             # parsed here only for the message with the line; the caller parses it again
-            parse_requests([row])
+            with one_request():
+                parse_requests([row])
         except ValueError as error:
             hint = (
                 "; the file holds a JSON list, expected one request a line"
@@ -53,9 +54,8 @@ def read_requests(path: str) -> list[dict[str, Any]]:
                 f"{KEY}: {path}, line {number} is not valid JSON ({error}){hint}"
             ) from None
         except RequestError as error:
-            message = str(error).removeprefix("request 0: ")
             hint = "; expected one request a line" if isinstance(row, list) else ""
-            raise RequestError(f"{KEY}: {path}, line {number}: {message}{hint}") from None
+            raise RequestError(f"{KEY}: {path}, line {number}: {error}{hint}") from None
         found.append(row)
     if not found:
         raise RequestError(

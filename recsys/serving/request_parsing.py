@@ -5,13 +5,14 @@ and the fix.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import pydantic
 from pydantic import BaseModel
 
-from recsys.errors import RequestError, choices
+from recsys.errors import RequestError, valid_instead
 from recsys.retrieval.rules import MAX_K as MAX_K
 from recsys.retrieval.rules import Boost, Diversify, Explained
 from recsys.serving.requests import (
@@ -24,7 +25,7 @@ from recsys.serving.requests import (
 )
 
 _LISTS: Final = ("history", "friends", "candidates", "exclude", "boost")
-_WHOLE: Final = ("k", "horizon", "offset")
+_WHOLE: Final = ("k", "horizon", "offset", "per_user_limit")
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -62,6 +63,23 @@ def parse_any(rows: Iterable[Any], first: int = 0) -> list[AnyRequest]:
         )
         found += parse_similar([row], index) if is_similar else parse_requests([row], index)
     return found
+
+
+@contextmanager
+def one_request(is_one: bool = True) -> Iterator[None]:
+    """Leave the number of the request out of errors, where the caller gave one request, not a list.
+
+    Raises
+    ------
+    RequestError
+        The error inside, without the number.
+    """
+    try:
+        yield
+    except RequestError as error:
+        if not is_one:
+            raise
+        raise RequestError(str(error).removeprefix("request 0: ")) from None
 
 
 def rules_of(content: Mapping[str, Any], where: str) -> Explained:
@@ -178,7 +196,7 @@ def _message(error: Any, expected: type[BaseModel]) -> str:
             (model for start, model in _INNER.items() if path.startswith(start) and path != start),
             expected,
         )
-        return f"{path}: unknown field; expected one of: {choices(inner.model_fields)}"
+        return f"{path}: unknown field; {valid_instead(error['loc'][-1], inner.model_fields)}"
     if kind in ("model_type", "model_attributes_type") and path.startswith("history"):
         return (
             f"{path}: got {got}, expected an item id (string) or an object with"

@@ -18,7 +18,7 @@ from recsys.bundle.layout import Bundle
 from recsys.data.attributes import AttributeRows
 from recsys.data.context_columns import encode_request
 from recsys.data.histories import Array, Histories, Queries
-from recsys.errors import RequestError, choices
+from recsys.errors import RequestError, valid_instead
 from recsys.serving.requests import Request
 
 
@@ -134,8 +134,8 @@ class RequestViewer:
             return self._default_type
         if name not in self._types:
             raise RequestError(
-                f"request {index}: history[{position}].event_type: got {name!r}, expected one of:"
-                f" {choices(self._types)}"
+                f"request {index}: history[{position}].event_type: got {name!r};"
+                f" {valid_instead(name, self._types)}"
             )
         return self._types[name]
 

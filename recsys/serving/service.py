@@ -45,6 +45,7 @@ from recsys.serving.large_call_queue import LargeCallQueue
 from recsys.serving.large_calls import Slices
 from recsys.serving.openapi import VERSION_HEADER, ServerTraits, document
 from recsys.serving.prometheus import Counts, exposition
+from recsys.serving.request_parsing import one_request
 from recsys.serving.requests import Answer, AnyAnswer, Job, Request
 from recsys.serving.size import slices
 from recsys.serving.stock import Stock, StockChange, parse_change
@@ -323,7 +324,8 @@ class Service:
         if found is None:
             rows = read_rows(incoming.path, incoming.body)
             bounds.check_number(len(rows.rows))
-            requests = parse_rows(incoming.path, rows.rows)
+            with one_request(rows.form == "one"):
+                requests = parse_rows(incoming.path, rows.rows)
             longest = max((request.depth for request in requests), default=1)
             bounds.check(requests, self.num_scored(longest))
             cuts = slices(requests, self.num_scored(longest))
@@ -334,7 +336,8 @@ class Service:
         for _ in range(_TRIES):
             jobs = (requests[cut] for cut in cuts) if found is None else found.requests()
             number = len(cuts) if found is None else len(found.parts)
-            answered = await self._answered(jobs, number > 1, ask_alone if number > 1 else ask)
+            with one_request(form == "one"):
+                answered = await self._answered(jobs, number > 1, ask_alone if number > 1 else ask)
             if answered is not None:
                 # only when the call is complete: slices of a try that was given up were never shown
                 self._log(answered)

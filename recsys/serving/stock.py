@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from recsys.errors import ConfigError, RequestError
+from recsys.errors import ConfigError, RequestError, valid_instead
 from recsys.retrieval.rules import Id
 from recsys.storage.beside import atomic_write
 
@@ -84,7 +84,7 @@ def parse_change(content: Any) -> StockChange:
         path = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = "unknown field; expected one of: add, out, remove"
+            message = f"unknown field; {valid_instead(path, StockChange.model_fields)}"
         elif first["type"] == "string_type":
             message = "expected a string (ids are strings: put numbers in quotes)"
         raise RequestError(f"stock: {path}{': ' if path else ''}{message}") from None

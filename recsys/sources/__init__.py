@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from recsys.config import Section
 from recsys.config.sources import OutsideSource
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 
 if TYPE_CHECKING:
     from recsys.sources.base import SourceAdapter
@@ -35,9 +35,7 @@ def open_source(source: Section) -> SourceAdapter:
     if isinstance(source, OutsideSource):
         return _from_outside(source)
     if kind not in ADAPTERS:
-        raise ConfigError(
-            f"data.source.kind {kind!r} is unknown; choose one of: {choices(ADAPTERS)}"
-        )
+        raise ConfigError(f"data.source.kind {kind!r} is unknown; {valid_instead(kind, ADAPTERS)}")
     module, name = ADAPTERS[kind]
     adapter: SourceAdapter = getattr(import_module(module), name)(source)
     return adapter

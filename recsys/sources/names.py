@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from recsys import schema
-from recsys.errors import SourceError, choices
+from recsys.errors import SourceError, choices, valid_instead
 from recsys.sources.limits import check_column_count, listed
 
 _INVISIBLE: Final = " \t\r\n\u00a0\u200b\ufeff"
@@ -114,8 +114,8 @@ def _spelled(
             unknown.append(name)
     if unknown:
         raise SourceError(
-            f"{key} names {', '.join(map(repr, unknown))}, which {lacking}; the files have:"
-            f" {choices(columns)}"
+            f"{key} names {', '.join(map(repr, unknown))}, which {lacking};"
+            f" {valid_instead(unknown[0], columns, 'the files have')}"
         )
     return spelled
 

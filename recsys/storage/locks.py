@@ -46,16 +46,34 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """Whether the holder's process was on this machine and has ended."""
-        if not self.machine or self.machine != _machine():
-            return False
-        try:
-            # signal 0 only asks whether the process exists
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
+        return bool(self.machine) and self.machine == _machine() and not is_alive(self.pid)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process with this id."""
+    try:
+        # signal 0 only asks whether the process exists
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
+
+
+def this_process() -> str:
+    """A text that names this process among those of all machines, for :func:`has_ended`."""
+    return f"{os.getpid()} {_machine()}"
+
+
+def has_ended(process: str) -> bool:
+    """Whether a process that :func:`this_process` has named was on this machine and has ended.
+
+    >>> has_ended(this_process()), has_ended(""), has_ended("1 another machine")
+    (False, False, False)
+    """
+    pid, _, machine = process.partition(" ")
+    return pid.isdecimal() and machine == _machine() != "" and not is_alive(int(pid))
 
 
 @contextmanager

@@ -12,15 +12,14 @@ written last.
 
 from __future__ import annotations
 
-import atexit
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Final
 
 import pyarrow.fs
 
 from recsys.storage.filesystems import filesystem_of, storage_errors
+from recsys.storage.temporary import temporary_folder
 from recsys.storage.uris import within
 
 MARKERS: Final = ("manifest.json", "bundle.json", "trained.json", "origin.json")
@@ -138,13 +137,6 @@ def download(uri: str, path: Path) -> bool:
                     destination_filesystem=local,
                 )
     return True
-
-
-def temporary_folder() -> Path:
-    """A new folder that is deleted when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def downloaded(uri: str) -> Path | None:

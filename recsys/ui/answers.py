@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from recsys.errors import RequestError
 from recsys.report.chart_geometry import Piece, stacked
-from recsys.serving.request_parsing import parse_requests, parse_similar
+from recsys.serving.request_parsing import one_request, parse_requests, parse_similar
 from recsys.serving.requests import Answer, SimilarAnswer
 from recsys.ui.loaded_models import LoadedModel
 
 NUM_COLOURS: Final = 8
 _SHOWN: Final = 12  # number of newest history items on a page
-_PREFIX: Final = "request 0: "
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,11 @@ def list_for(opened: LoadedModel, question: Question) -> List:
     row |= (
         {"at": datetime.fromtimestamp(recommender.newest, UTC).isoformat()} if of_the_past else {}
     )
-    try:
+    with one_request():
         requests = parse_requests([row])
         with opened.lock:
             [answer] = recommender.recommend(requests)
             seen_E = recommender.queries(requests).histories.items_E
-    except RequestError as error:
-        raise RequestError(str(error).removeprefix(_PREFIX)) from None
     newest = [opened.bundle.item_ids[item] for item in seen_E[::-1][:_SHOWN].tolist()]
     zero, rows = _rows(answer, recommender.names)
     return List(
@@ -161,13 +158,10 @@ def similar_to(opened: LoadedModel, item: str, by: str, k: int) -> SimilarAnswer
         raise RequestError(
             f"The model does not know the item “{item}”. Search for an item by title or id."
         )
-    try:
-        with opened.lock:
-            [answer] = opened.recommender.similar.answer(
-                parse_similar([{"item_id": item, "k": k, "by": by}])
-            )
-    except RequestError as error:
-        raise RequestError(str(error).removeprefix(_PREFIX)) from None
+    with one_request(), opened.lock:
+        [answer] = opened.recommender.similar.answer(
+            parse_similar([{"item_id": item, "k": k, "by": by}])
+        )
     return answer
 
 

@@ -7,6 +7,8 @@ path that is opened.
 from __future__ import annotations
 
 import json
+import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +21,11 @@ from recsys.config import redact
 from recsys.errors import ArtifactError, MultigrainError, first_line
 from recsys.registry.logged_values import mlflow_name
 from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path
+from recsys.registry.run_tags import PARENT_TAG, PROCESS_TAG
 from recsys.registry.store_state import check, settled
 from recsys.registry.tracking import RUN_FILE
 from recsys.report.first_screen import verdict
+from recsys.storage.locks import has_ended, is_alive
 from recsys.storage.uris import is_remote
 
 T = TypeVar("T")
@@ -31,6 +35,8 @@ _FRESH_S: Final = 10.0  # seconds that an answer of MLflow is reused
 _PROMOTIONS: Final = (
     "-promotions"  # suffix of the experiment of promotions, which the page of models shows
 )
+_EVALUATING: Final = ("run", "evaluate", "update", "tune")  # verbs that end with an evaluation
+_LOCKED_BY: Final = re.compile(r"process (\d+) on (\S+), since")
 _REPORTS: Final = {"report": "report.html", "sweep": "sweep.html", "fusion": "fusion/report.html"}
 
 
@@ -41,7 +47,7 @@ class Run:
     key: str
     name: str
     time: datetime
-    status: str  # finished, failed, running, …; for a folder: evaluated or not
+    status: str  # finished, failed, running, stopped, …; for a folder also: evaluated or not
     folder: Path | None = None
     metric: str = ""
     value: float | None = None
@@ -169,7 +175,7 @@ def _of_folder(folder: Path, key: str) -> Run:
         key=key,
         name=key,
         time=datetime.fromtimestamp(newest.stat().st_mtime, UTC),
-        status="evaluated" if metrics else "not evaluated",
+        status="evaluated" if metrics else _status(folder),
         folder=folder,
         metric=metric,
         value=(metrics.get("model") or {}).get(metric),
@@ -182,6 +188,18 @@ def _of_folder(folder: Path, key: str) -> Run:
         run_id=str(read_json(folder / RUN_FILE).get("run_id", "")),
         granularities=tuple(metrics.get("granularities") or ()),
     )
+
+
+def _status(folder: Path) -> str:
+    """What became of a run without metrics: it runs, was stopped, or was not to be evaluated."""
+    try:
+        found = _LOCKED_BY.search((folder / ".lock").read_text(encoding="utf-8"))
+        if found and found[2] == socket.gethostname() and is_alive(int(found[1])):
+            return "running"
+        last = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        return "stopped" if json.loads(last)["verb"] in _EVALUATING else "not evaluated"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "not evaluated"
 
 
 def verdict_of(metrics: Mapping[str, Any]) -> Mapping[str, str]:
@@ -210,7 +228,7 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
 def _of_mlflow(uri: str) -> tuple[list[Run], str]:
     """MLflow's newest runs without the trials of sweeps, and an error message or an empty text."""
     found, problem = answer_of(uri, _newest_runs)
-    return [_of_run(run) for run in found if "mlflow.parentRunId" not in run.data.tags], problem
+    return [_of_run(run) for run in found if PARENT_TAG not in run.data.tags], problem
 
 
 def _newest_runs(registry: Any) -> list[Any]:
@@ -274,11 +292,12 @@ def _problem_of(uri: str, error: Exception) -> str:
 def _of_run(run: Any) -> Run:
     metric = str(run.data.params.get("train.metric", ""))
     low, high = (run.data.metrics.get(name) for name in ("lift_low", "lift_high"))
+    is_killed = run.info.status == "RUNNING" and has_ended(run.data.tags.get(PROCESS_TAG, ""))
     return Run(
         key=f"mlflow-{run.info.run_id}",
         name=str(run.info.run_name or run.info.run_id[:8]),
         time=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-        status=str(run.info.status).lower(),
+        status="stopped" if is_killed else str(run.info.status).lower(),
         metric=metric,
         value=run.data.metrics.get(mlflow_name(metric)) if metric else None,
         verdict={} if low is None or high is None else _lift(float(low), float(high)),

@@ -398,7 +398,7 @@ def test_init_names_the_constant_column(tmp_path: Path, capsys: pytest.CaptureFi
     events = _events(tmp_path, user=lambda _: "u")
     assert main(["init", events, "--out", str(tmp_path / "recsys.yaml")]) == 2
     printed = capsys.readouterr().err
-    assert "no file has events" in printed and "user_id (the same value in every row)" in printed
+    assert "no table has events" in printed and "user_id (the same value in every row)" in printed
 
 
 def test_too_little_data_ends_with_one_message(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -283,3 +284,35 @@ def test_old_key_of_a_separate_model_sets_the_new_key() -> None:
     }
     config = build_config({"model": {"granularities": {**granularities, "second": apart}}})
     assert own_config(config, "second").train.history_mask_rate == 0.4
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        (
+            {"data": {"sources": {}}},
+            r"data\.sources: unknown key; did you mean source\? Valid keys",
+        ),
+        ({"train": {"epoch": 3}}, r"train\.epoch: unknown key; did you mean epochs\? Valid keys"),
+        ({"trian": {"epochs": 3}}, r"trian: unknown key; did you mean train\?"),
+        (
+            {"model": {"granularities": {"behavior": {}}}},
+            r"granularities\.behavior: unknown key; did you mean behaviour\?",
+        ),
+        ({"data": {"source": {"kind": "canonicl"}}}, r"'canonicl'; did you mean canonical\?"),
+        ({"train": {"loss": {"kind": "ful_softmax"}}}, r"did you mean full_softmax\?"),
+        ({"train": {"metric": "ndgc@10"}}, r"unknown metric; did you mean ndcg\?"),
+        ({"evaluate": {"metrics": ["ndgc"]}}, r"unknown metric; did you mean ndcg\?"),
+        ({"evaluate": {"baselines": ["eas"]}}, r"\(got 'eas'\); did you mean ease\?"),
+        ({"evaluate": {"ablation": "ful"}}, r"\(got 'ful'\); did you mean full\?"),
+    ],
+)
+def test_mistyped_name_gives_the_likely_one(tree: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        build_config({**SMALLEST, **tree})
+
+
+def test_wrong_text_is_shown_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        build_config({**SMALLEST, "run": {"budget": "-5m"}})
+    assert str(error.value).count("-5m") == 1

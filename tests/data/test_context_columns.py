@@ -116,7 +116,7 @@ def test_prepare_fits_context_codes_on_training_events_only(tmp_path: Path) -> N
         ({"context": ["value"], "context_numbers": []}, "'value' is a standard column of events"),
         (
             {"context_numbers": ["heat"]},
-            "'heat' is not in data.context, which has: warmth, weather",
+            "'heat' is not in data.context; data.context has: warmth, weather",
         ),
     ],
 )

@@ -599,6 +599,21 @@ def test_invalid_promotions_are_refused(world: World, capsys: Captured) -> None:
         assert message in capsys.readouterr().err
 
 
+def test_promotion_refused_for_wrong_input_leaves_no_mlflow_run(
+    world: World, tmp_path: Path
+) -> None:
+    def runs() -> list[str]:
+        experiment = world.client.get_experiment_by_name("multigrain-promotions")
+        found = world.client.search_runs([experiment.experiment_id]) if experiment else []
+        return [run.info.run_id for run in found]
+
+    before = runs()
+    words = ["--promote.model", "models:/pocket/1", "--tracking.uri", world.uri]
+    words += ["--run.dir", str(tmp_path / "new"), "--data.dir", str(tmp_path / "nowhere")]
+    assert world.promote(*words) == 2
+    assert runs() == before and not (tmp_path / "new").exists()
+
+
 # ----------------------------------------------------------------------------- by ids, card, digest
 
 

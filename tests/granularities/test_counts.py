@@ -164,7 +164,9 @@ def test_knowledge_counts_triples_both_ways_and_keeps_the_largest() -> None:
 
 
 def test_counts_report_impossible_settings() -> None:
-    with pytest.raises(ConfigError, match="names sxe, not among the fields of users: age, sex"):
+    with pytest.raises(
+        ConfigError, match="names sxe, not among the fields of users; fields: age, sex"
+    ):
         ProfileCounts(ProfileConfig(fit="counts", crosses=[["age", "sxe"]]), _sizes())
     with pytest.raises(ConfigError, match="needs attributes of users"):
         ProfileCounts(

@@ -25,7 +25,10 @@ from pipelines.plumbing.session import keep_token_elsewhere
 from pipelines.plumbing.user_message import user_message
 from pipelines.stages import SEARCHES, STAGES, UPDATES, VERBS
 from recsys.config import Config, UpdateConfig, build_config, load_config
-from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
+from recsys.registry.mlflow_client import client
+from recsys.retrieval.rules import Explained
+from recsys.serving.requests import Request
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "pipelines" / "configs" / "demo.yaml")
@@ -86,7 +89,7 @@ def test_help_is_fast() -> None:
 def test_help_of_a_verb_lists_keys_types_defaults_and_meanings(capsys: Captured) -> None:
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "--train.lr" in shown and "float > 0, default 0.001" in shown
+    assert "--train.lr" in shown and "number > 0, default 0.001" in shown
     assert "--train.schedule" in shown and "constant|cosine|linear" in shown
     assert "users in a step, on average, over all workers" in shown
     assert "data.source" in shown and "by kind: canonical, recbole" in shown
@@ -124,9 +127,26 @@ def test_every_key_is_in_the_help_of_its_section(capsys: Captured) -> None:
     of_source = capsys.readouterr().out
     assert "data.source with kind recbole" in of_source and "--train.lr" not in of_source
     assert main(["help", "train.los"]) == 2
-    assert "no section 'los'; expected one of" in capsys.readouterr().err
+    assert "no section 'los'; did you mean train.loss? Expected one of" in capsys.readouterr().err
     assert main(["help", "evolution"]) == 2
     assert "did you mean model.granularities.evolution?" in capsys.readouterr().err
+
+
+def test_help_has_no_python_types(capsys: Captured) -> None:
+    assert main(["help", "all"]) == 0
+    keys = re.findall(r"^  --\S+ +(.*?)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
+    assert len(keys) > 300
+    python = re.compile(r"\b(NoneType|None|bool|int|float|str|dict|Any|True|False)\b|\{'")
+    assert [key for key in keys if python.search(key) and "default [NaN" not in key] == []
+
+
+def test_help_names_every_field_of_requests_and_rules(capsys: Captured) -> None:
+    assert main(["help", "recommend"]) == 0
+    keys = dict(re.findall(r"^  --(\S+) +(.*)$", capsys.readouterr().out, re.MULTILINE))
+    rules, own = {*Explained.model_fields} - {"k"}, {*Request.model_fields}
+    assert rules <= {*re.findall(r"\w+", keys["recommend.rules"])}
+    named = {*re.findall(r"\w+", keys["recommend.requests"])}
+    assert own - rules <= named and "recommend.rules" in keys["recommend.requests"]
 
 
 def test_version_is_printed(capsys: Captured) -> None:
@@ -200,6 +220,23 @@ def _fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(cli, "_run", fail)
 
 
+@pytest.mark.parametrize("verb", ["prepare", "similar"])
+def test_first_line_comes_once_and_before_slow_imports(verb: str, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pipelines import cli; from pipelines.plumbing import run_folder\n"
+        "def stop(*args, **kwargs):\n"
+        "    sys.exit(str([name for name in ('ray', 'torch', 'mlflow') if name in sys.modules]))\n"
+        "run_folder.open_run = stop; cli.main(sys.argv[1:])"
+    )
+    words = [verb, "--config", DEMO, "--run.dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"00:00.0  {verb:<9}  starting") and second == "[]"
+    assert done.stdout == ""
+
+
 def test_user_error_gives_one_message_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -271,6 +308,85 @@ def test_run_folder_is_locked_during_a_run(config: Config) -> None:
         pass
     with open_run(config, "evaluate"):
         pass  # the end of the first run releases the lock
+
+
+def in_folder(config: Config, folder: Path) -> Config:
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})})
+
+
+@pytest.mark.parametrize(
+    ("verb", "locks"), [("prepare", True), ("recommend", True), ("similar", False)]
+)
+def test_refused_command_removes_the_run_folder_that_it_made(
+    config: Config, tmp_path: Path, verb: str, locks: bool
+) -> None:
+    new = in_folder(config, tmp_path / "runs/new")
+    with pytest.raises(ConfigError), open_run(new, verb, locks=locks) as folder:
+        (folder.root / "trials").mkdir()
+        if verb == "recommend":
+            folder.progress("the model is read before the rules are checked")
+        raise ConfigError("wrong")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ConfigError), open_run(new, verb, locks=locks) as folder:
+        (tmp_path / "runs/mlflow.db").touch()  # of another command
+        raise ConfigError("wrong")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mlflow.db"]
+
+
+def test_run_folder_stays_after_a_failure_of_work_and_if_it_was_there(
+    config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "before").mkdir()
+    errors: dict[str, Exception] = {
+        "before": ConfigError("wrong"),
+        "said": DataError("too many bad rows"),
+        "wrote": DataError("too many bad rows"),
+        "refused": Refusal("not better"),
+        "failed": ZeroDivisionError(),
+    }
+    for name, error in errors.items():
+        with (
+            pytest.raises(type(error)),
+            open_run(in_folder(config, tmp_path / name), "train") as folder,
+        ):
+            if name == "said":
+                folder.progress("epoch 1")
+            if name == "wrote":
+                folder.write_json(folder.metrics, {})
+            raise error
+        assert (tmp_path / name / "history.jsonl").is_file(), name
+
+
+@pytest.mark.parametrize(
+    "words", [["similar"], ["similar", "--item", "x"], ["recommend"], ["promote"], ["register"]]
+)
+def test_verb_that_is_refused_leaves_nothing(
+    words: list[str], tmp_path: Path, capsys: Captured
+) -> None:
+    folder = tmp_path / "runs/new"
+    assert main([*words, "--config", DEMO, "--run.dir", str(folder)]) == 2
+    assert not folder.parent.exists() and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("has_worked", [False, True])
+def test_mlflow_run_of_a_refused_command_is_deleted(
+    config: Config, tmp_path: Path, has_worked: bool
+) -> None:
+    from pipelines.plumbing.run_tracking import tracked
+
+    config = in_folder(config, tmp_path / "new")
+    with (
+        pytest.raises(DataError),
+        open_run(config, "run") as folder,
+        tracked(config, folder) as tracker,
+    ):
+        if has_worked:
+            folder.progress("epoch 1")
+        raise DataError("wrong")
+    found = client(tracker.uri).get_run(tracker.run_id).info
+    stage = "active" if has_worked else "deleted"
+    assert (found.status, found.lifecycle_stage) == ("FAILED", stage)
+    assert (tmp_path / "new").exists() == has_worked
 
 
 def test_configuration_and_its_changes_are_recorded(config: Config, capsys: Captured) -> None:

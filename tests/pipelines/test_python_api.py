@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import recsys
-from recsys.errors import ArtifactError, ConfigError, DataError, RequestError
+from recsys.errors import ArtifactError, ConfigError, DataError, RequestError, SourceError
 from tests.own_data import World
 from tests.training_here import training_here
 
@@ -167,7 +168,7 @@ def test_candidates_are_respected_and_wrong_arguments_refused(
     for k in (0, -1, True, 2.5):
         with pytest.raises(RequestError, match="expected a whole number from 1"):
             model.recommend("user 3", k=k)
-    with pytest.raises(ConfigError, match="split: got 'tset'; expected one of: train, valid, test"):
+    with pytest.raises(ConfigError, match=r"split: got 'tset'; did you mean test\?"):
         dataset.events("tset")
 
 
@@ -177,6 +178,10 @@ def test_similar_items_and_explanations_are_returned(
     _, model = fitted
     alike = model.similar("item 7", k=3)
     assert len(alike) == 3 and "item 7" not in set(alike.item_id)
+    with pytest.raises(RequestError, match="^item_id: the model does not know 'x'"):
+        model.similar("x")
+    with pytest.raises(RequestError, match=r"^filters\.kin: unknown attribute"):
+        model.recommend("user 3", filters={"kin": "a"})
     explained = model.explain("user 3", k=2)
     assert all(explained.why.str.len() > 10) and set(explained.explanation[0]) == {
         "items",
@@ -321,12 +326,29 @@ def test_lists_with_seen_items_are_refused(fitted: tuple[recsys.Dataset, recsys.
 
 
 def test_wrong_type_of_a_frame_is_named() -> None:
-    with pytest.raises(DataError, match=r"items \(.*\): it looks like"):
+    with pytest.raises(DataError, match=r"^items: it looks like"):
         recsys.Dataset.from_pandas(
             _orders(), items=pd.DataFrame({"a": ["user 1", "user 2"], "b": ["user 3", "user 4"]})
         )
     with pytest.raises(DataError, match="events has no rows"):
         recsys.Dataset.from_pandas(_orders().head(0))
+
+
+def test_missing_events_are_named_as_the_argument() -> None:
+    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(50)], "price": range(50)})
+    missing = "^the argument events is missing"
+    with pytest.raises(DataError, match=missing):
+        recsys.Dataset.from_pandas(None, items=items)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=missing):
+        recsys.Dataset.from_polars(None, items=pa.Table.from_pandas(items))
+    with pytest.raises(DataError, match=missing):
+        recsys.Dataset.from_parquet(None, items="items.parquet")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="items: got dict, expected a pandas DataFrame"):
+        recsys.Dataset.from_pandas(_orders(), items={"a": 1})  # type: ignore[arg-type]
+    with pytest.raises(SourceError) as error:
+        recsys.Dataset.from_pandas(items)
+    assert str(error.value).startswith("the argument events: no table has events")
+    assert "found events: item_id, price" in str(error.value) and ".parquet" not in str(error.value)
 
 
 @pytest.mark.parametrize("names", [("src", "dst"), ("a", "b"), ("user_id", "friend_id")])

@@ -430,7 +430,7 @@ def refused(capsys: Captured, world: Path, *words: str) -> str:
         == 2
     )
     message = capsys.readouterr().err
-    assert message.startswith("recsys: ") and "Traceback" not in message
+    assert message.count("recsys: ") == 1 and "Traceback" not in message
     return message
 
 

@@ -699,7 +699,7 @@ def test_relations_of_the_table_can_be_left_out(tmp_path: Path) -> None:
     [
         (
             {"item_columns": ["gnre"]},
-            "gnre not among the columns of items; columns: genre, labels, year",
+            r"gnre not among the columns of items; did you mean genre\? Columns: genre, labels",
         ),
         ({"item_columns": ["year"], "separators": {"genre": " "}}, "separators: genre not in"),
     ],

@@ -377,7 +377,7 @@ def test_data_from_is_read_from_yaml_and_command_line_and_dumped_as_from(tmp_pat
     ) != settings_hash(read.data, read.seed)
     file.write_text(dump_config(other))
     assert "from: '2021-01-01'" in file.read_text() and load_config(file) == other
-    with pytest.raises(ConfigError, match=r"data\.from_: unknown key; valid keys here: .*from"):
+    with pytest.raises(ConfigError, match=r"data\.from_: unknown key; did you mean from"):
         load_config(file, [("data.from_", "2020-01-01")])
     assert "--data.from " in reference() and "from_" not in reference()
 

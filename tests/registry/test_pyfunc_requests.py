@@ -77,7 +77,7 @@ def test_frame_with_empty_cells_equals_a_list_of_requests(model: RecommenderMode
         ),
         (
             pd.DataFrame({"user_id": ["a"], "exclude_sen": [True]}),
-            "exclude_sen: unknown field; expected one of: at, attributes",
+            r"exclude_sen: unknown field; did you mean exclude_seen\? Expected one of: at",
         ),
         (pd.DataFrame({"USER": ["a"]}), "USER: unknown field"),
         (

@@ -281,6 +281,7 @@ def test_registered_model_answers_without_our_sources(
         "at",
     ]
     asked += ["candidates", "exclude", "filters", "boost", "diversify", "offset", "explain"]
+    asked += ["per_user_limit"]
     assert sorted(found["request"]) == sorted(asked) and found["example"]
     assert found["signature"]["inputs"] is None and "item_ids" in found["signature"]["outputs"]
 

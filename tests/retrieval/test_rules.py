@@ -149,6 +149,19 @@ def test_pages_cover_the_list_without_overlap(
         assert pages == whole.item_ids
 
 
+@pytest.mark.parametrize("diversify", [None, {"attribute": "kind", "most": 2}])
+def test_per_user_limit_ends_the_pages(
+    recommender: Recommender, diversify: dict[str, Any] | None
+) -> None:
+    asked = {"user_id": "u1", "k": 10, "diversify": diversify}
+    whole = [ask(recommender, **asked, offset=10 * page).item_ids for page in range(3)]
+    pages = [
+        ask(recommender, **asked, offset=10 * page, per_user_limit=25, explain=True).item_ids
+        for page in range(4)
+    ]
+    assert pages == [whole[0], whole[1], whole[2][:5], []]
+
+
 def test_page_respects_the_limit_per_category(world: World, recommender: Recommender) -> None:
     kind = {f"i{place}": row["kind"] for place, row in enumerate(world.rows)}
     plain = ask(recommender, user_id="u2", k=10)
@@ -235,7 +248,7 @@ def test_unknown_ids_in_rules_are_reported(recommender: Recommender) -> None:
 REFUSED = [
     (
         {"filters": {"kin": "a"}},
-        r"request 1: filters\.kin: unknown attribute 'kin'; the model knows: brand, kind, out,",
+        r"request 1: filters\.kin: unknown attribute 'kin'; did you mean kind\? The model knows",
     ),
     ({"filters": {"price": "cheap"}}, r"filters\.price: got 'cheap' \(str\), expected a number"),
     (
@@ -259,7 +272,7 @@ REFUSED = [
     ({"boost": {"factor": 2}}, r"boost\[0\]: got .*with either items or filters"),
     (
         {"boost": {"factor": 2, "item": ["i1"]}},
-        r"boost\[0\]\.item: unknown field; expected one of: factor, filters, items",
+        r"boost\[0\]\.item: unknown field; did you mean items\? Expected one of: factor, filters",
     ),
     (
         {"boost": ["i1"]},

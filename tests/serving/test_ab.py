@@ -217,18 +217,20 @@ def test_item_positions_match_the_propensities(bundles: tuple[Bundle, Bundle]) -
 def test_pages_of_one_day_fit_together_and_days_differ(bundles: tuple[Bundle, Bundle]) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(1.0, 6, "explore")
 
-    def page(k: int, offset: int, day: int) -> list[str]:
+    def page(k: int, offset: int, day: int, **limit: int) -> list[str]:
         row = {
             "user_id": "new",
             "history": ["i1"],
             "k": k,
             "offset": offset,
             "at": 86_400 * day + 7,
+            **limit,
         }
         return list(recommender.answer(parse_requests([row]), explorer=explorer)[0].item_ids)
 
     whole = [page(9, 0, day) for day in range(1, 9)]
     assert page(4, 0, 1) + page(3, 4, 1) + page(2, 7, 1) == whole[0]
+    assert page(4, 4, 1, per_user_limit=6) == whole[0][4:6]
     assert len({tuple(one) for one in whole}) > 4
 
 

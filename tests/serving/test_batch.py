@@ -147,7 +147,7 @@ def test_rules_of_configuration_and_requests_apply(
     )
     for wrong, message in (
         ({"k": "x"}, r"recommend\.rules: k: got 'x'"),
-        ({"filters": {"a": 1}}, "request 0: filters.a"),
+        ({"filters": {"a": 1}}, r"recommend\.rules: filters\.a: unknown attribute"),
     ):
         with pytest.raises(RequestError, match=message):
             recommend_all(folder, tmp_path / "none.parquet", rules=wrong)

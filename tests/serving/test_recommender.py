@@ -297,9 +297,11 @@ MALFORMED = [
     ({"k": 3}, r"request 1: needs at least one of user_id, history"),
     (
         {"user": "u0"},
-        r"request 1: user: unknown field; expected one of: at, attributes, boost, candidates,"
+        r"request 1: user: unknown field; did you mean user_id\? Expected one of: at, attributes,"
+        r" boost, candidates,"
         r" context, diversify, "
-        r"exclude, exclude_seen, explain, filters, friends, history, horizon, k, offset, user_id",
+        r"exclude, exclude_seen, explain, filters, friends, history, horizon, k, offset, "
+        r"per_user_limit, user_id",
     ),
     ({"friends": "u1"}, r"request 1: friends: got 'u1' \(str\); input should be a valid list"),
     ({"friends": ["u1", 2]}, r"request 1: friends\[1\]: got 2 \(int\), expected a string"),
@@ -332,7 +334,7 @@ MALFORMED = [
     ({"history": [{"item_id": "i1", "timestamp": True}]}, r"history\[0\]\.timestamp: got True"),
     (
         {"history": [{"item_id": "i1", "event_type": "stolen"}]},
-        r"\.event_type: got 'stolen', expected one of: buy, view",
+        r"\.event_type: got 'stolen'; expected one of: buy, view",
     ),
     ({"history": ["i1"] * 10_001}, r"request 1: history: got .*at most 10000 items"),
 ]

@@ -26,7 +26,7 @@ from recsys.serving.prometheus import Counts, exposition
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.requests import Job
-from recsys.serving.service import Answered, Incoming, Outcome, Service
+from recsys.serving.service import Answered, Incoming, Outcome, Service, health
 from recsys.serving.stock import Stock, StockChange, read_stock, write_stock
 from tests.handmade import small_model, small_world
 
@@ -159,6 +159,7 @@ def test_stock_changes_only_with_its_token(service: Service, bundle: Bundle) -> 
         ({"out": [], "add": ["i1"]}, "stock: expected either {"),
         ({"out": [3]}, "stock: out.0: expected a string"),
         ({"sold": ["i1"]}, "stock: sold: unknown field; expected one of: add, out, remove"),
+        ({"ad": ["i1"]}, "stock: ad: unknown field; did you mean add? Expected one of: add, out"),
         ([], "stock: expected an object, got list"),
         (b"{", "the body is not valid JSON"),
     ],
@@ -187,7 +188,7 @@ def test_stock_file_survives_a_restart(tmp_path: Path) -> None:
 
 REFUSED = [
     ("/recommend", {"item_id": "i1"}, 400, "item_id: unknown field"),
-    ("/similar", {"user_id": "u0"}, 400, "request 0: item_id: missing"),
+    ("/similar", {"user_id": "u0"}, 400, "item_id: missing"),
     (
         "/similar",
         [{"item_id": "i1"}, {"item_id": "x"}],
@@ -220,7 +221,12 @@ REFUSED = [
         "the key 'k' appears twice in one object",
     ),
     ("/recommend", b'{"user_id": "u0\xff"}', 400, "byte 15 is not valid UTF-8"),
-    ("/recommend", {"user_id": "u0", "exclude_sen": False}, 400, "exclude_sen: unknown field"),
+    (
+        "/recommend",
+        {"user_id": "u0", "exclude_sen": False},
+        400,
+        "exclude_sen: unknown field; did you mean exclude_seen?",
+    ),
     (
         "/invocations",
         {"inputs": [{"user_id": "u0", "exclude_sen": False}]},
@@ -231,7 +237,7 @@ REFUSED = [
         "/invocations",
         {"inputs": {"history": ["i1"], "friends": [7]}},
         400,
-        "request 0: friends[0]: got 7",
+        "friends[0]: got 7",
     ),
     (
         "/recommend",
@@ -255,9 +261,9 @@ REFUSED = [
         "/recommend",
         "u0",
         400,
-        "request 0: expected an object with user_id, history, friends or attributes, got 'u0'",
+        "expected an object with user_id, history, friends or attributes, got 'u0'",
     ),
-    ("/recommend", {"user_id": 7}, 400, "request 0: user_id: got 7"),
+    ("/recommend", {"user_id": 7}, 400, "user_id: got 7"),
     ("/recommend", [{"user_id": "u0"}, {"k": 3}], 400, "request 1: needs at least one of user_id"),
     (
         "/recommend",
@@ -301,6 +307,7 @@ def test_refusals_name_the_reason(
     found, content = call(service, path, body)
     shown = content["message" if path == "/invocations" else "error"]
     assert (found, "\n" in shown) == (status, False) and message in shown
+    assert isinstance(body, list) or path == "/invocations" or "request 0" not in shown
 
 
 def test_wrong_methods_types_and_tokens_are_refused(service: Service) -> None:
@@ -485,11 +492,11 @@ def test_followed_folder_changes_version_with_its_content(folder: Path, tmp_path
     followed = FollowedModel(str(tmp_path / "pulled"), "")
     first = followed.version()
     found, about = followed.load(first)
-    assert (
-        found.item_ids
-        and about["uri"] == str(tmp_path / "pulled")
-        and about["dataset"]["name"] == "handmade"
-    )
+    assert found.item_ids and about["uri"] == "pulled" and about["dataset"]["name"] == "handmade"
+    assert "/" not in json.dumps({**about, "card": "", "metrics": {}}), "no path of this machine"
+    shown = json.loads(health(about).body)
+    assert (shown["model"], len(shown["version"])) == ("pulled", 12)
+    assert first.endswith(shown["version"])
     assert followed.version() == first
     description = tmp_path / "pulled/bundle/bundle.json"
     description.write_text(description.read_text().replace('"created": "2', '"created": "3'))

@@ -291,7 +291,7 @@ def test_similar_command_prints_the_answer_of_the_endpoint(
     ]
     assert listed == answer.item_ids
     assert main([*words, "--item", "x"]) == 2
-    assert "the model does not know 'x'" in capsys.readouterr().err
+    assert "\nrecsys: item_id: the model does not know 'x'" in capsys.readouterr().err
     assert main([*words, "--item", "i3", "--similar.rules", "{filters: {kin: toys}}"]) == 2
-    assert "filters.kin: unknown attribute" in capsys.readouterr().err
+    assert "\nrecsys: filters.kin: unknown attribute" in capsys.readouterr().err
     assert main(words) == 2 and "similar.item is empty" in capsys.readouterr().err

@@ -443,7 +443,7 @@ def test_renames_without_a_column_are_named(tmp_path: Path, rename: Any, message
 
 def test_settings_with_unknown_tables_or_repeated_names_are_refused() -> None:
     with pytest.raises(
-        ValidationError, match="'friends' is not a table; the tables are events, items"
+        ValidationError, match="'friends' is not a table; expected one of: events, items"
     ):
         CanonicalSource(events=["x"], rename={"friends": {"a": "b"}})
     with pytest.raises(ValidationError, match="'logs' is not a table"):

@@ -90,7 +90,7 @@ def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(
         )
         with Command("evaluate", config) as second:
             printed = second.ends(2)
-        assert printed.count("\n") == 1 and "is in use by `recsys run`, process" in printed, printed
+        assert printed.count("\n") == 2 and "is in use by `recsys run`, process" in printed, printed
         command.when(lambda: reached(run, 2), "the middle of an epoch")
         command.kill()
     assert not list(tmp_path.glob("run/dataset.writing-*")), (

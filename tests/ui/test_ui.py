@@ -5,11 +5,13 @@ requests from other sites and other host names.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,12 +26,17 @@ import yaml
 from test_compare import finished
 
 from pipelines.cli import main
+from pipelines.plumbing.run_folder import open_run
+from pipelines.plumbing.run_tracking import tracked
 from pipelines.ui import application_of
 from recsys.config import Config, build_config
 from recsys.registry.mlflow_client import client
+from recsys.registry.run_tags import PROCESS_TAG
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
+from recsys.storage.locks import this_process
+from recsys.ui.runs import Runs
 from tests.ruled import World
 
 pytest.importorskip("fastapi")
@@ -326,6 +333,56 @@ def test_card_is_markdown_and_its_html_is_escaped(runs: Path) -> None:
     html = pages.card(opened)
     assert "<h1>Card</h1>" in html and "<td>1</td>" in html
     assert "<script" not in html and 'href="javascript' not in html and "<img" not in html
+
+
+@pytest.fixture(scope="module")
+def ended() -> int:
+    """The id of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+def test_killed_run_is_stopped_and_living_one_is_running(tmp_path: Path, ended: int) -> None:
+    for name, pid, verb in (
+        ("killed", ended, "run"),
+        ("living", os.getpid(), "run"),
+        ("prepared", ended, "prepare"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("run: {dir: x}\n")
+        (tmp_path / name / "history.jsonl").write_text(json.dumps({"verb": verb}) + "\n")
+        (tmp_path / name / ".lock").write_text(
+            f"`recsys {verb}`, process {pid} on {socket.gethostname()}, since 2026-01-01"
+        )
+    statuses = {run.name: run.status for run in Runs([str(tmp_path)], "").all()}
+    assert statuses == {"killed": "stopped", "living": "running", "prepared": "not evaluated"}
+
+
+def test_run_of_mlflow_without_its_process_is_stopped_and_a_search_is_part_of_its_run(
+    tmp_path: Path, ended: int
+) -> None:
+    config = build_config({"run": {"dir": str(tmp_path / "run"), "name": "mine"}})
+    _, _, machine = this_process().partition(" ")
+    with open_run(config, "run", io.StringIO()) as folder:
+        with tracked(config, folder, fresh=True) as search:
+            folder.search_run = search.run_id
+        with tracked(config, folder, fresh=True) as tracker:
+            runs = Runs([], tracker.uri).all()
+            assert [(run.run_id, run.status) for run in runs] == [(tracker.run_id, "running")]
+            tracker.client.set_tag(tracker.run_id, PROCESS_TAG, f"{ended} {machine}")
+            assert [run.status for run in Runs([], tracker.uri).all()] == ["stopped"]
+            tracker.client.set_tag(tracker.run_id, PROCESS_TAG, f"{ended} another machine")
+            assert [run.status for run in Runs([], tracker.uri).all()] == ["running"]
+
+
+def test_long_name_of_a_model_is_shown_whole(runs: Path) -> None:
+    name = str(runs / "shop/bundle")
+    config = config_of(runs, model=name)
+    browser = TestClient(application_of(config.ui, config.tracking), base_url="http://localhost")
+    for path in ("/try", "/similar"):
+        page = browser.get(path).text
+        assert f'whole">{name}</p>' in page and 'whole">run shop' not in page
 
 
 def test_empty_folder_gives_instructions(tmp_path: Path) -> None:

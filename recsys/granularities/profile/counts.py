@@ -36,7 +36,7 @@ from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles, 
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, valid_instead
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.log_odds import log_odds
 from recsys.granularities.profile.attribute_encoding import (
@@ -210,7 +210,7 @@ class Cells:
         if unknown := sorted({name for cross in crosses for name in cross} - {*names}):
             raise ConfigError(
                 f"model.granularities.profile.crosses names {', '.join(unknown)}, not among the"
-                f" fields of users: {choices(names)}"
+                f" fields of users; {valid_instead(unknown[0], names, 'fields')}"
             )
         self.crosses = [[names.index(name) for name in cross] for cross in crosses] or [
             [k] for k in range(len(names))
