@@ -25,16 +25,16 @@ _held: dict[Path, TextIO] = {}  # an open file keeps its lock
 
 
 def temporary_folder() -> Path:
-    """A new empty folder that is deleted when the process ends."""
+    """A new empty folder, of this user only, that is deleted when the process ends."""
     _remove_abandoned(tempfile.gettempdir())
     _remove_at_exit()
-    outer = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700
+    outer = Path(tempfile.mkdtemp(prefix=_PREFIX))
     _held[outer] = file = (outer / f"{_OWNER}.new").open("w", encoding="utf-8")
     with suppress(OSError):  # no locks here: then no other process may delete the folder
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # only now, so that no other process sees the file before it is locked
         (outer / f"{_OWNER}.new").rename(outer / _OWNER)
-    (outer / _FILES).mkdir()
+    (outer / _FILES).mkdir(mode=0o700)
     return outer / _FILES
 
 

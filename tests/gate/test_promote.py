@@ -316,8 +316,9 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(
     # a worse model is refused with reasons: exit code 1, no alias moves
     assert world.promote() == 1
     message = capsys.readouterr().err
-    assert message.startswith(
-        "recsys: pocket version 3 is not promoted, version 2 stays champion\n  - ndcg@5 0."
+    assert (
+        "\nrecsys: pocket version 3 is not promoted, version 2 stays champion\n  - ndcg@5 0."
+        in message
     )
     assert "Traceback" not in message and "known users (72 users: " in message
     assert world.aliases()["champion"] == "2" and world.record()["promoted"] is False
