@@ -9,7 +9,7 @@ any, so no process holds all events. Legend: U users, N items, X cells of a spar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -68,7 +68,7 @@ def audit(dataset: PreparedDataset, findings: Sequence[ShardFindings] | None = N
     return auditor.run(findings)
 
 
-def audit_newer(dataset: PreparedDataset, findings: Sequence[ShardFindings]) -> Audit:
+def audit_newer(dataset: PreparedDataset, findings: Iterable[ShardFindings]) -> Audit:
     """Check what an append has written: its history files, vocabularies and graphs.
 
     Why not everything: the other files come from the earlier dataset and were checked when they
@@ -78,8 +78,8 @@ def audit_newer(dataset: PreparedDataset, findings: Sequence[ShardFindings]) -> 
     ----------
     dataset : PreparedDataset
         The dataset with the appended events.
-    findings : Sequence[ShardFindings]
-        Results of :func:`audit_shard`, one per new file.
+    findings : Iterable[ShardFindings]
+        Results of :func:`audit_shard`, one per new file; read after the vocabularies are checked.
 
     Raises
     ------
@@ -119,7 +119,7 @@ class _Auditor(Checks):
         self.found.checks = checks + self._text() + self._social() + self._triples()
         return self.found
 
-    def run_newer(self, findings: Sequence[ShardFindings]) -> Audit:
+    def run_newer(self, findings: Iterable[ShardFindings]) -> Audit:
         """Check the files that an append has written."""
         self._vocabulary()
         for number, shard in enumerate(findings):

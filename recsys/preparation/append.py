@@ -56,6 +56,8 @@ from recsys.preparation.touched_users import (
     fresh_times,
     kept_times,
     moved_users,
+    rows_of,
+    rows_of_fresh,
     write_touched,
 )
 
@@ -124,24 +126,32 @@ class Appending(Preparation):
         self._code, self._touched = coding, [summary.users for summary in summaries]
         self._ids = ray.put(user_ids), ray.put(item_ids)
         self._whole_buckets = self._buckets_to_renew(len(user_ids))
-        encoder = task(encode_touched, 3)
+        encoder, reader = task(encode_touched, 3), task(rows_of)
         encoded: list[list[Any]] = []
         self._numbers = dense(self._touched, user_ids)
         for number, (bucket, users) in enumerate(zip(buckets, self._touched, strict=True)):
-            chosen = None if number in self._whole_buckets else (users, self._numbers[number])
+            chosen, before = (users, self._numbers[number]), self._rows[number]
+            if number in self._whole_buckets:
+                chosen, before = None, reader.remote(self._kept(number), None)
             is_idle = chosen is not None and not len(users)
             encoded.append(
-                []
-                if is_idle
-                else encoder.remote(self._kept(number), bucket[0], coding, chosen, *self._ids)
+                [] if is_idle else encoder.remote(before, bucket[0], coding, chosen, *self._ids)
             )
         buckets.clear()
+        self._rows.clear()
         return encoded
 
     def _check_encoded(self, encoded: list[list[Any]]) -> None:
         self._quarantine_duplicates(
             "encoding the events of touched users", [refs for refs in encoded if refs]
         )
+
+    def _exchanged(self, buckets: list[list[Any]]) -> None:
+        """Start to read the kept rows of users with new events, while the ids get numbers."""
+        reader = task(rows_of_fresh)
+        self._rows = [
+            reader.remote(self._kept(number), bucket[0]) for number, bucket in enumerate(buckets)
+        ]
 
     def _kept(self, bucket: int) -> StoredEvents:
         kept = self.reading.kept(bucket)
@@ -227,7 +237,7 @@ class Appending(Preparation):
         self, encoded: list[list[Any]], before: list[list[Any]], plan: SplitPlan
     ) -> None:
         """Add the events of users that have no new events but are affected by the new cut-offs."""
-        finder, encoder = task(moved_users), task(encode_touched, 3)
+        finder, reader, encoder = task(moved_users), task(rows_of), task(encode_touched, 3)
         moved = {
             bucket: finder.remote(times, self._old_plan, plan)
             for bucket, (times,) in enumerate(before)
@@ -242,9 +252,8 @@ class Appending(Preparation):
                 order = pc.sort_indices(users)
                 chosen = users.take(order), numbers[np.asarray(order)]
                 self._newer_users[bucket] += len(users)
-                encoded[bucket] += encoder.remote(
-                    self._kept(bucket), None, self._code, chosen, *self._ids
-                )
+                before = reader.remote(self._kept(bucket), chosen[0])
+                encoded[bucket] += encoder.remote(before, None, self._code, chosen, *self._ids)
 
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array

@@ -151,7 +151,13 @@ def _check_in_tasks(
         The dataset has a leak or contradicts itself.
     """
     shards = [task(_audit_shard).remote(folder, manifest, name) for name in checked]
-    found = fetch(task(_audit).remote(folder, manifest, checked == manifest.shards, *shards))
+    if checked == manifest.shards:
+        # in a task, because it may read all rows of text
+        found = fetch(task(_audit).remote(folder, manifest, *shards))
+    else:
+        # the vocabularies are checked here while the tasks check the files
+        dataset = PreparedDataset.unfinished(folder.filesystem, folder.path, manifest)
+        found = audit_newer(dataset, map(fetch, shards))
     progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
 
 
@@ -159,9 +165,5 @@ def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings
     return audit_shard(PreparedDataset.unfinished(folder.filesystem, folder.path, manifest), name)
 
 
-def _audit(folder: Folder, manifest: Manifest, is_whole: bool, *findings: ShardFindings) -> Audit:
-    """Audit a dataset, or only its new files; runs in a task, because it may read all rows of
-    text.
-    """
-    dataset = PreparedDataset.unfinished(folder.filesystem, folder.path, manifest)
-    return audit(dataset, findings) if is_whole else audit_newer(dataset, findings)
+def _audit(folder: Folder, manifest: Manifest, *findings: ShardFindings) -> Audit:
+    return audit(PreparedDataset.unfinished(folder.filesystem, folder.path, manifest), findings)

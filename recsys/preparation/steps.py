@@ -201,6 +201,7 @@ class Preparation:
         buckets = exchange(
             pieces, self.num_shards, self.rules, known if is_bound else None, self.reading
         )
+        self._exchanged(buckets)
         summaries: list[BucketSummary] = [
             fetch(bucket[2]) for bucket in with_progress("gathering users' events", buckets)
         ]
@@ -216,6 +217,9 @@ class Preparation:
         if self.earlier is not None:
             carry_events(self.quarantine, self.earlier, again=self.whole)
         return buckets, summaries
+
+    def _exchanged(self, buckets: list[list[Any]]) -> None:
+        """Start what the later steps need of the good rows of every bucket."""
 
     def _reading(self) -> Reading:
         """How the new rows join the rows that were read before."""

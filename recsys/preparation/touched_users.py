@@ -32,8 +32,34 @@ from recsys.preparation.shards import (
 )
 
 
+def rows_of_fresh(kept: StoredEvents, fresh: pa.Table) -> pa.Table | None:
+    """The kept rows of the users that have new rows; None where there are none.
+
+    Parameters
+    ----------
+    kept : StoredEvents
+        Rows of the earlier dataset.
+    fresh : pa.Table
+        New good rows.
+    """
+    return rows_of(kept, used_texts(fresh.column(schema.USER_ID))) if fresh.num_rows else None
+
+
+def rows_of(kept: StoredEvents, users: pa.Array | None) -> pa.Table | None:
+    """The kept rows of these users, or of all users (None); None where there are none.
+
+    Parameters
+    ----------
+    kept : StoredEvents
+        Rows of the earlier dataset.
+    users : pa.Array | None
+        External ids.
+    """
+    return kept.rows(None if users is None else of_users(users))
+
+
 def encode_touched(
-    kept: StoredEvents,
+    before: pa.Table | None,
     fresh: pa.Table | None,
     coding: Coding,
     touched: tuple[pa.Array, Array] | None,
@@ -44,8 +70,8 @@ def encode_touched(
 
     Parameters
     ----------
-    kept : StoredEvents
-        Rows of the earlier dataset.
+    before : pa.Table | None
+        Rows of these users in the earlier dataset; None: there are none.
     fresh : pa.Table | None
         New good rows; None: no new rows.
     coding : Coding
@@ -63,7 +89,6 @@ def encode_touched(
         Tables of ``rules.event_schema`` with the new rows and without them, and the new duplicates
         for the quarantine.
     """
-    before = kept.rows(None if touched is None else of_users(touched[0]))
     if before is not None:
         before = coding.rules.filtered(before)[0]
     rows = joined([before, fresh])
