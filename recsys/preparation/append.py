@@ -130,13 +130,13 @@ class Appending(Preparation):
         encoded: list[list[Any]] = []
         self._numbers = dense(self._touched, user_ids)
         for number, (bucket, users) in enumerate(zip(buckets, self._touched, strict=True)):
-            chosen, before = (users, self._numbers[number]), self._rows[number]
-            if number in self._whole_buckets:
-                chosen, before = None, reader.remote(self._kept(number), None)
-            is_idle = chosen is not None and not len(users)
-            encoded.append(
-                [] if is_idle else encoder.remote(before, bucket[0], coding, chosen, *self._ids)
-            )
+            is_whole = number in self._whole_buckets
+            if not (is_whole or len(users)):
+                encoded.append([])
+                continue
+            before = reader.remote(self._kept(number), None) if is_whole else self._rows[number]
+            chosen = None if is_whole else (users, self._numbers[number])
+            encoded.append(encoder.remote(before, bucket[0], coding, chosen, *self._ids))
         buckets.clear()
         self._rows.clear()
         return encoded
