@@ -222,9 +222,11 @@ def described(found: Stacked, members: list[str], metric: str) -> str:
             f" {found.single}"
         )
     else:
+        single = found.alone[found.single]
+        within = " (the difference is within noise)" * (found.cross_fitted < single)
         lines.append(
             f"together {found.value:.4f}, cross-fitted {found.cross_fitted:.4f}; best single member"
-            f" {found.single} {found.alone[found.single]:.4f}"
+            f" {found.single} {single:.4f}{within}"
         )
     if found.dropped:
         lines.append(f"dropped because they add nothing: {', '.join(found.dropped)}")

@@ -18,11 +18,12 @@ docs/dead-ends.md has the figures. Members with almost no share of the sum are d
 members with a small share that one of the methods gives no weight. Weights differ by length of
 history if that improves the metric beyond noise.
 
-If the cross-fitted stack is below the best single member, its weights are moved towards that member
-until it is not; at the end of the way the stack *is* that member. It is below if it is below the
-single member that each fold chooses for itself, or below the one that is best on all users by more
-than a standard error. The figure of the latter is a little too high, as it is the best of several
-on the same users; on few users that alone must not decide.
+If the cross-fitted stack is below the best single member by more than a standard error of the
+difference, its weights are moved towards that member until it is not; at the end of the way the
+stack *is* that member. This is tested against the single member that each fold chooses for itself
+and against the one that is best on all users. Why a standard error: the best single member is the
+best of several on the same users, so its figure is too high, and within noise a sum of members is
+the safer choice (docs/dead-ends.md has the figures).
 
 Scores of a member are divided by their standard deviation over the catalogue, query by query (see
 :class:`recsys.stack.Stack`), so a weight means the same for short and long histories. Everything is
@@ -57,6 +58,8 @@ _LITTLE: Final = 0.02  # the same if one of the two methods gives it no weight â
 _NONE: Final = 0.001  # â€¦ or less than this share
 # group weights must gain this many standard errors of the paired difference
 _GROUP_NOISE: Final = 1.5
+# the best single member must be better by this many standard errors
+_SINGLE_NOISE: Final = 1.0
 _LEAST_QUERIES: Final = 100  # a smaller group has no weights of its own
 _GROUP: Final = (0.0, 0.5, 2.0)  # tried factors on the weights of a group
 _RIDGE: Final = 10.0  # ridge of the softmax fit, divided by the number of queries
@@ -167,9 +170,9 @@ def choose_stack(
         crossed_Q = folds.measured(
             [_pulled(*pair, pull) for pair in zip(crossed, singles, strict=True)]
         )
-        behind_Q = alone_QM[:, best] - crossed_Q
-        is_noise = behind_Q.mean() <= behind_Q.std() / np.sqrt(len(behind_Q))
-        if is_noise and crossed_Q.mean() >= single_Q.mean():
+        if not any(
+            _gains(member_Q, crossed_Q, _SINGLE_NOISE) for member_Q in (single_Q, alone_QM[:, best])
+        ):
             break
     chosen_GM = _pulled(blend(candidates), _one(best, len(names), num_groups), pull)
     # a common factor changes no ranking; the largest weight 1 makes weights readable
