@@ -157,7 +157,10 @@ def _run(verb: str, config: Config) -> None:
     from pipelines.plumbing.run_folder import open_run
 
     # on stderr: the first line of a log, and of some verbs the output, is on stdout
-    starting = f"{elapsed(0)}  {verb:<9}  starting; libraries and Ray need a few seconds"
+    starting = (
+        f"{elapsed(0)}  {verb:<9}  starting; loading libraries and Ray takes up to a minute on a"
+        " busy machine"
+    )
     print(starting, file=sys.stderr, flush=True)
     with open_run(config, verb, locks=VERBS[verb].locks) as folder:
         if VERBS[verb].reads_model and verb != "run":  # `run` prepares the data first

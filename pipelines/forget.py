@@ -257,11 +257,27 @@ def _check_known(
         and not (work.folder.root / JOURNAL).is_file()
         and not _are_logged(work)
     ):
-        raise ConfigError(
-            f"forget.users: {len(unknown):,} of the {len(work.users):,} given users are in no"
-            " dataset, bundle, registered version or log of answers, and the others are forgotten"
-            " already; check the ids, which are text and case-sensitive"
-        )
+        raise ConfigError(f"forget.users: {_unknown_words(len(unknown), len(work.users))}")
+
+
+def _unknown_words(number: int, given: int) -> str:
+    """The message about unknown users.
+
+    >>> print(_unknown_words(1, 1))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    the given user is in no dataset, bundle, registered version or log of answers; check the id: ids
+    are text and case-sensitive
+    >>> _unknown_words(3, 3)[:32], _unknown_words(1, 2)[:32]
+    ('the 3 given users are in no data', '1 of the 2 given users is in no ')
+    """
+    who = f"the {given:,} given users are" if given > 1 else "the given user is"
+    if number < given:
+        who = f"{number:,} of the {given:,} given users {'is' if number == 1 else 'are'}"
+    others = "; the other users are forgotten already" if number < given else ""
+    return (
+        f"{who} in no dataset, bundle, registered version or log of answers{others}; check the"
+        f" {'id' if number == 1 else 'ids'}: ids are text and case-sensitive"
+    )
 
 
 def _are_logged(work: Forgetting) -> bool:
@@ -371,7 +387,8 @@ def _measure(config: Config, folder: RunFolder, had: dict[str, bool]) -> None:
     if had.get("metrics"):
         evaluate(config, folder)
     if had.get("bundle"):
-        register(resumed, folder)
+        # the aliases of the replaced version move to the new one in `forget_versions`
+        register(resumed, folder, says_by_hand=False)
 
 
 def _clean(work: Forgetting) -> None:

@@ -33,7 +33,11 @@ from recsys.training.private import PRIVACY
 
 
 def register(
-    config: Config, folder: RunFolder, go_on: int | None = None, given: Config | None = None
+    config: Config,
+    folder: RunFolder,
+    go_on: int | None = None,
+    given: Config | None = None,
+    says_by_hand: bool = True,
 ) -> dict[str, Any]:
     """Write the bundle and register it. With ``train.final``, train the final model on all events
     first.
@@ -48,6 +52,9 @@ def register(
         As in :func:`pipelines.steps.final.final_model`.
     given : Config | None
         The configuration that later verbs take from the model, if this training changed it.
+    says_by_hand : bool
+        Whether a version without the alias is printed with the reason and the command that sets the
+        alias. False where the caller moves the aliases next.
 
     Returns
     -------
@@ -115,7 +122,7 @@ def register(
         where = {"tracking": redact(tracker.uri), "run_id": tracker.run_id}
         registered = {**asdict(found), **where, **is_final, "metrics_sha256": digest}
         folder.write_json(folder.registered, registered)
-        folder.progress(found.summary)
+        folder.progress(found.summary if says_by_hand or found.alias else found.registered)
         if _rewrite_report(folder, metrics, time.perf_counter() - before):
             tracker.log_file(folder.report)
     return registered

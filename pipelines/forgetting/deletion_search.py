@@ -366,7 +366,8 @@ def _tested(
         )
     # like the forgotten ones: the model may have read events through validation only
     members = everybody.take(_some(np.flatnonzero(trained_on > 1), seed)).through(Split.VALID)
-    return membership(trained.frozen, gone.through(Split.VALID), unseen, members)
+    is_temporal = dataset.manifest.split["kind"] == "temporal"
+    return membership(trained.frozen, gone.through(Split.VALID), unseen, members, is_temporal)
 
 
 def _some(rows: Array, seed: int) -> Array:

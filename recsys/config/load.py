@@ -245,7 +245,10 @@ def _explain(error: pydantic.ValidationError, where: str, options: Sequence[str]
         path = [str(part) for part in problem["loc"]]
         dotted = ".".join(part for part in _without_tags(path) if not _FORM.fullmatch(part))
         line = _line(problem, path, dotted)
-        if any(_is_set_by(option, dotted, problem["type"]) for option in options):
+        if f"{dotted}.kind" in options and _is_about_kind(problem):
+            reason = line.removeprefix(f"{dotted}: ").removeprefix("kind: ")
+            of_options.append(f"  --{dotted}.kind: {reason}")
+        elif any(_is_set_by(option, dotted, problem["type"]) for option in options):
             of_options.append(f"  --{line}")
         else:
             of_file.append(f"  {line}")
@@ -265,6 +268,12 @@ def _is_set_by(option: str, dotted: str, kind: str) -> bool:
         or is_below
         or (kind == "extra_forbidden" and option.startswith(f"{dotted}."))
     )
+
+
+def _is_about_kind(problem: Any) -> bool:
+    """Whether the error of a section is about its ``kind``: then the message has that value."""
+    section = problem["input"]
+    return isinstance(section, Mapping) and str(section.get("kind", "")) in problem["msg"]
 
 
 def _line(problem: Any, path: Sequence[str], dotted: str) -> str:

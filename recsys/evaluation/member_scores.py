@@ -348,13 +348,13 @@ def same_names(members: Mapping[str, Any]) -> str:
     >>> each, baselines = {"als": kept, "place": kept}, {"als": {}, "ease": {}}
     >>> print(same_names({"each": each, "baselines": baselines}))
     ... # doctest: +NORMALIZE_WHITESPACE
-    als: a baseline is the published method; a member of the same name may also weight events by
-    type, order and time
+    a baseline is the published method; the member of the same name (als) may also weight events
+    by type, order and time
     """
     both = [name for name in members["baselines"] if members["each"].get(name, {}).get("kept")]
     if not both:
         return ""
     return (
-        f"{', '.join(both)}: a baseline is the published method; a member of the same name may"
+        f"a baseline is the published method; the member of the same name ({', '.join(both)}) may"
         " also weight events by type, order and time"
     )

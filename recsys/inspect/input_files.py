@@ -93,7 +93,14 @@ def look_at(arguments: Sequence[str]) -> ArgumentContent:
                 and not set(argument) & set("*?[")
                 and not Path(expanded(argument)).exists()
             )
-            if len(arguments) == 1 or is_missing:  # a mistyped name must not silently drop a table
+            if is_missing:  # a mistyped name must not silently drop a table
+                is_relative = not Path(expanded(argument)).is_absolute()
+                folder = f" in {Path.cwd()}" if is_relative else ""
+                raise SourceError(
+                    f"{argument} does not exist{folder}; expected a file, folder or glob of your"
+                    " data: check the path"
+                ) from None
+            if len(arguments) == 1:
                 raise
             looked.ignored[argument] = first_line(error)
     files = _without_releases(files, looked)

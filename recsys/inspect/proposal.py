@@ -99,6 +99,13 @@ def _set_deep(draft: Draft, path: str, key: str, value: Any, why: str) -> None:
 def _rules(draft: Draft, found: Understood) -> None:
     """Set which events count, and how many rows may be invalid."""
     statistics = found.statistics
+    if found.has_email_ids:
+        draft.other(
+            "data.pseudonymise.key_env",
+            "RECSYS_PSEUDONYM_KEY",
+            "replaces user ids, which look like e-mail addresses, by keyed hashes; the environment"
+            " variable of this name has the key",
+        )
     draft.set("data.order", found.order, found.order_why)
     if found.order == "none" and found.event_text is None:
         draft.other("data.order", "file", "if the rows of each user are in order of time")

@@ -77,3 +77,4 @@ class Understood:
     ignored: dict[str, str] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)  # empty files
     notes: list[str] = field(default_factory=list)
+    has_email_ids: bool = False  # some user ids look like e-mail addresses

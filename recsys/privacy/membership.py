@@ -117,7 +117,11 @@ def _log_probabilities(
 
 
 def membership(
-    model: FrozenModel, forgotten: Histories, unseen: Histories, members: Histories
+    model: FrozenModel,
+    forgotten: Histories,
+    unseen: Histories,
+    members: Histories,
+    is_temporal: bool = False,
 ) -> dict[str, Any]:
     """The result of the test as plain values for the proof: who is separable from users that the
     model has never seen.
@@ -132,11 +136,13 @@ def membership(
         Users whose events trained no model.
     members : Histories
         Users whose events trained the model.
+    is_temporal : bool
+        Whether the split is temporal; the reason for no test then does not advise one.
     """
     t_unseen = statistics(model, unseen)
     t_forgotten, t_members = statistics(model, forgotten), statistics(model, members)
     if not len(t_unseen) or not len(t_forgotten):
-        return {"tested": False, "why": _why(len(t_forgotten))}
+        return {"tested": False, "why": _why(len(t_forgotten), is_temporal)}
     found = separation(t_forgotten, t_unseen)
     result = {
         "tested": True,
@@ -150,10 +156,15 @@ def membership(
     return result
 
 
-def _why(num_forgotten: int) -> str:
+def _why(num_forgotten: int, is_temporal: bool) -> str:
     if not num_forgotten:
         return "no deleted user has two known events"
+    if is_temporal:
+        return (
+            "the test split has no new users with two events; give a file of histories that the"
+            " model has never seen in forget.unseen"
+        )
     return (
         "there are no users that the model has never seen; give a file of such histories in"
-        " forget.unseen, or use a temporal split, which has new users in its test split"
+        " forget.unseen, or use a temporal split, which may have new users in its test split"
     )

@@ -41,14 +41,18 @@ class RegisteredModel:
     by_hand: str = ""  # the command that gives it the alias by hand; empty where it has the alias
 
     @property
+    def registered(self) -> str:
+        """The name and the number of the version, for people."""
+        return f"registered {self.name} version {self.version}"
+
+    @property
     def summary(self) -> str:
         """One line for people."""
-        registered = f"registered {self.name} version {self.version}"
         if self.alias:
-            return f"{registered} as {self.alias}: {self.why}"
+            return f"{self.registered} as {self.alias}: {self.why}"
         return (
-            f"{registered} without an alias: {self.why}; use it by its number, {self.pinned_uri},"
-            f" or set the alias by hand: {self.by_hand}"
+            f"{self.registered} without an alias: {self.why}; use it by its number,"
+            f" {self.pinned_uri}, or set the alias by hand: {self.by_hand}"
         )
 
 

@@ -84,28 +84,32 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
             f"{_percent(against['difference'], theirs)}."
         ),
         "text": (
-            "With 95 % confidence, the true difference is between"
-            f" {_between(against, theirs)}{', so it may be chance' if status == 'even' else ''}. On"
+            f"With 95 % confidence, the model is {_interval(against, theirs)}"
+            f"{', so it may be chance' if status == 'even' else ''}. On"
             f" {figure(evaluation['data']['queries'])} test users, the model has {number(value)}"
             f" and {recommender_name(best)} {number(theirs)}."
         ),
     }
 
 
-def _percent(difference: float, base: float, direction: bool = True) -> str:
+def _percent(difference: float, base: float) -> str:
     """A difference in percent of the baseline's value, with its direction; the plain difference if
     that value is zero.
     """
-    size = f"{100 * abs(difference) / base:.1f} %" if base > 0 else number(abs(difference))
-    return f"{size} {'higher' if difference >= 0 else 'lower'}" if direction else size
+    return f"{_size(difference, base)} {'higher' if difference >= 0 else 'lower'}"
 
 
-def _between(against: Mapping[str, Any], base: float) -> str:
-    """The interval of a difference, the end next to zero first: "1.2 % and 3.4 % higher"."""
-    has_zero_inside = against["low"] < 0 < against["high"]
-    ends = (against["low"], against["high"])
-    near, far = ends if has_zero_inside else sorted(ends, key=abs)
-    return f"{_percent(near, base, has_zero_inside)} and {_percent(far, base)}"
+def _size(difference: float, base: float) -> str:
+    return f"{100 * abs(difference) / base:.1f} %" if base > 0 else number(abs(difference))
+
+
+def _interval(against: Mapping[str, Any], base: float) -> str:
+    """The interval of a difference in words, such as "1.2 % to 3.4 % better"."""
+    low, high = against["low"], against["high"]
+    if low < 0 < high:
+        return f"between {_size(low, base)} worse and {_size(high, base)} better"
+    near, far = sorted((low, high), key=abs)
+    return f"{_size(near, base)} to {_size(far, base)} {'better' if far >= 0 else 'worse'}"
 
 
 def for_whom(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -267,7 +267,7 @@ def test_console_names_members_and_differing_signals() -> None:
         ],
     }
     *lines, names = member_table(metrics).splitlines()
-    assert names.startswith("als: a baseline is the published method; a member of the same name")
+    assert names.startswith("a baseline is the published method; the member of the same name (als)")
     assert [line.split() for line in lines] == [
         ["member,", "on", "test", "ndcg@5", "alone", "without", "it", "weight"],
         ["trained", "–", "–", "0", "dropped"],

@@ -561,8 +561,9 @@ def test_home_folders_and_dollars_in_paths_are_accepted(
     ("words", "message"),
     [
         ([], "no file is given"),
-        (["nowhere.csv"], "does not exist"),
-        (["one.csv", "nowhere.csv"], "nowhere.csv does not exist"),
+        (["nowhere.csv"], "nowhere.csv does not exist in {folder}; expected a file"),
+        (["one.csv", "nowhere.csv"], "nowhere.csv does not exist in {folder}; expected a file"),
+        (["/no/where.csv"], "/no/where.csv does not exist; expected a file"),
         (["--out"], "--out needs a value"),
         (["--what", "x"], "unknown option"),
         (["prose.txt"], "no file can be read as a table"),
@@ -588,8 +589,8 @@ def test_user_errors_end_with_one_message_and_exit_code_2(
     own.write(Path("items.csv"), [("sku", "title", "year"), *rows])
     assert main(["init", *words]) == 2
     printed = capsys.readouterr().err
-    assert message in printed
-    assert "Traceback" not in printed
+    assert message.format(folder=Path.cwd()) in printed
+    assert "Traceback" not in printed and "correct data.source" not in printed
     assert len(printed.strip().splitlines()) == 1
     assert not Path("recsys.yaml").exists()
 

@@ -442,13 +442,14 @@ def test_notes_name_ids_in_two_forms_and_e_mail_addresses(tmp_path: Path) -> Non
     rows = [
         (f"user{u}@x.org" if t % 2 else f"User{u}@x.org", f"a{i}", at(t)) for u, i, t in pairs()
     ]
-    notes = " ".join(
-        look([str(write(tmp_path / "e.csv", ["who", "what", "when"], rows))]).found.notes
-    )
+    found = look([str(write(tmp_path / "e.csv", ["who", "what", "when"], rows))])
+    notes = " ".join(found.found.notes)
     assert "users have ids in several forms" in notes and "upper and lower case differ" in notes
     assert "data.pseudonymise.key_env" in notes
+    assert "\n  # pseudonymise:\n    # key_env: RECSYS_PSEUDONYM_KEY" in found.draft.text()
     plain = [(f"user{u}", f"a{i}", at(t)) for u, i, t in pairs()]
-    assert not look([str(write(tmp_path / "p.csv", ["who", "what", "when"], plain))]).found.notes
+    without = look([str(write(tmp_path / "p.csv", ["who", "what", "when"], plain))])
+    assert not without.found.notes and "pseudonymise" not in without.draft.text()
 
 
 @pytest.mark.parametrize(("num_items", "limit"), [(40, None), (60_000, 33)])

@@ -105,6 +105,28 @@ def test_error_about_an_option_value_does_not_name_the_file(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("section", "kind", "reason"),
+    [
+        ("data.source", "parquet", "got 'parquet'; expected one of"),
+        ("data.source", "no_such_module:Source", "no_such_module:Source cannot be imported"),
+        ("model.granularities.mine", "foo", "kind 'foo' is neither module:Class"),
+    ],
+)
+def test_error_about_a_kind_of_the_command_line_names_the_option(
+    tmp_path: Path, section: str, kind: str, reason: str
+) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "data: {source: {kind: synthetic}}\nmodel: {granularities: {behaviour: {enabled: true}}}\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [(f"{section}.kind", kind)])
+    first, second = str(error.value).splitlines()
+    assert first == "wrong option of the command line:"
+    assert second.startswith(f"  --{section}.kind: {reason}")
+
+
 # ------------------------------------------------------------------------------------ missing files
 
 

@@ -95,7 +95,7 @@ def page(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("shop")
     _orders().to_csv(folder / "orders.csv", index=False)
     _products().to_csv(folder / "products.csv", index=False)
-    blocks, _ = _code()
+    (_, *blocks), _ = _code()  # the first writes sample files
     assert len(blocks) == 2 and blocks[0].count('budget="10m"') == 1
     names: dict[str, Any] = {"SMALL": SMALL, "NO_TEXT": {"data.text.enabled": False}}
     with pytest.MonkeyPatch.context() as patch, training_here() as trained:
@@ -105,6 +105,17 @@ def page(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             exec(small.replace("items=products)", "items=products, settings=NO_TEXT)"), names)  # noqa: S102
     assert len(trained) == 1
     return names
+
+
+def test_sample_files_of_the_page_have_the_columns_of_its_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ((sample, *_), _) = _code()
+    exec(sample, {})  # noqa: S102
+    orders, products = pd.read_csv("orders.csv"), pd.read_csv("products.csv")
+    assert list(orders) == list(_orders()) and list(products) == list(_products())
+    assert set(orders["product"]) == set(products["product"]) and "ann" in set(orders["customer"])
 
 
 @pytest.fixture(scope="module")

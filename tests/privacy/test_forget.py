@@ -212,7 +212,7 @@ def test_forget_leaves_no_trace_and_all_verbs_run(trained: Path, capsys: Capture
         "the list keeps them out although the source has them"
     )
     assert main(["forget", "--config", str(trained), "--user", "person-099"]) == 2
-    assert "1 of the 1 given users are in no dataset" in capsys.readouterr().err
+    assert "the given user is in no dataset" in capsys.readouterr().err
 
     (root / "pulled").mkdir()
     with zipfile.ZipFile(root / "pulled" / "old.zip", "w") as archive:
@@ -722,6 +722,19 @@ def test_missing_unseen_users_are_reported() -> None:
     nobody = Histories.of_items([])
     message = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
     assert message == {"tested": False, "why": "no deleted user has two known events"}
+
+
+@pytest.mark.parametrize("is_temporal", [True, False])
+def test_temporal_split_is_not_advised_where_the_split_is_temporal(
+    is_temporal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "recsys.privacy.membership.statistics", lambda _, histories: np.ones(len(histories))
+    )
+    one, nobody = Histories.of_items([[1, 2]]), Histories.of_items([])
+    found = membership(None, one, nobody, one, is_temporal)  # type: ignore[arg-type]
+    assert found["tested"] is False and "forget.unseen" in found["why"]
+    assert ("use a temporal split" in found["why"]) == (not is_temporal)
 
 
 @pytest.mark.slow

@@ -277,7 +277,7 @@ def test_page_has_all_figures(page: Page) -> None:
     for expected in (
         "hetrec-lastfm",
         "The model is better than EASE, the best baseline: its NDCG@20 is 8.0 % higher.",
-        "With 95 % confidence, the true difference is between",
+        "With 95 % confidence, the model is",
         "+0.0220",
         "1 881 test users",
         "0.2959",
@@ -333,9 +333,9 @@ def test_verdict_follows_the_interval(low: float, high: float, status: str, star
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (0.0274, 0.0548, "between 10.0 % and 20.0 % higher"),
-        (-0.0548, -0.0274, "between 10.0 % and 20.0 % lower"),
-        (-0.0274, 0.0548, "between 10.0 % lower and 20.0 % higher"),
+        (0.0274, 0.0548, "the model is 10.0 % to 20.0 % better."),
+        (-0.0548, -0.0274, "the model is 10.0 % to 20.0 % worse."),
+        (-0.0274, 0.0548, "the model is between 10.0 % worse and 20.0 % better"),
     ],
 )
 def test_verdict_says_the_interval_in_words(low: float, high: float, words: str) -> None:
@@ -351,7 +351,7 @@ def test_verdict_of_a_baseline_without_hits_has_plain_differences() -> None:
     found = verdict(content)
     assert (
         "its NDCG@20 is 0.2000 higher" in found["head"]
-        and "between 0.1000 and 0.3000 higher" in found["text"]
+        and "0.1000 to 0.3000 better" in found["text"]
     )
 
 
@@ -461,10 +461,11 @@ def test_members_and_signals_have_panels(tmp_path) -> None:
             "user_cf": member(False, "dropped: it adds nothing", None),
         },
         "baselines": {
-            "ease": {
+            name: {
                 "alone": {"validation": 0.17, "test": 0.27, "interval": [0.26, 0.28]},
                 "why": "beside",
             }
+            for name in ("ease", "item_cf")
         },
     }
     figures = {"value": 0.3, "interval": [0.2, 0.4], "best_baseline": "als", "baseline": 0.35}
@@ -490,7 +491,9 @@ def test_members_and_signals_have_panels(tmp_path) -> None:
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert page.open == []
     for expected in (
-        "The model is its best single member, item_cf",
+        "chosen without them. A baseline is the published method; the member of the same name"
+        " (item_cf)",
+        "order and time. The model is its best single member, item_cf",
         "dropped: it adds nothing",
         "+0.0800 to +0.1000",
         "0.10 – 0.40",
