@@ -128,7 +128,11 @@ def nearest(name: object, options: Iterable[str]) -> str:
 
 
 def valid_instead(
-    name: object, options: Iterable[str], label: str = "expected one of", listed: str = ""
+    name: object,
+    options: Iterable[str],
+    label: str = "expected one of",
+    listed: str = "",
+    none: str = "none",
 ) -> str:
     """The valid options for an error message, after the one that was likely meant.
 
@@ -142,6 +146,8 @@ def valid_instead(
         Words before the list.
     listed : str
         The list; empty: the sorted options.
+    none : str
+        Words instead of the list if there are no options.
 
     Examples
     --------
@@ -152,5 +158,5 @@ def valid_instead(
     """
     options = list(options)
     meant = nearest(name, options)
-    text = f"{label}: {listed or choices(options) or 'none'}"
+    text = f"{label}: {listed or choices(options) or none}"
     return f"did you mean {meant}? {text[0].upper()}{text[1:]}" if meant else text

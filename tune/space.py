@@ -323,10 +323,10 @@ def _check_path(config: Config, path: str, where: str) -> None:
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
             keys = node if isinstance(node, dict) else {}
-            none = "" if keys else "none, because it is a value"
+            none = "none, because it is a value"
             raise ConfigError(
                 f"{where}: unknown path; there is no key {key!r};"
-                f" {valid_instead(key, keys, 'valid keys', none)}"
+                f" {valid_instead(key, keys, 'valid keys', none=none)}"
             )
         node = node[key]
     section = path.split(".")[0]

@@ -105,8 +105,7 @@ class EpochLog:
                 reason = redact(str(error).strip().split("\n")[0])[:200]
                 self._say(
                     "logging to MLflow failed; the training continues, and its epochs are logged at"
-                    " the end"
-                    f" ({reason})"
+                    f" the end ({reason})"
                 )
             self._is_gone = True
         else:

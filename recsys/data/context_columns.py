@@ -143,8 +143,8 @@ def encode_request(
     unknown = sorted(set(given or {}) - {column.name for column in columns})
     if unknown:
         names = [column.name for column in columns]
-        none = "" if names else "none, the model has no context columns"
-        known = valid_instead(unknown[0], names, "context columns", none)
+        none = "none, the model has no context columns"
+        known = valid_instead(unknown[0], names, "context columns", none=none)
         raise RequestError(f"{where}: {unknown[0]!r} is not a context column; {known}")
     for index, column in enumerate(columns):
         codes[index] = column.code((given or {}).get(column.name), f"{where}.{column.name}")

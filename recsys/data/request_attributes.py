@@ -61,9 +61,11 @@ class RequestEncoder:
                 where = f"request {index if numbers is None else numbers[index]}: attributes.{name}"
                 field = self.fields.get(name)
                 if field is None:
-                    none = "none, it was trained without attributes of users"
                     known = valid_instead(
-                        name, self.fields, "the model knows", "" if self.fields else none
+                        name,
+                        self.fields,
+                        "the model knows",
+                        none="none, it was trained without attributes of users",
                     )
                     raise RequestError(f"{where}: unknown field; {known}")
                 if value is None:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.pseudonyms import email_like
 from recsys.errors import SourceError
 from recsys.inspect.canceled import without_canceled
 from recsys.inspect.column_uses import (
@@ -185,9 +184,8 @@ class _Canonical:
         )
         found.tables = [self._summary(plan, items, users) for plan in plans]
         found.ignored = {**self.ignored, **self._left_out()}
-        found.notes = self.notes + notes_on_ids(events)
-        ids = events.column(schema.USER_ID).combine_chunks().unique()
-        found.has_email_ids = bool(email_like(ids))
+        notes, found.has_email_ids = notes_on_ids(events)
+        found.notes = self.notes + notes
         return found
 
     # --------------------------------------------------------------------------------------- events

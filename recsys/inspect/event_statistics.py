@@ -186,8 +186,9 @@ def events_of(
     return checked.filter(pc.is_null(reasons)), bad
 
 
-def notes_on_ids(events: pa.Table) -> list[str]:
-    """Notes on ids in several forms and on ids that identify a person.
+def notes_on_ids(events: pa.Table) -> tuple[list[str], bool]:
+    """Notes on ids in several forms and on ids that identify a person, and whether user ids look
+    like e-mail addresses.
 
     Parameters
     ----------
@@ -197,8 +198,9 @@ def notes_on_ids(events: pa.Table) -> list[str]:
     users, items = (
         events.column(name).combine_chunks().unique() for name in (schema.USER_ID, schema.ITEM_ID)
     )
-    notes = (ids_in_two_forms(users, "users"), ids_in_two_forms(items, "items"), email_note(users))
-    return [note for note in notes if note]
+    email = email_note(users)
+    notes = (ids_in_two_forms(users, "users"), ids_in_two_forms(items, "items"), email)
+    return [note for note in notes if note], bool(email)
 
 
 def statistics_of(

@@ -56,7 +56,6 @@ from recsys.preparation.touched_users import (
     fresh_times,
     kept_times,
     moved_users,
-    rows_of,
     rows_of_fresh,
     write_touched,
 )
@@ -126,7 +125,7 @@ class Appending(Preparation):
         self._code, self._touched = coding, [summary.users for summary in summaries]
         self._ids = ray.put(user_ids), ray.put(item_ids)
         self._whole_buckets = self._buckets_to_renew(len(user_ids))
-        encoder, reader = task(encode_touched, 3), task(rows_of)
+        encoder, reader = task(encode_touched, 3), task(StoredEvents.rows)
         encoded: list[list[Any]] = []
         self._numbers = dense(self._touched, user_ids)
         for number, (bucket, users) in enumerate(zip(buckets, self._touched, strict=True)):
@@ -237,7 +236,11 @@ class Appending(Preparation):
         self, encoded: list[list[Any]], before: list[list[Any]], plan: SplitPlan
     ) -> None:
         """Add the events of users that have no new events but are affected by the new cut-offs."""
-        finder, reader, encoder = task(moved_users), task(rows_of), task(encode_touched, 3)
+        finder, reader, encoder = (
+            task(moved_users),
+            task(StoredEvents.rows),
+            task(encode_touched, 3),
+        )
         moved = {
             bucket: finder.remote(times, self._old_plan, plan)
             for bucket, (times,) in enumerate(before)

@@ -81,10 +81,7 @@ def encode_bucket(
         and the number of text rows left out because they are empty or about an item outside the
         vocabulary.
     """
-    events, text, duplicates, num_left_out, _ = encode_appended(
-        good, coding, users, dense_users, item_ids, 0
-    )
-    return events, text, duplicates, num_left_out
+    return encode_appended(good, coding, users, dense_users, item_ids, num_before=0)[:4]
 
 
 def encode_appended(

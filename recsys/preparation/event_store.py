@@ -70,15 +70,16 @@ class StoredEvents:
     bucket: int
     readings: tuple[int, ...]
 
-    def rows(self, of: Rows | None = None) -> pa.Table | None:
+    def rows(self, users: pa.Array | None = None) -> pa.Table | None:
         """The good rows in the order of the readings, in the format of
         :func:`recsys.preparation.buckets.gather_bucket`; None where there are none.
 
         Parameters
         ----------
-        of : Rows | None
-            Chooses rows of a batch by its user column; None: all rows.
+        users : pa.Array | None
+            External ids of the users whose rows are read; None: all users.
         """
+        of = None if users is None else of_users(users)
         names = [part_name(self.bucket, reading) for reading in self.readings]
         tables = [
             table

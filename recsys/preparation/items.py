@@ -49,10 +49,10 @@ def text_fields(
     )
     unknown = [name for name in wanted or () if name not in columns]
     if unknown:
-        none = "" if columns else "none, as there is no items table"
+        none = "none, as there is no items table"
         raise ConfigError(
             f"data.text.fields: {', '.join(unknown)} not among the columns of items;"
-            f" {valid_instead(unknown[0], columns, 'columns', none)}"
+            f" {valid_instead(unknown[0], columns, 'columns', none=none)}"
         )
     if wanted is not None or table is None:
         return list(wanted or ())

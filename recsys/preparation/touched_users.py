@@ -18,11 +18,7 @@ from recsys.data.vocabulary import dense
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.event_encoding import Coding, encode_appended
 from recsys.preparation.event_roles import EVENT_SCHEMA, NO_TIME, TEXT_SCHEMA
-from recsys.preparation.event_store import (
-    TIMES,
-    StoredEvents,
-    of_users,
-)
+from recsys.preparation.event_store import TIMES, StoredEvents
 from recsys.preparation.keys import joined, used_texts, where
 from recsys.preparation.shards import (
     ShardReport,
@@ -42,20 +38,7 @@ def rows_of_fresh(kept: StoredEvents, fresh: pa.Table) -> pa.Table | None:
     fresh : pa.Table
         New good rows.
     """
-    return rows_of(kept, used_texts(fresh.column(schema.USER_ID))) if fresh.num_rows else None
-
-
-def rows_of(kept: StoredEvents, users: pa.Array | None) -> pa.Table | None:
-    """The kept rows of these users, or of all users (None); None where there are none.
-
-    Parameters
-    ----------
-    kept : StoredEvents
-        Rows of the earlier dataset.
-    users : pa.Array | None
-        External ids.
-    """
-    return kept.rows(None if users is None else of_users(users))
+    return kept.rows(used_texts(fresh.column(schema.USER_ID))) if fresh.num_rows else None
 
 
 def encode_touched(

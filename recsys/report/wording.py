@@ -21,12 +21,12 @@ def metric_name(name: str) -> str:
 
 
 _MEANINGS: Final = {
-    "ndcg": ("how high the items that users chose later rank among the first {k} recommendations"),
+    "ndcg": "how high the items that users chose later rank among the first {k} recommendations",
     "recall": (
         "the share of the items that users chose later that the first {k} recommendations contain"
     ),
     "precision": "the share of the first {k} recommendations that users chose later",
-    "hit": ("the share of users who later chose at least one of the first {k} recommendations"),
+    "hit": "the share of users who later chose at least one of the first {k} recommendations",
     "mrr": (
         "one divided by the rank of the first recommendation that the user chose later; 0 if it is"
         " not among the first {k}"

@@ -245,9 +245,11 @@ class ItemAttributes:
             There is no such attribute.
         """
         if name not in self.columns:
-            none = "none, because the table of items has no column of numbers or categories"
             known = valid_instead(
-                name, self.columns, "the model knows", "" if self.columns else none
+                name,
+                self.columns,
+                "the model knows",
+                none="none, because the table of items has no column of numbers or categories",
             )
             raise RequestError(f"{where}: unknown attribute {name!r}; {known}")
         return self.columns[name]
