@@ -58,6 +58,10 @@ class SummedModel(Protocol):
         """
         ...
 
+    def even_contributions(self, queries: Queries) -> Contributions:
+        """The same with one weight for all queries of a member, so that each can rank alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -108,9 +112,13 @@ def shares(
             contributions = model.contributions(piece).cpu()
             weighs_K |= contributions.weights_BK.any(0).numpy()
             scores = _Scores(model, contributions, piece, evaluate.exclude_seen)
+            # a member whose weight is zero for some queries ranks these, too, when it is alone
+            even = model.even_contributions(piece).cpu()
+            same = torch.equal(even.weights_BK.bool(), contributions.weights_BK.bool())
+            own = scores if same else _Scores(model, even, piece, evaluate.exclude_seen)
             for name, indices in members.items():
                 others = [k for k in range(len(names)) if k not in indices]
-                alone[name].append(scores.values(indices, metric))
+                alone[name].append(own.values(indices, metric))
                 without[name].append(scores.values(others, metric))
     weighing = {name for name, indices in members.items() if weighs_K[indices].any()}
     return Shares(

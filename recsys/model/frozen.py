@@ -129,6 +129,18 @@ class FrozenModel:
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return self._members.contributions(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
 
+    @torch.inference_mode()
+    def even_contributions(self, queries: Queries) -> Contributions:
+        """:meth:`contributions` with stacking weight 1 for every member that is not pruned, also in
+        groups of history length in which its chosen weight is zero.
+        """
+        batch = self._batch(queries)
+        z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
+        _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
+        return self._members.contributions(
+            batch, z_BKD, weights_BK, self.encoders.fitted_weights, stack="even"
+        )
+
     @property
     def members(self) -> list[str]:
         """The members that stacking weights: the trained granularities together, and every
@@ -163,7 +175,7 @@ class FrozenModel:
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         ones = torch.ones_like(self.encoders.fitted_weights)
         return self._members.contributions(
-            batch, z_BKD, present_BK.to(z_BKD.dtype), ones, stacks=False
+            batch, z_BKD, present_BK.to(z_BKD.dtype), ones, stack="off"
         )
 
     @torch.inference_mode()
@@ -297,7 +309,7 @@ class FrozenModel:
         trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
         return self._scored(
             self._members.contributions(
-                batch, z_BKD, trained_K * present_BK, fitted_K, stacks=False
+                batch, z_BKD, trained_K * present_BK, fitted_K, stack="off"
             )
         )
 

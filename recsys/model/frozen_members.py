@@ -9,7 +9,7 @@ Legend: B queries, K granularities, M members, D width, R width of one member, N
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from recsys.granularities.base import ItemView
 from recsys.granularities.sparse import SparseScores
 from recsys.model.user_encoders import Encoders, States
 from recsys.stack import FLOOR, TRAINED, Stack, covariance, inverse, sparse_spread, spread
+
+
+StackUse = Literal["chosen", "even", "off"]
 
 
 class _Contribution(NamedTuple):
@@ -60,12 +63,11 @@ class FrozenMembers:
         z_BKD: Tensor,
         weights_BK: Tensor,
         closed_form_weights: Tensor,
-        stacks: bool = True,
+        stack: StackUse = "chosen",
     ) -> Contributions:
         """Combine the trained granularities with the closed-form ones, which come after them.
 
-        Each closed-form member is sparse or has its own directions in :attr:`item_vectors_ND`. With
-        ``stacks`` the stacking weights apply, if the model has them.
+        Each closed-form member is sparse or has its own directions in :attr:`item_vectors_ND`.
 
         Parameters
         ----------
@@ -77,8 +79,9 @@ class FrozenMembers:
             Their weights λ after the fusion, zero where one has no input.
         closed_form_weights : Tensor, one per closed-form granularity
             Their fitted weights λ, which count where no stacking weight does.
-        stacks : bool
-            Apply the stacking weights.
+        stack : {"chosen", "even", "off"}
+            The stacking weights, if the model has them: the chosen ones, 1 for every member that is
+            not pruned, or none.
 
         Returns
         -------
@@ -86,7 +89,7 @@ class FrozenMembers:
             The weighted contributions. K and D grow by every closed-form granularity.
         """
         vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
-        stack_weights = self._stack_weights(batch) if stacks else {}
+        stack_weights = self._stack_weights(batch, stack)
         # scale the sum of the trained granularities as one member: their proportions were trained
         if TRAINED in stack_weights:
             factor_B = stack_weights[TRAINED] * self._scale_free(TRAINED, vectors_BKD.sum(1))
@@ -136,9 +139,9 @@ class FrozenMembers:
         longer = last_position(batch.whole, self._history).to(batch.seen_B.device)
         return replace(longer, inputs=batch.inputs)
 
-    def _stack_weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Stacking weight [B] of every member; empty if the model has no stacking."""
-        if self.encoders.stack is None:
+    def _stack_weights(self, batch: Batch, use: StackUse) -> dict[str, Tensor]:
+        """Stacking weight [B] of every member; empty without stacking."""
+        if self.encoders.stack is None or use == "off":
             return {}
         lengths_B = (
             batch.seen_B
@@ -146,6 +149,9 @@ class FrozenMembers:
             else torch.as_tensor(batch.whole.histories.lengths_U)
         )
         weights_BM = self.encoders.stack.weights(lengths_B.to(batch.seen_B.device))
+        if use == "even":
+            is_used_M = self.encoders.stack.weights_GM.any(dim=0)
+            weights_BM = is_used_M.to(weights_BM.dtype).expand_as(weights_BM)
         return dict(zip(self.encoders.members, weights_BM.unbind(1), strict=True))
 
     def _scale_free(self, member: str, users_BD: Tensor) -> Tensor:

@@ -63,6 +63,9 @@ class Oracle:
             torch.stack([after_BD, torch.zeros_like(after_BD)], dim=1), weights_BK, {}
         )
 
+    def even_contributions(self, queries: Queries) -> Contributions:
+        return self.contributions(queries)
+
     def scores_of(self, queries: Queries, names: Collection[str]) -> torch.Tensor:
         return (
             self.scores(queries)

@@ -99,6 +99,25 @@ def test_shares_equal_rankings_by_these_granularities_alone(tmp_path) -> None:
     )
 
 
+def test_member_without_weight_in_a_group_of_history_lengths_ranks_its_queries_alone(
+    tmp_path,
+) -> None:
+    dataset = small_world(tmp_path)
+    queries = dataset.histories().queries(Split.TEST)
+    config = build_config(settings(stack=True) | {"train": {"metric": "ndcg@10"}})
+    even, uneven = (stacked_model(dataset, [1.0, 0.5, 0.7]) for _ in range(2))
+    assert uneven.encoders.stack is not None
+    median = int(np.median(queries.histories.lengths_U))
+    group = uneven.encoders.stack.groups(torch.tensor([median]))
+    uneven.encoders.stack.weights_GM[group, 1] = 0.0
+    expected, found = (shares(m, queries, config.train, config.evaluate) for m in (even, uneven))
+    np.testing.assert_array_equal(found.alone["item_cf"], expected.alone["item_cf"])
+    by_popularity = ranked_values(
+        Restricted(uneven, ("item_cf",)), queries, config.train, config.evaluate
+    )
+    assert (found.alone["item_cf"] != by_popularity).any(), "the world tells them apart"
+
+
 def test_table_has_no_trained_row_without_closed_form_members(tmp_path) -> None:
     dataset = small_world(tmp_path)
     queries, config = dataset.histories().queries(Split.TEST), build_config(settings())
