@@ -23,10 +23,9 @@ from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import EpochLog, tracked
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.trained import trained
-from pipelines.steps.stacking import stacked
+from pipelines.steps.stacking import OfParent, stacked
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.training.checkpoint import TrainResult, save_trained
@@ -52,7 +51,7 @@ class Descent:
     parent: dict[str, Any]
     # start weights of the separately trained models
     apart: dict[str, Start] = field(default_factory=dict)
-    newer_V: Array | None = None  # users whose validation events are new to the parent
+    members: OfParent | None = None  # for choosing the weights of members
 
 
 def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> TrainResult:
@@ -117,9 +116,9 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         if config.model.fusion.stack:
             folder.turn_to("members")
             settle_threads(config.model, config.train, dataset.num_items, folder.progress)
-            newer_V = descent.newer_V if descent else None
+            parent = descent.members if descent else None
             with folder.timed("members_s"):
-                result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
+                result = stacked(config, dataset, result, folder.progress, parent, folder.budget)
         # only when the new model is ready, so that a failed training leaves the old one usable
         folder.forget_model()
         save_trained(folder.model, result)
@@ -129,8 +128,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             "seed": config.seed,
             "train": config.train.model_dump(mode="json", exclude=FREE),
         }
-        parent = {"parent": descent.parent} if descent else {}
-        origin = {"dataset": dataset.root, **identity, **constants, **parent}
+        made_from = {"parent": descent.parent} if descent else {}
+        origin = {"dataset": dataset.root, **identity, **constants, **made_from}
         origin["timing"] = folder.timing
         # last: without this file the model does not count as trained
         folder.write_json(folder.model / ORIGIN, origin)

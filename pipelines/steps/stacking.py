@@ -7,8 +7,8 @@ choose the weights, and fitted on all events that the training read, to be evalu
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -35,12 +35,29 @@ from recsys.training.selected import STACK, assemble
 _SCALE_QUERIES: Final = 512
 
 
+@dataclass(frozen=True)
+class OfParent:
+    """What an update takes from its parent to weight the members.
+
+    The parent was trained on the validation events of some users, so these must not choose weights.
+    """
+
+    newer_V: Array  # bool, users whose validation events are new to the parent
+    # weights by member and group [G]; empty without stacking
+    weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def weights_of(self, names: Sequence[str]) -> Array:
+        """The parent's weights of these members, zero for new ones: float64 [G, M]."""
+        nothing = [0.0] * NUM_GROUPS
+        return np.array([self.weights.get(name, nothing) for name in names], dtype=np.float64).T
+
+
 def stacked(
     config: Config,
     dataset: PreparedDataset,
     trained: TrainResult,
     progress: Progress,
-    newer_V: Array | None = None,
+    parent: OfParent | None = None,
     budget: Budget | None = None,
 ) -> TrainResult:
     """The result of the training with all members of the configuration, weighted on validation.
@@ -55,9 +72,8 @@ def stacked(
         The trained granularities only.
     progress : Progress
         Prints the choices.
-    newer_V : Array | None
-        For an updated model, bool [V]: users whose validation events are new to the parent. The
-        parent was trained on the validation events of the others, so they must not choose weights.
+    parent : OfParent | None
+        For an update: what the choice takes from its parent.
     budget : Budget | None
         Budget of the run. A member that does not fit is left out and named.
 
@@ -87,7 +103,7 @@ def stacked(
     inputs = trained.frozen.sizes.inputs  # as the training or its parent stored them
     selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
     progress(f"choosing the weights of {len(weighed_members(selected))} members on validation")
-    found = weigh(config.train, config.evaluate, config.seed, dataset, selected, newer_V)
+    found = weigh(config.train, config.evaluate, config.seed, dataset, selected, parent)
     choices[STACK] = {
         **_stack_choice(found, selected),
         **({LEFT_OUT: left_out} if left_out else {}),
@@ -141,10 +157,9 @@ def weigh(
     seed: int,
     dataset: PreparedDataset,
     selected: FrozenModel,
-    newer_V: Array | None = None,
+    parent: OfParent | None = None,
 ) -> Stacked:
-    """Weights of the members of a model fitted on training events only; ``newer_V`` as in
-    :func:`stacked`.
+    """Weights of the members of a model fitted on training events only.
 
     Parameters
     ----------
@@ -158,8 +173,8 @@ def weigh(
         The dataset of the training.
     selected : FrozenModel
         The model fitted on training events only; the scales of its members are set.
-    newer_V : Array | None, [V] bool
-        Users whose validation events may choose weights; None: all.
+    parent : OfParent | None
+        As in :func:`stacked`.
 
     Returns
     -------
@@ -172,13 +187,15 @@ def weigh(
         No validation query has a target that counts.
     """
     queries = evaluated_queries(dataset, Split.VALID, evaluate, seed)
-    if newer_V is not None:
-        queries = queries.take(np.flatnonzero(newer_V[queries.histories.users_U]))
+    if parent is not None:
+        queries = queries.take(np.flatnonzero(parent.newer_V[queries.histories.users_U]))
     selected.choose_scales(queries.take(np.arange(min(len(queries), _SCALE_QUERIES))))
     candidates = gather(selected, queries, evaluate.exclude_seen, dataset.num_items)
     if not len(candidates):
         raise DataError(no_targets("validation"))
-    return choose_stack(candidates, weighed_members(selected), NUM_GROUPS, train.metric, seed)
+    names = weighed_members(selected)
+    earlier_GM = None if parent is None else parent.weights_of(names)
+    return choose_stack(candidates, names, NUM_GROUPS, train.metric, seed, earlier_GM)
 
 
 def weighed_members(selected: FrozenModel) -> list[str]:
@@ -216,7 +233,12 @@ def described(found: Stacked, members: list[str], metric: str) -> str:
             ]
         )
     lines = [table(rows)]
-    if found.is_single:
+    if found.is_earlier:
+        lines.append(
+            f"the weights are those of the parent, {found.cross_fitted:.4f}: new ones are not better"
+            " beyond a standard error"
+        )
+    elif found.is_single:
         lines.append(
             f"no weighted sum is better than {found.single} alone on validation: the model is"
             f" {found.single}"

@@ -7,6 +7,7 @@ from typing import Final
 
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.run_folder import RunFolder
+from pipelines.steps.stacking import OfParent
 from pipelines.train import Descent
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
@@ -144,8 +145,17 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         NewerOnly(Validator.of(config.train, config.evaluate), newer_V),
         parent.describe(),
         apart,
-        newer_V,
+        OfParent(newer_V, member_weights(parent)),
     )
+
+
+def member_weights(parent: Parent) -> dict[str, list[float]]:
+    """The stacking weights of the parent by member and group; empty without stacking."""
+    encoders = parent.bundle.model.encoders
+    if encoders.stack is None:
+        return {}
+    weights_MG = encoders.stack.weights_GM.T.tolist()
+    return dict(zip(encoders.members, weights_MG, strict=True))
 
 
 def _grown_apart(config: Config, dataset: PreparedDataset, earlier: Earlier, name: str) -> Start:

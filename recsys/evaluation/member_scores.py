@@ -207,6 +207,7 @@ def member_report(
         "metric": config.train.metric,
         "single": choices.get("single"),
         "is_single": bool(choices.get("is_single", False)),
+        "is_earlier": bool(choices.get("is_earlier", False)),
         "together": {
             "validation": choices.get("validation"),
             "cross_fitted": choices.get("cross_fitted"),
@@ -319,11 +320,13 @@ def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric
     single = choices["single"]
     if kind == "trained":
         return f"part of {TRAINED}, which is dropped" if dropped else f"part of {TRAINED}"
+    if name in choices.get("left_out", {}):
+        return f"left out: {choices['left_out'][name]}"
+    if choices.get("is_earlier"):
+        return f"{'dropped' if dropped else 'kept'} as in the parent"
     if choices["is_single"]:
         no_sum = f"no sum of members is better than {single} on validation"
         return f"the model is this member: {no_sum}" if name == single else f"dropped: {no_sum}"
-    if name in choices.get("left_out", {}):
-        return f"left out: {choices['left_out'][name]}"
     if dropped:
         return "dropped: adding it gains nothing on validation beyond chance"
     lost = choices["validation"] - choices["members"][name]["without"]
@@ -334,13 +337,18 @@ def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric
 
 
 def single_line(members: Mapping[str, Any]) -> str:
-    """A sentence if stacking chose a single member; empty otherwise.
+    """A sentence if the model is a single member or has the weights of its parent; empty otherwise.
 
     >>> chosen = {"is_single": True, "single": "item_cf", "metric": "ndcg@10"}
     >>> print(single_line(chosen))  # doctest: +NORMALIZE_WHITESPACE
     the model is its best single member, item_cf: no sum of members is better by ndcg@10 on
     validation
     """
+    if members.get("is_earlier"):
+        return (
+            "the weights of the members are those of the parent: new ones are not better by"
+            f" {members['metric']} on validation beyond a standard error"
+        )
     if not members.get("is_single"):
         return ""
     return (

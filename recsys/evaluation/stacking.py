@@ -25,6 +25,10 @@ and against the one that is best on all users. Why a standard error: the best si
 best of several on the same users, so its figure is too high, and within noise a sum of members is
 the safer choice (docs/dead-ends.md has the figures).
 
+An update has the weights of its parent, which were chosen on other events. It keeps them unless the
+new ones are better by more than a standard error of the difference. Why: an update often validates
+on a few users.
+
 Scores of a member are divided by their standard deviation over the catalogue, query by query (see
 :class:`recsys.stack.Stack`), so a weight means the same for short and long histories. Everything is
 computed on the candidates of each query, the best items of every member; a target outside them is a
@@ -60,6 +64,8 @@ _NONE: Final = 0.001  # … or less than this share
 _GROUP_NOISE: Final = 1.5
 # the best single member must be better by this many standard errors
 _SINGLE_NOISE: Final = 1.0
+# new weights must be better than the parent's by this many standard errors
+_EARLIER_NOISE: Final = 1.0
 _LEAST_QUERIES: Final = 100  # a smaller group has no weights of its own
 _GROUP: Final = (0.0, 0.5, 2.0)  # tried factors on the weights of a group
 _RIDGE: Final = 10.0  # ridge of the softmax fit, divided by the number of queries
@@ -113,12 +119,14 @@ class Stacked:
     # of the stack with one weight set to zero
     without: dict[str, float] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)  # members without any weight
+    is_earlier: bool = False  # whether the weights are those of the parent
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
         """Plain values for ``metrics.json`` and the training's choices."""
         return {
             "single": self.single,
             "is_single": self.is_single,
+            "is_earlier": self.is_earlier,
             "validation": self.value,
             "cross_fitted": self.cross_fitted,
             "single_cross_fitted": self.single_cross_fitted,
@@ -135,7 +143,12 @@ class Stacked:
 
 
 def choose_stack(
-    candidates: Candidates, names: Sequence[str], num_groups: int, metric: str, seed: int
+    candidates: Candidates,
+    names: Sequence[str],
+    num_groups: int,
+    metric: str,
+    seed: int,
+    earlier_GM: Array | None = None,
 ) -> Stacked:
     """Choose the weights as the module describes.
 
@@ -151,6 +164,8 @@ def choose_stack(
         The metric, such as ``ndcg@20``.
     seed : int
         Seed of the folds.
+    earlier_GM : Array | None, [G, M] float64
+        The parent's weights, if this is an update; they were not chosen on these queries.
     """
     measure = _measure(metric)
     alone_QM = np.stack(
@@ -175,6 +190,12 @@ def choose_stack(
         ):
             break
     chosen_GM = _pulled(blend(candidates), _one(best, len(names), num_groups), pull)
+    is_earlier = False
+    if earlier_GM is not None and earlier_GM.any():
+        earlier_Q = measure(candidates, earlier_GM)
+        is_earlier = not _gains(crossed_Q, earlier_Q, _EARLIER_NOISE)
+        if is_earlier:
+            chosen_GM, crossed_Q = earlier_GM, earlier_Q
     # a common factor changes no ranking; the largest weight 1 makes weights readable
     chosen_GM = chosen_GM / chosen_GM.max()
     is_single = bool(np.count_nonzero(chosen_GM.any(axis=0)) == 1)
@@ -194,6 +215,7 @@ def choose_stack(
         alone={name: float(alone_QM[:, m].mean()) for m, name in enumerate(names)},
         without=without,
         dropped=[name for m, name in enumerate(names) if not chosen_GM[:, m].any()],
+        is_earlier=is_earlier,
     )
 
 

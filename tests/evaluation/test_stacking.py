@@ -21,23 +21,25 @@ from recsys.training.members import trained_only
 QUERIES, PLACES = 600, 40
 
 
-def world(strengths: list[float], seed: int = 0, noise: float = 1.0) -> Candidates:
+def world(
+    strengths: list[float], seed: int = 0, noise: float = 1.0, num_queries: int = QUERIES
+) -> Candidates:
     """One target per query: the item with the largest sum of member scores times strengths, plus
     noise.
     """
     generator = torch.Generator().manual_seed(seed)
-    scores_QPM = torch.randn(QUERIES, PLACES, len(strengths), generator=generator)
+    scores_QPM = torch.randn(num_queries, PLACES, len(strengths), generator=generator)
     wanted_QP = scores_QPM @ torch.tensor(strengths) + noise * torch.randn(
-        QUERIES, PLACES, generator=generator
+        num_queries, PLACES, generator=generator
     )
-    hits_QP = torch.zeros(QUERIES, PLACES, dtype=torch.bool)
-    hits_QP[torch.arange(QUERIES), wanted_QP.argmax(dim=1)] = True
-    lengths_Q = np.random.default_rng(seed).integers(0, NUM_GROUPS, QUERIES)
+    hits_QP = torch.zeros(num_queries, PLACES, dtype=torch.bool)
+    hits_QP[torch.arange(num_queries), wanted_QP.argmax(dim=1)] = True
+    lengths_Q = np.random.default_rng(seed).integers(0, NUM_GROUPS, num_queries)
     return Candidates(
         scores_QPM,
         hits_QP,
         torch.ones_like(hits_QP),
-        np.ones(QUERIES, dtype=np.int64),
+        np.ones(num_queries, dtype=np.int64),
         lengths_Q.astype(np.int64),
     )
 
@@ -113,6 +115,23 @@ def test_stack_is_never_below_its_best_member_on_its_queries() -> None:
             world([0.3, 0.3, 0.2], seed, noise=2.0), names(3), NUM_GROUPS, "recall@5", seed
         )
         assert found.value >= max(found.alone.values()) - 1e-12
+
+
+def test_weights_of_the_parent_stay_unless_new_ones_are_better_beyond_a_standard_error() -> None:
+    strengths, earlier_M = [1.0, 0.7, 0.0], np.array([1.0, 0.7, 0.0])
+    few, many = world(strengths, num_queries=40), world(strengths)
+    for candidates, earlier, stays in (
+        (few, earlier_M, True),
+        (many, earlier_M, True),
+        (many, earlier_M[::-1], False),  # the noise has the largest weight
+        (many, np.zeros(3), False),  # all members are new
+    ):
+        earlier_GM = np.tile(earlier, (NUM_GROUPS, 1))
+        found = choose_stack(candidates, names(3), NUM_GROUPS, "ndcg@10", 0, earlier_GM)
+        assert found.is_earlier == stays
+        assert np.array_equal(found.weights_GM, earlier_GM / max(earlier.max(), 1)) == stays
+        if stays:
+            assert found.dropped == ["member 2"] and found.cross_fitted == found.value
 
 
 def test_group_with_misleading_history_gets_other_weights() -> None:

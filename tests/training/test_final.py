@@ -558,7 +558,7 @@ def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
     newer_V = np.arange(32) % 4 == 1
     trained = measured_of(trained_only(config), dataset)
     with pytest.raises(DataError, match="no validation user has a target that counts"):
-        stacking.stacked(config, dataset, trained, print, newer_V)  # type: ignore[arg-type]
+        stacking.stacked(config, dataset, trained, print, stacking.OfParent(newer_V))  # type: ignore[arg-type]
     assert sorted(asked) == list(range(1, 32, 4))
 
 
