@@ -308,9 +308,7 @@ class FrozenModel:
         )
         trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
         return self._scored(
-            self._members.contributions(
-                batch, z_BKD, trained_K * present_BK, fitted_K, stack="off"
-            )
+            self._members.contributions(batch, z_BKD, trained_K * present_BK, fitted_K, stack="off")
         )
 
     @torch.inference_mode()

@@ -11,7 +11,10 @@ Layout, next to the histories::
                                        item
 
 A part is written once and never changed; a dataset that continues another one links it. The format
-is Arrow IPC, because it returns coded texts as codes, one batch at a time. Legend: E events.
+is Arrow IPC, because it returns coded texts as codes, one batch at a time. Columns are narrow
+(:mod:`recsys.preparation.narrow`). Local files are not compressed but mapped into memory, so an
+append reads only the pages with rows of touched users; files of an object store are compressed.
+Legend: E events.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs
 import pyarrow.ipc
 
 from recsys import schema
@@ -31,6 +35,7 @@ from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.keys import compact
+from recsys.preparation.narrow import narrowed, widened
 from recsys.storage.filesystems import storage_errors
 
 if TYPE_CHECKING:
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
 Rows = Callable[[pa.Array], Array]  # user column of a batch → which rows: bool
 STORE: Final = "events"
 _ROWS: Final = 1 << 18  # rows of a batch
-_COMPRESSION: Final = "zstd"
+_REMOTE_COMPRESSION: Final = "zstd"
 TIMES: Final = ("user", "type", "time")  # columns of the files of times
 _LEFT_OUT: Final = (schema.REASON, schema.RAW)  # null in every good row
 _GONE: Final = (
@@ -91,16 +96,12 @@ class StoredEvents:
     def unknown(self) -> pa.Table | None:
         """The rows with an unknown item, as they were read; None where there are none."""
         batches = _batches(self.folder, unknown_name(self.bucket))
-        return _with_nulls([pa.Table.from_batches([batch]) for batch in batches], _LEFT_OUT)
+        return _with_nulls([_wide(batch) for batch in batches], _LEFT_OUT)
 
     def times(self) -> list[pa.Table]:
         """User, type and time of every used event."""
         names = [times_name(self.bucket, reading) for reading in self.readings]
-        return [
-            pa.Table.from_batches([batch])
-            for name in names
-            for batch in _batches(self.folder, name)
-        ]
+        return [_wide(batch) for name in names for batch in _batches(self.folder, name)]
 
 
 def part_name(bucket: int, reading: int) -> str:
@@ -168,8 +169,9 @@ def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str
         return
     names = [column for column in columns or table.column_names if column not in _LEFT_OUT]
     # the file format allows one dictionary for each column only
-    table = table.select(names).unify_dictionaries().combine_chunks()
-    options = pyarrow.ipc.IpcWriteOptions(compression=_COMPRESSION)
+    table = narrowed(table.select(names).unify_dictionaries())
+    compression = None if _is_local(folder) else _REMOTE_COMPRESSION
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
     with storage_errors(folder.uri, "write to"):
         folder.make_folder(f"{folder.path}/{name}".rpartition("/")[0])
         with (
@@ -182,8 +184,10 @@ def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str
 def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
     """The batches of a file; none where nothing was kept."""
     path = f"{folder.path}/{name}"
+    mapped = pyarrow.fs.LocalFileSystem(use_mmap=True)
+    filesystem = mapped if _is_local(folder) else folder.filesystem
     try:
-        with storage_errors(folder.uri), folder.filesystem.open_input_file(path) as source:
+        with storage_errors(folder.uri), filesystem.open_input_file(path) as source:
             reader = pyarrow.ipc.open_file(source)
             for number in range(reader.num_record_batches):
                 yield reader.get_batch(number)
@@ -193,14 +197,24 @@ def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
         raise ArtifactError(_GONE.format(f"{folder.uri}/{name}", error)) from None
 
 
+def _is_local(folder: Folder) -> bool:
+    return isinstance(folder.filesystem, pyarrow.fs.LocalFileSystem)
+
+
+def _wide(batch: pa.RecordBatch) -> pa.Table:
+    """The rows of a batch in their original types."""
+    columns = [widened(*pair) for pair in zip(batch.columns, batch.schema, strict=True)]
+    return pa.table(columns, names=batch.schema.names)
+
+
 def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | None:
     """The chosen rows of a file's batches, which share one dictionary; unused texts are left
     out.
     """
     found: list[list[pa.Array]] = []
-    names: list[str] = []
+    fields = pa.schema([])
     for batch in batches:
-        names = batch.schema.names
+        fields = batch.schema
         columns = batch.columns
         if of is not None:
             rows = pa.array(np.flatnonzero(of(batch.column(schema.USER_ID))))
@@ -208,14 +222,15 @@ def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | No
         found.append(columns)
     if not found or not any(len(columns[0]) for columns in found):
         return None
-    return pa.table([_joined(list(parts)) for parts in zip(*found, strict=True)], names=names)
+    columns = [_joined(*pair) for pair in zip(zip(*found, strict=True), fields, strict=True)]
+    return pa.table(columns, names=fields.names)
 
 
-def _joined(parts: list[pa.Array]) -> pa.Array:
-    """The arrays of one file as one array; unused texts are left out."""
-    if not pa.types.is_dictionary(parts[0].type):
-        return pa.concat_arrays(parts)
-    codes = pa.concat_arrays([part.indices for part in parts])
+def _joined(parts: Sequence[pa.Array], field: pa.Field) -> pa.Array:
+    """The arrays of one file as one array in its original type; unused texts are left out."""
+    if not pa.types.is_dictionary(field.type):
+        return widened(pa.concat_arrays(parts), field)
+    codes = pa.concat_arrays([part.indices for part in parts]).cast(pa.int32())
     return compact(pa.chunked_array([pa.DictionaryArray.from_arrays(codes, parts[0].dictionary)]))
 
 
