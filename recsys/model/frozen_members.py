@@ -22,7 +22,6 @@ from recsys.granularities.sparse import SparseScores
 from recsys.model.user_encoders import Encoders, States
 from recsys.stack import FLOOR, TRAINED, Stack, covariance, inverse, sparse_spread, spread
 
-
 StackUse = Literal["chosen", "even", "off"]
 
 
