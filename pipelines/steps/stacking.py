@@ -235,8 +235,8 @@ def described(found: Stacked, members: list[str], metric: str) -> str:
     lines = [table(rows)]
     if found.is_earlier:
         lines.append(
-            f"the weights are those of the parent, {found.cross_fitted:.4f}: new ones are not better"
-            " beyond a standard error"
+            f"the weights are those of the parent, {found.cross_fitted:.4f}: new ones are not"
+            " better beyond a standard error"
         )
     elif found.is_single:
         lines.append(
