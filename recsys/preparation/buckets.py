@@ -52,6 +52,7 @@ from recsys.values.cells import ids, numbers
 from recsys.values.overlap import SideIds, compare
 
 _MAX_UNKNOWN: Final = 100_000  # unknown item ids of a bucket that are reported
+_FORGOTTEN: Final = b"forgotten"  # metadata of a part: rows of forgotten users in its block
 _RADIX_LIMIT: Final = 1 << 16  # numpy sorts numbers of 16 bits in one pass
 
 
@@ -73,6 +74,7 @@ class BucketSummary:
     # a sample of them
     unknown_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
     dropped: Counter[str] = field(default_factory=Counter)  # reason → rows that filters leave out
+    forgotten: int = 0  # rows of forgotten users, which are not among those read
 
 
 def split_by_user(
@@ -214,8 +216,9 @@ def gather_bucket(
     """
     read = sum(part.num_rows for part in parts)
     waiting = earlier.unknown() if earlier is not None else None
-    table = joined([waiting, *parts])
-    summary = BucketSummary(read=read)
+    table = joined([waiting, *parts]).replace_schema_metadata(None)
+    gone = sum(int((part.schema.metadata or {}).get(_FORGOTTEN, 0)) for part in parts)
+    summary = BucketSummary(read=read, forgotten=gone)
     unknown = np.zeros(table.num_rows, dtype=bool)
     if known_items is not None:
         unknown = codes_in(table.column(schema.ITEM_ID), known_items) < 0
@@ -388,15 +391,20 @@ def split_piece(
     pa.Table
         The rows of one block in one bucket; ``num_buckets`` tables per block.
     """
-    for block in pickle.loads(pickled).read():
+    piece, told = pickle.loads(pickled), 0
+    for block in piece.read():
         if first_file and block.num_rows:
             position = block.schema.get_field_index(schema.ORDER)
             order = pc.add(
                 block.column(schema.ORDER), pa.scalar(first_file * FILE_STRIDE, pa.int64())
             )
             block = block.set_column(position, schema.ORDER, order)
-        for part in split_by_user(block, num_buckets, rules, continues):  # noqa: UP028 (Ray calls `send`, which lists lack)
-            yield part
+        gone = getattr(piece, "num_forgotten", 0)
+        for number, part in enumerate(split_by_user(block, num_buckets, rules, continues)):
+            # once per block: the rows are gone, only their number goes to a bucket
+            is_told = number == 0 and gone > told
+            yield part.replace_schema_metadata({_FORGOTTEN: str(gone - told)}) if is_told else part
+        told = gone
 
 
 def overlap_notes(

@@ -137,13 +137,14 @@ class Guard:
         }
 
 
-@dataclass(frozen=True)
+@dataclass
 class GuardedPiece:
     """A piece whose rows are guarded when they are read."""
 
     piece: Any
     columns: tuple[str, ...]
     guard: Guard
+    num_forgotten: int = 0  # rows of forgotten users so far
 
     def read(self) -> Iterator[pa.Table]:
         """Yield the blocks of the piece with pseudonyms and without forgotten users.
@@ -169,7 +170,9 @@ class GuardedPiece:
                     block = block.set_column(
                         block.schema.get_field_index(schema.RAW), schema.RAW, nothing
                     )
-            yield block.filter(pa.array(self._kept(block, present)))
+            kept = self._kept(block, present)
+            self.num_forgotten += int((~kept).sum())
+            yield block.filter(pa.array(kept))
 
     def _kept(self, block: pa.Table, present: list[str]) -> Array:
         gone = np.zeros(block.num_rows, dtype=bool)

@@ -212,6 +212,8 @@ class Preparation:
         side_tables = {"items": items, "users": users}
         for note in overlap_notes(side_tables, summaries, self.base, self.data.min_overlap):
             self.record.note(note)
+        if gone := sum(summary.forgotten for summary in summaries):
+            self.record.progress(f"left out {gone:,} rows of events of forgotten users")
         self.quarantine.check("events")
         self._check_some_are_left(summaries)
         if self.earlier is not None:

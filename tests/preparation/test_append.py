@@ -462,7 +462,11 @@ def test_forgotten_users_in_newer_files_are_left_out(name: str, tmp_path: Path) 
         before, numbers, forgotten, config_of(files[:3], tmp_path / "before").data
     ).dataset
     settings = config_of(files[3:], tmp_path / "after", forgotten=place, **CASES[name])
-    after = quietly(settings, earlier=rest)
+    lines: list[str] = []
+    after = prepare(settings, progress=lines.append, earlier=rest)
+    rows = [row for file in files[3:] for row in file.read_text().splitlines()[1:]]
+    number = sum(row.split(",")[0] in gone for row in rows)
+    assert number and f"left out {number:,} rows of events of forgotten users" in lines
     found = content(after)
     for part in ("histories", "counts", "users", "totals", "split", "types", "ordered"):
         assert found[part] == expected[part], part
