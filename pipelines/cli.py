@@ -153,15 +153,11 @@ def _config(verb: str, arguments: Arguments) -> Config:
 
 def _run(verb: str, config: Config) -> None:
     """Open the run folder and run the verb in it."""
-    from pipelines.plumbing.progress import elapsed
+    from pipelines.plumbing.progress import say_starting
+
+    say_starting(verb, "libraries and Ray")
     from pipelines.plumbing.run_folder import open_run
 
-    # on stderr: the first line of a log, and of some verbs the output, is on stdout
-    starting = (
-        f"{elapsed(0)}  {verb:<9}  starting; loading libraries and Ray takes up to a minute on a"
-        " busy machine"
-    )
-    print(starting, file=sys.stderr, flush=True)
     with open_run(config, verb, locks=VERBS[verb].locks) as folder:
         if VERBS[verb].reads_model and verb != "run":  # `run` prepares the data first
             from pipelines.steps.auto import with_model

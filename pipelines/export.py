@@ -16,6 +16,7 @@ from typing import Any, Final, get_args
 from pipelines.cli import config_of
 from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
+from pipelines.plumbing.progress import say_starting
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import RunConfig, TrackingConfig
@@ -52,6 +53,7 @@ def command(words: Sequence[str]) -> int:
     if arguments.dry_run:
         print(plan("export", config))
         return 0
+    say_starting("export")
     export(config.run, config.export, config.tracking)
     return 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.plumbing.arguments import UsageError
+from pipelines.plumbing.progress import say_starting
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.errors import ConfigError
@@ -43,6 +44,7 @@ def command(words: Sequence[str]) -> int:
     if is_remote(wanted.out):
         raise ConfigError(f"--out {wanted.out} must be a local file")
     _check_free(out, wanted.force)
+    say_starting("init")
     quiet()
     from recsys.inspect.look import look
     from recsys.inspect.terminal_summary import summary_of

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import config_of
 from pipelines.command_line.dry_run import plan
 from pipelines.plumbing.arguments import UsageError, parse
+from pipelines.plumbing.progress import say_starting
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.bundle.description import CARD
@@ -24,7 +25,9 @@ from recsys.config import Config, redact
 from recsys.errors import ConfigError
 from recsys.registry.copy_records import Copy, remember
 from recsys.registry.mlflow_client import tracking_uri
-from recsys.registry.pull import Pulled, pull_model
+
+if TYPE_CHECKING:
+    from recsys.registry.pull import Pulled
 
 
 def command(words: Sequence[str]) -> int:
@@ -52,6 +55,7 @@ def command(words: Sequence[str]) -> int:
     if arguments.dry_run:
         print(plan("pull", config))
         return 0
+    say_starting("pull")
     pull(config)
     return 0
 
@@ -70,6 +74,8 @@ def pull(config: Config) -> Pulled:
     ConfigError
         ``pull.dir`` is empty or remote.
     """
+    from recsys.registry.pull import pull_model  # it imports torch, which takes seconds
+
     quiet()
     settings = config.pull
     if not settings.dir:

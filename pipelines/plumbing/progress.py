@@ -4,6 +4,7 @@ log file. A terminal also shows bars (:mod:`pipelines.plumbing.bars`).
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,6 +120,15 @@ def elapsed(seconds: float) -> str:
         return f"{int(minutes):02d}:{int(rest * 10) / 10:04.1f}"
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours}:{minutes:02d}:{int(rest):02d}"
+
+
+def say_starting(verb: str, loads: str = "libraries") -> None:
+    """Say that a command starts, before imports that take seconds.
+
+    On stderr, because the first line of a log, and of some verbs the output, is on stdout.
+    """
+    words = f"starting; loading {loads} takes up to a minute on a busy machine"
+    print(f"{elapsed(0)}  {verb:<9}  {words}", file=sys.stderr, flush=True)
 
 
 def table(rows: list[list[str]]) -> str:

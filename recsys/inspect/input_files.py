@@ -76,7 +76,7 @@ def look_at(arguments: Sequence[str]) -> ArgumentContent:
     files: dict[str, tuple[InputFile, str]] = {}
     for argument in arguments:
         try:
-            found = find([argument])
+            found = find([argument], "the argument FILE")
             looked.found[argument] = [file.path for file in found]
             for file in found:
                 # a file's own argument wins over that of its folder

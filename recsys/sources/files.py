@@ -247,12 +247,13 @@ def exists(path: str) -> bool:
     return bool(_info(expanded(path)).type == pyarrow.fs.FileType.File)
 
 
-def find(patterns: Iterable[str]) -> list[InputFile]:
+def find(patterns: Iterable[str], where: str = "data.source") -> list[InputFile]:
     """Expand files, folders (all files below, except hidden ones) and globs (``*``, ``?``,
     ``[abc]``, ``**``).
 
     A file or folder with exactly the name of the pattern comes first: ``log[1].csv`` may be a name.
-    ``~`` is the home folder. A file that is named twice is read once.
+    ``~`` is the home folder. A file that is named twice is read once. ``where`` says in messages
+    where the user gave the patterns.
 
     Raises
     ------
@@ -261,12 +262,12 @@ def find(patterns: Iterable[str]) -> list[InputFile]:
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
-        for file in _find_one(expanded(pattern)):
+        for file in _find_one(expanded(pattern), where):
             found.setdefault(file.path, file)
     return list(found.values())
 
 
-def _find_one(pattern: str) -> list[InputFile]:
+def _find_one(pattern: str, where: str) -> list[InputFile]:
     scheme, body, query = _split_uri(pattern)
     special = re.search(r"[*?\[]", body)
     # a name with brackets may be a real file, so it is looked up before it is a pattern
@@ -283,7 +284,7 @@ def _find_one(pattern: str) -> list[InputFile]:
     if not files:
         check_bucket(pattern)
         raise SourceError(
-            f"{pattern} matches no file with content; correct the path or glob in data.source"
+            f"{pattern} matches no file with content; correct the path or glob in {where}"
         )
     return files
 

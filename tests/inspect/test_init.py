@@ -564,6 +564,10 @@ def test_home_folders_and_dollars_in_paths_are_accepted(
         (["nowhere.csv"], "nowhere.csv does not exist in {folder}; expected a file"),
         (["one.csv", "nowhere.csv"], "nowhere.csv does not exist in {folder}; expected a file"),
         (["/no/where.csv"], "/no/where.csv does not exist; expected a file"),
+        (
+            ["order*.csv"],
+            "order*.csv matches no file with content; correct the path or glob in the argument",
+        ),
         (["--out"], "--out needs a value"),
         (["--what", "x"], "unknown option"),
         (["prose.txt"], "no file can be read as a table"),
@@ -590,8 +594,10 @@ def test_user_errors_end_with_one_message_and_exit_code_2(
     assert main(["init", *words]) == 2
     printed = capsys.readouterr().err
     assert message.format(folder=Path.cwd()) in printed
-    assert "Traceback" not in printed and "correct data.source" not in printed
-    assert len(printed.strip().splitlines()) == 1
+    assert "Traceback" not in printed
+    assert "correct data.source" not in printed and "glob in data.source" not in printed
+    starting, message_line = printed.count("  starting; "), printed.strip().splitlines()[-1]
+    assert message_line.startswith("recsys: ") and len(printed.strip().splitlines()) == 1 + starting
     assert not Path("recsys.yaml").exists()
 
 
