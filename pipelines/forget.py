@@ -38,7 +38,7 @@ from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.bundle.description import USERS
 from recsys.bundle.layout import read_files
-from recsys.config import Config, DataConfig
+from recsys.config import Config, DataConfig, TrackingConfig
 from recsys.config.privacy import ForgetConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten, list_path
@@ -53,7 +53,7 @@ from recsys.preparation.vector_cache import forget_texts
 from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.proof import signing_key
 from recsys.privacy.rows import RowFinder
-from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.mlflow_client import has_store, tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
 from recsys.serving.answer_log import holds_rows
 from recsys.storage.temporary import temporary, temporary_folder
@@ -99,9 +99,7 @@ def forget(config: Config, folder: RunFolder) -> None:
     # the artefacts hold pseudonyms only
     users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
     dataset = _dataset(config.data, config.dataset_dir, config.seed)
-    store = (
-        Store(tracking_uri(config.tracking, config.run.dir)) if config.tracking.enabled else None
-    )
+    store = _store(config.tracking, config.run.dir)
     with folder.progress.stage("forget"):
         folder.fetch_all()
         copies = find_copies(config, folder, store, temporary_folder())
@@ -165,6 +163,14 @@ def _dataset(data: DataConfig, dataset_dir: str, seed: int) -> PreparedDataset |
         if "is not a prepared dataset" in str(error):
             return None
         raise
+
+
+def _store(tracking: TrackingConfig, run_dir: str) -> Store | None:
+    """The MLflow store; None if tracking is off, or if there is none yet, which holds nothing."""
+    if not tracking.enabled:
+        return None
+    uri = tracking_uri(tracking, run_dir)
+    return Store(uri) if has_store(uri) else None
 
 
 def _with_model(config: Config, folder: RunFolder) -> Config:

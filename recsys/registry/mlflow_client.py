@@ -70,6 +70,12 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
 
 
+def has_store(uri: str) -> bool:
+    """Whether there is a store to open; a SQLite file that does not exist yet would be created."""
+    path = sqlite_path(uri)
+    return path is None or path.exists()
+
+
 def client(uri: str, writes: bool = False) -> Any:
     """A quiet ``MlflowClient`` for tracking and registry at ``uri``; all code opens a store with
     it.

@@ -84,6 +84,32 @@ def ready(path: Path, writes: bool = False) -> None:
         check_writable(path)
 
 
+def remove_unused(path: Path) -> None:
+    """Remove a store without runs and models, which a command made that was refused afterwards.
+
+    The store is locked meanwhile. A command that has opened it and not begun its run yet finds that
+    the file is gone.
+    """
+    with sqlite_errors(path), closing(connect(path)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        used = "SELECT 1 FROM runs WHERE lifecycle_stage = 'active'"
+        used += " UNION ALL SELECT 1 FROM registered_models"
+        if connection.execute(used).fetchone() is None:
+            path.unlink()
+        connection.rollback()
+    if path.exists():
+        return
+    path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
+    from mlflow.store.model_registry import sqlalchemy_store as registry
+    from mlflow.store.tracking import sqlalchemy_store as tracking
+
+    # MLflow keeps its connections, which would write to the removed file
+    for Store in (registry.SqlAlchemyStore, tracking.SqlAlchemyStore):
+        engine = Store._engine_map.get(f"sqlite:///{path}")
+        if engine is not None:
+            engine.dispose()
+
+
 @contextmanager
 def _creation_lock(path: Path) -> Iterator[None]:
     """Hold the lock file of a store while it is created or upgraded; the lock ends with the

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,9 +24,15 @@ from recsys import __version__
 from recsys.config import Config, TrackingConfig, dump_config, redact
 from recsys.data.manifest import Manifest
 from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
-from recsys.registry.experiments import experiment_id
+from recsys.registry.experiments import experiment_id, local_path
 from recsys.registry.logged_values import mlflow_name, numbers, set_parameters
-from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path, tracking_uri
+from recsys.registry.mlflow_client import (
+    client,
+    has_store,
+    short_timeouts,
+    sqlite_path,
+    tracking_uri,
+)
 from recsys.registry.run_tags import (
     CHANGED_TAG,
     COMMIT_TAG,
@@ -34,6 +41,8 @@ from recsys.registry.run_tags import (
     origin_tags,
     working_commit,
 )
+from recsys.registry.store import remove_unused
+from recsys.registry.store_state import State, store_error
 from recsys.storage.filesystems import check_writable, require_s3_client
 from recsys.storage.locks import this_process
 from recsys.storage.uris import is_remote
@@ -97,15 +106,18 @@ class Tracker:
         )
         self._client: Any = None
         self._continues = False  # whether the MLflow run is one of an earlier command
+        self._made_store = False  # whether there was no store before
         self._monitor: Any = None
 
     def __enter__(self) -> Tracker:
         if not self.enabled:
             return self
         try:
+            self._made_store = not has_store(self.uri)
             with short_timeouts(retries=2):  # a wrong address should be reported at once
                 self._client = client(self.uri, writes=True)
                 self._open()
+            self._check_store()
         except MultigrainError:
             raise
         except Exception as error:
@@ -125,12 +137,9 @@ class Tracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end_monitor()
         if self._client is None:
             return
-        if self._monitor is not None:
-            with suppress(Exception):  # system metrics are not worth a failed run
-                self._monitor.finish()
-            self._monitor = None
         status = "FINISHED"
         if error is not None:
             # a run that a person stopped is no failed run
@@ -146,16 +155,31 @@ class Tracker:
                 raise
         self._client = None
 
+    def _end_monitor(self) -> None:
+        if self._monitor is not None:
+            with suppress(Exception):  # system metrics are not worth a failed run
+                self._monitor.finish()
+            self._monitor = None
+
     def discard(self) -> None:
-        """Delete the MLflow run that this tracker began: wrong input was refused before any work.
+        """Delete the MLflow run that this tracker began, and a store that it made: wrong input was
+        refused before any work.
 
         A continued run stays.
         """
         if self._client is None or self._continues:
             return
+        self._end_monitor()  # it writes to the run
         with suppress(Exception):  # the refusal matters more
             self._client.set_terminated(self.run_id, "FAILED")
+            files = local_path(str(self._client.get_run(self.run_id).info.artifact_uri))
             self._client.delete_run(self.run_id)
+            if files is not None:
+                _remove_with_empty_folders(files)
+            path = sqlite_path(self.uri)
+            if self._made_store and path is not None:
+                remove_unused(path)
+                self._client = None  # nothing is left to end
 
     def adopt(self, run_id: str) -> None:
         """Make an earlier MLflow run a child of this one, as a search of the training that it was
@@ -303,6 +327,18 @@ class Tracker:
             self.commit = run.data.tags[COMMIT_TAG], run.data.tags.get(CHANGED_TAG) == "true"
         self._check_artifacts(str(run.info.artifact_uri))
 
+    def _check_store(self) -> None:
+        """Check that no refused command has removed its new store before this run began.
+
+        Raises
+        ------
+        ArtifactError
+            It has.
+        """  # noqa: DOC501
+        path = sqlite_path(self.uri)
+        if path is not None and not path.exists():
+            raise store_error(path, State("absent"))
+
     def _check_artifacts(self, uri: str) -> None:
         """Check now what would otherwise fail after the training, where MLflow waits minutes per
         artefact.
@@ -376,6 +412,14 @@ def run_of_folder(tracking: TrackingConfig, run_dir: str, folder: Path | None = 
         return str(content["run_id"]) if same else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def _remove_with_empty_folders(files: Path) -> None:
+    """Remove the artefacts of a run, and the folders above them that are empty then."""
+    shutil.rmtree(files, ignore_errors=True)
+    with suppress(OSError):  # of the run, of the experiment, and ``mlartifacts``
+        for folder in list(files.parents)[:3]:
+            folder.rmdir()
 
 
 def _system_monitor(run_id: str, uri: str) -> Any:

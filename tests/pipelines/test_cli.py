@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import get_args
 
@@ -26,7 +28,7 @@ from pipelines.plumbing.user_message import user_message
 from pipelines.stages import SEARCHES, STAGES, UPDATES, VERBS
 from recsys.config import Config, UpdateConfig, build_config, load_config
 from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
-from recsys.registry.mlflow_client import client
+from recsys.registry.mlflow_client import client, sqlite_path, tracking_uri
 from recsys.retrieval.rules import Explained
 from recsys.serving.requests import Request
 
@@ -235,6 +237,34 @@ def test_first_line_comes_once_and_before_slow_imports(verb: str, tmp_path: Path
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["init", "events.csv"],
+        ["pull", "models:/shop/1", "DIR"],
+        ["export", "models:/shop/1", "--to", "parquet", "--out", "DIR"],
+    ],
+)
+def test_verb_without_a_run_folder_says_that_it_starts_before_slow_imports(
+    words: list[str], tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from pipelines import cli; from pipelines.plumbing import progress\n"
+        "def stop(verb):\n"
+        "    names = [name for name in ('ray', 'torch', 'mlflow') if name in sys.modules]\n"
+        "    sys.exit(f'{verb} {names}')\n"
+        "progress.say_starting = stop; cli.main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == f"{words[0]} []\n"
+
+
 def test_user_error_gives_one_message_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -373,6 +403,7 @@ def test_mlflow_run_of_a_refused_command_is_deleted(
     from pipelines.plumbing.run_tracking import tracked
 
     config = in_folder(config, tmp_path / "new")
+    client(tracking_uri(config.tracking, config.run.dir), writes=True)  # the store is there before
     with (
         pytest.raises(DataError),
         open_run(config, "run") as folder,
@@ -385,6 +416,21 @@ def test_mlflow_run_of_a_refused_command_is_deleted(
     stage = "active" if has_worked else "deleted"
     assert (found.status, found.lifecycle_stage) == ("FAILED", stage)
     assert (tmp_path / "new").exists() == has_worked
+
+
+def test_refused_command_removes_the_store_that_it_made(config: Config, tmp_path: Path) -> None:
+    from pipelines.plumbing.run_tracking import tracked
+
+    config = in_folder(config, tmp_path / "runs/new")
+    with pytest.raises(DataError), open_run(config, "run") as folder, tracked(config, folder):
+        raise DataError("wrong")
+    assert list(tmp_path.iterdir()) == []
+    with open_run(config, "run") as folder, tracked(config, folder) as tracker:
+        folder.progress("the same process uses the new store, not the removed one")
+    path = sqlite_path(tracker.uri)
+    assert path is not None
+    with closing(sqlite3.connect(path)) as store:
+        assert store.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
 
 
 def test_configuration_and_its_changes_are_recorded(config: Config, capsys: Captured) -> None:
