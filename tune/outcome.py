@@ -88,11 +88,10 @@ def best_yaml(plan: Plan, dataset: str, path: Path) -> str:
     tree = redacted(best_config(plan, dataset)).model_dump(mode="json")
     del tree["tune"]
     best = plan.best()
-    seeds = f"mean of {len(best.values)} seeds" if len(best.values) > 1 else "one seed"
     changed = "".join(f"#   {key}: {json.dumps(value)}\n" for key, value in changes(plan).items())
     return (
         f"# trial {best.trials[0].name} of a sweep of {len(plan.ledger.searched())} trials: "
-        f"{plan.config.train.metric} {best.mean:.4f} on validation, {seeds}\n"
+        f"{plan.config.train.metric} {best.mean:.4f} on validation, {_seeds(best)}\n"
         f"# command: recsys run --config {path}\n"
         + (f"# differences from the given configuration:\n{changed}" if changed else "")
         + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
@@ -126,11 +125,16 @@ def comparison_words(plan: Plan, root: Path) -> str:
         )
     default = Standing(0, tuple(plan.ledger.of(0)))
     return (
-        f"on validation {metric} {best.mean:.4f} (seeds: {len(best.values)}) against"
-        f" {default.mean:.4f} ({len(default.values)}) of the given configuration:"
-        f" {found.difference:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}; chosen on"
-        " these users, so expect a smaller gain on test"
+        f"on validation {metric} is {best.mean:.4f} ({_seeds(best)}) against {default.mean:.4f}"
+        f" with the given configuration ({_seeds(default)}): {found.difference:+.4f}, 95 % interval"
+        f" {found.low:+.4f} to {found.high:+.4f}; chosen on these users, so expect a smaller gain"
+        " on test"
     )
+
+
+def _seeds(standing: Standing) -> str:
+    number = len(standing.values)
+    return f"mean of {number} seeds" if number > 1 else "one seed"
 
 
 def _values(standing: Standing, root: Path) -> Array:

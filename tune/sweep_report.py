@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-from markupsafe import Markup, escape
 
+from recsys.evaluation.bootstrap import outcome
 from recsys.report.chart_geometry import Axis, axis, curves
 from recsys.report.pages import environment, packaged
-from recsys.report.wording import duration, figure, metric_name, number, signed
+from recsys.report.wording import breakable, duration, figure, metric_name, number, sentence, signed
 from tune.ledger import Trial
 from tune.outcome import changes, compare_with_default, comparison_words
 from tune.plan import Plan
@@ -67,15 +67,6 @@ class Scale:
         return round(100 / len(self.labels), 3)
 
 
-def breakable(path: str) -> Markup:
-    """A path that a browser may break behind its dots and underscores.
-
-    >>> print(breakable("evolution.input_dropout"))
-    evolution.<wbr>input_<wbr>dropout
-    """
-    return Markup(str(escape(path)).replace(".", ".<wbr>").replace("_", "_<wbr>"))
-
-
 def render_sweep(path: Path, plan: Plan, root: Path) -> None:
     """Write the page; ``root`` is the run folder with the validation values of the trials.
 
@@ -98,6 +89,7 @@ def render_sweep(path: Path, plan: Plan, root: Path) -> None:
         cell=cell,
         short=short,
         breakable=breakable,
+        sentence=sentence,
     )
     trials = list(plan.ledger.trials.values())
     html = templates.get_template("sweep.html.j2").render(
@@ -137,8 +129,7 @@ def _verdict(plan: Plan, root: Path) -> dict[str, str]:
     if found is None:
         return {"status": "alone", "head": "The given configuration is best.", "text": words}
     head = f"Trial {plan.best().trials[0].name} is best."
-    status = "better" if found.low > 0 else "worse" if found.high < 0 else "even"
-    return {"status": status, "head": head, "text": words}
+    return {"status": outcome(found.to_json()), "head": head, "text": words}
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:
@@ -212,6 +203,12 @@ def _parallel(plan: Plan) -> dict[str, Any] | None:
     axes = [(x, short(s.dimension.path), s.labels) for x, s in zip(across, scales, strict=False)]
     return {
         "lines": lines,
+        "outside": [
+            short(scale.dimension.path)
+            for scale in scales
+            if any(t.number == 0 for t in trials)
+            and scale.at(plan.space.values_of(plan.config)[scale.dimension.path]) is None
+        ],
         "axes": [*axes, (100.0, metric_name(plan.config.train.metric), up.labels())],
     }
 

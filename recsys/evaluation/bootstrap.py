@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from recsys.data.histories import Array
 
 LEVEL: Final = 0.95
+# how a sentence continues after an outcome
+THAN: Final = {
+    "better": "better than",
+    "worse": "worse than",
+    "unclear": "not clearly better or worse than",
+}
 _MAX_DRAWS: Final = 4_000_000  # drawn query numbers in memory at a time
 
 
@@ -143,6 +149,17 @@ def comparison(difference: float, drawn_R: Array) -> Comparison:
     return Comparison(
         found.value, found.low, found.high, min(1.0, 2.0 * (1 + int(tail)) / (len(drawn_R) + 1))
     )
+
+
+def outcome(difference: Mapping[str, Any]) -> Literal["better", "worse", "unclear"]:
+    """What the 95 % interval of a paired difference says, in the same words everywhere.
+
+    An interval that contains 0 does not show that two recommenders are equal, so it is unclear.
+
+    >>> [outcome({"low": low, "high": high}) for low, high in ((0.1, 0.2), (-0.1, 0.2), (-2, -1))]
+    ['better', 'unclear', 'worse']
+    """
+    return "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "unclear"
 
 
 def shown_p(p: float, resamples: int = 0) -> str:

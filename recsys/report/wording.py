@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Final
+
+from markupsafe import Markup, escape
 
 _METRIC_NAMES: Final = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 
@@ -140,6 +143,15 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def breakable(path: str) -> Markup:
+    """A path or name that a browser may break behind its dots and underscores; numbers stay whole.
+
+    >>> print(breakable("evolution.input_dropout"), breakable("0.25"))
+    evolution.<wbr>input_<wbr>dropout 0.25
+    """
+    return Markup(re.sub(r"(?<!\d)\.|_", r"\g<0><wbr>", str(escape(path))))  # noqa: S704 - escaped
 
 
 def sentence(text: str) -> str:

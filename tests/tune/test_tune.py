@@ -597,7 +597,7 @@ def test_best_trial_is_compared_with_the_given_configuration_user_by_user(tmp_pa
     words = comparison_words(plan, tmp_path)
     best, default = plan.best(), plan.ledger.of(0)
     expected = best.mean - np.mean([_value(trial) for trial in default])
-    assert best.number != 0 and f"{expected:+.4f}" in words and "(seeds: 2)" in words
+    assert best.number != 0 and f"{expected:+.4f}" in words and "(mean of 2 seeds)" in words
     table = trial_table(plan).splitlines()
     assert table[1].startswith(f"{best.number:03d}") and any(
         line.startswith("000 (as given)") for line in table
