@@ -35,7 +35,7 @@ from recsys.config.compare import CompareConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.histories import Split
 from recsys.evaluation.bootstrap import LEVEL, shown_p
-from recsys.evaluation.metrics import outside_kinds
+from recsys.evaluation.metrics import main_first, outside_kinds
 from recsys.evaluation.paired_test import accuracy_of, paired_metrics
 from recsys.registry.logged_values import flatten
 from recsys.training.threads import settle_threads
@@ -236,7 +236,10 @@ def compared(
         "level": LEVEL,
         "resamples": evaluate.bootstrap,
         "seed": seed,
-        "metrics": paired_metrics(values[0], values[1], evaluate.bootstrap, seed),
+        "metrics": main_first(
+            paired_metrics(values[0], values[1], evaluate.bootstrap, seed),
+            first.config.train.metric,
+        ),
         "settings": _settings(first, second),
         "notes": _notes(first, second, values),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

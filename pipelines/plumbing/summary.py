@@ -6,35 +6,35 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pipelines.plumbing.progress import table
-from recsys.evaluation.member_scores import same_names, single_line
+from recsys.evaluation.bootstrap import THAN, outcome
+from recsys.evaluation.member_scores import better_without, same_names, single_line
+from recsys.evaluation.signal_certificate import OTHERS
 from recsys.report.first_screen import best_baseline
+from recsys.stack import TRAINED
 
 _MOST_SIGNALS: Final = 8  # combinations on the console; the report lists all
 
 
 def member_table(metrics: Mapping[str, Any]) -> str:
-    """Every member and baseline alone, and the model without it, on test; then the resulting
-    model.
+    """Every member and baseline alone, and the model without it, on test; the resulting model; then
+    the dropped members in one line.
     """
     members = metrics["members"]
     rows = [["member, on test", f"{members['metric']} alone", "without it", "weight", ""]]
+    dropped = []
     for name, entry in members["each"].items():
-        if entry["kind"] == "trained" and not entry["kept"]:
-            continue  # shown together in the line of the trained ones
         alone, without = entry["alone"]["test"], entry["without"]["test"]
-        rows.append(
-            [
-                name,
-                _number(alone),
-                _number(without),
-                _span(entry["weight"]),
-                "" if entry["kept"] else "dropped",
-            ]
-        )
+        if entry["kept"] or alone is not None:
+            state = "" if entry["kept"] else "dropped"
+            rows.append([name, _number(alone), _number(without), _span(entry["weight"]), state])
+        elif entry["kind"] != "trained" or TRAINED not in members["each"]:
+            dropped.append(name)  # without TRAINED, which stands for all trained ones
     for name, entry in members["baselines"].items():
         rows += [[name, _number(entry["alone"]["test"]), "", "", "baseline"]]
     rows.append(["together", _number(members["together"]["test"]), "", "", ""])
-    return "\n".join([table(rows), *filter(None, [same_names(members), single_line(members)])])
+    gone = f"dropped, so not measured on test: {', '.join(dropped)}" if dropped else ""
+    notes = [gone, same_names(members), single_line(members), better_without(members)]
+    return "\n".join([table(rows), *filter(None, notes)])
 
 
 def _number(value: float | None) -> str:
@@ -74,8 +74,9 @@ def signal_table(metrics: Mapping[str, Any]) -> str:
         )
     lines = [table(rows)]
     if common:
+        who = "every query" + (f" outside {OTHERS}" if len(named) < len(found) else "")
         lines.append(
-            f"all have: {', '.join(name for name in named[0]['present'] if name in common)}"
+            f"{who} has: {', '.join(name for name in named[0]['present'] if name in common)}"
         )
     if len(found) > _MOST_SIGNALS:
         lines.append(f"{len(found) - _MOST_SIGNALS} further combinations are in the report")
@@ -99,16 +100,7 @@ def _differing(entry: Mapping[str, Any], common: Collection[str]) -> str:
 def _against(entry: Mapping[str, Any]) -> list[str]:
     if entry["best_baseline"] is None:
         return ["", ""]
-    return [f"{entry['best_baseline']} {entry['baseline']:.4f}", standing(entry)]
-
-
-def standing(found: Mapping[str, Any]) -> str:
-    """Whether the model is above or below a baseline, from the interval of the paired difference.
-
-    >>> [standing({"low": low, "high": high}) for low, high in ((0.1, 0.2), (-0.1, 0.2), (-2, -1))]
-    ['above', 'not distinguishable', 'below']
-    """
-    return "above" if found["low"] > 0 else "below" if found["high"] < 0 else "not distinguishable"
+    return [f"{entry['best_baseline']} {entry['baseline']:.4f}", outcome(entry)]
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
@@ -119,8 +111,8 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     if best is None:
         return "no baseline was run"
     against = metrics["comparison"]["against"][best]
-    where = standing(against) + (" from" if against["low"] <= 0 <= against["high"] else "")
     return (
-        f"{where} {best}, the best baseline: {metrics['metric']} {against['difference']:+.4f}, "
-        f"95 % interval {against['low']:+.4f} to {against['high']:+.4f}"
+        f"{THAN[outcome(against)]} {best}, the best baseline: {metrics['metric']}"
+        f" {against['difference']:+.4f}, 95 % interval {against['low']:+.4f} to"
+        f" {against['high']:+.4f}"
     )

@@ -15,7 +15,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
 from recsys.evaluation.bootstrap import intervals
-from recsys.evaluation.metrics import outside_kinds, query_metrics
+from recsys.evaluation.metrics import main_first, outside_kinds, query_metrics
 from recsys.evaluation.ranking import countable, mark_hits, mark_seen
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def measured(
     values = query_metrics(mark_hits(items_BK, queries), queries.num_targets_B, cutoffs, more)
     found = intervals(values, evaluate.bootstrap, seed)
     rows = {name: (float(value.mean()), *found[name]) for name, value in values.items()}
+    rows = main_first(rows, train.metric)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
 

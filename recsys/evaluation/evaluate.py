@@ -31,6 +31,7 @@ from recsys.evaluation.member_scores import Shares, SummedModel, member_report, 
 from recsys.evaluation.metrics import (
     QUERY_METRICS,
     list_metrics,
+    main_first,
     outside_kinds,
     parse_metric,
     query_metrics,
@@ -154,8 +155,8 @@ def evaluate(
     extras = _extras(test, _members(test, members, granularities, stack or {}), checked)
     return Evaluation(
         metric=config.train.metric,
-        model=_means(test.values[MODEL]),
-        baselines={name: _means(test.values[name]) for name in baselines},
+        model=_means(test.values[MODEL], config.train.metric),
+        baselines={name: _means(test.values[name], config.train.metric) for name in baselines},
         segments=_segments(test, without),
         confidence=confidence,
         comparison=comparison,
@@ -236,8 +237,8 @@ def _extras(test: _Test, members: dict[str, Any], checked: Audit) -> dict[str, A
     return extras
 
 
-def _means(values: Mapping[str, Array | float]) -> dict[str, float]:
-    return {name: float(np.mean(value)) for name, value in values.items()}
+def _means(values: Mapping[str, Array | float], main: str) -> dict[str, float]:
+    return main_first({name: float(np.mean(value)) for name, value in values.items()}, main)
 
 
 def _baselines(

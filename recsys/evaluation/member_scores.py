@@ -14,7 +14,7 @@ length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -24,7 +24,7 @@ import torch
 from recsys.config import Config, EvaluateConfig, TrainConfig
 from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
-from recsys.evaluation.bootstrap import compare, intervals
+from recsys.evaluation.bootstrap import compare, intervals, outcome
 from recsys.evaluation.metrics import QUERY_METRICS, Metric, parse_metric
 from recsys.evaluation.ranking import VectorScorer, mark_hits, mask_seen, top_items
 from recsys.granularities.apart.section import KIND, ApartConfig
@@ -336,6 +336,16 @@ def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric
     )
 
 
+def kept_names(members: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The granularities that are part of the model: those that were not dropped.
+
+    >>> kept_names({"each": {"als": {"kept": True}, "place": {"kept": False}}}, ["als", "place"])
+    ['als']
+    """
+    each = members.get("each", {})
+    return [name for name in names if each.get(name, {}).get("kept", True)]
+
+
 def single_line(members: Mapping[str, Any]) -> str:
     """A sentence if the model is a single member or has the weights of its parent; empty otherwise.
 
@@ -354,6 +364,34 @@ def single_line(members: Mapping[str, Any]) -> str:
     return (
         f"the model is its best single member, {members['single']}: no sum of members is better by "
         f"{members['metric']} on validation"
+    )
+
+
+def better_without(members: Mapping[str, Any]) -> str:
+    """A sentence on the kept members without which the model is better on test beyond chance; empty
+    if there are none.
+
+    >>> entry = {"kept": True, "without": {"difference": -0.0048, "low": -0.009, "high": -0.001}}
+    >>> each = {"collaborative": entry, "als": {"kept": True, "without": {"test": None}}}
+    >>> print(better_without({"each": each, "metric": "ndcg@10"}))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    on test the model is better without collaborative (ndcg@10 +0.0048, 95 % interval +0.0010 to
+    +0.0090); members are never chosen on test, so it stays
+    """
+    found = [
+        f"{name} ({members['metric']} {-entry['without']['difference']:+.4f}, 95 % interval"
+        f" {-entry['without']['high']:+.4f} to {-entry['without']['low']:+.4f})"
+        for name, entry in members["each"].items()
+        if entry["kept"]
+        and entry["without"].get("difference") is not None
+        and outcome(entry["without"]) == "worse"
+    ]
+    if not found:
+        return ""
+    stays = "it stays" if len(found) == 1 else "they stay"
+    return (
+        f"on test the model is better without {', and without '.join(found)}; members are never"
+        f" chosen on test, so {stays}"
     )
 
 

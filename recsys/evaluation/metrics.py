@@ -9,13 +9,15 @@ binary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
 from recsys.config.outside import METRICS, is_path, load_function, offers, resolve
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, valid_instead
+
+T = TypeVar("T")
 
 
 class Metric(NamedTuple):
@@ -313,6 +315,15 @@ def query_metrics(
         for k in ks
         for kind in (*QUERY_METRICS, *more)
     }
+
+
+def main_first(values: Mapping[str, T], main: str) -> dict[str, T]:
+    """The same values by metric, with the main metric before the others.
+
+    >>> main_first({"ndcg@10": 0.1, "hit@10": 0.2}, "hit@10")
+    {'hit@10': 0.2, 'ndcg@10': 0.1}
+    """
+    return dict(sorted(values.items(), key=lambda entry: entry[0] != main))
 
 
 def outside_kinds(metric: str, more: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from recsys.config import DataConfig, ModelConfig, RegistryConfig
 from recsys.data.manifest import Manifest
-from recsys.evaluation.member_scores import single_line
+from recsys.evaluation.member_scores import kept_names, single_line
 from recsys.registry.card_results import (
     baseline_lines,
     final_lines,
@@ -70,7 +70,7 @@ def model_card(
         Privacy budget of a private training (:class:`recsys.training.private.Budget`); None for
         other trainings.
     """
-    names = list(model.granularities.enabled())
+    names = kept_names(metrics.get("members") or {}, model.granularities.enabled())
     lines = [
         f"# Model card: {plain_line(registry.name)}",
         "",

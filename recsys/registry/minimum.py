@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recsys.config import RegistryConfig
+from recsys.evaluation.bootstrap import THAN, outcome
 from recsys.registry.logged_values import mlflow_name
 from recsys.registry.mlflow_client import name_is
 from recsys.report.first_screen import best_baseline
@@ -79,9 +80,7 @@ def check_minimum(
     if against:
         # a first version replaces nothing, so only a clear loss is a reason to refuse it
         is_below = against["high"] < 0 or (bool(before) and against["difference"] < 0)
-        where = (
-            "below" if is_below else "above" if against["low"] > 0 else "not distinguishable from"
-        )
+        where = "below" if is_below else THAN[outcome(against)]
         significantly = "significantly " if against["high"] < 0 else ""
         why = (
             f"{comparison['metric']} is {significantly}{where} the baseline {best}"

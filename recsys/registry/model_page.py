@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from recsys.config import RegistryConfig
+from recsys.evaluation.member_scores import kept_names
 from recsys.registry.aliases import CHAMPION, PREVIOUS
 from recsys.registry.card import short_card, use_of
 from recsys.registry.logged_values import numbers
@@ -99,9 +100,10 @@ def version_description(
         Markdown, cut to the longest description that MLflow takes.
     """
     info = bundle.info
+    kept = kept_names(metrics.get("members") or {}, info.granularities)
     lines = [
         (
-            f"**Multigrain {info.package_version}**: {', '.join(info.granularities)} on dataset"
+            f"**Multigrain {info.package_version}**: {', '.join(kept)} on dataset"
             f" {info.dataset.get('name', '')} ({len(bundle.user_ids)} users, {bundle.num_items}"
             " items)."
         ),

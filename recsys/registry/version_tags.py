@@ -37,6 +37,7 @@ def version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) -
     own = metrics.get("model", metrics)
     return {
         **{mlflow_name(f"metric.{key}"): f"{value:.6g}" for key, value in numbers(own).items()},
+        **({"main_metric": str(metrics["metric"])} if "metric" in metrics else {}),
         WEIGHTS_TAG: bundle.info.files[WEIGHTS].sha256,
         "dataset.content_hash": str(bundle.info.dataset.get("content_hash", "")),
         "dataset.name": str(bundle.info.dataset.get("name", "")),

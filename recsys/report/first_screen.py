@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from recsys.data.manifest import Manifest
+from recsys.evaluation.bootstrap import THAN, outcome
 from recsys.report.wording import (
     figure,
     metric_name,
     number,
     recommender_name,
     segment_name,
+    signed,
 )
 
 # segments of users; the other segments are groups of targets
@@ -39,6 +41,11 @@ _STAGES: Final = {
     "final": "Training on all events",
     "register": "Registration",
 }
+_PHASES: Final = {
+    "checked": "before granularities were pruned",
+    "refit": "of the refit",
+    "join": "of the pruned granularities",
+}
 _LEAST_SECONDS: Final = 0.5  # shorter stages are not listed
 _NUM_EXAMPLES: Final = 3
 _NUM_TITLES: Final = 5
@@ -57,8 +64,8 @@ def best_baseline(comparison: Mapping[str, Any]) -> str | None:
 def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """Whether the model is better than the best baseline: ``status``, ``head`` and ``text``.
 
-    The status is better, worse, even or alone (without a baseline). The head is one sentence with
-    the difference, the text its interval in words. The best baseline is that of
+    The status is better, worse, unclear or alone (without a baseline). The head is one sentence
+    with the difference, the text its interval in words. The best baseline is that of
     :func:`best_baseline`, as everywhere in the report.
     """
     main = evaluation["metric"]
@@ -71,21 +78,16 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
             "text": "No baseline was run, so there is nothing to compare with.",
         }
     against, theirs = evaluation["comparison"]["against"][best], evaluation["baselines"][best][main]
-    status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
-    is_than = {
-        "better": "better than",
-        "worse": "worse than",
-        "even": "not clearly better or worse than",
-    }[status]
+    status = outcome(against)
     return {
         "status": status,
         "head": (
-            f"The model is {is_than} {recommender_name(best)}, the best baseline: its {shown} is "
-            f"{_percent(against['difference'], theirs)}."
+            f"The model is {THAN[status]} {recommender_name(best)}, the best baseline: its {shown}"
+            f" is {_percent(against['difference'], theirs)}."
         ),
         "text": (
             f"With 95 % confidence, the model is {_interval(against, theirs)}"
-            f"{', so it may be chance' if status == 'even' else ''}. On"
+            f"{', so it may be chance' if status == 'unclear' else ''}. On"
             f" {figure(evaluation['data']['queries'])} test users, the model has {number(value)}"
             f" and {recommender_name(best)} {number(theirs)}."
         ),
@@ -113,14 +115,13 @@ def _interval(against: Mapping[str, Any], base: float) -> str:
 
 
 def for_whom(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Segments of users by their paired difference to the best baseline: better, even and worse.
+    """Segments of users by their paired difference to the best baseline: better, unclear and worse.
 
-    Each entry has ``name``, ``queries`` and ``percent``, the difference in percent of the
-    baseline's value (None where that is zero). None without a baseline, or for an evaluation of an
-    earlier release, which has no such differences.
+    Each entry has ``name``, ``queries`` and ``change`` in words. None without a baseline, or for an
+    evaluation of an earlier release, which has no such differences.
     """
     best, metric = best_baseline(evaluation["comparison"]), evaluation["metric"]
-    found: dict[str, list[dict[str, Any]]] = {"better": [], "even": [], "worse": []}
+    found: dict[str, list[dict[str, Any]]] = {"better": [], "unclear": [], "worse": []}
     for group in _USER_GROUPS:
         labels = evaluation["segments"].get(group, {})
         for label, entry in (
@@ -130,12 +131,25 @@ def for_whom(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
             if against is None:
                 continue
             theirs = entry["baselines"][best][metric]
-            status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
-            percent = 100 * against["difference"] / theirs if theirs > 0 else None
-            found[status].append(
-                {"name": _phrase(group, label), "queries": entry["queries"], "percent": percent}
+            found[outcome(against)].append(
+                {
+                    "name": _phrase(group, label),
+                    "queries": entry["queries"],
+                    "change": _change(against["difference"], theirs),
+                }
             )
     return {"best": best, **found} if any(found.values()) else None
+
+
+def _change(difference: float, base: float) -> str:
+    """A difference in percent of the baseline's value; of a baseline at zero there is no percent.
+
+    >>> _change(0.01, 0.2), _change(0.01, 0.0), _change(0.0, 0.0)
+    ('+5 %', '+0.0100, baseline 0', 'both 0')
+    """
+    if base > 0:
+        return f"{signed(100 * difference / base, 0)} %"
+    return f"{signed(difference)}, baseline 0" if difference else "both 0"
 
 
 def _phrase(group: str, label: str) -> str:
@@ -152,6 +166,22 @@ def stages(timing: Mapping[str, float]) -> dict[str, float]:
     """
     found = {shown: timing.get(f"{name}_s", 0.0) for name, shown in _STAGES.items()}
     return {shown: seconds for shown, seconds in found.items() if seconds >= _LEAST_SECONDS}
+
+
+def epochs_in_words(history: Sequence[Mapping[str, Any]]) -> str:
+    """The epochs of a training by phase, in the same words everywhere in the report; empty if
+    nothing was trained.
+
+    >>> epochs_in_words([{"phase": "select", "loss": 1.0}] * 3 + [{"phase": "refit", "loss": 1.0}])
+    '3 epochs + 1 of the refit'
+    """
+    trained = [row.get("phase", "select") for row in history if "loss" in row]
+    number = trained.count("select")
+    shown = [f"{number} epoch{'s' if number != 1 else ''}"] if trained else []
+    shown += [
+        f"{trained.count(phase)} {what}" for phase, what in _PHASES.items() if phase in trained
+    ]
+    return " + ".join(shown)
 
 
 def cost(
@@ -172,15 +202,18 @@ def cost(
     -------
     dict[str, Any]
         ``seconds`` (of all stages), ``stages`` (as :func:`stages`), ``train`` (the stage of the
-        epochs), ``epochs``, ``counts`` and ``lacks_final``: whether a training on all events
-        follows, or was done by another command.
+        epochs), ``epochs`` (in words), ``counts`` and ``lacks_final``: whether a training on all
+        events follows, or was done by another command.
     """
     timed = stages(evaluation["timing"])
+    epochs, trained_s = epochs_in_words(history), evaluation["timing"].get("train_s", 0.0)
+    if sum(float(row.get("seconds") or 0.0) for row in history) > trained_s:
+        epochs += ", some of them before this stage"  # in the search, or before an interruption
     return {
         "seconds": sum(timed.values()),
         "stages": timed,
         "train": _STAGES["train"],
-        "epochs": sum("loss" in row for row in history),
+        "epochs": epochs,
         "lacks_final": "final" in evaluation["data"] and "final_s" not in evaluation["timing"],
         "counts": {
             name: manifest.counts[name]

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.evaluation.member_scores import same_names, single_line
+from recsys.evaluation.bootstrap import outcome
+from recsys.evaluation.member_scores import better_without, same_names, single_line
 from recsys.evaluation.rating_errors import ERRORS
 from recsys.evaluation.segments import COLD
 from recsys.report.chart_geometry import Axis, Curves, Line, axis
 from recsys.report.first_screen import best_baseline
+from recsys.report.wording import metric_name
 
 _TITLES: Final = {
     ("weights_changed", "off"): "Left out",
@@ -80,7 +82,8 @@ def _card(
 
 
 def _variant(name: str, entry: Mapping[str, Any], scale: Axis) -> dict[str, Any]:
-    status = "worse" if entry["low"] > 0 else "better" if entry["high"] < 0 else "even"
+    # the difference is that of the full model, so the variant is worse where it is better
+    status = {"better": "worse", "worse": "better", "unclear": "unclear"}[outcome(entry)]
     points = {
         end: scale.at(entry[key])
         for end, key in (("low", "low"), ("high", "high"), ("at", "difference"))
@@ -249,6 +252,7 @@ def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
         "baselines": beside,
         "single": single_line(members),
         "same_names": same_names(members),
+        "better_without": better_without({**members, "metric": metric_name(evaluation["metric"])}),
     }
 
 
@@ -277,15 +281,7 @@ def signals_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
         )
         marks = ["" if pooled else "✓" if name in entry["present"] else "–" for name in columns]
         best = entry["best_baseline"]
-        status = (
-            ""
-            if best is None
-            else "better"
-            if entry["low"] > 0
-            else "worse"
-            if entry["high"] < 0
-            else "even"
-        )
+        status = "" if best is None else outcome(entry)
         rows.append(
             {
                 "history": entry["label"] if pooled else history,

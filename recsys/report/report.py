@@ -22,6 +22,7 @@ from recsys.report.chart_geometry import curves, stacked
 from recsys.report.first_screen import (
     best_baseline,
     cost,
+    epochs_in_words,
     for_whom,
     short_examples,
     stages,
@@ -43,6 +44,7 @@ from recsys.report.scores import score_cards, score_panels, score_tables, segmen
 from recsys.report.wording import (
     BASELINE_NOTES,
     RECOMMENDER_NAMES,
+    breakable,
     duration,
     figure,
     metric_meaning,
@@ -97,6 +99,7 @@ def render_report(
         recommender=recommender_name,
         duration=duration,
         number=number,
+        breakable=breakable,
         signed=signed,
         figure=figure,
         sentence=sentence,
@@ -190,9 +193,8 @@ def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
         "loss": curves([loss, refit_loss], best[1] if best else None),
         "valid": curves([valid], best[1] if best else None),
         "best": {"value": best[0], "epoch": int(best[1])} if best else None,
-        "epochs": len(chosen_from),
+        "epochs": epochs_in_words(history),
         "refit": len(refit),
-        "seconds": sum(float(row.get("seconds") or 0.0) for row in history),
         "peak_lr": max(
             (float(row["lr"]) for row in history if row.get("lr") is not None), default=None
         ),

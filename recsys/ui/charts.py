@@ -108,8 +108,8 @@ def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str
     Returns
     -------
     tuple[str, str, str]
-        Status ``better`` or ``even``, heading, and a sentence with the numbers. Even: the 95 %
-        interval of the difference contains 0.
+        Status ``better`` or ``unclear``, heading, and a sentence with the numbers. Unclear: the
+        95 % interval of the difference contains 0.
     """
     entry = record["metrics"].get(record["metric"]) or next(iter(record["metrics"].values()))
     name = (
@@ -124,4 +124,4 @@ def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str
         f" {shown_p(entry['p'], record.get('resamples', 0))} (paired bootstrap over"
         f" {figure(record['queries'])} test users)."
     )
-    return "better" if better else "even", head, text
+    return "better" if better else "unclear", head, text

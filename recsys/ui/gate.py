@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from recsys.registry.aliases import CHAMPION
+from recsys.registry.digest import WEIGHTS_TAG
 from recsys.registry.minimum import newest_versions
 from recsys.ui.runs import answer_of
 
@@ -25,7 +26,9 @@ class Version:
     aliases: tuple[str, ...]
     created: datetime
     metrics: Mapping[str, str]
-    granularities: str
+    main_metric: str  # empty for versions of earlier releases
+    weights: str  # SHA-256 of its weights
+    members: str  # without dropped ones
     dataset: str
     run_id: str
     # decision, against, reasons, time, by, difference, low, high, p; empty: not decided
@@ -126,7 +129,9 @@ def _version(one: Any, aliases: Mapping[str, Any]) -> Version:
             for key, v in tags.items()
             if key.startswith("metric.")
         },
-        granularities=tags.get("granularities", ""),
+        main_metric=tags.get("main_metric", ""),
+        weights=tags.get(WEIGHTS_TAG, ""),
+        members=tags.get("members") or tags.get("granularities", ""),
         dataset=tags.get("dataset.name", ""),
         run_id=str(one.run_id or ""),
         promotion={

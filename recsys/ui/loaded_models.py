@@ -18,8 +18,8 @@ from recsys.config import redact
 from recsys.errors import ArtifactError
 from recsys.registry.followed_model import FollowedModel
 from recsys.serving.recommender import Recommender
-from recsys.ui.gate import Gate
-from recsys.ui.runs import Runs
+from recsys.ui.gate import Gate, Version
+from recsys.ui.runs import Run, Runs
 
 _MOST_LOADED: Final = 2
 _SUGGESTED: Final = 8
@@ -32,6 +32,7 @@ class Choice:
     key: str
     label: str
     uri: str
+    run_key: str = ""  # of a version: the key of the run folder with the same bundle
 
 
 class LoadedModel:
@@ -106,16 +107,24 @@ class LoadedModels:
         self._opened: OrderedDict[str, LoadedModel] = OrderedDict()
 
     def choices(self) -> list[Choice]:
-        """All models: the model given at the start, champions, other versions, run folders."""
+        """All models: the model given at the start, champions, other versions, run folders.
+
+        A run folder and the version that was registered from it are one model and one choice.
+        """
         found = [Choice("named", redact(self._named), self._named)] if self._named else []
         versions = [version for model in self._gate.models() for version in model.versions]
         # the first choice is the default of every page
         versions.sort(key=lambda version: ("champion" not in version.aliases, not version.aliases))
-        found += [Choice(version.key, version.label, version.uri) for version in versions]
+        runs = [run for run in self._runs.all() if run.has_bundle and run.folder is not None]
+        for version in versions:
+            run = next((run for run in runs if run.run_id and _is_of(version, run)), None)
+            label, key = version.label, ""
+            if run is not None:
+                runs.remove(run)
+                label, key = f"{label} · run {run.name}", f"run:{run.key}"
+            found.append(Choice(version.key, label, version.uri, key))
         found += [
-            Choice(f"run:{run.key}", f"run {run.name}", str(run.folder / "bundle"))
-            for run in self._runs.all()
-            if run.has_bundle and run.folder is not None
+            Choice(f"run:{run.key}", f"run {run.name}", f"{run.folder}/bundle") for run in runs
         ]
         return found
 
@@ -130,7 +139,8 @@ class LoadedModels:
         choices = self.choices()
         if not choices:
             raise ArtifactError("there is no model yet; `recsys run` trains and registers one")
-        choice = next((one for one in choices if one.key == key), None) if key else choices[0]
+        named = (one for one in choices if key in (one.key, one.run_key))
+        choice = next(named, None) if key else choices[0]
         if choice is None:
             raise ArtifactError(f"there is no model {key!r} here; choose one from the list")
         followed = FollowedModel(
@@ -149,3 +159,8 @@ class LoadedModels:
         named = copy(kept)  # the same model may have several names, and aliases change
         named.choice = choice
         return named
+
+
+def _is_of(version: Version, run: Run) -> bool:
+    """Whether a version was registered from a run folder that still has the same weights."""
+    return version.run_id == run.run_id and version.weights == run.weights

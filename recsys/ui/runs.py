@@ -17,8 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from recsys.bundle.description import WEIGHTS
 from recsys.config import redact
 from recsys.errors import ArtifactError, MultigrainError, first_line
+from recsys.evaluation.bootstrap import THAN, outcome
+from recsys.evaluation.member_scores import kept_names
 from recsys.registry.logged_values import mlflow_name
 from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path
 from recsys.registry.run_tags import PARENT_TAG, PROCESS_TAG
@@ -59,12 +62,18 @@ class Run:
     promotion: Mapping[str, Any] = field(default_factory=dict)  # promotion.json
     dataset: str = ""
     run_id: str = ""
-    granularities: tuple[str, ...] = ()
+    granularities: tuple[str, ...] = ()  # without dropped ones
 
     @property
     def has_bundle(self) -> bool:
         """Whether its run folder has a bundle."""
         return self.folder is not None and (self.folder / "bundle/bundle.json").is_file()
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of the weights of its bundle; empty without one."""
+        info = {} if self.folder is None else read_json(self.folder / "bundle/bundle.json")
+        return str((info.get("files") or {}).get(WEIGHTS, {}).get("sha256", ""))
 
     @property
     def is_comparable(self) -> bool:
@@ -186,7 +195,9 @@ def _of_folder(folder: Path, key: str) -> Run:
         promotion=read_json(folder / "promotion.json"),
         dataset=str((metrics.get("data") or {}).get("name", "")),
         run_id=str(read_json(folder / RUN_FILE).get("run_id", "")),
-        granularities=tuple(metrics.get("granularities") or ()),
+        granularities=tuple(
+            kept_names(metrics.get("members") or {}, metrics.get("granularities") or ())
+        ),
     )
 
 
@@ -307,17 +318,9 @@ def _of_run(run: Any) -> Run:
 
 
 def _lift(low: float, high: float) -> dict[str, str]:
-    status, head = (
-        ("better", "Better than the best baseline.")
-        if low > 0
-        else (
-            ("worse", "Worse than the best baseline.")
-            if high < 0
-            else ("even", "Not distinguishable from the best baseline.")
-        )
-    )
+    status = outcome({"low": low, "high": high})
     return {
         "status": status,
-        "head": head,
+        "head": f"The model is {THAN[status]} the best baseline.",
         "text": f"95 % interval of the difference {low:+.4f} to {high:+.4f}.",
     }

@@ -103,6 +103,8 @@ def test_metrics_json_follows_the_contract(tmp_path) -> None:
     # the cut-off of the main metric is added
     names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}
     assert set(content["model"]) == names
+    for values in (content["model"], *content["baselines"].values()):
+        assert next(iter(values)) == "ndcg@3", "tables and cards begin with the main metric"
     assert {name: set(values) for name, values in content["baselines"].items()} == {
         name: names for name in ("popularity", "item_knn", "ease", "als", "recent_popularity")
     }

@@ -246,7 +246,7 @@ def test_console_names_members_and_differing_signals() -> None:
     kept = {
         "kind": "fitted",
         "alone": alone,
-        "without": {"test": 0.05},
+        "without": {"test": 0.05, "difference": -0.02, "low": -0.03, "high": -0.01},
         "weight": [0.2, 1.0],
         "kept": True,
     }
@@ -285,11 +285,15 @@ def test_console_names_members_and_differing_signals() -> None:
             | {"low": -0.02, "high": 0.01},
         ],
     }
-    *lines, names = member_table(metrics).splitlines()
+    *lines, dropped, names, better = member_table(metrics).splitlines()
+    assert dropped == "dropped, so not measured on test: trained"
+    assert better == (
+        "on test the model is better without als (ndcg@5 +0.0200, 95 % interval +0.0100 to"
+        " +0.0300); members are never chosen on test, so it stays"
+    )
     assert names.startswith("a baseline is the published method; the member of the same name (als)")
     assert [line.split() for line in lines] == [
         ["member,", "on", "test", "ndcg@5", "alone", "without", "it", "weight"],
-        ["trained", "–", "–", "0", "dropped"],
         ["als", "0.1000", "0.0500", "0.20", "to", "1.00"],
         ["als", "0.1000", "baseline"],
         ["together", "0.1200"],
@@ -299,12 +303,10 @@ def test_console_names_members_and_differing_signals() -> None:
         "long history (5+)",
         "without history",
         "other combinations",
-        "all have: friends",
+        "every query outside other combinations has: friends",
     ]
     assert (
-        lines[1].endswith("above")
-        and lines[2].endswith("below")
-        and lines[3].endswith("not distinguishable")
+        lines[1].endswith("better") and lines[2].endswith("worse") and lines[3].endswith("unclear")
     )
     assert signal_table({**metrics, "signals": metrics["signals"][:1]}) == ""
 
@@ -320,8 +322,8 @@ def test_console_verdict_names_the_best_baseline_of_the_report(on_validation: st
         metrics = {"metric": "ndcg@5", "comparison": {**comparison, "best_baseline": best}}
         assert best_baseline(metrics["comparison"]) == "als"
         assert verdict(metrics) == (
-            "not distinguishable from als, the best baseline: ndcg@5 +0.0000, 95 % interval -1.0000"
-            " to +1.0000"
+            "not clearly better or worse than als, the best baseline: ndcg@5 +0.0000, 95 % interval"
+            " -1.0000 to +1.0000"
         )
 
 

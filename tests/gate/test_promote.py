@@ -550,14 +550,14 @@ def test_minimum_compares_best_baseline_and_events_of_alias_holder() -> None:
     even = comparison_of(-0.03, 0.01)
     assert check_minimum(even, 90, {}, config.registry, config.update.replace).passed, "chance"
     assert (
-        "is not distinguishable from the baseline popularity (-0.0100"
+        "is not clearly better or worse than the baseline popularity (-0.0100"
         in check_minimum(even, 90, {}, config.registry, config.update.replace).why
     )
     assert not check_minimum(even, 90, held, config.registry, config.update.replace).passed, (
         "it would take the alias from a version that may be better"
     )
     assert (
-        "is above the baseline popularity (+0.0200"
+        "is better than the baseline popularity (+0.0200"
         in check_minimum(
             comparison_of(0.01, 0.03), 90, held, config.registry, config.update.replace
         ).why

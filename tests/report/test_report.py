@@ -282,7 +282,7 @@ def test_page_has_all_figures(page: Page) -> None:
         "1 881 test users",
         "0.2959",
         "Item-kNN",
-        "24 epochs and a refit in 5 min 56 s",
+        "24 epochs + 20 of the refit, highest learning rate",
         "Epoch 20 was best on validation",
         "trained again for 20 epochs",
         "10–19",
@@ -318,7 +318,7 @@ def test_shares_of_both_signs_are_drawn_inside_their_track(page: Page) -> None:
     ("low", "high", "status", "start"),
     [
         (0.001, 0.01, "better", "The model is better than EASE"),
-        (-0.01, 0.01, "even", "The model is not clearly better or worse than EASE"),
+        (-0.01, 0.01, "unclear", "The model is not clearly better or worse than EASE"),
         (-0.02, -0.01, "worse", "The model is worse than EASE"),
     ],
 )
@@ -327,7 +327,7 @@ def test_verdict_follows_the_interval(low: float, high: float, status: str, star
     content["comparison"]["against"]["ease"] |= {"low": low, "high": high, "p": 0.25}
     found = verdict(content)
     assert found["status"] == status and found["head"].startswith(start)
-    assert ("may be chance" in found["text"]) == (status == "even")
+    assert ("may be chance" in found["text"]) == (status == "unclear")
 
 
 @pytest.mark.parametrize(
@@ -400,19 +400,38 @@ def test_first_screen_says_for_whom_the_model_is_better_and_worse(tmp_path: Path
     found = for_whom(content)
     assert found is not None
     names = {
-        status: [row["name"] for row in found[status]] for status in ("better", "even", "worse")
+        status: [row["name"] for row in found[status]] for status in ("better", "unclear", "worse")
     }
     assert names == {
         "better": ["users with 1–4 events", "users with 20–49 events"],
-        "even": ["users with 5–9 events"],
+        "unclear": ["users with 5–9 events"],
         "worse": ["users with 10–19 events"],
     }
-    assert found["better"][0]["percent"] == pytest.approx(100 * 0.05 / 0.07)
+    assert found["better"][0]["change"] == "+71 %"
     render_report(tmp_path / "r.html", content, manifest(), history(), [], "")
     text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
     first = text.index("Worse for users with 10–19 events (140) −23 %")
     details = text.index("Details for engineers")
     assert first < details
+
+
+def test_change_from_a_baseline_at_zero_is_said_in_words(tmp_path: Path) -> None:
+    content = evaluation_json()
+    for label, (ours, low) in {"1–4": (0.02, 0.01), "5–9": (0.0, -0.1)}.items():
+        entry = content["segments"]["history"][label]
+        entry["baselines"]["ease"]["ndcg@20"] = 0.0
+        entry["against"] = {"ease": {"difference": ours, "low": low, "high": 0.1, "p": 0.1}}
+    text = rendered(tmp_path, content).text
+    assert "+0.0200, baseline 0" in text and "both 0" in text
+
+
+def test_epochs_are_the_same_in_cost_and_training(tmp_path: Path) -> None:
+    first, details = rendered(tmp_path, evaluation_json()).text.split("Details for engineers")
+    words = "24 epochs + 20 of the refit"
+    assert words in first and words in details and "before this stage" not in first
+    content = evaluation_json()
+    content["timing"]["train_s"] = 1.0  # shorter than its epochs: some ran in the search
+    assert f"{words}, some of them before this stage" in rendered(tmp_path, content).text
 
 
 def test_evaluation_of_an_earlier_release_has_no_panel_for_whom() -> None:

@@ -356,7 +356,7 @@ def test_closing_summary_names_the_best_first_with_its_interval() -> None:
         ["ease", "0.3500", "0.4000"],
         ["multigrain", "0.3000", "0.5000"],
     ]
-    assert verdict(metrics).startswith("below ease, the best baseline: ndcg@5 -0.0500")
+    assert verdict(metrics).startswith("worse than ease, the best baseline: ndcg@5 -0.0500")
 
 
 def _retrained(world: Path) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.storage.locks import this_process
+from recsys.ui.gate import Gate
+from recsys.ui.loaded_models import LoadedModels
 from recsys.ui.runs import Runs
 from tests.ruled import World
 
@@ -254,15 +256,53 @@ def test_picked_user_is_a_known_one(browser: TestClient, recommender: Recommende
 
 
 def test_one_model_is_loaded_once_under_all_its_names(runs: Path) -> None:
-    from recsys.ui.gate import Gate
-    from recsys.ui.loaded_models import LoadedModels
-    from recsys.ui.runs import Runs
-
     bundle = str((runs / "shop/bundle").resolve())
     loaded = LoadedModels(Runs([str(runs)], ""), Gate(""), bundle)
     named, of_run = loaded.open("named"), loaded.open("run:shop")
     assert (named.choice.key, of_run.choice.key) == ("named", "run:shop")
     assert named.recommender is of_run.recommender
+
+
+@pytest.mark.parametrize("is_retrained", [False, True])
+def test_run_and_its_registered_version_are_one_choice_while_the_weights_are_equal(
+    runs: Path, tmp_path: Path, is_retrained: bool
+) -> None:
+    config = config_of(tmp_path)
+    registry = client(config.tracking.uri, writes=True)
+    run_id = registry.create_run(registry.create_experiment("first")).info.run_id
+    mine = tmp_path / "mine"
+    shutil.copytree(runs / "shop", mine)
+    (mine / "tracking.json").write_text(json.dumps({"run_id": run_id}))
+    files = json.loads((mine / "bundle/bundle.json").read_text())["files"]
+    weights = "other" if is_retrained else files["weights.safetensors"]["sha256"]
+    registry.create_registered_model("shop")
+    registry.create_model_version(
+        "shop", source=str(mine), run_id=run_id, tags={"weights.sha256": weights}
+    )
+    loaded = LoadedModels(Runs([str(tmp_path)], ""), Gate(config.tracking.uri))
+    labels = [choice.label for choice in loaded.choices()]
+    if is_retrained:
+        assert labels == ["shop v1", "run mine"]
+    else:
+        assert labels == ["shop v1 · run mine"]
+    assert loaded.open("run:mine").choice.label == labels[-1], "links of the run still work"
+
+
+def test_dropped_granularities_are_not_listed_as_part_of_the_model(
+    runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "good", tmp_path / "good")
+    path = tmp_path / "good/metrics.json"
+    metrics = json.loads(path.read_text())
+    [first, *_] = metrics["granularities"]
+    metrics["granularities"]["place"] = metrics["granularities"][first]
+    metrics["members"] = {"each": {first: {"kept": True}, "place": {"kept": False}}}
+    path.write_text(json.dumps(metrics))
+    config = config_of(tmp_path)
+    pages = TestClient(application_of(config.ui, config.tracking), base_url="http://localhost")
+    listed_runs, page = text_of(pages.get("/").text), text_of(pages.get("/runs/good").text)
+    assert first in listed_runs and "place" not in listed_runs
+    assert page.count("place") == 1 and "Dropped, so not part of the model: place." in page
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +315,10 @@ def gated(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     tags: list[dict[str, str]] = [
         {
             "metric.ndcg_at_20": "0.25",
+            "metric.hit_at_5": "0.5",
+            "main_metric": "hit@5",
+            "granularities": "als, place",
+            "members": "als",
             "promotion.decision": "promoted",
             "promotion.against": "none",
         },
@@ -295,7 +339,8 @@ def gated(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
 
 def test_gate_shows_champion_decisions_and_reasons(gated: TestClient) -> None:
     page = text_of(gated.get("/models").text)
-    assert "champion: version 1" in page and "NDCG@20 0.2500" in page
+    assert "champion: version 1" in page and "Hit@5 0.5000 · NDCG@20 0.2500" in page
+    assert "als" in page and "place" not in page, "dropped"
     assert re.search(r"Version 2 .* refused .* worse for .* Version 1 .* promoted", page)
 
 
@@ -318,9 +363,7 @@ def test_texts_of_users_are_escaped(browser: TestClient, gated: TestClient) -> N
 def test_card_is_markdown_and_its_html_is_escaped(runs: Path) -> None:
     from recsys.ui.app import Pages
     from recsys.ui.comparisons import Comparisons
-    from recsys.ui.gate import Gate
-    from recsys.ui.loaded_models import Choice, LoadedModel, LoadedModels
-    from recsys.ui.runs import Runs
+    from recsys.ui.loaded_models import Choice, LoadedModel
 
     found, gate = Runs([str(runs)], ""), Gate("")
     pages = Pages(found, gate, LoadedModels(found, gate), Comparisons(lambda first, second: {}))
