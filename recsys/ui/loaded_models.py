@@ -139,8 +139,8 @@ class LoadedModels:
         choices = self.choices()
         if not choices:
             raise ArtifactError("there is no model yet; `recsys run` trains and registers one")
-        named = (one for one in choices if key in (one.key, one.run_key))
-        choice = next(named, None) if key else choices[0]
+        chosen = (one for one in choices if key in (one.key, one.run_key))
+        choice = next(chosen, None) if key else choices[0]
         if choice is None:
             raise ArtifactError(f"there is no model {key!r} here; choose one from the list")
         followed = FollowedModel(
