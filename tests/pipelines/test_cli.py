@@ -386,7 +386,15 @@ def test_run_folder_stays_after_a_failure_of_work_and_if_it_was_there(
 
 
 @pytest.mark.parametrize(
-    "words", [["similar"], ["similar", "--item", "x"], ["recommend"], ["promote"], ["register"]]
+    "words",
+    [
+        ["similar"],
+        ["similar", "--item", "x"],
+        ["recommend"],
+        ["promote"],
+        ["register"],
+        ["forget", "--user", "nobody"],
+    ],
 )
 def test_verb_that_is_refused_leaves_nothing(
     words: list[str], tmp_path: Path, capsys: Captured
