@@ -142,6 +142,9 @@ def _split_words(sides: list[FollowedSide], settings: ServeConfig) -> str:
     """Which version answers which share of the users."""
     first, second = (side.version for side in sides)
     same = "; warning: both are the same version" if first == second else ""
+    if settings.ab.interleave:
+        both = f"{settings.ab.share:.3g} of the users get lists merged from {first} and {second}"
+        return f"{both}, the others those of {first}{same}"
     return f"{second} answers {settings.ab.share:.3g} of the users, {first} the others{same}"
 
 

@@ -28,6 +28,7 @@ from recsys.errors import ConfigError, DataError
 from recsys.evaluation.bootstrap import LEVEL, shown_p
 from recsys.evaluation.experiment import MEASURES, outcomes
 from recsys.evaluation.off_policy import Estimates, Trials, estimate
+from recsys.evaluation.preference import preference
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.resolve import resolve
 from recsys.serving.answer_log import Logged, read_logs
@@ -85,8 +86,21 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
         "resamples": config.evaluate.bootstrap,
         "seed": config.seed,
         "answers": len(logged),
-        "versions": _versions(config.evaluate, config.seed, logged, rewards, notes),
     }
+    merged = [number for number, one in enumerate(logged) if one.teams is not None]
+    if merged:
+        record["interleaved"] = _interleaved(
+            config.evaluate,
+            config.seed,
+            [logged[number] for number in merged],
+            [rewards[number] for number in merged],
+        )
+        alone = [number for number, one in enumerate(logged) if one.teams is None]
+        logged = [logged[number] for number in alone]
+        rewards = [rewards[number] for number in alone]
+    record["versions"] = (
+        _versions(config.evaluate, config.seed, logged, rewards, notes) if logged else {}
+    )
     if settings.target:
         record["target"] = _off_policy(config, logged, rewards, notes, say)
     record |= {"notes": notes, "time": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -163,6 +177,22 @@ def _versions(
         }
         for label, outcome in zip(labels, found, strict=True)
     }
+
+
+def _interleaved(
+    evaluate: EvaluateConfig, seed: int, logged: Sequence[Logged], rewards: Sequence[Array]
+) -> list[dict[str, Any]]:
+    """The preference of users between each pair of models whose lists were merged."""
+    found = []
+    for a, b in dict.fromkeys((one.label, one.second) for one in logged):
+        mine = [n for n, one in enumerate(logged) if (one.label, one.second) == (a, b)]
+        gains_A = np.array(
+            [rewards[n] @ np.where(np.array(logged[n].teams) == "b", 1.0, -1.0) for n in mine]
+        )
+        users_A = _dense([str(logged[n].user_id) for n in mine])
+        one = preference(users_A, gains_A, evaluate.bootstrap, seed)
+        found.append({"a": a, "b": b, **one.to_json()})
+    return found
 
 
 def _dense(names: Sequence[str]) -> Array:
@@ -312,6 +342,7 @@ def _doubts(found: Estimates) -> list[str]:
 
 
 def _words(record: dict[str, Any]) -> list[str]:
+    lines = [_preferred(one, record["resamples"]) for one in record.get("interleaved", ())]
     rows = [["version", "answers", "users", *(name.replace("_", " ") for name in MEASURES)]]
     for label, one in record["versions"].items():
         rows.append(
@@ -322,8 +353,8 @@ def _words(record: dict[str, Any]) -> list[str]:
                 *(_shown(one[name]) for name in MEASURES),
             ]
         )
-    lines = [table(rows)]
-    first = next(iter(record["versions"]))
+    lines += [table(rows)] if record["versions"] else []
+    first = next(iter(record["versions"]), "")
     for label, one in record["versions"].items():
         if one["differences"]:
             found = one["differences"]["reward_per_answer"]
@@ -350,6 +381,20 @@ def _words(record: dict[str, Any]) -> list[str]:
             f" {_shown(one['support'])}"
         )
     return [*lines, *(f"note: {note}" for note in record["notes"])]
+
+
+def _preferred(one: dict[str, Any], resamples: int) -> str:
+    """The outcome of merged lists as a sentence."""
+    a, b, found = one["a"], one["b"], one["preference"]
+    lists = f"{one['answers']:,} lists merged from {a} and {b}, {one['users']:,} users"
+    if found is None:
+        return f"{lists}: no list has a winner, so the preference is unknown"
+    better = b if found["low"] > 0 else a if found["high"] < 0 else ""
+    verdict = f"{better} is significantly better" if better else "no significant difference"
+    return (
+        f"{lists}: {b} won {one['won_b']:,}, {a} won {one['won_a']:,}; preference for {b}"
+        f" {_shown(found, '+')}, p {shown_p(found['p'], resamples)}: {verdict}"
+    )
 
 
 def _shown(found: dict[str, float], sign: str = "") -> str:

@@ -202,13 +202,19 @@ def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.E
 
 
 def check_log(settings: ServeConfig) -> None:
-    """Check the folder of the log before anything starts.
+    """Check the A/B test and the folder of the log before anything starts.
 
     Raises
     ------
     ConfigError
-        The folder is remote, or cannot be written to.
+        The folder is remote, or cannot be written to, or a setting that the A/B test needs is
+        missing.
     """
+    if settings.ab.interleave and not settings.ab.model:
+        raise ConfigError(
+            "serve.ab.interleave is true, but serve.ab.model is empty: there is no second list to"
+            " merge; set serve.ab.model to the second model"
+        )
     if is_remote(settings.log):
         raise ConfigError(
             f"serve.log: {settings.log} must be a local folder; copy its files to remote storage"

@@ -22,6 +22,13 @@ class AbConfig(Section):
         0.1, gt=0, lt=1, description="share of users that it answers, by a hash of the user id"
     )
     salt: str = Field("ab", description="salt of the hash; another salt chooses other users")
+    interleave: bool = Field(
+        False,
+        description=(
+            "these users get one list merged from both models (team draft) instead of the second"
+            " model's"
+        ),
+    )
 
 
 class ExploreConfig(Section):

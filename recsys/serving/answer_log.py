@@ -25,7 +25,8 @@ from typing import Any, BinaryIO, Final
 from uuid import uuid4
 
 from recsys.errors import ConfigError, DataError, RequestError, SourceError
-from recsys.serving.experiment_split import Side
+from recsys.serving.experiment_split import SIDES, Side
+from recsys.serving.interleaving import BOTH
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.storage.beside import atomic_write
@@ -192,7 +193,7 @@ def _pieces(file: BinaryIO, to_the_end: bool = True) -> Iterator[list[bytes]]:
 
 
 def line_of(
-    request: Request, answer: Answer, model: str, version: str, side: Side
+    request: Request, answer: Answer, model: str, version: str, side: str
 ) -> dict[str, Any]:
     """The log line of an answer.
 
@@ -206,8 +207,8 @@ def line_of(
         URI of the model that answered.
     version : str
         Its version.
-    side : Side
-        Its side of an experiment; ``a`` without one.
+    side : str
+        Its side of an experiment; ``a`` without one, ``ab`` for a list merged from both.
 
     Returns
     -------
@@ -226,6 +227,7 @@ def line_of(
         "offset": request.offset,
         "item_ids": answer.item_ids,
         **({} if answer.propensities is None else {"propensities": answer.propensities}),
+        **({} if answer.teams is None else {"teams": answer.teams}),
         "request": request.model_dump(mode="json", exclude_unset=True),
     }
 
@@ -254,8 +256,14 @@ def lines_of(
     found = []
     for request, answer in zip(requests, answers, strict=True):
         if isinstance(request, Request) and isinstance(answer, Answer):
-            side: Side = "b" if answer.side == "b" else "a"
-            found.append(line_of(request, answer, *models[side], side))
+            if answer.teams is None:
+                side: Side = "b" if answer.side == "b" else "a"
+                found.append(line_of(request, answer, *models[side], side))
+                continue
+            line = line_of(request, answer, *models["a"], BOTH)
+            found.append(
+                {**line, "second": dict(zip(("model", "version"), models["b"], strict=True))}
+            )
     return found
 
 
@@ -270,6 +278,9 @@ class Logged:
     item_ids: list[str]
     propensities: list[float] | None
     request: Request
+    # of a list merged from two models: the side that picked each item, and the second model
+    teams: list[str] | None = None
+    second: str = ""
 
 
 def read_logs(paths: Sequence[str]) -> tuple[list[Logged], int]:
@@ -337,8 +348,9 @@ def _logged(row: bytes, where: str) -> Logged:
         items = content["item_ids"]
         chances = content.get("propensities")
         time = datetime.fromisoformat(content["time"]).timestamp()
-        label = str(content["model"])
-        label = label if label.startswith("models:") else f"{label} ({content['version']})"
+        label = _label(content)
+        teams = content.get("teams")
+        second = "" if teams is None else _label(content["second"])
         [request] = parse_requests([content["request"]])
     except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise DataError(
@@ -360,7 +372,19 @@ def _logged(row: bytes, where: str) -> Logged:
             f"{where}: propensities must have one number per item, above 0 and at most 1; restore"
             " the file from a backup"
         )
-    return Logged(answer_id, time, request.user_id, label, items, chances, request)
+    if teams is not None and not (
+        _are(teams, str) and len(teams) == len(items) and set(teams) <= set(SIDES)
+    ):
+        raise DataError(
+            f"{where}: teams must have 'a' or 'b' for every item; restore the file from a backup"
+        )
+    return Logged(answer_id, time, request.user_id, label, items, chances, request, teams, second)
+
+
+def _label(content: Mapping[str, Any]) -> str:
+    """The name of a model in a comparison."""
+    label = str(content["model"])
+    return label if label.startswith("models:") else f"{label} ({content['version']})"
 
 
 def _are(values: Any, kind: type | tuple[type, ...]) -> bool:

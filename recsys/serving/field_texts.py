@@ -88,7 +88,10 @@ DESCRIPTIONS: Final[dict[str, dict[str, str]]] = {
         "propensities": "The probability of every item at its position; only for a list in random"
         " order (serve.explore).",
         "version": "The version that answered; only with two versions (serve.ab).",
-        "side": "Its side, `a` or `b`; only with two versions (serve.ab).",
+        "side": "Its side, `a` or `b`, or `ab` for a list merged from both; only with two versions"
+        " (serve.ab).",
+        "teams": "The side that picked each item; only for a list merged from both"
+        " (serve.ab.interleave).",
         "answer_id": "The id of the answer in the log; only with serve.log.",
     },
     "SimilarAnswer": {

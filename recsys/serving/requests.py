@@ -178,7 +178,8 @@ class Answer:
     model does not know and that were skipped.
 
     A server adds ``propensities`` where it explores (the probability of every item at its
-    position), ``version`` and ``side`` in an A/B test, and ``answer_id`` where it logs answers.
+    position), ``version`` and ``side`` in an A/B test, ``teams`` (the side that picked each item)
+    where it merges two lists, and ``answer_id`` where it logs answers.
     """
 
     user_id: str | None
@@ -197,6 +198,7 @@ class Answer:
     propensities: list[float] | None = None
     version: str | None = None
     side: str | None = None
+    teams: list[str] | None = None
     answer_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

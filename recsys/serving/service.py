@@ -41,6 +41,7 @@ from recsys.serving.calls import (
 )
 from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
+from recsys.serving.interleaving import BOTH, Interleaver
 from recsys.serving.large_call_queue import LargeCallQueue
 from recsys.serving.large_calls import Slices
 from recsys.serving.openapi import VERSION_HEADER, ServerTraits, document
@@ -109,6 +110,8 @@ class Service:
     limits: Limits
     counts: Counts = field(default_factory=Counts)
     split: Split | None = None  # None: one model answers all users
+    # merges the lists of both models for the users of side b
+    interleaver: Interleaver | None = None
     explorer: Explorer | None = None
     log: AnswerLog | None = None
     _held: Mapping[Side, Held] = field(default_factory=dict)
@@ -152,7 +155,14 @@ class Service:
         about = self._held["a"][1]
         if self.split is None or "b" not in self._held:
             return about
-        return {**about, "ab": {"share": self.split.share, "model": self._held["b"][1]}}
+        return {
+            **about,
+            "ab": {
+                "share": self.split.share,
+                "model": self._held["b"][1],
+                **({"interleave": True} if self.interleaver is not None else {}),
+            },
+        }
 
     def restock(self, stock: Stock) -> None:
         """Replace the stock, from the next answer on, for this model and later ones.
@@ -206,14 +216,44 @@ class Service:
             return self._with_ids(held["a"][0].answer(requests, explorer=self.explorer))
         sides = [self.split.side(request) for request in requests]
         found: dict[int, AnyAnswer] = {}
+        if self.interleaver is not None:
+            found = self._interleaved(held, requests, sides, self.interleaver)
+            # side b is the share of users whose lists are merged; others see the first model
+            sides = ["a"] * len(requests)
         for side, (recommender, about) in held.items():
-            mine = [number for number, of in enumerate(sides) if of == side]
+            mine = [n for n, of in enumerate(sides) if of == side and n not in found]
             answers = recommender.answer([requests[number] for number in mine], mine, self.explorer)
             found |= zip(mine, self._with_ids(answers, _version(about), side), strict=True)
         return [found[number] for number in range(len(requests))]
 
+    def _interleaved(
+        self,
+        held: Mapping[Side, Held],
+        requests: Job,
+        sides: Sequence[Side],
+        interleaver: Interleaver,
+    ) -> dict[int, AnyAnswer]:
+        """Number of a request → its list merged from both models, for the users of side b."""
+        mine = {
+            number: request
+            for number, request in enumerate(requests)
+            if sides[number] == "b" and isinstance(request, Request) and interleaver.merges(request)
+        }
+        if not mine:
+            return {}
+        each: Job = [interleaver.of_each(request) for request in mine.values()]
+        answers = {
+            side: recommender.answer(each, [*mine]) for side, (recommender, _) in held.items()
+        }
+        merged = [
+            interleaver.merged(request, {side: answers[side][row] for side in answers})
+            for row, request in enumerate(mine.values())
+        ]
+        version = ", ".join(_version(about) for _, about in held.values())
+        return dict(zip(mine, self._with_ids(merged, version, BOTH), strict=True))
+
     def _with_ids(
-        self, answers: Sequence[AnyAnswer], version: str | None = None, side: Side | None = None
+        self, answers: Sequence[AnyAnswer], version: str | None = None, side: str | None = None
     ) -> list[AnyAnswer]:
         """Add version and side to recommendations, and an id where answers are logged."""
 
@@ -400,6 +440,7 @@ def service_of(settings: ServeConfig, limits: Limits) -> Service:
     return Service(
         limits,
         split=Split(settings.ab.share, settings.ab.salt) if settings.ab.model else None,
+        interleaver=Interleaver(settings.ab.salt) if settings.ab.interleave else None,
         explorer=Explorer(explore.share, explore.pool, explore.salt) if explore.share else None,
         log=AnswerLog(settings.log) if settings.log else None,
         server=replace(

@@ -151,6 +151,49 @@ def test_versions_are_compared_by_mean_outcome_over_users(world: World, capsys: 
     assert "models:/pocket/b minus models:/pocket/a, reward per answer: " in capsys.readouterr().out
 
 
+def test_interleaved_lists_show_the_preferred_model(
+    world: World, tmp_path: Path, capsys: Captured
+) -> None:
+    """Side b ranks by the worth of items, so users click its items more often."""
+    random, lines, clicks = np.random.default_rng(1), [], []
+    for number in range(300):
+        items, teams = ["i1", "i2", "i3", "i4"], ["b", "a", "b", "a"]
+        line = {
+            "answer_id": f"m{number}",
+            "time": "2026-01-01T00:00:00+00:00",
+            "user_id": f"visitor {number % 90}",
+            "model": "models:/pocket/1",
+            "version": "1",
+            "second": {"model": "models:/pocket/2", "version": "2"},
+            "side": "ab",
+            "item_ids": items,
+            "teams": teams,
+            "request": {"user_id": f"visitor {number % 90}"},
+        }
+        lines.append(json.dumps(line))
+        for item in items:
+            if random.random() < 0.3 * WORTH[item]:
+                click = {"user_id": line["user_id"], "item_id": item, "event_type": "click"}
+                clicks.append(json.dumps(click | {"answer_id": f"m{number}"}))
+    log, feedback = tmp_path / "answers-1.jsonl", tmp_path / "clicks.jsonl"
+    log.write_text("\n".join(lines) + "\n")
+    feedback.write_text("\n".join(clicks) + "\n")
+    assert world.compare(logs=str(log), clicks=str(feedback)) == 0
+    record = json.loads((tmp_path / "compare.json").read_text())
+    [found] = record["interleaved"]
+    assert (found["a"], found["b"], found["answers"]) == (
+        "models:/pocket/1",
+        "models:/pocket/2",
+        300,
+    )
+    assert found["won_b"] > 4 * found["won_a"] > 0 and found["users"] == 90
+    assert found["preference"]["low"] > 0.3 and record["versions"] == {}
+    assert "models:/pocket/2 is significantly better" in capsys.readouterr().out
+    log.write_text(log.read_text().replace('["b", "a", "b", "a"]', '["b", "x", "b", "a"]'))
+    assert world.compare(logs=str(log), clicks=str(feedback)) == 2
+    assert "teams must have 'a' or 'b' for every item" in capsys.readouterr().err
+
+
 def test_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> None:
     out = world.folder / "dry.json"
     assert world.compare("--compare.out", str(out), "--dry-run") == 0

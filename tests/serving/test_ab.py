@@ -184,6 +184,76 @@ def test_answers_have_no_version_without_a_second_model(bundles: tuple[Bundle, B
     )
 
 
+# ------------------------------------------------------------------------------------- interleaving
+
+
+def test_interleaved_list_takes_the_best_items_of_both_models_in_turn(
+    bundles: tuple[Bundle, Bundle],
+) -> None:
+    service = pair(bundles, ab={"model": "b", "share": 0.5, "interleave": True})
+    of = {side: Recommender(bundle) for side, bundle in zip("ab", bundles, strict=True)}
+    starts: Counter[str] = Counter()
+    for number in range(60):
+        row = {"user_id": f"new {number}", "history": ["i1", "i2"], "k": 6, "at": 86_400}
+        answer = call(service, row)[1]
+        if Split(0.5, "ab").side_of(row["user_id"]) == "a":
+            assert answer["side"] == "a" and "teams" not in answer
+            continue
+        assert (answer["side"], answer["version"]) == ("ab", "3, 4")
+        items, teams = answer["item_ids"], answer["teams"]
+        assert len(items) == len(set(items)) == len(teams) == 6
+        for first in range(0, 6, 2):  # one item of each model in every round
+            assert set(teams[first : first + 2]) == {"a", "b"}
+        starts[teams[0]] += 1
+        for side, recommender in of.items():
+            [alone] = recommender.recommend(parse_requests([row]))
+            picked = [item for item, team in zip(items, teams, strict=True) if team == side]
+            listed: set[str] = set()
+            for item in picked:  # the best item that was not in the list yet
+                before = set(items[: items.index(item)])
+                assert item == next(one for one in alone.item_ids if one not in before)
+                score = alone.scores[alone.item_ids.index(item)]
+                assert answer["scores"][items.index(item)] == pytest.approx(score, abs=1e-5)
+                listed.add(item)
+        sums = np.sum([*answer["shares"].values()], axis=0)
+        np.testing.assert_allclose(sums, answer["scores"], atol=1e-5)
+    assert min(starts["a"], starts["b"]) > 5, "either model may be first"
+    assert service.about["ab"]["interleave"] is True
+
+
+def test_interleaved_pages_fit_together_and_keep_rules_and_limits(
+    bundles: tuple[Bundle, Bundle],
+) -> None:
+    service = pair(bundles, ab={"model": "b", "share": 0.99, "interleave": True})
+    row = {"user_id": "ann", "history": ["i1"], "at": 86_400, "exclude": ["i4"]}
+    whole = call(service, row | {"k": 6})[1]
+    pages = [call(service, row | {"k": 2, "offset": offset})[1] for offset in (0, 2, 4)]
+    assert [item for page in pages for item in page["item_ids"]] == whole["item_ids"]
+    assert [team for page in pages for team in page["teams"]] == whole["teams"]
+    assert "i4" not in whole["item_ids"]
+    limited = [
+        call(service, row | {"k": 2, "offset": offset, "per_user_limit": 3})[1]["item_ids"]
+        for offset in (0, 2, 4)
+    ]
+    assert limited == [whole["item_ids"][:2], whole["item_ids"][2:3], []]
+    explained = call(service, row | {"k": 3, "explain": True})[1]
+    assert len(explained["explanations"]) == 3
+    diverse = call(service, row | {"k": 4, "diversify": {"strength": 0.5}})[1]
+    assert diverse["side"] == "a" and "teams" not in diverse
+
+
+def test_interleaved_answers_are_logged_with_both_models(
+    bundles: tuple[Bundle, Bundle], tmp_path: Path
+) -> None:
+    ab = {"model": "b", "share": 0.99, "interleave": True}
+    service = pair(bundles, ab=ab, log=str(tmp_path), explore={"share": 0.5, "pool": 4})
+    answer = call(service, {"user_id": "ann", "history": ["i1"], "k": 4})[1]
+    [[one], _] = read_logs([str(tmp_path)])
+    assert (one.label, one.second) == (A["uri"], B["uri"])
+    assert one.item_ids == answer["item_ids"] and one.teams == answer["teams"]
+    assert one.propensities is None, "a merged list is not explored"
+
+
 # -------------------------------------------------------------------------------------- exploration
 
 
@@ -342,6 +412,7 @@ def test_log_requires_local_folder_and_exploration_requires_log(tmp_path: Path) 
         ({"log": "s3://bucket/log"}, "must be a local folder"),
         ({"log": str(tmp_path / "file")}, "is not writable"),
         ({"explore": {"share": 0.1}}, r"serve\.explore\.share is set, but serve\.log is empty"),
+        ({"ab": {"interleave": True}}, r"serve\.ab\.interleave is true, but serve\.ab\.model"),
     ):
         with pytest.raises(ConfigError, match=message):
             followed.check_log(ServeConfig.model_validate(settings))
