@@ -112,7 +112,10 @@ def _model_description() -> Schema:
         "index": {"type": "object", "description": "The index of a large catalogue, or empty."},
         "card": {"type": ["string", "null"], "description": "The model card, in Markdown."},
     }
-    second = fixed_object({"share": {"type": "number"}, "model": ref("ModelDescription")})
+    merges = {"type": "boolean", "description": "Whether its users get lists merged from both."}
+    second = fixed_object(
+        {"share": {"type": "number"}, "interleave": merges, "model": ref("ModelDescription")}
+    )
     return fixed_object(
         always
         | {

@@ -155,14 +155,12 @@ class Service:
         about = self._held["a"][1]
         if self.split is None or "b" not in self._held:
             return about
-        return {
-            **about,
-            "ab": {
-                "share": self.split.share,
-                "model": self._held["b"][1],
-                **({"interleave": True} if self.interleaver is not None else {}),
-            },
+        second = {
+            "share": self.split.share,
+            "interleave": self.interleaver is not None,
+            "model": self._held["b"][1],
         }
+        return {**about, "ab": second}
 
     def restock(self, stock: Stock) -> None:
         """Replace the stock, from the next answer on, for this model and later ones.

@@ -42,6 +42,7 @@ from recsys.serving.experiment_split import Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.field_texts import DESCRIPTIONS
 from recsys.serving.front import Front, TimeLimits
+from recsys.serving.interleaving import Interleaver
 from recsys.serving.listener import Listener
 from recsys.serving.model_traits import Attribute, ModelTraits, attribute_of, traits_of
 from recsys.serving.openapi import OPEN_TO_ALL, STATUSES, ServerTraits, document
@@ -431,8 +432,10 @@ def test_replies_of_a_server_fit_the_document(folder: Path, tmp_path: Path) -> N
         }
         rows = [{**rich, "explain": True, "history": ["i1"]}, {"user_id": "u1", "friends": ["u0"]}]
         rows += [{"user_id": f"someone {number}", "history": ["i1", "i2"]} for number in range(9)]
-        for one in await ask("/recommend", rows):
-            emitted["Answer"] |= one.keys()
+        for interleaver in (None, Interleaver("ab")):
+            backend.service.interleaver = interleaver
+            for one in await ask("/recommend", rows):
+                emitted["Answer"] |= one.keys()
         similar = {"item_id": "i2", "exclude": ["?"], "boost": {"factor": 2, "items": ["i1"]}}
         emitted["SimilarAnswer"] |= (await ask("/similar", similar)).keys()
         for name, keys in emitted.items():
