@@ -241,7 +241,8 @@ class Service:
             return {}
         each: Job = [interleaver.of_each(request) for request in mine.values()]
         answers = {
-            side: recommender.answer(each, [*mine]) for side, (recommender, _) in held.items()
+            side: [one for one in model.answer(each, [*mine]) if isinstance(one, Answer)]
+            for side, (model, _) in held.items()
         }
         merged = [
             interleaver.merged(request, {side: answers[side][row] for side in answers})
