@@ -37,6 +37,7 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 
 _AT_A_TIME: Final = 1000  # requests per batch for the target model
+_FEW_USERS: Final = 20  # the bootstrap of fewer users says too much
 _FEW: Final = 100  # effective sample size below which a note warns
 
 
@@ -358,8 +359,8 @@ def _words(record: dict[str, Any]) -> list[str]:
     for label, one in record["versions"].items():
         if one["differences"]:
             found = one["differences"]["reward_per_answer"]
-            better = label if found["low"] > 0 else first if found["high"] < 0 else ""
-            verdict = f"{better} is significantly better" if better else "no significant difference"
+            users = min(record["versions"][name]["users"] for name in (first, label))
+            verdict = _verdict(found, first, label, users)
             lines.append(
                 f"{label} minus {first}, reward per answer: {_shown(found, '+')}, p"
                 f" {shown_p(found['p'], record['resamples'])}: {verdict}"
@@ -383,14 +384,21 @@ def _words(record: dict[str, Any]) -> list[str]:
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 
 
+def _verdict(found: dict[str, float], first: str, second: str, num_users: int) -> str:
+    """Which version is better, from the interval of second − first."""
+    if num_users < _FEW_USERS:
+        return f"fewer than {_FEW_USERS} users, too few to say which is better"
+    better = second if found["low"] > 0 else first if found["high"] < 0 else ""
+    return f"{better} is significantly better" if better else "no significant difference"
+
+
 def _preferred(one: dict[str, Any], resamples: int) -> str:
     """The outcome of merged lists as a sentence."""
     a, b, found = one["a"], one["b"], one["preference"]
-    lists = f"{one['answers']:,} lists merged from {a} and {b}, {one['users']:,} users"
+    lists = f"lists merged from {a} and {b}, {one['answers']:,} answers to {one['users']:,} users"
     if found is None:
         return f"{lists}: no list has a winner, so the preference is unknown"
-    better = b if found["low"] > 0 else a if found["high"] < 0 else ""
-    verdict = f"{better} is significantly better" if better else "no significant difference"
+    verdict = _verdict(found, a, b, one["users"])
     return (
         f"{lists}: {b} won {one['won_b']:,}, {a} won {one['won_a']:,}; preference for {b}"
         f" {_shown(found, '+')}, p {shown_p(found['p'], resamples)}: {verdict}"
