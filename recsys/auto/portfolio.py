@@ -258,6 +258,7 @@ def _sets(traits: Traits) -> list[Setting]:
     return [
         one("graph convolution of width 128, 6 layers"),
         *([one("with friends as a trained granularity", friends=True)] if traits.friends else []),
+        one("width 256, 4 layers", width=256, layers=4, history_mask_rate=0.4),
         one("3 layers", layers=3),
         one("width 64", width=64),
         one("a lower history mask rate", history_mask_rate=0.15),
