@@ -33,7 +33,8 @@ SMALLEST = {"model": {"granularities": {"evolution": {"enabled": True}}}}
 
 
 def test_all_golden_configs_exist() -> None:
-    names = ["beauty", "check-ins", "ciao", "demo", "deskdrop", "lastfm-leave-one-out", "lastfm"]
+    names = ["beauty", "check-ins", "ciao", "demo", "deskdrop", "lastfm-leave-one-out"]
+    names += ["lastfm-members", "lastfm"]
     names += ["ml-100k", "online-retail", "sports"]
     assert [path.stem for path in CONFIGS] == names
 
