@@ -116,8 +116,9 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     if marks and rows[0] is marks[0] and inside and _separator(inside, suffix):
         raise SourceError(
             f"blocks of rows below lines such as {marks[0]!r}, which name the item or user of the"
-            " block; write its id into every row, e.g. with awk"
-            ' \'/:$/ {sub(":", ""); id=$0; next} {print id "," $0}\' FILE'
+            " block; write its id into every row, the user first: for blocks of items with awk"
+            ' \'/:$/ {sub(":", ""); id=$0; next} {print $0 "," id}\' FILE, for blocks of users with'
+            ' {print id "," $0}'
         )
     separator = stated[1] if stated else _separator(rows, suffix)
     if not separator or separator == BLANKS:
@@ -126,8 +127,8 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
             return sequences
     if not separator:
         raise SourceError(
-            "not a table: no separator gives all lines the same number of cells"
-            + _titles(rows, suffix)
+            "not a table: no separator gives all lines the same number of cells; put cells that"
+            " contain the separator into quotes" + _titles(rows, suffix)
         )
     kind = "csv" if suffix == ".csv" or (suffix not in _USUAL and separator != "\t") else "tsv"
     dialect = dialect_of(kind, Form(separator))

@@ -4,7 +4,8 @@ ignored files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -112,15 +113,29 @@ def look_at(arguments: Sequence[str]) -> ArgumentContent:
         samples += _sampled(alike, looked)
     looked.tables = _joined(samples)
     if not (looked.tables or looked.hetrec or looked.recbole):
-        reasons = "; ".join(
-            f"{path}: {reason}"
-            for path, reason in [*looked.empty.items(), *looked.ignored.items()][:5]
-        )
+        reasons = _reasons({**looked.empty, **looked.ignored})
         raise SourceError(
             f"no file can be read as a table ({reasons}); expected Parquet, CSV, TSV, JSON or text"
             " tables"
         )
     return looked
+
+
+def _reasons(why: Mapping[str, str]) -> str:
+    """The reasons of files, each once with the files that have it.
+
+    >>> _reasons({"1.txt": "has 3 rows", "2.txt": "has 4 rows", "a.pdf": "is no table"})
+    '1.txt and 1 more file: has 3 rows; a.pdf: is no table'
+    """
+    alike: dict[str, list[str]] = {}
+    for path, reason in why.items():
+        alike.setdefault(re.sub(r"\d+", "0", reason), []).append(path)
+    shown = []
+    for first, *others in list(alike.values())[:5]:
+        files = "files" if len(others) > 1 else "file"
+        more = f" and {len(others)} more {files}" if others else ""
+        shown.append(f"{first}{more}: {why[first]}")
+    return "; ".join(shown)
 
 
 def _pattern(file: InputFile) -> str:

@@ -4,6 +4,7 @@ adapters read them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -42,6 +43,10 @@ _FORMATS: Final = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
 }
 _SHEETS: Final = (".xlsx", ".xlsm", ".xls", ".ods")
+_TO_JSON: Final = (
+    "python -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in"
+    " sys.stdin]' < FILE > FILE.jsonl"
+)
 _NEVER: Final = (
     ".py", ".ipynb", ".md", ".rst", ".pdf", ".docx", ".xlsx", ".xls", ".png", ".jpg", ".jpeg",
     ".gif", ".html", ".htm", ".sh", ".pl", ".yaml", ".yml", ".toml", ".npy", ".npz", ".pkl", ".pt",
@@ -322,12 +327,8 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
         objects = [value for value in found if value is not None]
         is_whole, read = len(found) <= limit, file.size
     else:
-        start = head.lstrip()[:2]
-        cure = (
-            " (Python literals with single quotes are not JSON: write them with json.dumps)"
-            if start in (b"{'", b"[{")
-            else ""
-        )
+        is_python = re.match(rb"\s*\[?\s*\{\s*u?'", head) is not None
+        cure = f"; the lines are Python literals, so write them as JSON: {_TO_JSON}" * is_python
         raise SourceError(f"no JSON objects; expected one per line, or all in one array{cure}")
     if not objects:
         raise SourceError("has no JSON object; expected one object per row")
