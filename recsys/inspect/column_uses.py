@@ -25,7 +25,7 @@ from recsys.inspect.common_names import (
     words_of,
 )
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.sampled_tables import Table, determines
+from recsys.inspect.sampled_tables import Table, determines, pairs
 from recsys.sources.names import fold
 from recsys.sources.validate import CellRules
 
@@ -35,6 +35,8 @@ _ALWAYS: Final = 0.98  # the same, for ids of groups of items
 _TELLS: Final = 0.5  # threshold of :func:`determines`, for texts and categories
 _TELLS_NUMBER: Final = 0.25
 _MOST_TRIPLE_COLUMNS: Final = 8
+_COPIES: Final = 1.02  # most pairs of values per value of two columns that group items alike
+_LISTS: Final = ("path", "list", "lists")
 _MANY_ROWS: Final = 500  # from this size, distinct whole numbers are ids
 _SPARSE: Final = 50  # ratio of range to number of codes
 _KINDS: Final = {
@@ -130,6 +132,7 @@ def attributes_of(
         # a value of a single item or user groups nothing
         groups = 1 < column.num_distinct <= _CATEGORY * num_owners
         _sort(found, column, name, items, _is_text(table, column), groups)
+    _without_copies(found, given)
     for name in found.triples[_MOST_TRIPLE_COLUMNS:]:
         found.idle[name] = f"there are already {_MOST_TRIPLE_COLUMNS} columns of triples"
     found.triples = found.triples[:_MOST_TRIPLE_COLUMNS]
@@ -140,6 +143,34 @@ def attributes_of(
     found.words = sum(c.words for c in given if found.rename.get(c.name, c.name) in found.text)
     _by_rules_of_the_run(found, given, items is not None, of)
     return found
+
+
+def _without_copies(found: Attributes, given: Sequence[Column]) -> None:
+    """Leave out triples of columns that group the items like another one: codes and their names."""
+    columns = {found.rename.get(column.name, column.name): column for column in given}
+    kept: list[str] = []
+    for name in found.triples:
+        mine = columns[name]
+        copied = next((other for other in kept if _are_copies(columns[other], mine)), None)
+        if copied is None:
+            kept.append(name)
+            continue
+        # names tell people more than codes
+        is_better = mine.is_wordy and not columns[copied].is_wordy
+        better, worse = (name, copied) if is_better else (copied, name)
+        kept[kept.index(copied)] = better
+        if worse not in found.text:
+            found.idle[columns[worse].name] = f"groups the items like {better}"
+    found.triples = kept
+
+
+def _are_copies(one: Column, other: Column) -> bool:
+    """Whether each value of a column stands with one value of the other, with few exceptions."""
+    if one.kind in _LISTS or other.kind in _LISTS:
+        return False
+    least = min(one.num_distinct, other.num_distinct)
+    most = _COPIES * least
+    return max(one.num_distinct, other.num_distinct) <= most and pairs(one, other) <= most
 
 
 def _by_rules_of_the_run(
@@ -230,7 +261,7 @@ def _sort(
         found.text.append(name)
         if kind == "html":
             found.html.append(name)
-    elif kind in ("path", "list", "lists"):
+    elif kind in _LISTS:
         if kind == "lists" and items is not None and _are_ids(column, items):
             found.idle[column.name] = "ids of other items"
             return

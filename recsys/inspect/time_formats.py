@@ -199,8 +199,10 @@ def _day_and_month(cells: pa.Array) -> TimeForm | None:
     words = f"times such as {texts[0]}" if has_clock else f"dates such as {texts[0]}"
     if day_first != month_first:
         return TimeForm(words, days if day_first else months, by_day=not has_clock)
-    by_order = _in_order(cells, months) > _in_order(cells, days) and mark == "/"
-    chosen, other = (months, days) if by_order else (days, months)
+    month_first = _in_order(cells, months) > _in_order(cells, days) and mark == "/"
+    if has_clock and min(np.ptp(first), np.ptp(second)) == 0 < max(np.ptp(first), np.ptp(second)):
+        month_first = np.ptp(first) == 0  # days of one month, not one day of several months
+    chosen, other = (months, days) if month_first else (days, months)
     return TimeForm(words, chosen, other, not has_clock)
 
 
