@@ -61,6 +61,7 @@ from recsys.inspect.time_columns import HOURS_FORM, with_time_columns
 from recsys.inspect.understood import Setting, TableSummary, Understood, percent
 from recsys.sources.validate import CellRules, Layout, check_rows
 
+_CLEARLY: Final = 1.0  # difference of scores from which the members of lists are the events
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
@@ -108,7 +109,9 @@ def _events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
         return in_lists
     if found.item.kind == "list" and not found.item.is_wordy:  # codes, not titles with commas
         return find_events_in_lists(tables, [found.table]) or found
-    return found
+    in_lists = find_events_in_lists(tables, may_be)
+    is_better = in_lists is not None and in_lists.score > found.score + _CLEARLY
+    return in_lists if in_lists is not None and is_better else found
 
 
 class _Canonical:
@@ -456,8 +459,8 @@ class _Canonical:
                 Setting("lookup", files, f"the events refer to its rows, which have {added}")
             )
         if drop := self.pair.table.drop:
-            share = f"{self.pair.table.dropped:.0%}"
-            why = f"marks {share} of the rows as not carried out, or as shown without a click"
+            why = "these rows were not carried out, or only shown"
+            why += f": {self.pair.table.dropped:.1%} of all rows{', together' * (len(drop) > 1)}"
             found.append(Setting("drop", drop, why))
         if self.pair.table.lists:
             why = "the rows have lists; each member is an event"

@@ -228,7 +228,9 @@ IDS: Final = (
     "sk",
     "pk",
     "nummer",
+    "uri",
 )
+_COUNTS: Final = ("num", "nb", "n", "number", "count", "total")
 
 _NUMBERED: Final = ("isbn", "issn", "gtin", "asin", "ean13", "upc")  # goods by number
 
@@ -275,6 +277,8 @@ def similarity(name: str, words: tuple[str, ...]) -> float:
 
     >>> [similarity(name, USER) for name in ("CustomerID", "customer_email", "customer_city")]
     [1.0, 0.8, 0.4]
+    >>> similarity("num_users", USER)
+    0.0
     """
     found = words_of(name)
     if not found:
@@ -283,6 +287,8 @@ def similarity(name: str, words: tuple[str, ...]) -> float:
     known = {singular(word.replace("_", "")) for word in words}
     if singular(joined) in known:
         return 1.0
+    if found[0] in _COUNTS and plain[-1] != found[-1]:
+        return 0.0  # how many there are
     core = [word for word in plain if word not in IDS]
     has_id = len(core) < len(plain)
     if core and "".join(core) in known:

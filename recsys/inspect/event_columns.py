@@ -225,8 +225,15 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             # lead_time is a time, watch_time is a value
             and (table.like(column, TIME) < _SAYS or table.like(column, VALUE) == 1.0)
         ]
-        # a price or a length belongs to the item and says nothing about the user's interest
-        named = [column for column in named if determines(pair.item, column) < 0.9]
+        # a price or a length belongs to the item, how many items a user has to the user; they say
+        # nothing about the user's interest
+        users_repeat = pair.user.num_distinct < 0.5 * pair.user.num_values
+        named = [
+            column
+            for column in named
+            if determines(pair.item, column) < 0.9
+            and not (users_repeat and determines(pair.user, column) > 0.98)
+        ]
         named += [
             column
             for column in _scales(pair, left)

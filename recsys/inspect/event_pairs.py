@@ -268,6 +268,7 @@ def _with_members_as_rows(table: Table) -> list[Table]:
         sample = replace(table.sample, rows=members, num_rows=round(table.sample.num_rows * scale))
         found = Table.of(sample)
         found.lists = lists
+        found.owners = [column.name for column in table.keys if column.may_be_id]
         opened.append(found)
     return opened
 
@@ -304,6 +305,9 @@ def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
     ]
     if len(candidates) < 2:
         candidates = table.id_columns
+    candidates = candidates + [
+        c for c in table.columns if c.name in table.owners and c not in candidates
+    ]
     if len(candidates) < 2:
         return None
     user_signs, item_signs = (
@@ -312,7 +316,8 @@ def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
     best: Pair | None = None
     for user in candidates:
         for item in candidates:
-            if user is item:
+            # the members of a list belong to the row that has the list
+            if user is item or {user.name, item.name} <= table.lists.keys():
                 continue
             score = _pair_score(table, user, item)
             score += 2 * (
@@ -323,7 +328,8 @@ def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
             )
             if best is None or score > best.score:
                 best = Pair(table, user, item, score)
-    assert best is not None
+    if best is None:
+        return None
     best = _with_code(best, candidates)
     score = best.score + _table_score(table, best) - 2.0 * _are_of_events(table, best, tables)
     return Pair(table, best.user, best.item, score)
@@ -383,6 +389,8 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     # show it
     score -= 3.0 * (min(user.filled, item.filled) < _HALF)
     score += 2.0 * _are_visits(table, user, item)
+    # a playlist that has a list of songs; the number of an order is no user
+    score += 1.0 * (user.name in table.owners and table.like(user, SESSION) < _NAMED)
     score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
     if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
         score -= 2.0  # one determines the other: an attribute

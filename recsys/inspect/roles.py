@@ -25,6 +25,7 @@ from recsys.inspect.common_names import (
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.sampled_tables import Table
+from recsys.inspect.siblings import part_word
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.values.arrow_types import is_list, is_string
 from recsys.values.overlap import SideIds, compare
@@ -167,6 +168,10 @@ def _least(by_name: float) -> float:
 
 
 def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
+    if _is_part_of_events(table, events):
+        table.names = {events.user.name: "user_id", events.item.name: "item_id"}
+        table.role = "more events"
+        return
     if _is_triples(table):
         _as_triples(table, items)
         return
@@ -200,6 +205,16 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         _as_categories(table, things[0], items)
         return
     table.why = _why_no_role(ids, users, items)
+
+
+def _is_part_of_events(table: Table, events: Pair) -> bool:
+    """Whether a table has the columns of the events, such as a test file with one event per user.
+
+    Why: its ids are unique, and as a table of users its items would tell what to predict.
+    """
+    one, other = table.sample, events.table.sample
+    is_alike = one.signature == other.signature
+    return is_alike and (one.has_names or bool(part_word(one) and part_word(other)))
 
 
 def _as_attributes(

@@ -70,6 +70,8 @@ class Table:
     shares: str = ""  # the ids in common with the events, in words
     # columns whose lists were made rows, with the separator of those that are text
     lists: dict[str, str] = field(default_factory=dict)
+    # the ids of the rows that had the lists
+    owners: list[str] = field(default_factory=list)
     # those of them whose members say whether they were chosen, with the ending that says so
     chosen: dict[str, str] = field(default_factory=dict)
     # columns of year, month and day, which were made one column of times

@@ -68,9 +68,7 @@ def event_files(
     for table in others:
         if table not in alike:
             table.role = ""
-            table.why = (
-                "events with other columns than the main file; write both into one file to use them"
-            )
+            table.why = _other_events(table, main)
     alike = [table for table in alike if not _is_extract(table, main, columns)]
     words = {id(table): part_word(table.sample) for table in (main, *alike)}
     if (
@@ -96,6 +94,20 @@ def event_files(
             " event type"
         )
     return EventFiles(main.sample.rows, main.sample)
+
+
+def _other_events(table: Table, main: Table) -> str:
+    """Why events with other columns are left out, and how to use them."""
+    if not (table.sample.has_names and main.sample.has_names):
+        return (
+            f"events with other columns than {main.sample.name}; give both files a first line with"
+            " names, such as user_id,item_id,timestamp, to use both"
+        )
+    seen = " and ".join(f"{to} in {name}" for name, to in table.names.items())
+    return (
+        f"looks like events ({seen}) with other columns than {main.sample.name}; write both into"
+        " one file to use both"
+    )
 
 
 def _is_alike(one: Sample, other: Sample) -> bool:

@@ -40,7 +40,8 @@ def _events(found: Understood) -> Iterator[str]:
         f"seen       {statistics.num_events:,} events of {statistics.num_users:,} users and"
         f" {statistics.num_items:,} items{where}"
     )
-    if statistics.first is not None and statistics.last is not None and statistics.timed > 0.5:
+    has_dates = found.has_clock and statistics.timed > 0.5
+    if has_dates and statistics.first is not None and statistics.last is not None:
         by_day = ", without time of day" if found.day_only else ""
         yield f"             from {statistics.first:%Y-%m-%d} to {statistics.last:%Y-%m-%d}{by_day}"
     if len(statistics.types) > 1:
@@ -55,7 +56,8 @@ def _events(found: Understood) -> Iterator[str]:
         f"             repeats: {percent(statistics.repeats)} of the events to predict have an"
         " item of the user's history"
     )
-    if statistics.echoes_are_common and statistics.temporal is None:
+    is_last_tested = statistics.temporal is None and found.order != "none"
+    if statistics.echoes_are_common and is_last_tested:
         yield (
             f"             echoes: {statistics.echoes:.1%} of the users' last events directly"
             " follow one of theirs on the same item; see the comments in the file"
@@ -75,7 +77,7 @@ def _signals(found: Understood) -> Iterator[str]:
         members.append("behaviour and content (item text)")
     if found.order != "none":
         members.append("evolution (ordered events)")
-    if found.statistics.has_times:
+    if found.statistics.has_times and found.has_clock:
         members.append("recent popularity (times of events)")
     if found.statistics.repeats_are_common:
         members.append("repeat (repeated items)")

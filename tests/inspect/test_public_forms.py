@@ -14,6 +14,7 @@ import pytest
 from recsys.config import CanonicalSource
 from recsys.errors import SourceError
 from recsys.inspect.look import Look, look
+from recsys.inspect.terminal_summary import summary_of
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 
@@ -258,6 +259,99 @@ def test_months_have_names_of_other_languages(names: str, date: str, tmp_path: P
     events = read_all(open_source(source_of(found)).pieces()["events"])
     assert {time.month for time in events["timestamp"].to_pylist()} <= {3, 8}
     assert events["user_id"][0].as_py() == str(triples()[0][0] + 100)
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_split_files_with_one_event_per_user_are_events_not_users(
+    has_names: bool, tmp_path: Path
+) -> None:
+    rows = {"train": list[Sequence[Any]](), "valid": list[Sequence[Any]](), "test": []}
+    for user in range(1, NUM_USERS + 1):
+        own = [(u, i, u * i % 5 + 1, t) for u, i, t in triples() if u == user]
+        for part, row in zip((*["train"] * (len(own) - 2), "valid", "test"), own, strict=True):
+            rows[part].append(row)
+    head = [("user_id", "parent_asin", "rating", "timestamp")] * has_names
+    paths = {part: write(tmp_path / f"beauty.{part}.csv", [*head, *rows[part]]) for part in rows}
+    found = look(list(paths.values()))
+    source = source_of(found)
+    assert source.split_files == {part: [path] for part, path in paths.items()}
+    assert source.users == [] and found.config.data.split.kind == "given"
+
+
+def test_songs_of_playlists_are_events_in_their_order(tmp_path: Path) -> None:
+    playlists = []
+    for user in range(NUM_USERS):
+        songs = [i for u, i, _ in triples() if u == user + 1]
+        tracks = [
+            {"pos": n, "track_uri": f"song:{i:x}q", "artist_uri": f"by:{i // 4:x}q"}
+            for n, i in enumerate(songs)
+        ]
+        name = ("Rock", "chill", "90s", "party")[user % 4]
+        playlists.append({"name": name, "pid": user, "num_tracks": len(songs), "tracks": tracks})
+    path = tmp_path / "slice.json"
+    path.write_text(json.dumps({"info": {"version": "v1"}, "playlists": playlists}, indent=1))
+    found = look([str(path)])
+    names = {"pid": "user_id", "tracks.track_uri": "item_id", "tracks.pos": "timestamp"}
+    assert names.items() <= source_of(found).rename["events"].items()
+    assert found.config.data.split.kind == "leave-last"
+    assert "1970" not in summary_of(found.found) + found.draft.text()
+
+
+def test_lists_of_owned_games_are_events_next_to_a_table_of_games(tmp_path: Path) -> None:
+    owners = []
+    for user in range(1, NUM_USERS + 1):
+        mine = [{"item_id": str(i), "minutes": i * user} for u, i, _ in triples() if u == user]
+        owners.append({"user_id": f"765{user:05d}", "items_count": len(mine), "items": mine})
+    games = [
+        {"id": str(i), "publisher": f"P{i % 9}", "developer": f"D{i % 16}", "title": f"Game {i}"}
+        for i in range(1, NUM_ITEMS + 1)
+    ]
+    paths = [
+        write(tmp_path / name, [[json.dumps(row)] for row in rows])
+        for name, rows in (("owners.jsonl", owners), ("games.jsonl", games))
+    ]
+    source = source_of(look(paths))
+    assert source.events == paths[:1] and source.items == paths[1:]
+    # how many games a user has is no rating
+    assert source.rename["events"] == {"items.item_id": "item_id"}
+
+
+def test_lines_of_python_have_a_command_that_makes_them_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "reviews.json", [["{u'user': u'a', u'item': u'b'}"]] * 30)
+    with pytest.raises(SourceError, match=r"Python literals.*json\.dumps\(ast\.literal_eval"):
+        look([path])
+
+
+def test_reason_that_many_files_have_is_said_once(tmp_path: Path) -> None:
+    for n in range(3):
+        rows = [[f"{n}:"], *([u, 4, "2005-09-06"] for u in range(30))]
+        write(tmp_path / f"mv_{n}.txt", rows)
+    with pytest.raises(SourceError, match="mv_0.txt and 2 more files: blocks of rows") as caught:
+        look([str(tmp_path)])
+    assert str(caught.value).count("blocks of rows") == 1
+
+
+def test_codes_with_a_column_of_their_names_are_no_second_triple(tmp_path: Path) -> None:
+    kinds = ("Vest top", "Warm socks", "Long dress")
+    things: list[Sequence[Any]] = [("item_id", "type_no", "type_name", "colour")]
+    things += [(i, 250 + i % 3, kinds[i % 3], ("red", "blue")[i // 30 % 2]) for i in range(61)]
+    events = [("user_id", "item_id"), *((u, i) for u, i, _ in triples())]
+    found = look([write(tmp_path / "a.csv", events), write(tmp_path / "articles.csv", things)])
+    assert found.config.data.knowledge.item_columns == ["type_name", "colour"]
+    assert found.found.items is not None
+    assert found.found.items.idle["type_no"] == "groups the items like type_name"
+
+
+@pytest.mark.parametrize(
+    ("days", "form"), [("11/{}/2019", "%m/%d/%Y %H:%M"), ("{}/11/2019", "%d/%m/%Y %H:%M")]
+)
+def test_part_of_a_date_that_never_changes_is_the_month(
+    days: str, form: str, tmp_path: Path
+) -> None:
+    rows: list[Sequence[Any]] = [("user_id", "item_id", "time")]
+    for u, i, t in triples():
+        rows.append((u, i, f"{days.format(t % 7 + 2)} {t % 24}:{t % 60:02d}"))
+    assert source_of(look([write(tmp_path / "log.csv", rows)])).time_format == form
 
 
 @pytest.mark.parametrize(
