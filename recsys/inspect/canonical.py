@@ -41,6 +41,7 @@ from recsys.inspect.event_statistics import (
     roles_of_types,
     statistics_of,
     with_rated,
+    without_hints,
 )
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
 from recsys.inspect.order_numbers import with_order_numbers
@@ -142,6 +143,7 @@ class _Canonical:
         )
         if self.types_of_files and not meaning.targets:
             meaning = with_rated(meaning, self.rows, self.columns.value)
+        meaning = without_hints(meaning, events)
         # once with all types and values, because these decide which of them count
         time = self.columns.time.time if self.columns.time else None
         has_clock = time is None or not time.counts_by_user
@@ -235,6 +237,8 @@ class _Canonical:
         statistics, time = found.statistics, self.columns.time
         if statistics.has_times and time is not None:
             found.order, found.order_why = "time", f"every event has a time, in {self._time_name()}"
+            if time.time is not None and time.time.counts_by_user:
+                found.order_why = f"{self._time_name()} orders the events of each user"
         elif statistics.timed > 0.5 and time is not None:
             found.order = "auto"
             found.order_why = (

@@ -4,7 +4,7 @@ vectors, or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,14 +15,13 @@ from recsys import schema
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import (
     ADDRESS,
-    CODED,
     ITEM,
     SESSION,
     TEXT,
     USER,
     has_id,
+    is_code,
     similarity,
-    words_of,
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import Table, determines, pairs
@@ -141,7 +140,11 @@ def attributes_of(
     }
     found.owners = table.sample.num_rows if of is None else of.num_distinct
     found.words = sum(c.words for c in given if found.rename.get(c.name, c.name) in found.text)
-    _by_rules_of_the_run(found, given, items is not None, of)
+    # text that is not declared as numbers stays text in a run
+    texts = {c.name for c in given if _is_text(table, c)} - {
+        c.name for c in given if found.rename.get(c.name, c.name) in found.numbers
+    }
+    _by_rules_of_the_run(found, given, items is not None, of, texts)
     return found
 
 
@@ -174,15 +177,34 @@ def _are_copies(one: Column, other: Column) -> bool:
 
 
 def _by_rules_of_the_run(
-    found: Attributes, given: Sequence[Column], are_items: bool, of: Column | None
+    found: Attributes,
+    given: Sequence[Column],
+    are_items: bool,
+    of: Column | None,
+    texts: Collection[str],
 ) -> None:
-    """Apply the rules of a run to find what its members can read."""
+    """Apply the rules of a run to find what its members can read.
+
+    Parameters
+    ----------
+    found : Attributes
+        The uses of the columns; what its members can read is added.
+    given : Sequence[Column]
+        The columns.
+    are_items : bool
+        Whether they describe items.
+    of : Column | None
+        For a table of events: the column of the items or users that the columns describe.
+    texts : Collection[str]
+        Columns that a run reads as text, such as codes.
+    """
     used = [c for c in given if found.rename.get(c.name, c.name) in found.used]
     rules = CellRules(decimal="," if any(column.decimal_comma for column in given) else ".")
-    if are_items and any(column.is_numeric for column in used):
+    measured = [column for column in used if column.is_numeric and column.name not in texts]
+    if are_items and measured:
         from recsys.inspect.attribute_values import measure  # imports torch
 
-        found.measures = measure(used, rules, of)
+        found.measures = measure(measured, rules, of)
     elif not are_items and given:
         from recsys.inspect.attribute_values import distinguish_users
 
@@ -294,13 +316,10 @@ def _sort_number(
     found: Attributes, column: Column, name: str, is_text: bool, is_item: bool
 ) -> None:
     """Classify a number: a quantity, the code of a category, or an id of something else."""
-    is_code = column.is_whole and (
-        has_id(column.name)
-        or _is_coded(column)
-        or found.kinds[name] == "numbers"
-        and _is_sparse(column, name)
+    is_category = column.is_whole and (
+        is_code(column.name) or found.kinds[name] == "numbers" and _is_sparse(column, name)
     )
-    if is_code and name not in ("latitude", "longitude"):
+    if is_category and name not in ("latitude", "longitude"):
         if 1 < column.num_distinct <= _CATEGORY * column.num_values:
             found.kinds[name] = "codes of categories"
             (found.triples if is_item else found.others).append(name)
@@ -315,11 +334,6 @@ def _sort_number(
         found.others.append(name)
 
 
-def _is_coded(column: Column) -> bool:
-    """Whether a column's name says that its numbers are codes, such as a product class."""
-    return any(word in CODED for word in words_of(column.name)[-1:])
-
-
 def _is_sparse(column: Column, name: str) -> bool:
     """Whether unnamed whole numbers have a large range with few values, like codes."""
     return name.startswith("number_") and column.high - column.low > _SPARSE * column.num_distinct
@@ -327,7 +341,7 @@ def _is_sparse(column: Column, name: str) -> bool:
 
 def _are_counts(column: Column) -> bool:
     """Whether the list members are numbers, and not codes, such as the counts of tags."""
-    if has_id(column.name) or _is_coded(column):
+    if is_code(column.name):
         return False
     texts = column.values.drop_null().slice(0, 2000)
     texts = texts.filter(pc.not_equal(texts, ""))

@@ -139,7 +139,7 @@ ADDRESS: Final = (
 
 CODED: Final = (
     "category", "cat", "class", "subclass", "subcategory", "department", "group", "segment",
-    "kategorie", "warengruppe", "genre", "type",
+    "kategorie", "warengruppe", "genre", "type", "tag",
 )  # fmt: skip
 """Last words in the names of columns whose numbers are codes."""
 CLICKED: Final = ("click", "clicked", "isclick", "clk")
@@ -319,6 +319,11 @@ def has_id(name: str) -> bool:
     return bool(found) and (
         found[-1] in IDS or "".join(found).endswith("id") or found[-1].startswith(_NUMBERED)
     )
+
+
+def is_code(name: str) -> bool:
+    """Whether a name says that its numbers are ids, or codes such as a product class."""
+    return has_id(name) or any(word in CODED for word in words_of(name)[-1:])
 
 
 def is_known_name(cell: str) -> bool:

@@ -85,7 +85,7 @@ class Types:
 
     targets: tuple[str, ...] = ()  # what to predict; empty: all
     history: tuple[str, ...] = ()  # types that count at all; empty: all
-    why: str = ""
+    why: str = ""  # why the others do not count; empty: negative, or only shown
 
 
 def roles_of_types(types: Sequence[str]) -> Types:
@@ -110,8 +110,8 @@ def roles_of_types(types: Sequence[str]) -> Types:
     weak = [name for name in left if has_known(name, WEAK) and name not in strong]
     # without a weaker type there is nothing that leads to the goal
     if strong and weak:
-        return Types(tuple(strong), history, "the goal of the other types")
-    return Types((), history, "")
+        return Types(tuple(strong), history)
+    return Types((), history)
 
 
 def with_rated(types: Types, rows: pa.Table, value: Column | None) -> Types:
@@ -144,7 +144,39 @@ def with_rated(types: Types, rows: pa.Table, value: Column | None) -> Types:
     rated = sorted(kind for kind, share in counted if share > _MOSTLY)
     if not rated or any(0 < share <= _MOSTLY for _, share in counted) or len(rated) == len(counted):
         return types
-    return Types(tuple(rated), types.history, "the types with values")
+    return Types(tuple(rated), types.history)
+
+
+def without_hints(types: Types, events: pa.Table) -> Types:
+    """Count one kind of event per item, if the events have no times and several kinds are on the
+    same items, such as the purchase of a game and its hours of play.
+
+    Why: without an order a run tests random events, and the other event on the item would tell
+    what to predict.
+
+    Parameters
+    ----------
+    types : Types
+        What is known from the names of the types.
+    events : pa.Table
+        Events of :func:`events_of`.
+    """
+    frame = _frame(events).drop_nulls("type")
+    if len(frame) and frame["time"].null_count() < _MOSTLY * len(frame):
+        return types
+    if types.history:
+        frame = frame.filter(pl.col("type").is_in(list(types.history)))
+    frame = frame.select("user", "item", "type").unique()
+    counted = _counts(frame["type"])
+    targets = types.targets or tuple(counted)[:1]
+    is_target = pl.col("type").is_in(list(targets))
+    others = frame.filter(~is_target)
+    known = frame.filter(is_target).join(others, ["user", "item"], "semi")
+    share = len(known) / max(sum(counted.get(kind, 0) for kind in targets), 1)
+    if share <= _MANY_REPEATS:
+        return types
+    why = f"there are no times, and {share:.0%} of the events to predict have another one on"
+    return Types((), targets, f"{why} the same item, which would tell them")
 
 
 def events_of(

@@ -114,7 +114,8 @@ def _rules(draft: Draft, found: Understood) -> None:
         draft.set(
             "data.interactions",
             list(found.meaning.history),
-            f"{', '.join(others)} are left out: negative, or only shown to the user",
+            f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} left out:"
+            f" {found.meaning.why or 'negative, or only shown to the user'}",
         )
     if found.meaning.targets:
         share = sum(statistics.types.get(kind, 0) for kind in found.meaning.targets) / max(
@@ -210,7 +211,10 @@ def _split(draft: Draft, found: Understood) -> None:
             f"tests each user's last event, {_why_not_temporal(found)}",
         )
         if statistics.has_times and found.has_clock:
-            draft.other("data.split.kind", "temporal", "one cut in time, like in production")
+            why = "one cut in time, like in production, but with few events to test"
+            if found.meaning.targets and statistics.echoes_are_common:
+                why += f"; {_echo_words(statistics)}: this tests before the first event of a visit"
+            draft.other("data.split.kind", "temporal", why)
         return
     if found.order == "file":
         draft.set(
@@ -262,10 +266,6 @@ def _echoes(draft: Draft, found: Understood) -> None:
         or not statistics.echoes_are_common
     ):
         return
-    echoes = (
-        f"{statistics.echoes:.1%} of the last events directly follow one of the same user on the"
-        " same item"
-    )
     others = [
         kind
         for kind in found.meaning.history or statistics.types
@@ -274,13 +274,17 @@ def _echoes(draft: Draft, found: Understood) -> None:
     if statistics.echo_types and others and not found.meaning.targets:
         kinds = ", ".join(statistics.echo_types)
         why = (
-            f"{echoes}, so repeating that item solves the test; this leaves out {kinds}, most of"
-            " which do so"
+            f"{_echo_words(statistics)}, so repeating that item solves the test; this leaves out"
+            f" {kinds}, most of which do so"
         )
         draft.other("data.interactions", others, why)
-    elif found.meaning.targets and statistics.has_times and found.has_clock:
-        why = f"{echoes}: this tests before the first event of a visit"
-        draft.other("data.split.kind", "temporal", why)
+
+
+def _echo_words(statistics: EventStatistics) -> str:
+    return (
+        f"{statistics.echoes:.1%} of the last events directly follow one of the same user on the"
+        " same item"
+    )
 
 
 def _why_not_temporal(found: Understood) -> str:

@@ -19,6 +19,7 @@ from recsys.inspect.common_names import (
     RELATION,
     TAIL,
     USER,
+    is_code,
     singular,
     words_of,
 )
@@ -35,6 +36,8 @@ _LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
 _REFERS: Final = 0.9  # share of the codes of a column that a table of their names has
 _MARKS: Final = (",", "|", ";", " ")  # separators of lists of friends
+_OTHER_IDS: Final = "it has only other ids of the same users or items"
+_OF_COUNT: Final = 0.3  # what a column of counts is worth, if one of categories is worth 1
 _ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
 
 
@@ -54,6 +57,7 @@ def assign_roles(tables: list[Table], events: Pair) -> None:
         _add_friends(tables, users)
     for role in ("items", "users"):
         _keep_one(tables, role)
+    _add_cures(tables)
 
 
 def as_stated_friends(table: Table, events: Pair) -> None:
@@ -230,12 +234,35 @@ def _as_attributes(
         alike = [c.name for c in table.columns if c.kind in ("empty", "constant")]
         why = f"besides ids it has only {', '.join(alike)}, which is empty or constant"
         table.role, table.why = "", why if alike else "it has only ids"
+    elif _gives_other_ids(table, key):
+        table.role, table.why = "", _OTHER_IDS
+
+
+def _gives_other_ids(table: Table, key: Column) -> bool:
+    """Whether the other columns are further ids of the same users or items."""
+    others = [c for c in table.columns if c is not key and c.kind not in ("empty", "constant")]
+    return all(c.is_key and c.may_be_id and not c.is_wordy and is_code(c.name) for c in others)
+
+
+def _add_cures(tables: Sequence[Table]) -> None:
+    """Say how to use tables whose ids are those that a table of other ids gives."""
+    left = [table for table in tables if not table.role]
+    for ids in [table for table in left if table.why == _OTHER_IDS]:
+        ours = next(iter(ids.names))
+        for column in (c for c in ids.columns if c.name != ours):
+            for table in left:
+                shares = [IdSet(key).share_in(IdSet(column)) for key in table.keys]
+                if table is not ids and max(shares, default=0.0) >= _SOME:
+                    table.why = (
+                        f"its ids are {column.name} of {ids.sample.name}; add a column with {ours}"
+                        " of that file to use it"
+                    )
 
 
 def _why_no_role(ids: _IdColumns, users: IdSet, items: IdSet) -> str:
     """Why a table is left out; names ids that equal those of the events in another form."""
     best = max([*ids.user_like.values(), *ids.item_like.values()], default=0.0)
-    if best >= _LITTLE:
+    if best >= _SOME or best >= _LITTLE and (ids.people or ids.things):
         return "its ids are neither unique nor links"
     why = "no ids in common with the events"
     for column in ids.table.id_columns:
@@ -430,7 +457,13 @@ def _keep_one(tables: Sequence[Table], role: str) -> None:
     }
 
     def value(table: Table) -> float:
-        total = sum(worth.get(column.kind, 0) for column in table.columns)
+        total = sum(
+            # counts, such as those of views, tell less of an item than codes of its kind
+            _OF_COUNT
+            if column.kind == "number" and not (column.is_whole and is_code(column.name))
+            else worth.get(column.kind, 0)
+            for column in table.columns
+        )
         # the size only decides between tables of equal columns
         return total + 0.001 * math.log1p(table.sample.num_rows)
 

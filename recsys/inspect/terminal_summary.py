@@ -48,6 +48,9 @@ def _events(found: Understood) -> Iterator[str]:
         yield "             types: " + ", ".join(
             f"{kind} {count:,}" for kind, count in list(statistics.types.items())[:8]
         )
+    if found.meaning.history:
+        others = [kind for kind in statistics.all_types if kind not in found.meaning.history]
+        yield f"             left out: {', '.join(others)}"
     if found.meaning.targets:
         yield f"             to predict: {', '.join(found.meaning.targets)}"
     for name, why in list(found.idle.items())[:12]:

@@ -1,0 +1,120 @@
+"""`recsys init`: what is left out, with the reason and what to do to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.inspect.look import Look, look
+from recsys.inspect.terminal_summary import summary_of
+from tests.inspect.test_public_forms import NUM_ITEMS, NUM_USERS, source_of, triples, write
+
+Rows = list[Sequence[Any]]
+
+
+def ratings(tmp_path: Path) -> str:
+    rows: Rows = [("user_id", "book_id", "rating"), *((u, i, u % 5 + 1) for u, i, _ in triples())]
+    return write(tmp_path / "interactions.csv", rows)
+
+
+def ignored(found: Look, path: str) -> str:
+    return found.found.ignored[path]
+
+
+def test_tables_of_other_ids_are_left_out_and_lead_to_the_table_with_these_ids(
+    tmp_path: Path,
+) -> None:
+    books = [(i, 9_000_000 + i * 13) for i in range(1, NUM_ITEMS + 1)]
+    titles = [(other, f"Title of the book {i}") for i, other in books]
+    paths = [
+        ratings(tmp_path),
+        write(tmp_path / "book_id_map.csv", [("book_id_csv", "book_id"), *books]),
+        write(tmp_path / "books.csv", [("book_id", "title"), *titles]),
+    ]
+    found = look(paths)
+    assert source_of(found).items == []
+    assert ignored(found, paths[1]) == "it has only other ids of the same users or items"
+    why = "its ids are book_id of book_id_map.csv; add a column with book_id_csv of that file"
+    assert ignored(found, paths[2]) == f"{why} to use it"
+    ids = dict((other, i) for i, other in books)
+    rows = [(ids[other], other, title) for other, title in titles]
+    write(tmp_path / "books.csv", [("book_id_csv", "book_id", "title"), *rows])
+    assert source_of(look(paths)).items == [paths[2]], "the cure works"
+
+
+def test_table_with_the_kinds_of_items_is_preferred_to_one_with_their_counts(
+    tmp_path: Path,
+) -> None:
+    items = range(1, NUM_ITEMS + 1)
+    kinds: Rows = [("book_id", "author_id", "tag"), *((i, i // 3, i % 5) for i in items)]
+    counts: Rows = [("book_id", "shown", "played", "liked")]
+    counts += [(i, i * 7.5, i * 3.25, i * 1.75) for i in items]
+    names = ("basic.csv", "statistics.csv")
+    paths = [
+        write(tmp_path / name, rows) for name, rows in zip(names, (kinds, counts), strict=True)
+    ]
+    found = look([ratings(tmp_path), *paths])
+    assert source_of(found).items == paths[:1]
+    assert found.config.data.knowledge.item_columns == ["author_id", "tag"]
+
+
+def test_codes_without_a_name_are_categories_and_no_place(tmp_path: Path) -> None:
+    codes = [80, 4_145_813, 2_355_072, 982_926, 5_161_669, 1_320_293]
+    rows = [(u + 10**6, i + 3 * 10**6, codes[i % 6], "pv", t) for u, i, t in triples()]
+    found = look([write(tmp_path / "behavior.csv", rows)])
+    assert found.config.data.knowledge.item_columns == ["number_3"]
+    assert "place" not in summary_of(found.found)
+
+
+@pytest.mark.parametrize("is_timed", [True, False])
+def test_types_on_the_same_items_are_left_out_if_nothing_orders_them(
+    is_timed: bool, tmp_path: Path
+) -> None:
+    rows: Rows = [("user_id", "game_id", "behavior", *["time"] * is_timed)]
+    for u, i, t in triples():
+        rows.append((u, i, "purchase", *[t] * is_timed))
+        if i % 2:
+            rows.append((u, i, "play", *[t + 60] * is_timed))
+    found = look([write(tmp_path / "games.csv", rows)])
+    assert found.config.data.interactions == ([] if is_timed else ["purchase"])
+    assert ("left out: play" in summary_of(found.found)) is not is_timed
+    assert ("there are no times, and 5" in found.draft.text()) is not is_timed
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_events_with_other_columns_say_how_to_use_them(has_names: bool, tmp_path: Path) -> None:
+    clicks: Rows = [("user_id", "timestamp", "item_id", "event")] * has_names
+    clicks += [(u, t, i, ("view", "buy")[u % 2]) for u, i, t in triples()]
+    more: Rows = [("author_id", "timestamp", "item_id", "price", "pieces")] * has_names
+    more += [(u, t + 60, i, 100 + i % 7, u % 3 + 1) for u, i, t in triples()[::3]]
+    paths = [write(tmp_path / "clicks.dat", clicks), write(tmp_path / "more.dat", more)]
+    why = ignored(look(paths), paths[1])
+    if has_names:
+        assert "user_id in author_id and item_id in item_id" in why and "into one file" in why
+    else:
+        assert "give both files a first line with names" in why
+
+
+def test_dropped_rows_of_two_columns_are_counted_together(tmp_path: Path) -> None:
+    rows: Rows = [("user_id", "video_id", "time_ms", "is_click", "is_hate")]
+    for n, (u, i, t) in enumerate(triples()):
+        rows.append((u, i, f"{t}000", int(n % 4 > 0), int(n % 100 == 1)))
+    text = look([write(tmp_path / "log.csv", rows)]).draft.text()
+    assert text.count("only shown: 26.0% of all rows, together") == 2
+
+
+def test_numbers_that_order_events_have_no_dates_in_the_summary(tmp_path: Path) -> None:
+    rows: Rows = [("user_id", "item_id", "order_number")]
+    count = dict.fromkeys(range(1, NUM_USERS + 1), 0)
+    for u, i, _ in triples():
+        count[u] += 1
+        rows.append((u, i, count[u]))
+    found = look([write(tmp_path / "orders.csv", rows)])
+    assert found.config.data.order == "time"
+    shown = summary_of(found.found)
+    assert "1899" not in shown and "1900" not in shown
+    assert "recent popularity" not in shown
+    assert "order_number orders the events of each user" in found.draft.text()
