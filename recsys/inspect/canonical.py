@@ -40,6 +40,7 @@ from recsys.inspect.event_statistics import (
     notes_on_ids,
     roles_of_types,
     statistics_of,
+    with_enough_tests,
     with_rated,
     without_hints,
 )
@@ -148,6 +149,9 @@ class _Canonical:
         time = self.columns.time.time if self.columns.time else None
         has_clock = time is None or not time.counts_by_user
         first = statistics_of(events, bad, meaning.targets, has_clock=has_clock)
+        if not self._is_split and with_enough_tests(meaning, first) is not meaning:
+            meaning = with_enough_tests(meaning, first)
+            first = statistics_of(events, bad, has_clock=has_clock)
         min_value, min_why, is_rating = smallest_value(
             events, first, self.columns.value, self.pair.table.sample.has_names
         )
@@ -199,6 +203,10 @@ class _Canonical:
     def _has_types(self) -> bool:
         return self.columns.type is not None or bool(self.types_of_files)
 
+    @property
+    def _is_split(self) -> bool:
+        return bool(self.splits_of_files) or self.columns.split is not None
+
     def _typed_names(self) -> dict[str, str]:
         names = dict(self.columns.names)
         for column, files in (
@@ -247,7 +255,7 @@ class _Canonical:
         else:
             found.order = "none"
             found.order_why = "no column has times, and the order of rows is unknown"
-        if self.splits_of_files or self.columns.split is not None:
+        if self._is_split:
             count = ", ".join(f"{split} {number:,}" for split, number in statistics.splits.items())
             column = self.columns.split
             where = (

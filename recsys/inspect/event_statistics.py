@@ -7,7 +7,7 @@ Legend: E events, in the order of the files unless stated otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -25,7 +25,10 @@ from recsys.sources.validate import CellRules, Layout, check_rows
 from recsys.values.overlap import ids_in_two_forms
 
 _MANY_REPEATS: Final = 0.1
+_LEAST_TESTABLE: Final = 20  # users with enough events for leave-last …
+_TESTABLE: Final = 0.1  # … or this share of them, if that is less
 _MOSTLY: Final = 0.5
+_LEAVE_LAST: Final = 3  # events to predict that it needs: for training, validation and test
 _MOST_UNTIMED: Final = 0.001
 
 
@@ -56,6 +59,7 @@ class EventStatistics:
     small: float = 0.0  # share of values below the middle of the scale
     same_time: float = 0.0  # share of events at the same time as the user's previous event
     all_types: tuple[str, ...] = ()  # including those that do not count
+    num_testable: int = 0  # users with enough events to predict for leave-last
     foresight: Foresight | None = None  # leak from the future with a leave-last split
 
     @property
@@ -85,6 +89,8 @@ class Types:
 
     targets: tuple[str, ...] = ()  # what to predict; empty: all
     history: tuple[str, ...] = ()  # types that count at all; empty: all
+    # the goal of the other types, which too few users reach often enough to be tested
+    rare: tuple[str, ...] = ()
     why: str = ""  # why the others do not count; empty: negative, or only shown
 
 
@@ -147,6 +153,24 @@ def with_rated(types: Types, rows: pa.Table, value: Column | None) -> Types:
     return Types(tuple(rated), types.history)
 
 
+def with_enough_tests(types: Types, statistics: EventStatistics) -> Types:
+    """Predict all types if leave-last is the split, and too few users have the three events of the
+    types to predict that it needs, such as purchases in visits of a shop.
+
+    Parameters
+    ----------
+    types : Types
+        What is known from the names of the types.
+    statistics : EventStatistics
+        Statistics of the events with these types.
+    """
+    is_last = statistics.temporal is None and statistics.timed > _MOSTLY
+    least = min(_LEAST_TESTABLE, _TESTABLE * statistics.num_users)
+    if not types.targets or not is_last or statistics.num_testable >= max(least, 1):
+        return types
+    return replace(types, targets=(), rare=types.targets)
+
+
 def without_hints(types: Types, events: pa.Table) -> Types:
     """Count one kind of event per item, if the events have no times and several kinds are on the
     same items, such as the purchase of a game and its hours of play.
@@ -176,7 +200,7 @@ def without_hints(types: Types, events: pa.Table) -> Types:
     if share <= _MANY_REPEATS:
         return types
     why = f"there are no times, and {share:.0%} of the events to predict have another one on"
-    return Types((), targets, f"{why} the same item, which would tell them")
+    return Types((), targets, why=f"{why} the same item, which would tell them")
 
 
 def events_of(
@@ -297,6 +321,7 @@ def statistics_of(
         _number((values < 0).mean()),
         _number((values < middle).mean()),
         _same_time(used) if timed > 0.5 else 0.0,
+        num_testable=_num_testable(used, targets),
         foresight=known_future,
     )
 
@@ -320,10 +345,14 @@ def _foresight(frame: pl.DataFrame, targets: Sequence[str], cuts: Cuts) -> Fores
     """
     times = frame["time"]
     evaluated = _of_types(frame, targets).group_by("user").agg(pl.col("time").max(), pl.len())
-    # leave-last needs an event each for training, validation and test
-    last = evaluated.filter(pl.col("len") > 2)["time"].to_numpy() // 1_000_000
+    last = evaluated.filter(pl.col("len") >= _LEAVE_LAST)["time"].to_numpy() // 1_000_000
     first, end = (int(moment) // 1_000_000 for moment in (times.min(), times.max()))  # type: ignore[arg-type]
     return spread_of(last, first, end, cuts.why_none) if len(last) else None
+
+
+def _num_testable(frame: pl.DataFrame, targets: Sequence[str]) -> int:
+    every = _of_types(frame, targets).select("user", "item", "type", "time").unique()
+    return int((every["user"].value_counts()["count"] >= _LEAVE_LAST).sum())
 
 
 def _counts(texts: pl.Series) -> dict[str, int]:
@@ -354,8 +383,8 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
     """The share of events to predict whose user had the item before by such an event, as in an
     evaluation.
 
-    Before means before the cut; without a cut, at an earlier time; without times, in an earlier
-    row. Rows with the same user, item, type and time are one event.
+    Before means before the cut; without a cut, at an earlier time or in an earlier row. Rows with
+    the same user, item, type and time are one event.
     """
     has_times = temporal is not None or frame["time"].null_count() < 0.5 * len(frame)
     # as ``prepare`` does, so that the share is that of the run
@@ -369,11 +398,9 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
         evaluated = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
         return _number(evaluated["again"].mean()) if len(evaluated) else 0.0
     if has_times:
-        rows = rows.sort(["user", "time"], maintain_order=True).with_columns(
-            again=pl.col("time") > first
-        )
-    else:
-        rows = rows.with_columns(again=pl.int_range(pl.len()).over(["user", "item"]) > 0)
+        rows = rows.sort(["user", "time"], maintain_order=True)
+    # events of one time keep the order of the files: views and purchases of a day
+    rows = rows.with_columns(again=pl.int_range(pl.len()).over(["user", "item"]) > 0)
     rows = rows.with_columns(rank=pl.col("user").cum_count().over("user"))
     # the later half of each user stands for the test: early events cannot be repeats
     evaluated = rows.filter((pl.col("rank") > 1) & (pl.col("rank") > 0.5 * pl.len().over("user")))

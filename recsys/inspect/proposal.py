@@ -131,10 +131,15 @@ def _rules(draft: Draft, found: Understood) -> None:
         draft.other("data.targets", [], "predicts all types")
     elif len(statistics.types) > 1 and found.event_text is None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(statistics.types.items())[:6])
+        why = "this predicts one of them"
+        if found.meaning.rare:
+            why = (
+                "too few users have three events of this type, which leave-last needs to test them"
+            )
         draft.other(
             "data.targets",
-            [next(iter(statistics.types))],
-            f"now all types are predicted ({kinds}); this predicts one of them",
+            list(found.meaning.rare) or [next(iter(statistics.types))],
+            f"now all types are predicted ({kinds}); {why}",
         )
     _values(draft, found)
     if found.has_items and found.unknown_items > 0:

@@ -51,6 +51,9 @@ def _events(found: Understood) -> Iterator[str]:
     if found.meaning.history:
         others = [kind for kind in statistics.all_types if kind not in found.meaning.history]
         yield f"             left out: {', '.join(others)}"
+    if found.meaning.rare:
+        rare = ", ".join(found.meaning.rare)
+        yield f"             to predict: all types; too few users have three events of type {rare}"
     if found.meaning.targets:
         yield f"             to predict: {', '.join(found.meaning.targets)}"
     for name, why in list(found.idle.items())[:12]:

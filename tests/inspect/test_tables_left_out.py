@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from recsys.inspect.look import Look, look
@@ -118,3 +119,31 @@ def test_numbers_that_order_events_have_no_dates_in_the_summary(tmp_path: Path) 
     assert "1899" not in shown and "1900" not in shown
     assert "recent popularity" not in shown
     assert "order_number orders the events of each user" in found.draft.text()
+
+
+@pytest.mark.parametrize("per_visit", [1, 4])
+def test_purchases_are_predicted_only_if_leave_last_can_test_them(
+    per_visit: int, tmp_path: Path
+) -> None:
+    rows: Rows = [("session_id", "item_id", "event", "day")]
+    for visit in range(300):
+        items = [(visit * 7 + n * 11) % NUM_ITEMS for n in range(6)]
+        day = np.datetime64("2014-05-01") + visit % 90
+        rows += [(visit, item, "view", day) for item in items]
+        rows += [(visit, item, "purchase", day) for item in items[:per_visit] if visit % 3 == 0]
+    found = look([write(tmp_path / "visits.csv", rows)])
+    assert found.config.data.split.kind == "leave-last"
+    assert found.config.data.targets == (["purchase"] if per_visit == 4 else [])
+    few = "to predict: all types; too few users have three events of type purchase"
+    assert (few in summary_of(found.found)) is (per_visit == 1)
+
+
+def test_purchase_on_the_day_of_the_view_is_a_repeat(tmp_path: Path) -> None:
+    rows: Rows = [("session_id", "item_id", "event", "day")]
+    for visit in range(300):
+        day = np.datetime64("2014-05-01") + visit % 90
+        items = [(visit * 7 + n * 11) % NUM_ITEMS for n in range(4)]
+        rows += [(visit, item, "view", day) for item in items]
+        rows.append((visit, items[-1], "purchase", day))
+    found = look([write(tmp_path / "visits.csv", rows)])
+    assert found.config.evaluate.exclude_seen is False
