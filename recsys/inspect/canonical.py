@@ -174,6 +174,7 @@ class _Canonical:
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
         found.has_clock = has_clock
+        found.has_dates = not (time and time.is_number)
         found.is_sampled = not self.sample.is_whole
         found.day_only = bool(time and time.by_day)
         found.other_time_format = self._form_of_files(time.other) if time else ""

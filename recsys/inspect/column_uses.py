@@ -5,7 +5,7 @@ vectors, or nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import pyarrow as pa
@@ -389,6 +389,8 @@ def attributes_of_events(
     """
     of_items, of_users = [], []
     for column in left:
+        if _has_items(column, item):
+            continue
         if (
             column.kind in ("empty", "constant", "object", "time", "vector", "lists")
             or column.num_distinct < 2
@@ -412,6 +414,16 @@ def attributes_of_events(
         elif by_user >= least:
             of_users.append(column)
     return of_items, of_users
+
+
+def _has_items(column: Column, item: Column) -> bool:
+    """Whether the cells are lists of items, such as what the user had read before."""
+    if column.kind in ("number", "time", "flag") or not len(column.values.drop_null()):
+        return False
+    lists = pc.split_pattern(column.values.drop_null().slice(0, 200), column.mark or " ")
+    # one item a cell is another item, such as that of the page
+    is_list = (pc.mean(pc.list_value_length(lists)).as_py() or 0.0) > 1.5
+    return is_list and _are_ids(replace(column, mark=column.mark or " "), IdSet(item))
 
 
 def _groups_items(item: Column, column: Column) -> bool:
@@ -447,6 +459,8 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
         "vector": "vectors are read from a table of items only",
         "lists": "lists are read from a table of items only",
     }
+    if _has_items(column, items):
+        return "lists of items, such as a history; only the events in rows are read"
     if column.kind in fixed:
         return fixed[column.kind]
     if column.filled < 0.5 and similarity(column.name, USER) >= 0.8:

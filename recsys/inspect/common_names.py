@@ -139,7 +139,8 @@ ADDRESS: Final = (
 
 CODED: Final = (
     "category", "cat", "class", "subclass", "subcategory", "department", "group", "segment",
-    "kategorie", "warengruppe", "genre", "type", "tag",
+    "kategorie", "warengruppe", "genre", "type", "tag", "brand", "manufacturer", "vendor",
+    "supplier", "seller", "publisher",
 )  # fmt: skip
 """Last words in the names of columns whose numbers are codes."""
 CLICKED: Final = ("click", "clicked", "isclick", "clk")

@@ -58,6 +58,17 @@ class TextForm:
         return Form(self.separator, tuple(columns), "auto", self.comment, self.encoding, table)
 
 
+_PAIR: Final = re.compile(r"\d+:-?\d+(?:\.\d+)?")
+_FIELD: Final = re.compile(r"([A-Za-z][\w/.-]*): ")
+_FIELDS: Final = 0.8  # least share of lines with a name that occurs again
+_BLOCKS_TO_JSON: Final = (
+    'python -c \'import json, sys; [print(json.dumps(dict(line.split(": ", 1) for line in'
+    ' block.splitlines() if ": " in line))) for block in sys.stdin.read().split("\\n\\n")'
+    " if block.strip()]'"
+    " < FILE > FILE.jsonl"
+)
+
+
 @dataclass(frozen=True)
 class SequenceForm:
     """Lines of ``user item item …``."""
@@ -124,7 +135,13 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     if not separator or separator == BLANKS:
         sequences = _sequence_form(rows, comment)
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
+            _refuse_pairs(rows, sequences)
             return sequences
+    if not separator and _are_fields(rows):
+        raise SourceError(
+            f"blocks of lines such as {rows[0][:40]!r}; write an object of JSON per block, e.g."
+            f" with {_BLOCKS_TO_JSON}"
+        )
     if not separator:
         raise SourceError(
             "not a table: no separator gives all lines the same number of cells; put cells that"
@@ -137,6 +154,35 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     cells = [tuple(cell.strip() for cell in _cells(row, separator, dialect.quoted)) for row in rows]
     has_header, doubt = _header(cells, suffix)
     return TextForm(separator, has_header, encoding, comment, suffix, doubt, found)
+
+
+def _refuse_pairs(rows: Sequence[str], form: SequenceForm) -> None:
+    """Refuse lines of ``user item:value item:value``.
+
+    Raises
+    ------
+    SourceError
+        The members of the lines are such pairs.
+    """
+    members = [word for row in rows for word in row.split(form.separator or None)[1:]]
+    if all(_PAIR.fullmatch(member.strip()) for member in members):
+        raise SourceError(
+            f"the members of its lines, such as {members[0].strip()!r}, are an item and a value;"
+            " write a row per user, item and value, e.g. with awk"
+            ' \'{for (i = 2; i <= NF; i++) {split($i, pair, ":"); print $1 "," pair[1] ","'
+            " pair[2]}}' FILE"
+        )
+
+
+def _are_fields(rows: Sequence[str]) -> bool:
+    """Whether the lines are blocks of fields with their names, such as ``review/score: 5.0``.
+
+    >>> _are_fields(["item: B1", "score: 5.0", "item: B2", "score: 4.0"]), _are_fields(["a: b"])
+    (True, False)
+    """
+    names = Counter(found[1] for row in rows if (found := _FIELD.match(row)))
+    again = sum(count for count in names.values() if count > 1)
+    return again >= _FIELDS * len(rows)
 
 
 def _titles(rows: Sequence[str], suffix: str) -> str:

@@ -194,9 +194,10 @@ def _split(draft: Draft, found: Understood) -> None:
     day = " (days)" if found.day_only else ""
     if statistics.temporal is not None:
         fit = statistics.temporal
+        start = f"from {fit.test_from:%Y-%m-%d} on" if found.has_dates else "on the latest events"
         why = (
-            f"events have times{day}: train on the past, test from {fit.test_from:%Y-%m-%d} on,"
-            f" with {fit.num_test_users:,} users known by then"
+            f"events have times{day}: train on the past, test {start}, with"
+            f" {fit.num_test_users:,} users known by then"
         )
         draft.set("data.split.kind", "temporal", why)
         draft.set("data.split.test", fit.share, "share of events, the latest")

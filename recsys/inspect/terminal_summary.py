@@ -40,7 +40,7 @@ def _events(found: Understood) -> Iterator[str]:
         f"seen       {statistics.num_events:,} events of {statistics.num_users:,} users and"
         f" {statistics.num_items:,} items{where}"
     )
-    has_dates = found.has_clock and statistics.timed > 0.5
+    has_dates = found.has_dates and statistics.timed > 0.5
     if has_dates and statistics.first is not None and statistics.last is not None:
         by_day = ", without time of day" if found.day_only else ""
         yield f"             from {statistics.first:%Y-%m-%d} to {statistics.last:%Y-%m-%d}{by_day}"

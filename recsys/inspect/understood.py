@@ -64,6 +64,7 @@ class Understood:
     min_value: float | None = None
     min_value_why: str = ""
     day_only: bool = False
+    has_dates: bool = True  # False: the times are numbers whose dates are unknown
     has_clock: bool = True  # False: the times count the events of each user
     is_sampled: bool = False  # True: the files have more events than the sample
     other_time_format: str = ""

@@ -46,7 +46,7 @@ def source_of(found: Look) -> CanonicalSource:
 
 def test_clicks_are_the_events_of_lists_of_shown_news(tmp_path: Path) -> None:
     rows = [
-        (n, f"U{u}", "11/11/2019 9:05:58 AM", "N1 N2", f"N{i}-1 N{i % NUM_ITEMS + 1}-0")
+        (n, f"U{u}", "11/11/2019 9:05:58 AM", f"N{u} N2", f"N{i}-1 N{i % NUM_ITEMS + 1}-0")
         for n, (u, i, _) in enumerate(triples())
     ]
     news = [(f"N{n}", "sports", f"Title of the article {n}") for n in range(1, NUM_ITEMS + 1)]
@@ -54,7 +54,9 @@ def test_clicks_are_the_events_of_lists_of_shown_news(tmp_path: Path) -> None:
         write(tmp_path / "behaviors.tsv", rows, "\t"),
         write(tmp_path / "news.tsv", news, "\t"),
     ]
-    source = source_of(look(paths))
+    found = look(paths)
+    source = source_of(found)
+    assert found.found.idle["column_4"].startswith("lists of items, such as a history")
     assert source.chosen == {"item_id": "-1"} and source.items == [paths[1]]
     events = read_all(open_source(source).pieces()["events"])
     assert events["item_id"].to_pylist() == [f"N{i}" for _, i, _ in triples()]
@@ -358,6 +360,8 @@ def test_part_of_a_date_that_never_changes_is_the_month(
     ("rows", "says"),
     [
         ([["7:"], *([u, 4, "2005-09-06"] for u in range(30))], "blocks of rows.*'7:'"),
+        ([[f"{u} 7:3" + " 8:5" * (1 + u % 3)] for u in range(30)], "an item and a value.*awk"),
+        ([["item: B1"], ["score: 5"], [], *[["item: B2"], ["score: 4"], []] * 9], "JSON per block"),
         ([[n, *np.arange(n, n + 40) % 11 / 3, 99] * 1 for n in range(60)], "matrix.*melt"),
     ],
 )

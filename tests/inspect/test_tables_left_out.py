@@ -147,3 +147,12 @@ def test_purchase_on_the_day_of_the_view_is_a_repeat(tmp_path: Path) -> None:
         rows.append((visit, items[-1], "purchase", day))
     found = look([write(tmp_path / "visits.csv", rows)])
     assert found.config.evaluate.exclude_seen is False
+
+
+def test_numbered_days_of_a_split_in_time_have_no_dates(tmp_path: Path) -> None:
+    rows: Rows = [("household_key", "product_id", "day")]
+    rows += [(u, i, (t - triples()[0][2]) // 86_400 + 1) for u, i, t in triples()]
+    found = look([write(tmp_path / "transactions.csv", rows)])
+    assert found.config.data.split.kind == "temporal"
+    assert "test on the latest events, with" in found.draft.text()
+    assert "1900-" not in summary_of(found.found) + found.draft.text()
