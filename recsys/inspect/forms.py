@@ -133,15 +133,16 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         )
     separator = stated[1] if stated else _separator(rows, suffix)
     if not separator or separator == BLANKS:
+        # blocks have blank lines between them
+        if "\n\n" in text.replace("\r", "") and _are_fields(rows):
+            raise SourceError(
+                f"blocks of lines such as {rows[0][:40]!r}; write an object of JSON per block, e.g."
+                f" with {_BLOCKS_TO_JSON}"
+            )
         sequences = _sequence_form(rows, comment)
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
             _refuse_pairs(rows, sequences)
             return sequences
-    if not separator and _are_fields(rows):
-        raise SourceError(
-            f"blocks of lines such as {rows[0][:40]!r}; write an object of JSON per block, e.g."
-            f" with {_BLOCKS_TO_JSON}"
-        )
     if not separator:
         raise SourceError(
             "not a table: no separator gives all lines the same number of cells; put cells that"
