@@ -343,6 +343,10 @@ class _Canonical:
                 else {"items": None, "people": IdSet(self.columns.user)}
             )
             found = attributes_of(table, rest, [key], moved=moved, **ids)
+            if role == "users" and not found.used:
+                why = "; ".join(f"{name}: {reason}" for name, reason in found.idle.items())
+                table.role, table.why = "", f"no column can be used ({why})"
+                continue
             plans.append(
                 plan_of_attributes(role, table.sample, table.names, found, moved, table.shares)
             )

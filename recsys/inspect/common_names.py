@@ -323,8 +323,12 @@ def has_id(name: str) -> bool:
 
 
 def is_code(name: str) -> bool:
-    """Whether a name says that its numbers are ids, or codes such as a product class."""
-    return has_id(name) or any(word in CODED for word in words_of(name)[-1:])
+    """Whether a name says that its numbers are ids, or codes such as a product class or a seller.
+
+    >>> [is_code(name) for name in ("customer_id", "PRODUCT_CLASS", "customer", "customers")]
+    [True, True, True, False]
+    """
+    return has_id(name) or any(word in (*CODED, *USER) for word in words_of(name)[-1:])
 
 
 def is_known_name(cell: str) -> bool:

@@ -58,6 +58,7 @@ class TextForm:
         return Form(self.separator, tuple(columns), "auto", self.comment, self.encoding, table)
 
 
+_NUMBER: Final = re.compile(r"\d+")
 _PAIR: Final = re.compile(r"\d+:-?\d+(?:\.\d+)?")
 _FIELD: Final = re.compile(r"([A-Za-z][\w/.-]*): ")
 _FIELDS: Final = 0.8  # least share of lines with a name that occurs again
@@ -143,7 +144,10 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
             _refuse_pairs(rows, sequences)
             return sequences
+    if not separator and not any(mark in row for mark in (*_SEPARATORS, " ") for row in rows):
+        raise SourceError("it has only one column; a table needs two or more")
     if not separator:
+        _refuse_lines_without_user(rows)
         raise SourceError(
             "not a table: no separator gives all lines the same number of cells; put cells that"
             " contain the separator into quotes" + _titles(rows, suffix)
@@ -173,6 +177,28 @@ def _refuse_pairs(rows: Sequence[str], form: SequenceForm) -> None:
             ' \'{for (i = 2; i <= NF; i++) {split($i, pair, ":"); print $1 "," pair[1] ","'
             " pair[2]}}' FILE"
         )
+
+
+def _refuse_lines_without_user(rows: Sequence[str]) -> None:
+    """Refuse lines of items without a user, or with their number in place of the user.
+
+    Raises
+    ------
+    SourceError
+        The lines are of this kind.
+    """
+    lines = [row.split() for row in rows]
+    if not all(_NUMBER.fullmatch(word) for line in lines for word in line):
+        return
+    counts = all(int(line[0]) == len(line) - 1 for line in lines)
+    if len({line[0] for line in lines}) == len(lines):
+        return
+    cure = "{$1 = NR; print}" if counts else "{print NR, $0}"
+    first = "is the number of the others" if counts else "is on several lines"
+    raise SourceError(
+        f"lines of several ids, whose first, such as {lines[0][0]!r}, {first}; expected lines of"
+        f" USER ITEM ITEM …: put a user first, e.g. the number of the line with awk '{cure}' FILE"
+    )
 
 
 def _are_fields(rows: Sequence[str]) -> bool:

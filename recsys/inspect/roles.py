@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import pyarrow.compute as pc
 
 from recsys.errors import DataError
@@ -25,7 +26,7 @@ from recsys.inspect.common_names import (
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
-from recsys.inspect.sampled_tables import Table
+from recsys.inspect.sampled_tables import FEW, Table
 from recsys.inspect.siblings import part_word
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.values.arrow_types import is_list, is_string
@@ -36,6 +37,7 @@ _LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
 _REFERS: Final = 0.9  # share of the codes of a column that a table of their names has
 _MARKS: Final = (",", "|", ";", " ")  # separators of lists of friends
+_MANY_COLUMNS: Final = 10
 _OTHER_IDS: Final = "it has only other ids of the same users or items"
 _OF_COUNT: Final = 0.3  # what a column of counts is worth, if one of categories is worth 1
 _ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
@@ -176,6 +178,9 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         table.names = {events.user.name: "user_id", events.item.name: "item_id"}
         table.role = "more events"
         return
+    if _lists_items(table, items):
+        table.why = "each row lists many items, such as sampled negatives, which are not used"
+        return
     if _is_triples(table):
         _as_triples(table, items)
         return
@@ -219,6 +224,15 @@ def _is_part_of_events(table: Table, events: Pair) -> bool:
     one, other = table.sample, events.table.sample
     is_alike = one.signature == other.signature
     return is_alike and (one.has_names or bool(part_word(one) and part_word(other)))
+
+
+def _lists_items(table: Table, items: IdSet) -> bool:
+    """Whether nearly all columns of a table without names have ids of items."""
+    if table.sample.has_names or len(table.columns) < _MANY_COLUMNS:
+        return False
+    ids = [c for c in table.columns if c.may_be_id and c.num_distinct > FEW]
+    shares = [IdSet(column).share_in(items) for column in ids[:: len(table.columns) // 5]]
+    return len(ids) >= _REFERS * len(table.columns) and float(np.median(shares)) >= _SOME
 
 
 def _as_attributes(

@@ -156,3 +156,34 @@ def test_numbered_days_of_a_split_in_time_have_no_dates(tmp_path: Path) -> None:
     assert found.config.data.split.kind == "temporal"
     assert "test on the latest events, with" in found.draft.text()
     assert "1900-" not in summary_of(found.found) + found.draft.text()
+
+
+def test_sampled_negatives_are_no_triples(tmp_path: Path) -> None:
+    train = [(u, i, u * i % 5 + 1, t) for u, i, t in triples()]
+    negatives = [
+        (f"({u},{u % NUM_ITEMS})", *((u * 7 + n * 3) % NUM_ITEMS + 1 for n in range(30)))
+        for u in range(1, NUM_USERS + 1)
+    ]
+    paths = [
+        write(tmp_path / "ml.train.rating", train, "\t"),
+        write(tmp_path / "ml.test.negative", negatives, "\t"),
+    ]
+    found = look(paths)
+    assert source_of(found).knowledge == []
+    assert "sampled negatives" in ignored(found, paths[1])
+
+
+def test_table_of_users_without_an_attribute_is_left_out(tmp_path: Path) -> None:
+    lists = [(u, f"{u} {u + 1} {u + 2}") for u in range(1, NUM_USERS + 1)]
+    people: Rows = [("user_id", "prediction"), *lists]
+    paths = [ratings(tmp_path), write(tmp_path / "submission.csv", people)]
+    found = look(paths)
+    assert source_of(found).users == []
+    assert ignored(found, paths[1]).startswith("no column can be used (prediction: ")
+
+
+def test_seller_of_an_item_is_a_category(tmp_path: Path) -> None:
+    ads: Rows = [("book_id", "customer", "price")]
+    ads += [(i, i // 3 + 7, i * 1.5) for i in range(1, NUM_ITEMS + 1)]
+    found = look([ratings(tmp_path), write(tmp_path / "ads.csv", ads)])
+    assert found.config.data.knowledge.item_columns == ["customer"]
