@@ -149,8 +149,8 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     if not separator:
         _refuse_lines_without_user(rows)
         raise SourceError(
-            "not a table: no separator gives all lines the same number of cells; put cells that"
-            " contain the separator into quotes" + _titles(rows, suffix)
+            "not a table: no separator gives all lines the same number of cells"
+            + (_titles(rows, suffix) or _quotes(rows))
         )
     kind = "csv" if suffix == ".csv" or (suffix not in _USUAL and separator != "\t") else "tsv"
     dialect = dialect_of(kind, Form(separator))
@@ -224,6 +224,16 @@ def _titles(rows: Sequence[str], suffix: str) -> str:
             their = "it" if count == 1 else "them"
             return f"; without the first {lines} they are a table: remove {their}"
     return ""
+
+
+def _quotes(rows: Sequence[str]) -> str:
+    """A hint if every line has a separator, which some have inside their cells too; else "".
+
+    >>> _quotes(["1,2003,Solo", "2,1997,Hello, you"]), _quotes(["Dear all,", "see the files"])
+    ('; put cells that contain the separator into quotes', '')
+    """
+    has_mark = any(all(mark in row for row in rows) for mark in _SEPARATORS)
+    return "; put cells that contain the separator into quotes" * has_mark
 
 
 def _comment(lines: Sequence[str]) -> str:
