@@ -58,7 +58,7 @@ class TextForm:
         return Form(self.separator, tuple(columns), "auto", self.comment, self.encoding, table)
 
 
-_NUMBER: Final = re.compile(r"\d+")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _PAIR: Final = re.compile(r"\d+:-?\d+(?:\.\d+)?")
 _FIELD: Final = re.compile(r"([A-Za-z][\w/.-]*): ")
 _FIELDS: Final = 0.8  # least share of lines with a name that occurs again

@@ -15,6 +15,7 @@ from recsys.inspect.columns import Column
 from recsys.inspect.common_names import similarity
 from recsys.inspect.event_statistics import EventStatistics
 from recsys.inspect.scales import median
+from recsys.sources.validate import CellRules, numbers
 
 _RATINGS: Final = (
     "rating",
@@ -89,9 +90,12 @@ def code_of_no_grade(column: Column | None, has_names: bool) -> tuple[dict[str, 
     if has_names and similarity(column.name, _RATINGS) < 0.8:
         return {}, ""
     counted = pc.value_counts(column.values.drop_null())
-    texts, numbers = (counted.field(place).to_pylist() for place in (0, 1))
-    grades = {float(text): (text, count) for text, count in zip(texts, numbers, strict=True)}
-    code, *above = sorted(grades)
+    rules = CellRules(decimal="," if column.decimal_comma else ".")
+    # null: one of the few cells that are no number, such as a header inside the file
+    values = numbers(counted.field(0), rules)[0].to_pylist()
+    cells = zip(values, counted.to_pylist(), strict=True)
+    grades = {value: (cell["values"], cell["counts"]) for value, cell in cells if value is not None}
+    code, *above = sorted(grades) or [0.0]
     if code not in (-1, 0) or len(above) < 2 or max(above) < _LEAST_HIGH:
         return {}, ""
     share = grades[code][1] / column.num_values

@@ -134,6 +134,16 @@ def test_code_of_no_grade_counts_as_the_median(
     assert events["value"].to_pylist()[0] == (4 if counts else 2)
 
 
+@pytest.mark.parametrize("mark", [".", ","])
+def test_ratings_with_a_cell_that_is_no_number_are_read(mark: str, tmp_path: Path) -> None:
+    rows: list[Sequence[Any]] = [("user_id", "anime_id", "rating")]
+    for n, (u, i, _) in enumerate(triples()):
+        rows.append((u, i, f"{(0, 2, 4, 5)[n % 4]}{mark}{5 * (n % 4 > 0)}"))
+    rows[7] = ("user_id", "anime_id", "rating")  # the header of a file that was appended
+    found = look([write(tmp_path / "rating.csv", rows, ";")])
+    assert source_of(found).values == {f"0{mark}0": 4.5}
+
+
 def test_customers_with_a_number_for_each_order_are_found(tmp_path: Path) -> None:
     lines: list[Sequence[Any]] = [("order_id", "product_id", "price", "freight_value")]
     orders: list[Sequence[Any]] = [("order_id", "customer_id", "order_purchase_timestamp")]
