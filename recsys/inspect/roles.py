@@ -196,6 +196,7 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
     if (
         people
         and things
+        and people[0] is not things[0]  # a column that is as like users as items
         and not (people[0].is_key or things[0].is_key)
         and _may_be_events(table, people[0], events)
     ):

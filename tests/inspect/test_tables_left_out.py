@@ -187,3 +187,10 @@ def test_seller_of_an_item_is_a_category(tmp_path: Path) -> None:
     ads += [(i, i // 3 + 7, i * 1.5) for i in range(1, NUM_ITEMS + 1)]
     found = look([ratings(tmp_path), write(tmp_path / "ads.csv", ads)])
     assert found.config.data.knowledge.item_columns == ["customer"]
+
+
+def test_column_that_may_be_users_as_well_as_items_makes_no_events(tmp_path: Path) -> None:
+    sales = [(u, i % NUM_USERS + 1, u * i % 3 + 1) for u, i, _ in triples()]
+    homes = [("65+", "B", u % 40 + 1, "None", n) for n, (u, _, _) in enumerate(triples()[:80])]
+    paths = [write(tmp_path / "sales.csv", sales), write(tmp_path / "homes.csv", homes)]
+    assert source_of(look(paths)).events == paths[:1]
