@@ -365,10 +365,14 @@ def says(command: Command, pattern: str) -> bool:
     return True
 
 
+# too many for Ray to return a task's result inline, and enough to find the tasks while they run
+MANY, SHARDS = 3_000_000, 64
+
+
 def write_many(folder: Path) -> dict[str, Any]:
-    """Write a source of 400,000 events, too many for Ray to return a task's result inline."""
+    """Write a source of :data:`MANY` events."""
     draw = np.random.default_rng(5)
-    number = 400_000
+    number = MANY
     table = pa.table(
         {
             "user_id": pc.cast(pa.array(draw.integers(0, 20_000, number)), pa.string()),
@@ -378,7 +382,8 @@ def write_many(folder: Path) -> dict[str, Any]:
     )
     (folder / "events").mkdir(parents=True)
     for part in range(4):
-        pq.write_table(table.slice(part * 100_000, 100_000), folder / f"events/part-{part}.parquet")
+        rows = table.slice(part * MANY // 4, MANY // 4)
+        pq.write_table(rows, folder / f"events/part-{part}.parquet")
     return {"kind": "canonical", "events": [f"{folder}/events"]}
 
 
@@ -387,9 +392,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The source of many events, and the dataset of an uninterrupted prepare."""
     folder = tmp_path_factory.mktemp("many")
     source = write_many(folder / "raw")
-    with Command("prepare", world(folder, data={"source": source, "num_shards": 4})) as command:
+    with Command(
+        "prepare", world(folder, data={"source": source, "num_shards": SHARDS})
+    ) as command:
         command.ends()
-        after(command, "prepare of 400,000 events")
+        after(command, f"prepare of {MANY:,} events")
     return {"source": source, "content": events_of(folder / "run/dataset")}
 
 
@@ -399,7 +406,7 @@ def test_prepare_continues_after_its_tasks_are_killed(tmp_path: Path, many: dict
     """SIGKILL ends a worker that exchanges events, later a worker that turns ids into codes, and at
     last a worker that writes histories."""
     with Command(
-        "prepare", world(tmp_path, data={"source": many["source"], "num_shards": 4})
+        "prepare", world(tmp_path, data={"source": many["source"], "num_shards": SHARDS})
     ) as command:
         for name in ("gather_bucket", "encode_bucket", "write_shard"):
             os.kill(command.task(name), signal.SIGKILL)
@@ -407,7 +414,7 @@ def test_prepare_continues_after_its_tasks_are_killed(tmp_path: Path, many: dict
         after(command, "prepare that lost three tasks")
     found = events_of(tmp_path / "run/dataset")
     assert found == many["content"]
-    assert sum(len(items) for table in found[1] for items in table.get("items", [])) == 400_000
+    assert sum(len(items) for table in found[1] for items in table.get("items", [])) == MANY
 
 
 @pytest.mark.slow
@@ -422,7 +429,7 @@ def test_prepare_and_training_continue_after_node_is_killed(
         for _ in range(3):
             cluster.start(1)
         words, where = ("--ray.address", f"{LOOPBACK}:{cluster.gcs}"), cluster.environment
-        config = world(tmp_path / "prepare", data={"source": many["source"], "num_shards": 4})
+        config = world(tmp_path / "prepare", data={"source": many["source"], "num_shards": SHARDS})
         with Command("prepare", config, *words, **where) as command:
             killed = command.when(lambda: lose(cluster, "encode_bucket"), "a task on a node")
             command.ends()
