@@ -106,12 +106,27 @@ def extend(base: pa.Array | None, found: pa.Array) -> pa.Array:
     """
     if base is None or len(base) == 0:
         return union([found])
-    fresh = union([found.filter(pc.invert(pc.is_in(found, value_set=base)))])
+    # the larger array is looked up in the smaller one: building a table of it would take longer
+    known = base.filter(pc.is_in(base, value_set=found))
+    fresh = union([found.filter(pc.invert(pc.is_in(found, value_set=known)))])
     return pa.concat_arrays([base.cast(pa.string()), fresh])
 
 
 def dense(parts: list[pa.Array], vocabulary: pa.Array) -> list[Array]:
     """The dense ids of every part: int32. All ids must be in the vocabulary."""
     joined = pa.concat_arrays(parts) if parts else pa.array([], pa.string())
-    positions = np.asarray(pc.index_in(joined, value_set=vocabulary)).astype(np.int32)
+    positions = _positions(joined, vocabulary)
     return np.split(positions, np.cumsum([len(part) for part in parts])[:-1]) if parts else []
+
+
+def _positions(ids: pa.Array, vocabulary: pa.Array) -> Array:
+    """The position of every id in the vocabulary: int32."""
+    if len(ids) * 4 > len(vocabulary):
+        return np.asarray(pc.index_in(ids, value_set=vocabulary)).astype(np.int32)
+    # as in ``extend``
+    distinct = ids.unique()
+    places_N = np.asarray(pc.index_in(vocabulary, value_set=distinct).fill_null(-1))
+    found_N = np.flatnonzero(places_N >= 0)
+    positions = np.empty(len(distinct), dtype=np.int32)
+    positions[places_N[found_N]] = found_N
+    return positions[np.asarray(pc.index_in(ids, value_set=distinct))]

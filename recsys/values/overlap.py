@@ -22,6 +22,10 @@ NUM_EXAMPLES: Final = 3
 _MIN_PAIRS: Final = 3  # pairs of ids that differ only in form, from which the cause is named
 _SEVERAL: Final = 0.01  # share of a column's ids with several forms, from which there is a note
 _MOST: Final = 1_000_000  # unmatched ids that are compared by form
+# bytes that a plain id does not have; zeros at the start and scientific notation are found apart
+_CHANGED: Final = np.zeros(256, dtype=bool)
+_CHANGED[[ord(sign) for sign in " \t'\".ABCDEFGHIJKLMNOPQRSTUVWXYZ"]] = True
+_CHANGED[128:] = True
 _FORMS: Final = {
     "one of them stores ids as floating-point numbers": r"\.0+$",
     "leading zeros are lost in one of them": r"^0+\d",
@@ -112,7 +116,10 @@ def ids_in_two_forms(ids: pa.Array, noun: str) -> str:
     3 users have ids in several forms, such as 'A@x' and 'a@x', and count as different users (upper
     and lower case differ); write each id in one form
     """
-    table = pl.DataFrame({"id": pl.from_arrow(ids.slice(0, _MOST))})
+    ids = ids.slice(0, _MOST)
+    if _are_plain(ids):
+        return ""
+    table = pl.DataFrame({"id": pl.from_arrow(ids)})
     table = table.with_columns(form=_plain(table["id"])).drop_nulls()
     num_forms = table["form"].n_unique()
     least = max(_MIN_PAIRS, _SEVERAL * num_forms)
@@ -159,6 +166,28 @@ def _plain(ids: pl.Series) -> pl.Series:
     if text.str.contains(".0", literal=True).any():
         text = text.str.replace(r"^(\d+)\.0+$", "${1}")
     return text.str.replace(r"^0+(\d)", "${1}") if text.str.starts_with("0").any() else text
+
+
+def _are_plain(ids: pa.Array) -> bool:
+    """Whether :func:`_plain` certainly changes no id, from the bytes of all ids: a tenth of its
+    time.
+
+    >>> [_are_plain(pa.array(ids)) for ids in (["u1", "i-2"], ["u1", "U1"], ["01"], ["1e3"], ["é"])]
+    [True, False, False, False, False]
+    """
+    ids = ids.cast(pa.string())
+    if not len(ids) or ids.null_count:
+        return False
+    _, offsets, data = ids.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int32)[ids.offset : ids.offset + len(ids) + 1]
+    content = np.frombuffer(data, dtype=np.uint8)[bounds[0] : bounds[-1]]
+    starts = bounds[:-1][bounds[:-1] < bounds[1:]] - bounds[0]
+    if _CHANGED[content].any() or len(starts) < len(ids):
+        return False
+    first = content[starts]
+    is_digit = (first >= ord("0")) & (first <= ord("9"))
+    is_scientific = bool(is_digit.any()) and bool((content == ord("e")).any())
+    return not is_scientific and not (first == ord("0")).any()
 
 
 def _number(ids: pl.Series) -> pl.Series:
