@@ -129,4 +129,4 @@ def _positions(ids: pa.Array, vocabulary: pa.Array) -> Array:
     found_N = np.flatnonzero(places_N >= 0)
     positions = np.empty(len(distinct), dtype=np.int32)
     positions[places_N[found_N]] = found_N
-    return positions[np.asarray(pc.index_in(ids, value_set=distinct))]
+    return np.asarray(positions[np.asarray(pc.index_in(ids, value_set=distinct))])
