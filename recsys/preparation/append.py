@@ -7,11 +7,11 @@ Their histories become a newer file next to the old one, and counts change by th
 Touched users are those with new events and, in a temporal split, those with events between an old
 and a new cut-off.
 
-Some work still grows with all events, but is cheap: the kept rows are unpacked once to find those
-of touched users, a temporal split counts their times, and vocabularies and attributes are written
-again. A shard is written again as a whole when more than half of its users have newer rows, or when
-it has many newer files. All kept rows pass all steps again if a setting has changed, or if an event
-can affect other users (k-core, item text from events, texts of users).
+Some work still grows with all events, but is cheap: the users of the kept rows are read once to
+find those of touched users, a temporal split counts their times, and vocabularies and attributes
+are written again. A shard is written again as a whole when more than half of its users have newer
+rows, or when it has many newer files. All kept rows pass all steps again if a setting has changed,
+or if an event can affect other users (k-core, item text from events, texts of users).
 """
 
 from __future__ import annotations
