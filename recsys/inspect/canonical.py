@@ -345,7 +345,8 @@ class _Canonical:
             found = attributes_of(table, rest, [key], moved=moved, **ids)
             if role == "users" and not found.used:
                 why = "; ".join(f"{name}: {reason}" for name, reason in found.idle.items())
-                table.role, table.why = "", f"no column can be used ({why})"
+                table.role = ""
+                table.why = f"it looks like users, but no column can be used ({why})"
                 continue
             plans.append(
                 plan_of_attributes(role, table.sample, table.names, found, moved, table.shares)

@@ -252,7 +252,7 @@ def test_report_compares_models_on_cold_users(tmp_path: Path) -> None:
     ]
     assert panel["queries"] == number and [row["status"] for row in panel["cards"][1]["rows"]] == [
         "worse",
-        "even",
+        "unclear",
     ]
 
 

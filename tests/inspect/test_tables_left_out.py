@@ -179,7 +179,9 @@ def test_table_of_users_without_an_attribute_is_left_out(tmp_path: Path) -> None
     paths = [ratings(tmp_path), write(tmp_path / "submission.csv", people)]
     found = look(paths)
     assert source_of(found).users == []
-    assert ignored(found, paths[1]).startswith("no column can be used (prediction: ")
+    assert ignored(found, paths[1]).startswith(
+        "it looks like users, but no column can be used (prediction: "
+    )
 
 
 def test_seller_of_an_item_is_a_category(tmp_path: Path) -> None:
