@@ -60,6 +60,12 @@ class Stack(nn.Module):
         """The weight of every member for every query: [B, M]."""
         return self.weights_GM[self.groups(lengths_B)]
 
+    @property
+    def is_uneven(self) -> bool:
+        """Whether a member has no weight for some lengths of history, but for others."""
+        has_weight_GM = self.weights_GM != 0
+        return bool((has_weight_GM.any(dim=0) & ~has_weight_GM.all(dim=0)).any())
+
     def is_pruned(self, member: int) -> bool:
         """Whether a member was pruned: its weight is zero for every query."""
         return not bool(self.weights_GM[:, member].any())

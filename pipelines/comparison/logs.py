@@ -25,7 +25,7 @@ from recsys.config import Config, EvaluateConfig
 from recsys.config.compare import CompareConfig
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, DataError
-from recsys.evaluation.bootstrap import LEVEL, shown_p
+from recsys.evaluation.bootstrap import LEVEL, outcome, shown_p
 from recsys.evaluation.experiment import MEASURES, outcomes
 from recsys.evaluation.off_policy import Estimates, Trials, estimate
 from recsys.evaluation.preference import preference
@@ -388,7 +388,7 @@ def _verdict(found: dict[str, float], first: str, second: str, num_users: int) -
     """Which version is better, from the interval of second − first."""
     if num_users < _FEW_USERS:
         return f"fewer than {_FEW_USERS} users, too few to say which is better"
-    better = second if found["low"] > 0 else first if found["high"] < 0 else ""
+    better = {"better": second, "worse": first}.get(outcome(found))
     return f"{better} is significantly better" if better else "no significant difference"
 
 

@@ -58,8 +58,13 @@ class SummedModel(Protocol):
         """
         ...
 
+    @property
+    def is_uneven(self) -> bool:
+        """Whether a member has no weight for some lengths of history, but for others."""
+        ...
+
     def even_contributions(self, queries: Queries) -> Contributions:
-        """The same with one weight for all queries of a member, so that each can rank alone."""
+        """The contributions, with one weight of a member for all queries: it can rank alone."""
         ...
 
 
@@ -112,10 +117,11 @@ def shares(
             contributions = model.contributions(piece).cpu()
             weighs_K |= contributions.weights_BK.any(0).numpy()
             scores = _Scores(model, contributions, piece, evaluate.exclude_seen)
+            own = scores
             # a member whose weight is zero for some queries ranks these, too, when it is alone
-            even = model.even_contributions(piece).cpu()
-            same = torch.equal(even.weights_BK.bool(), contributions.weights_BK.bool())
-            own = scores if same else _Scores(model, even, piece, evaluate.exclude_seen)
+            if model.is_uneven:
+                even = model.even_contributions(piece).cpu()
+                own = _Scores(model, even, piece, evaluate.exclude_seen)
             for name, indices in members.items():
                 others = [k for k in range(len(names)) if k not in indices]
                 alone[name].append(own.values(indices, metric))

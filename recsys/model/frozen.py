@@ -22,7 +22,7 @@ from recsys.granularities.base import ItemView, ModelSizes
 from recsys.granularities.evolution.model import Evolution, Interest
 from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.granularities.sparse import SparseScores
-from recsys.model.frozen_members import FrozenMembers
+from recsys.model.frozen_members import FrozenMembers, StackUse
 from recsys.model.user_encoders import Encoders, States
 from recsys.rating_prediction import RatingHead, standardised
 
@@ -124,21 +124,25 @@ class FrozenModel:
         inputs : Mapping[str, Any] | None
             As in :meth:`encode`.
         """
-        batch = self._batch(queries, inputs)
-        z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
-        _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
-        return self._members.contributions(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
+        return self._contributions(self._batch(queries, inputs), "chosen")
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether a member has no stacking weight for some lengths of history, but for others."""
+        return self.encoders.stack is not None and self.encoders.stack.is_uneven
 
     @torch.inference_mode()
     def even_contributions(self, queries: Queries) -> Contributions:
         """:meth:`contributions` with stacking weight 1 for every member that is not pruned, also in
         groups of history length in which its chosen weight is zero.
         """
-        batch = self._batch(queries)
+        return self._contributions(self._batch(queries), "even")
+
+    def _contributions(self, batch: Batch, stack: StackUse) -> Contributions:
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return self._members.contributions(
-            batch, z_BKD, weights_BK, self.encoders.fitted_weights, stack="even"
+            batch, z_BKD, weights_BK, self.encoders.fitted_weights, stack
         )
 
     @property

@@ -146,8 +146,14 @@ def link_rows(earlier: Folder, folder: Folder, whole: bool) -> None:
     folder.link(earlier, STORE, [name for name in names if is_carried(name, whole)])
 
 
-def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str] = ()) -> None:
-    """Write rows with narrow columns, if there are any; empty ``columns``: all columns.
+def write_rows(
+    folder: Folder,
+    name: str,
+    table: pa.Table,
+    columns: Sequence[str] = (),
+    narrows: bool = True,
+) -> None:
+    """Write rows, if there are any; empty ``columns``: all columns.
 
     Parameters
     ----------
@@ -159,36 +165,20 @@ def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str
         The rows; without any, no file is written.
     columns : Sequence[str]
         Columns to write.
+    narrows : bool
+        Whether columns become narrow; False where the table may be of another release.
 
     Raises
     ------
     StorageError
         The folder cannot be written to.
     """
+    if not table.num_rows:
+        return
     names = [column for column in columns or table.column_names if column not in _LEFT_OUT]
-    if table.num_rows:
-        write_arrow(folder, name, narrowed(table.select(names).unify_dictionaries()))
-
-
-def write_arrow(folder: Folder, name: str, table: pa.Table) -> None:
-    """Write a table in the format of the store, with its columns as they are.
-
-    Parameters
-    ----------
-    folder : Folder
-        Folder of the dataset.
-    name : str
-        Path of the file inside the folder.
-    table : pa.Table
-        The rows.
-
-    Raises
-    ------
-    StorageError
-        The folder cannot be written to.
-    """
     # the file format allows one dictionary for each column only
-    table = table.unify_dictionaries().combine_chunks()
+    table = table.select(names).unify_dictionaries()
+    table = narrowed(table) if narrows else table.combine_chunks()
     compression = None if _is_local(folder) else _REMOTE_COMPRESSION
     options = pyarrow.ipc.IpcWriteOptions(compression=compression)
     with storage_errors(folder.uri, "write to"):

@@ -39,7 +39,7 @@ from recsys.data.manifest import Manifest
 from recsys.data.renumber import Renumbering
 from recsys.preparation.dataset_writer import DatasetWriter, Folder
 from recsys.preparation.event_roles import SPLITS
-from recsys.preparation.event_store import write_arrow
+from recsys.preparation.event_store import write_rows
 from recsys.preparation.forget_texts import rewrite_item_texts, rewrite_user_texts
 from recsys.preparation.rewrite import Rewrite, with_used_texts
 from recsys.storage.mirror import download
@@ -176,8 +176,8 @@ class _Rewriting(Rewrite):
                     self.rows[name] = table.num_rows - rest.num_rows
                     if name.endswith(".parquet"):
                         self.write(name, rest)
-                    elif rest.num_rows:
-                        write_arrow(self.folder, name, rest)
+                    else:
+                        write_rows(self.folder, name, rest, narrows=False)
                     continue
             self.folder.write_bytes(name, content)
 

@@ -37,7 +37,8 @@ def narrowed(table: pa.Table) -> pa.Table:
     for field, column in zip(table.schema, table.columns, strict=True):
         flat = column.combine_chunks()
         if pa.types.is_dictionary(field.type):
-            flat, how = _with_indices(flat, _index_type(len(flat.dictionary))), None
+            # signed, as dictionaries are elsewhere
+            flat, how = _with_indices(flat, _least_type(-max(len(flat.dictionary), 1))), None
         elif str(field.type) in _TYPES and KEY not in (field.metadata or {}):
             flat, how = _narrow(flat)
         else:
@@ -88,26 +89,18 @@ def _narrow(column: pa.Array) -> tuple[pa.Array, dict[str, Any] | None]:
         return column, None
     low, most = (bound.as_py() for bound in pc.min_max(numbers).values())
     unit = 1 if most - low < _LARGEST else _SECOND
-    kind = _least_type((most - low) // unit)
-    if kind is None or (np.asarray(numbers.fill_null(low)) % unit != low % unit).any():
+    span = (most - low) // unit
+    if span >= _LARGEST or (np.asarray(numbers.fill_null(low)) % unit != low % unit).any():
         return column, None
     differences = pc.divide(pc.subtract(numbers, low), unit)
-    return differences.cast(kind), how | {"unit": unit, "offset": low}
+    return differences.cast(_least_type(span)), how | {"unit": unit, "offset": low}
 
 
-def _least_type(most: int) -> pa.DataType | None:
-    """The smallest unsigned type up to 32 bits that holds the number; None: none does."""
-    for kind in (pa.uint8(), pa.uint16(), pa.uint32()):
-        if most < 2**kind.bit_width:
-            return kind
-    return None
-
-
-def _index_type(num_texts: int) -> pa.DataType:
-    """The smallest signed type for the indices of so many texts."""
-    if num_texts <= 2**7:
-        return pa.int8()
-    return pa.int16() if num_texts <= 2**15 else pa.int32()
+def _least_type(number: int) -> pa.DataType:
+    """The smallest integer type that holds a number, and all between it and 0; signed if it is
+    negative.
+    """
+    return pa.from_numpy_dtype(np.min_scalar_type(number))
 
 
 def _with_indices(column: pa.DictionaryArray, kind: pa.DataType) -> pa.DictionaryArray:

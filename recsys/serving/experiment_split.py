@@ -7,6 +7,7 @@ and for users that no model knows. Version A answers requests without a ``user_i
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -14,6 +15,7 @@ from recsys.serving.requests import AnyRequest, Request
 
 Side = Literal["a", "b"]
 SIDES: Final[tuple[Side, Side]] = ("a", "b")  # serve.model and serve.ab.model
+_DAY_S: Final = 86_400
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,18 @@ class Split:
     def side(self, request: AnyRequest) -> Side:
         """The side that answers a request."""
         return self.side_of(request.user_id) if isinstance(request, Request) else "a"
+
+
+def takes_part(request: Request) -> bool:
+    """Whether an experiment may change a list: its request names a user and does not ask for
+    diversity, whose rules hold for one order only.
+    """
+    return request.user_id is not None and request.diversify is None
+
+
+def day_of(request: Request) -> str:
+    """The day (UTC) of a request, today if it has no time: a user keeps one draw for a day."""
+    return str((request.seconds or int(time.time())) // _DAY_S)
 
 
 def digest(*texts: str) -> bytes:

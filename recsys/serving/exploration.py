@@ -18,18 +18,14 @@ Legend: R ranked items, P pool.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from recsys.data.histories import Array
-from recsys.serving.experiment_split import digest
+from recsys.serving.experiment_split import day_of, digest
 from recsys.serving.requests import Request
-
-_DAY_S: Final = 86_400
 
 
 @dataclass(frozen=True)
@@ -40,13 +36,6 @@ class Explorer:
     pool: int  # n
     salt: str
 
-    def explores(self, request: Request) -> bool:
-        """Whether exploration applies: the request names a user and does not ask for diversity.
-
-        The order of a diverse list has no closed form of the propensity.
-        """
-        return request.user_id is not None and request.diversify is None
-
     def page(
         self, request: Request, items_R: Array, scores: Callable[[Array], Array]
     ) -> tuple[Array, Array]:
@@ -55,7 +44,7 @@ class Explorer:
         Parameters
         ----------
         request : Request
-            A request for which :meth:`explores` is true.
+            A request that takes part in experiments.
         items_R : Array
             The best items, at least the pool and up to the end of the page; fewer where fewer are
             allowed.
@@ -77,5 +66,4 @@ class Explorer:
         return shown_R[page], np.concatenate([propensities_P, np.ones(len(items_R) - size)])[page]
 
     def _seed(self, request: Request) -> bytes:
-        asked_at = request.seconds or int(time.time())
-        return digest("explore", self.salt, request.user_id or "", str(asked_at // _DAY_S))
+        return digest("explore", self.salt, request.user_id or "", day_of(request))

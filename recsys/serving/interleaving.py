@@ -14,17 +14,15 @@ for a day, whichever replica answers, so pages do not overlap.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
-from recsys.serving.experiment_split import SIDES, Side, uniform
-from recsys.serving.requests import Answer, AnyRequest, Request
+from recsys.serving.experiment_split import SIDES, Side, day_of, uniform
+from recsys.serving.requests import Answer, Request
 
 BOTH: Final = "ab"  # side of an interleaved answer
-_DAY_S: Final = 86_400
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,6 @@ class Interleaver:
     """Merges the lists of the two models of an A/B test."""
 
     salt: str
-
-    def merges(self, request: AnyRequest) -> bool:
-        """Whether lists are merged: the request names a user and does not ask for diversity, whose
-        rules hold for one list only.
-        """
-        return (
-            isinstance(request, Request)
-            and request.user_id is not None
-            and request.diversify is None
-        )
 
     def of_each(self, request: Request) -> Request:
         """The request for each model: from the first item to the end of the page."""
@@ -106,7 +94,7 @@ class Interleaver:
         self, request: Request, lists: Mapping[Side, Sequence[str]], length: int
     ) -> list[tuple[Side, int]]:
         """Team and rank in its list of every item of the interleaved list, up to ``length``."""
-        day = str((request.seconds or int(time.time())) // _DAY_S)
+        day = day_of(request)
         drawn: list[tuple[Side, int]] = []
         listed: set[str] = set()
         at = dict.fromkeys(SIDES, 0)

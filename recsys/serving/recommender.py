@@ -24,6 +24,7 @@ from recsys.bundle.layout import Bundle
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.pseudonyms import pseudonym_lookup
 from recsys.retrieval.selection import Catalogue, Plan
+from recsys.serving.experiment_split import takes_part
 from recsys.serving.explanation import Explainer
 from recsys.serving.exploration import Explorer
 from recsys.serving.item_similarity import ItemSimilarity
@@ -329,7 +330,7 @@ class Recommender:
         pages = np.full((len(requests), max(request.k for request in requests)), -1, dtype=np.int32)
         for row, request in enumerate(requests):
             mine, reached = top_BR[row], depth
-            if explorer is not None and explorer.explores(request):
+            if explorer is not None and takes_part(request):
                 shown, chances = explorer.page(
                     request, mine[mine >= 0], partial(standings.scores, row)
                 )

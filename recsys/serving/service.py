@@ -39,7 +39,7 @@ from recsys.serving.calls import (
     refusal,
     reply_json,
 )
-from recsys.serving.experiment_split import Side, Split
+from recsys.serving.experiment_split import Side, Split, takes_part
 from recsys.serving.exploration import Explorer
 from recsys.serving.interleaving import BOTH, Interleaver
 from recsys.serving.large_call_queue import LargeCallQueue
@@ -235,7 +235,7 @@ class Service:
         mine = {
             number: request
             for number, request in enumerate(requests)
-            if sides[number] == "b" and isinstance(request, Request) and interleaver.merges(request)
+            if sides[number] == "b" and isinstance(request, Request) and takes_part(request)
         }
         if not mine:
             return {}

@@ -63,6 +63,8 @@ class Oracle:
             torch.stack([after_BD, torch.zeros_like(after_BD)], dim=1), weights_BK, {}
         )
 
+    is_uneven = False
+
     def even_contributions(self, queries: Queries) -> Contributions:
         return self.contributions(queries)
 
