@@ -353,6 +353,12 @@ UPDATES: Final[dict[str, Verb]] = {
     ),
 }
 
+FOLLOW: Final = Verb(
+    "pipelines.updating.follow:follow",
+    "an update for the newest files, again and again, while the next files are prepared",
+    VERBS["update"].stages,
+)
+
 
 def chosen_verb(verb: str, update: UpdateConfig, tune: TuneConfig, compare: CompareConfig) -> Verb:
     """The verb, or the kind of it that the configuration chooses.
@@ -369,7 +375,7 @@ def chosen_verb(verb: str, update: UpdateConfig, tune: TuneConfig, compare: Comp
         Chooses the kind of ``compare``.
     """
     if verb == "update":
-        return UPDATES[update.only]
+        return FOLLOW if update.follow else UPDATES[update.only]
     if verb == "compare" and compare.logs:
         return COMPARE_LOGS
     return SEARCHES[tune.search] if verb == "tune" else VERBS[verb]

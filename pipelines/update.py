@@ -31,7 +31,7 @@ from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import quiet, ray_session, ray_through
 from pipelines.register import register
 from pipelines.run import closing_words
-from pipelines.stages import UPDATES
+from pipelines.stages import chosen_verb
 from pipelines.train import train
 from pipelines.updating.newer_events import prepare_newer
 from pipelines.updating.start_weights import descent_of, held_weights
@@ -52,9 +52,10 @@ from recsys.training.user_clusters import refit_user_clusters, stratum_module
 
 
 def update(config: Config, folder: RunFolder) -> None:
-    """Run the kind of update that ``update.only`` names."""
+    """Run the kind of update that ``update.only`` and ``update.follow`` name."""
     quiet()
-    module, name = UPDATES[config.update.only].target.split(":")
+    verb = chosen_verb("update", config.update, config.tune, config.compare)
+    module, name = verb.target.split(":")
     getattr(importlib.import_module(module), name)(config, folder)
 
 
@@ -63,8 +64,23 @@ def parent_uri(update: UpdateConfig, registry: RegistryConfig) -> str:
     return update.model or f"models:/{registry.name}@champion"
 
 
-def update_all(config: Config, folder: RunFolder) -> None:
-    """Train a few epochs from the parent's weights on old and new events, evaluate and register."""
+def update_all(config: Config, folder: RunFolder, is_prepared: bool = False) -> dict[str, Any]:
+    """Train a few epochs from the parent's weights on old and new events, evaluate and register.
+
+    Parameters
+    ----------
+    config : Config
+        Configuration of the update.
+    folder : RunFolder
+        Folder of the update.
+    is_prepared : bool
+        Whether ``data.dir`` is the dataset with the new events already.
+
+    Returns
+    -------
+    dict
+        The content of ``registered.json``; empty if tracking is off.
+    """
     Validator.of(config.train, config.evaluate)
     check_text(config.data)
     given, config = config, shortened(config)
@@ -79,7 +95,8 @@ def update_all(config: Config, folder: RunFolder) -> None:
     with tracked(config, folder, fresh=True) as tracker, ray_through(config.train, config.ray):
         tracker.set_tags({"parent": parent.uri})
         with ray_session(config.train, config.ray):
-            prepare_newer(config, folder, parent)
+            if not is_prepared:
+                prepare_newer(config, folder, parent)
             with folder.progress.stage("parent"):
                 descent = descent_of(config, folder, parent, held)
                 say_drift(config.data, config.dataset_dir, config.seed, folder, parent)
@@ -88,6 +105,7 @@ def update_all(config: Config, folder: RunFolder) -> None:
         # not the shortened one, or epochs and lr would shrink with each update
         registered = register(config, folder, given=given)
     folder.progress.plain(closing_words(metrics, registered, folder))
+    return registered
 
 
 def say_drift(

@@ -43,7 +43,10 @@ _SECTIONS: Final = (
 _OF_ONE_RUN: Final = {
     "promote": ("model", "force", "rollback"),
     "serve": ("model",),
-    "update": ("only", "events", "dataset", "replace", "model", "feedback"),
+    "update": (
+        *("only", "events", "dataset", "replace", "model", "feedback"),
+        *("follow", "idle", "promote"),
+    ),
     "data": ("dir",),
 }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from recsys.config.compare import CompareConfig
 from recsys.config.data import DataConfig
@@ -21,17 +21,9 @@ from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
 from recsys.config.tune import TuneConfig
 from recsys.config.ui import UiConfig
-from recsys.config.values import seconds_of
+from recsys.config.values import Duration
 from recsys.config.verbs import RecommendConfig, SimilarConfig, UpdateConfig
 from recsys.storage.uris import within
-
-
-def _duration(text: str) -> str:
-    seconds_of(text)
-    return text
-
-
-Budget = Annotated[str, AfterValidator(_duration)]
 
 
 class RunConfig(Section):
@@ -43,7 +35,7 @@ class RunConfig(Section):
         description="run folder: a local folder, s3://BUCKET/… or gs://BUCKET/…",
     )
     name: str = Field("", description="name of the run in MLflow; default: the name of the folder")
-    budget: Budget = Field(
+    budget: Duration = Field(
         "",
         description=(
             "time limit of `recsys run` with model auto, e.g. 20m or 1h30m; empty: no limit"

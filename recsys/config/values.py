@@ -105,6 +105,14 @@ def seconds_of(text: str) -> float:
     return 3600 * hours + 60 * minutes + seconds
 
 
+def _duration(text: str) -> str:
+    seconds_of(text)
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+
+
 def merged(tree: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
     """The tree with the values of ``changes``, section by section; the last change wins.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from recsys.config.section import PathOrUri, Section
+from recsys.config.values import Duration
 from recsys.storage.uris import without_query
 
 
@@ -139,6 +140,28 @@ class UpdateConfig(Section):
         gt=0,
         le=1,
         description="learning rate of update.only all, as a share of train.lr",
+    )
+    follow: Duration = Field(
+        "",
+        description=(
+            "keep running, and look for newer files of update.events every this long, such as 10s:"
+            " they are prepared while the training before goes on, and then trained on; empty: one"
+            " update"
+        ),
+    )
+    idle: Duration = Field(
+        "",
+        description=(
+            "with update.follow: end after this long without a newer file; empty: run until"
+            " interrupted"
+        ),
+    )
+    promote: bool = Field(
+        False,
+        description=(
+            "with update.follow: let the gate decide on every new version (section promote); each"
+            " training then starts from the champion instead of the last version"
+        ),
     )
     feedback: list[PathOrUri] = Field(
         [],
