@@ -25,7 +25,7 @@ from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder, open_run, write_atomically
 from pipelines.plumbing.session import keep_token_elsewhere
 from pipelines.plumbing.user_message import user_message
-from pipelines.stages import SEARCHES, STAGES, UPDATES, VERBS
+from pipelines.stages import FOLLOW, SEARCHES, STAGES, UPDATES, VERBS
 from recsys.config import Config, UpdateConfig, build_config, load_config
 from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
 from recsys.registry.mlflow_client import client, sqlite_path, tracking_uri
@@ -58,7 +58,7 @@ def test_verbs_are_fixed() -> None:
 
 
 def test_every_verb_names_an_existing_function() -> None:
-    for verb in (*VERBS.values(), *UPDATES.values(), *SEARCHES.values()):
+    for verb in (*VERBS.values(), *UPDATES.values(), *SEARCHES.values(), FOLLOW):
         module, name = verb.target.split(":")
         path = ROOT / (module.replace(".", "/") + ".py")
         takes = r"words: Sequence\[str\]" if verb.usage else r"config: Config,\s+folder: RunFolder"

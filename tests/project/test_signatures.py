@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 from pipelines.plumbing.diagnostics.checks import CHECKS
-from pipelines.stages import COMPARE_LOGS, SEARCHES, UPDATES, VERBS
+from pipelines.stages import COMPARE_LOGS, FOLLOW, SEARCHES, UPDATES, VERBS
 from recsys.config import Config
 from tests.project.test_imports import modules
 
@@ -26,7 +26,7 @@ def _fixed() -> set[str]:
     """Functions ``module:name`` that others call with the whole configuration: verbs, previews of
     dry runs, and checks of `recsys doctor`.
     """
-    verbs = [*VERBS.values(), *UPDATES.values(), *SEARCHES.values(), COMPARE_LOGS]
+    verbs = [*VERBS.values(), *UPDATES.values(), *SEARCHES.values(), COMPARE_LOGS, FOLLOW]
     return (
         {verb.target for verb in verbs}
         | {verb.preview for verb in verbs}
