@@ -17,7 +17,7 @@ from pipelines.promote import promote
 from pipelines.update import parent_uri, update_all
 from pipelines.updating.arrivals import Arrivals, Arrived
 from pipelines.updating.newer_events import dataset_of
-from recsys.config import Config
+from recsys.config import Config, RunConfig, UpdateConfig
 from recsys.config.values import seconds_of
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, DataError, Refusal
@@ -39,7 +39,7 @@ def follow(config: Config, folder: RunFolder) -> None:
     ConfigError
         ``update.events`` is missing, ``run.dir`` is remote, or the model's dataset keeps no events.
     """
-    _check(config)
+    _check(config.update, config.run)
     rounds = _rounds_of(folder)
     parent = parent_uri(config.update, config.registry)
     if config.run.resume and rounds:
@@ -50,7 +50,8 @@ def follow(config: Config, folder: RunFolder) -> None:
             " --resume, or choose another --run.dir"
         )
     with ray_session(config.train, config.ray):
-        earlier = _dataset(config, parent, rounds)
+        tracking = tracking_uri(config.tracking, config.run.dir)
+        earlier = _dataset(config.update, parent, tracking, rounds)
         folder.progress(
             f"looking for newer files of {', '.join(config.update.events)} every"
             f" {config.update.follow}, to add to the {earlier.manifest.counts['events']:,} events"
@@ -71,29 +72,31 @@ def follow(config: Config, folder: RunFolder) -> None:
     folder.progress(f"no newer file for {config.update.idle}; {len(rounds)} rounds are done")
 
 
-def _check(config: Config) -> None:
-    if not config.update.events:
+def _check(update: UpdateConfig, run: RunConfig) -> None:
+    if not update.events:
         raise ConfigError(
             "update.follow: --events is missing; give the folder or the glob of the files that"
             " arrive, such as --events 'events/*.parquet'"
         )
-    if is_remote(config.run.dir):
+    if is_remote(run.dir):
         raise ConfigError(
-            f"update.follow: run.dir is {config.run.dir}, expected a local folder (or one that all"
+            f"update.follow: run.dir is {run.dir}, expected a local folder (or one that all"
             " nodes share); the events may be remote"
         )
-    if config.update.only != "all" or config.update.replace:
+    if update.only != "all" or update.replace:
         raise ConfigError(
             "update.follow works with update.only all and without --replace; leave out the others"
         )
 
 
-def _dataset(config: Config, parent: str, rounds: list[dict[str, str]]) -> PreparedDataset:
+def _dataset(
+    update: UpdateConfig, parent: str, tracking: str, rounds: list[dict[str, str]]
+) -> PreparedDataset:
     """The dataset of the last round, or that of the model."""
     if rounds:
         return PreparedDataset(rounds[-1]["dataset"])
-    model = open_parent(parent, tracking_uri(config.tracking, config.run.dir))
-    found, why = dataset_of(model, config.update, "")
+    model = open_parent(parent, tracking)
+    found, why = dataset_of(model, update, "")
     if found is None:
         raise ConfigError(
             f"update.follow: the dataset of {model.uri}, to which newer events are added, was not"
