@@ -31,7 +31,7 @@ from recsys.storage.uris import within
 
 FOLDER: Final = "arrived"  # in the run folder: a dataset for each append
 
-_Signature = tuple[int, int]  # size and time of the last change
+_Signature = tuple[int, int | None]  # size and time of the last change
 
 
 @dataclass(frozen=True)
