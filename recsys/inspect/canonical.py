@@ -12,12 +12,10 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.errors import SourceError
 from recsys.inspect.canceled import without_canceled
-from recsys.inspect.column_uses import (
-    why_unused,
-)
 from recsys.inspect.columns import Column, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
+from recsys.inspect.event_attributes import why_unused
 from recsys.inspect.event_columns import (
     EventColumns,
     columns_of_events,
@@ -28,7 +26,6 @@ from recsys.inspect.event_pairs import (
     find_chosen,
     find_events,
     find_events_in_lists,
-    with_orders,
 )
 from recsys.inspect.event_settings import EventSettings, derived_settings
 from recsys.inspect.event_statistics import (
@@ -43,6 +40,7 @@ from recsys.inspect.event_statistics import (
 )
 from recsys.inspect.input_files import ArgumentContent, data_name
 from recsys.inspect.order_numbers import with_order_numbers
+from recsys.inspect.orders import with_orders
 from recsys.inspect.ratings import code_of_no_grade, smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.sampled_tables import Table

@@ -5,7 +5,7 @@ vectors, or nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
@@ -15,24 +15,17 @@ from recsys import schema
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import (
     ADDRESS,
-    ITEM,
-    SESSION,
-    TEXT,
-    USER,
-    has_id,
     is_code,
     similarity,
 )
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.sampled_tables import Table, determines, pairs
+from recsys.inspect.sampled_tables import Table, pairs
 from recsys.sources.names import fold
 from recsys.sources.validate import CellRules
 
 _SHORT: Final = 4  # most words of a category, on average
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
-_ALWAYS: Final = 0.98  # the same, for ids of groups of items
 _TELLS: Final = 0.5  # threshold of :func:`determines`, for texts and categories
-_TELLS_NUMBER: Final = 0.25
 _MOST_TRIPLE_COLUMNS: Final = 8
 _COPIES: Final = 1.02  # most pairs of values per value of two columns that group items alike
 _LISTS: Final = ("path", "list", "lists")
@@ -122,7 +115,7 @@ def attributes_of(
         name = _name(column, found, table, taken)
         taken.add(name)
         # friends as an attribute would become one category per person
-        if people is not None and column.kind in ("list", "lists") and _are_ids(column, people):
+        if people is not None and column.kind in ("list", "lists") and are_ids(column, people):
             found.idle[column.name] = (
                 "lists of other users; write them as a file of user pairs to use them as friends"
             )
@@ -284,7 +277,7 @@ def _sort(
         if kind == "html":
             found.html.append(name)
     elif kind in _LISTS:
-        if kind == "lists" and items is not None and _are_ids(column, items):
+        if kind == "lists" and items is not None and are_ids(column, items):
             found.idle[column.name] = "ids of other items"
             return
         if kind == "lists" and _are_counts(column):
@@ -349,7 +342,7 @@ def _are_counts(column: Column) -> bool:
     return bool(len(texts)) and bool(pc.all(is_number).as_py())
 
 
-def _are_ids(column: Column, ids: IdSet) -> bool:
+def are_ids(column: Column, ids: IdSet) -> bool:
     """Whether the list members are these ids."""
     texts = column.values.drop_null().slice(0, 2000)
     members = pc.unique(
@@ -361,124 +354,6 @@ def _are_ids(column: Column, ids: IdSet) -> bool:
 
 # -------------------------------------------------------------------------------------- columns of
 # events
-
-
-def attributes_of_events(
-    table: Table, user: Column, item: Column, left: Sequence[Column]
-) -> tuple[list[Column], list[Column]]:
-    """Find event columns that describe the item, and those that describe the user, as in a
-    denormalised export.
-
-    Parameters
-    ----------
-    table : Table
-        The table of events.
-    user : Column
-        Its user column.
-    item : Column
-        Its item column.
-    left : Sequence[Column]
-        Columns that have no other use.
-
-    Returns
-    -------
-    list[Column]
-        Columns that are constant, or nearly so, for an item.
-    list[Column]
-        Columns that are so for a user.
-    """
-    of_items, of_users = [], []
-    for column in left:
-        if _has_items(column, item):
-            continue
-        if (
-            column.kind in ("empty", "constant", "object", "time", "vector", "lists")
-            or column.num_distinct < 2
-        ):
-            continue
-        if (
-            similarity(column.name, SESSION) >= 0.8
-            or column.kind == "number"
-            and column.is_whole
-            and has_id(column.name)
-            and not _groups_items(item, column)
-        ):
-            continue
-        by_item, by_user = determines(item, column), determines(user, column)
-        # prices of one item change over time, so a number needs less
-        least = _TELLS_NUMBER if column.is_numeric else _TELLS
-        by_name = max(similarity(column.name, TEXT), similarity(column.name, ITEM))
-        # the name decides where both fit about equally
-        if by_item >= least and by_item + 0.2 * by_name >= by_user:
-            of_items.append(column)
-        elif by_user >= least:
-            of_users.append(column)
-    return of_items, of_users
-
-
-def _has_items(column: Column, item: Column) -> bool:
-    """Whether the cells are lists of items, such as what the user had read before."""
-    if column.kind in ("number", "time", "flag") or not len(column.values.drop_null()):
-        return False
-    lists = pc.split_pattern(column.values.drop_null().slice(0, 200), column.mark or " ")
-    # one item a cell is another item, such as that of the page
-    is_list = (pc.mean(pc.list_value_length(lists)).as_py() or 0.0) > 1.5
-    return is_list and _are_ids(replace(column, mark=column.mark or " "), IdSet(item))
-
-
-def _groups_items(item: Column, column: Column) -> bool:
-    """Whether a column is the id of a group of items, such as their category or brand."""
-    return (
-        1 < column.num_distinct <= _CATEGORY * item.num_distinct
-        and determines(item, column) >= _ALWAYS
-    )
-
-
-def why_unused(column: Column, items: Column, users: Column) -> str:
-    """Why a column of the events is not used.
-
-    Parameters
-    ----------
-    column : Column
-        The column that is not used.
-    items : Column
-        The item column of the same table.
-    users : Column
-        The user column of the same table.
-
-    Returns
-    -------
-    str
-        The reason, for a person.
-    """
-    fixed = {
-        "empty": "empty",
-        "constant": "the same value in every row",
-        "object": "nested objects",
-        "time": "a second time; only the time of the event is used",
-        "vector": "vectors are read from a table of items only",
-        "lists": "lists are read from a table of items only",
-    }
-    if _has_items(column, items):
-        return "lists of items, such as a history; only the events in rows are read"
-    if column.kind in fixed:
-        return fixed[column.kind]
-    if column.filled < 0.5 and similarity(column.name, USER) >= 0.8:
-        return f"has a value in only {column.filled:.0%} of the rows"
-    if similarity(column.name, SESSION) >= 0.8:
-        return "identifies the visit or order, not the item or the user"
-    if column.kind == "number" and column.is_whole and has_id(column.name):
-        return "ids of something else"
-    if column.is_key or column.num_distinct > _CATEGORY * column.num_values:
-        return "nearly all values are different"
-    by_item, by_user = determines(items, column), determines(users, column)
-    if max(by_item, by_user) >= _TELLS:
-        noun = "items" if by_item >= by_user else "users"
-        return f"describes {noun}, which have a table of their own: add the column there to use it"
-    return (
-        f"not constant per item or user (predicted {by_item:.0%} and {by_user:.0%} better than by"
-        " chance)"
-    )
 
 
 def reserved(table: Table, kind: schema.TableSchema, names: dict[str, str]) -> dict[str, str]:

@@ -25,12 +25,10 @@ from recsys.inspect.common_names import (
     USER,
     USER_FILES,
     VALUE,
-    has_id,
     named_like,
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
-from recsys.inspect.samples import together
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.sources.validate import CellRules
 from recsys.values.arrow_types import is_list
@@ -41,7 +39,6 @@ _WIDE: Final = 15  # columns of small numbers from which a table is a matrix of 
 _OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 _FEW_OTHERS: Final = 3
 _REFERS: Final = 0.9  # share of the orders of the events that the table of orders has
-_FEWER: Final = 0.9  # most people per order
 _LEAST: Final = 1.0  # score of a table of events
 _MANY: Final = 200  # rows from which the items of events must repeat
 _HOPELESS: Final = 20.0  # exceeds all other evidence
@@ -141,107 +138,6 @@ def find_chosen(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None
             if pair is not None and pair.item.name == column.name:
                 return pair
     return None
-
-
-def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
-    """The events with the columns of the orders that they refer to, if the user is a column of
-    these; else the pair itself.
-
-    Why: in a shop's database the lines of an order name the order, and only the order names the
-    customer.
-    """
-    table, visit = pair.table, pair.user
-    # a column that is named after people is no order, whatever its ids have in common
-    if table.like(visit, USER) >= _NAMED or table.like(visit, SESSION) < _NAMED:
-        return pair
-    for other in tables:
-        if other is table or not (table.sample.has_names and other.sample.has_names):
-            continue
-        for key in other.keys:
-            if other.like(key, SESSION) < _NAMED and not has_id(key.name):
-                continue
-            if IdSet(visit).share_in(IdSet(key)) < _REFERS:
-                continue
-            people = [
-                column
-                for column in other.columns
-                if column.may_be_id
-                and not column.is_key
-                and other.like(column, USER) >= _NAMED
-                # people order more than once; a column with a value per order is another key
-                and column.num_distinct < _FEWER * key.num_distinct
-            ]
-            if people:
-                pair = _with_more_lines(pair, key, tables)
-                return _joined(pair, other, key, max(people, key=lambda c: other.like(c, USER)))
-            if further := _person_of_record(other, key, tables):
-                record, people_table, people_key, person = further
-                pair = _joined(_with_more_lines(pair, key, tables), other, key, record)
-                return _joined(pair, people_table, people_key, person)
-    return pair
-
-
-def _person_of_record(
-    orders: Table, key: Column, tables: Sequence[Table]
-) -> tuple[Column, Table, Column, Column] | None:
-    """The column of orders that refers to a table of people by a number for each order, that table,
-    its key, and its column that tells the same person; None if there is none.
-    """
-    for column in orders.columns:
-        if not column.may_be_id or orders.like(column, USER) < _NAMED:
-            continue
-        for table in tables:
-            if table is orders or not table.sample.has_names:
-                continue
-            for other in table.keys:
-                if table.like(other, USER) < _NAMED:
-                    continue
-                if IdSet(column).share_in(IdSet(other)) < _REFERS:
-                    continue
-                people = [
-                    c
-                    for c in table.id_columns
-                    if c is not other
-                    and table.like(c, USER) >= _NAMED
-                    and has_id(c.name)
-                    and _HALF * other.num_distinct < c.num_values
-                    and FEW < c.num_distinct < key.num_distinct
-                ]
-                if people:
-                    return column, table, other, max(people, key=lambda c: c.num_distinct)
-    return None
-
-
-def _with_more_lines(pair: Pair, key: Column, tables: Sequence[Table]) -> Pair:
-    """The pair with the lines of other orders, which are in files with the same columns."""
-    ours, orders = IdSet(pair.user), IdSet(key)
-    parts = [pair.table.sample]
-    for table in tables:
-        if table.sample.signature != parts[0].signature or table.sample.files == parts[0].files:
-            continue
-        theirs = IdSet(table.column(pair.user.name))
-        if theirs.share_in(orders) >= _REFERS and not theirs.common(ours):
-            parts.append(table.sample)
-    if len(parts) == 1:
-        return pair
-    sample = together(parts)
-    return pair.with_rows(sample.rows, sample=sample)
-
-
-def _joined(pair: Pair, orders: Table, key: Column, person: Column) -> Pair:
-    """The pair with the columns of orders in its table and a person as user."""
-    rows = pair.table.sample.rows
-    positions = pc.index_in(pair.user.values, value_set=key.values)
-    for name in orders.sample.rows.column_names:
-        if name not in (*rows.column_names, key.name):
-            cells = orders.sample.rows.column(name).combine_chunks()
-            rows = rows.append_column(name, cells.take(positions))
-    column = pair.user.name
-    refers = column if column == key.name else f"{column} = {key.name}"
-    lookups = {**pair.table.lookups, refers: orders}
-    found = pair.with_rows(rows, lookups=lookups)
-    orders.role = "lookup"
-    return replace(found, user=found.table.column(person.name))
 
 
 def _with_members_as_rows(table: Table) -> list[Table]:

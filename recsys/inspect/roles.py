@@ -4,43 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import pyarrow.compute as pc
 
 from recsys.errors import DataError
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import (
     FRIEND,
-    HEAD,
-    IDS,
     ITEM,
-    RELATION,
-    TAIL,
     USER,
     is_code,
-    singular,
-    words_of,
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
+from recsys.inspect.relations import (
+    add_friends,
+    as_categories,
+    as_friends,
+    as_triples,
+    core_words,
+    is_triples,
+)
 from recsys.inspect.sampled_tables import FEW, Table
 from recsys.inspect.siblings import part_word
-from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
-from recsys.values.arrow_types import is_list, is_string
 from recsys.values.overlap import SideIds, compare
 
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
 _LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
 _REFERS: Final = 0.9  # share of the codes of a column that a table of their names has
-_MARKS: Final = (",", "|", ";", " ")  # separators of lists of friends
 _MANY_COLUMNS: Final = 10
 _OTHER_IDS: Final = "it has only other ids of the same users or items"
 _OF_COUNT: Final = 0.3  # what a column of counts is worth, if one of categories is worth 1
-_ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
 
 
 def assign_roles(tables: list[Table], events: Pair) -> None:
@@ -56,7 +53,7 @@ def assign_roles(tables: list[Table], events: Pair) -> None:
             continue
         _assign_role(table, events, users, items)
     if not any(table.role == "social" for table in tables):
-        _add_friends(tables, users)
+        add_friends(tables, users)
     for role in ("items", "users"):
         _keep_one(tables, role)
     _add_cures(tables)
@@ -70,7 +67,7 @@ def as_stated_friends(table: Table, events: Pair) -> None:
     named = [c for c in ids if max(table.like(c, USER), table.like(c, FRIEND)) >= _NAMED]
     people = named if len(named) >= 2 else ids
     if len(people) >= 2:
-        _as_friends(table, people, IdSet(events.user))
+        as_friends(table, people, IdSet(events.user))
 
 
 def _described(table: Table, tables: Sequence[Table], events: Pair) -> str:
@@ -81,9 +78,9 @@ def _described(table: Table, tables: Sequence[Table], events: Pair) -> str:
     """
     if not table.sample.has_names:
         return ""
-    ours = {_core(events.user.name), _core(events.item.name)}
+    ours = {core_words(events.user.name), core_words(events.item.name)}
     for key in table.keys:
-        core = _core(key.name) or _core(table.sample.name.split(".")[0])
+        core = core_words(key.name) or core_words(table.sample.name.split(".")[0])
         if not core or core in ours or max(table.like(key, USER), table.like(key, ITEM)) >= _NAMED:
             continue
         for other in (events.table, *tables):
@@ -91,7 +88,7 @@ def _described(table: Table, tables: Sequence[Table], events: Pair) -> str:
                 continue
             for column in other.columns:
                 if (
-                    _core(column.name) == core
+                    core_words(column.name) == core
                     and column.may_be_id
                     and not column.is_key
                     and IdSet(column).share_in(IdSet(key)) >= _REFERS
@@ -101,15 +98,6 @@ def _described(table: Table, tables: Sequence[Table], events: Pair) -> str:
                         " join it into that file to use it"
                     )
     return ""
-
-
-def _core(name: str) -> tuple[str, ...]:
-    """The words of a name in the singular, without those that say that it is an id.
-
-    >>> _core("aisle_id"), _core("Aisles"), _core("ID")
-    (('aisle',), ('aisle',), ())
-    """
-    return tuple(singular(word) for word in words_of(name) if word not in IDS)
 
 
 def _position_of(column: Column) -> int:
@@ -181,8 +169,8 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
     if _lists_items(table, items):
         table.why = "each row lists many items, such as sampled negatives, which are not used"
         return
-    if _is_triples(table):
-        _as_triples(table, items)
+    if is_triples(table):
+        as_triples(table, items)
         return
     ids = _IdColumns.of(table, users, items)
     people, things = ids.people, ids.things
@@ -191,7 +179,7 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         table.like(column, FRIEND) >= _NAMED for column in people[:2]
     )
     if len(people) >= 2 and not things and (are_friends or not people[0].is_key):
-        _as_friends(table, people, users)
+        as_friends(table, people, users)
         return
     if (
         people
@@ -212,7 +200,7 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         _as_attributes(table, key, ids.sets[key.name], users if key in people else None, items)
         return
     if things and len(table.columns) >= 2:
-        _as_categories(table, things[0], items)
+        as_categories(table, things[0], items)
         return
     table.why = _why_no_role(ids, users, items)
 
@@ -312,146 +300,6 @@ def _may_be_events(table: Table, user: Column, events: Pair) -> bool:
         return True
     has_time = any(column.kind == "time" for column in events.table.columns)
     return not has_time or any(column.kind == "time" for column in table.columns)
-
-
-def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
-    one, two = sorted(people[:2], key=lambda column: column.position)
-    table.role = "social"
-    table.names = {one.name: "src_user_id", two.name: "dst_user_id"}
-    share = IdSet(one, two).share_in(users)
-    table.shares = f"{share:.0%} of its users are in the events"
-    for column in table.columns:
-        if (
-            column.kind == "number"
-            and column.name not in table.names
-            and table.like(column, ("weight", "strength", "trust")) >= 0.8
-        ):
-            table.names[column.name] = "weight"
-            break
-
-
-def _add_friends(tables: list[Table], users: IdSet) -> None:
-    """Add a table of friends if a table of users has lists of them, such as ``friends`` of Yelp."""
-    for place, table in enumerate(tables):
-        key = next((name for name, to in table.names.items() if to == "user_id"), "")
-        if table.role != "users" or not table.sample.has_names:
-            continue
-        for column in table.columns:
-            mark = _mark_of_friends(table, column, users) if column.name != key else None
-            if mark is None:
-                continue
-            rows = members_as_rows(table.sample.rows, {column.name: ListForm(mark)})[0]
-            friends = Table.of(replace(table.sample, rows=rows, num_rows=len(rows)))
-            friends.role = "social"
-            friends.names = {key: "src_user_id", column.name: "dst_user_id"}
-            friends.lists = {column.name: mark}
-            ids = IdSet(friends.column(key), friends.column(column.name))
-            friends.shares = f"{ids.share_in(users):.0%} of its users are in the events"
-            table.columns.remove(column)
-            if len(table.columns) == 1:  # the users and their friends
-                tables[place] = friends
-            else:
-                tables.append(friends)
-            return
-
-
-def _mark_of_friends(table: Table, column: Column, users: IdSet) -> str | None:
-    """The separator of a column's lists if they are lists of users, "" for lists of JSON; else
-    None.
-    """
-    cells = table.sample.rows.column(column.name).combine_chunks()
-    if not is_list(cells.type) and not is_string(cells.type):
-        return None
-    if is_list(cells.type) and is_list(cells.type.value_type):
-        return None
-    is_named = any(word in FRIEND for word in _core(column.name))
-    best, least = None, 0.0 if is_named else _SOME
-    for mark in ("",) if is_list(cells.type) else _MARKS:
-        lists = as_lists(cells, ListForm(mark))
-        members = pc.unique(pc.list_flatten(lists))
-        if len(members) < 2 or pc.max(pc.list_value_length(lists)).as_py() < 2:
-            continue
-        known = int(pc.sum(pc.is_in(members, value_set=users.ids)).as_py() or 0)
-        share = known / len(members)
-        # numbers from 1 are users by chance, so there the name must say that they are friends
-        if share > least and (is_named or not users.is_count):
-            best, least = mark, share
-    return best
-
-
-def _is_triples(table: Table) -> bool:
-    """Whether the columns are head, relation and tail."""
-    by_name = [
-        any(table.like(c, words) >= 0.8 for c in table.columns) for words in (HEAD, RELATION, TAIL)
-    ]
-    if all(by_name):
-        return True
-    # without names only the structure can tell, so it must be exactly three columns
-    if len(table.columns) != 3 or table.sample.has_names and not by_name[1]:
-        return False
-    middle = table.columns[1]
-    ends = (table.columns[0], table.columns[2])
-    return (
-        # relations are few words, and entities are many
-        middle.kind == "token"
-        and middle.num_distinct <= min(500, 0.1 * middle.num_values)
-        and all(end.may_be_id and end.num_distinct > middle.num_distinct for end in ends)
-    )
-
-
-def _as_triples(table: Table, items: IdSet) -> None:
-    columns = table.columns
-    if all(any(table.like(c, words) >= 0.8 for c in columns) for words in (HEAD, RELATION, TAIL)):
-        found = [
-            max(columns, key=lambda column: table.like(column, words))
-            for words in (HEAD, RELATION, TAIL)
-        ]
-    else:
-        found = list(columns[:3])
-    # items may be heads or tails
-    shared = max(IdSet(found[0]).common(items), IdSet(found[2]).common(items))
-    if len({column.name for column in found}) < 3 or not shared:
-        table.why = "triples whose ids match no item of the events"
-        return
-    table.role = "knowledge"
-    table.names = dict(zip((c.name for c in found), ("head", "relation", "tail"), strict=True))
-    table.shares = f"about {shared:,} items in the events"
-
-
-def _as_categories(table: Table, key: Column, items: IdSet) -> None:
-    """Read several rows per item as triples: the categories of the item."""
-    others = [
-        c
-        for c in table.columns
-        if c is not key and c.kind in ("token", "number", "flag", "text") and c.num_distinct > 1
-    ]
-    # a fraction is a quantity, not a category
-    others = [c for c in others if c.kind != "number" or c.is_whole]
-    if not others:
-        table.why = "several rows per item, but no category"
-        return
-    relation = next(
-        (
-            c
-            for c in others
-            if table.like(c, RELATION) >= 0.8 and c.num_distinct <= 0.5 * c.num_values
-        ),
-        None,
-    )
-    others = [c for c in others if c is not relation] or others
-    tail = max(others, key=lambda c: (c.is_wordy, -c.position))
-    most = _ALL_PAIRS * key.num_distinct * tail.num_distinct
-    if relation is None and tail.num_distinct > 1 and table.num_pairs(key, tail) > most:
-        table.why = (
-            f"nearly every item has every {tail.name}, which tells nothing; write only the rows"
-            " that hold, such as those with a large weight, into a file"
-        )
-        return
-    table.role = "knowledge"
-    table.names = {key.name: "head", tail.name: "tail"}
-    if relation is not None and relation is not tail:
-        table.names[relation.name] = "relation"
-    table.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items in the events"
 
 
 def _keep_one(tables: Sequence[Table], role: str) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recsys import schema
-from recsys.inspect.column_uses import Attributes, attributes_of, attributes_of_events, reserved
+from recsys.inspect.column_uses import Attributes, attributes_of, reserved
 from recsys.inspect.columns import Column
 from recsys.inspect.common_values import IdSet
+from recsys.inspect.event_attributes import attributes_of_events
 from recsys.inspect.event_columns import EventColumns
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.sampled_tables import Table
