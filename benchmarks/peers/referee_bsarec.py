@@ -13,20 +13,25 @@ after ten epochs without a better ndcg@20 on validation, keep the best epoch. Di
   GELU, the low pass as a matrix, and in the last block only the last position, the only one that is
   read. ``_check_equal`` compares outputs and gradients with their module before training.
 - Dropout draws eight bits per number. For their rate of .5 this is the same distribution.
-- Training stops after the minutes of a sixth argument, if given. The lists say so.
+- ``--minutes N`` stops training after this time. The lists say so.
+- ``--refit EPOCHS`` trains for this many epochs on training and validation events, without early
+  stopping: the number that a first training chose. The authors do not do this; methods of a
+  protocol with ``fit: valid`` do.
 
 Runs in an environment with torch and pandas. Writes lists for validation and for test to
-OUT/bsarec.
+OUT/bsarec, those of ``--refit`` to OUT/bsarec-refit.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,10 +61,19 @@ LIST_LENGTH = 20
 Samples = tuple[torch.Tensor, torch.Tensor]
 
 
-def main(
-    protocol: Path, out: Path, source: Path, name: str, seed: int, minutes: float = math.inf
-) -> None:
-    sys.path.insert(0, str(source))
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("protocol", "out", "source"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("set", choices=OF_SET)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--refit", type=int, metavar="EPOCHS")
+    options = parser.parse_args()
+    protocol, seed = options.protocol, options.seed
+    sys.path.insert(0, str(options.source))
     from dataset import RecDataset
     from model.bsarec import BSARecModel
 
@@ -71,21 +85,29 @@ def main(
     names = ["", *sorted(events["item_id"].unique())]  # 0 pads a history
     events["item"] = events["item_id"].map({name: code for code, name in enumerate(names)})
     histories = events.sort_values("position", kind="stable").groupby("user_id")["item"].agg(list)
-    settings = SimpleNamespace(**SETTINGS, **OF_SET[name], item_size=len(names))
+    settings = SimpleNamespace(**SETTINGS, **OF_SET[options.set], item_size=len(names))
     model = BSARecModel(args=settings)
-    _, *samples = zip(*RecDataset(settings, list(histories), data_type="train"), strict=True)
+    # RecDataset leaves out the last two of a user: validation and test, or test and this 0
+    fitted = [[*items, 0] if options.refit else items for items in histories]
+    _, *samples = zip(*RecDataset(settings, fitted, data_type="train"), strict=True)
     inputs, answers = map(torch.stack, samples)
     _check_equal(model, inputs[:256], answers[:256])
-    epochs, trained = _fit(model, (inputs, answers), histories, minutes)
-    stopped = "" if trained - epochs >= PATIENCE else ", stopped before its early stopping"
+    if options.refit:
+        for epoch in _epochs(model, (inputs, answers), options.refit):
+            print(f"epoch {epoch}", file=sys.stderr, flush=True)
+        told = f"{options.refit} epochs, as validation chose before, fitted on train and valid"
+    else:
+        epochs, trained = _fit(model, (inputs, answers), histories, options.minutes)
+        stopped = "" if trained - epochs >= PATIENCE else ", stopped before its early stopping"
+        told = f"{trained} epochs{stopped}, the best on validation is {epochs}, fitted on train"
     columns = {
         "protocol": json.loads((protocol / "protocol.json").read_text())["hash"],
-        "command": f"BSARec, the authors' code and constants for {name}, {trained} epochs{stopped},"
-        f" the best on validation is {epochs}, fitted on train",
+        "command": f"BSARec, the authors' code and constants for {options.set}, {told}",
     }
-    (out / "bsarec").mkdir(parents=True, exist_ok=True)
+    folder = options.out / ("bsarec-refit" if options.refit else "bsarec")
+    folder.mkdir(parents=True, exist_ok=True)
     figures = {}
-    for ending, hidden in ((".valid", 2), ("", 1)):
+    for ending, hidden in (("", 1),) if options.refit else ((".valid", 2), ("", 1)):
         lists = _lists(model, histories, hidden)
         rows = [
             (user, names[item], rank + 1)
@@ -93,10 +115,10 @@ def main(
             for rank, item in enumerate(items)
         ]
         pd.DataFrame(rows, columns=["user_id", "item_id", "rank"]).assign(**columns).to_csv(
-            out / "bsarec" / f"default{ending}.seed{seed}.csv", index=False
+            folder / f"default{ending}.seed{seed}.csv", index=False
         )
         figures[f"ndcg@10{ending}"] = _ndcg(lists, histories, hidden, 10)
-    print(json.dumps({"trained": trained, "epochs": epochs, **figures}))
+    print(json.dumps({"command": columns["command"], **figures}))
 
 
 def _events(protocol: Path) -> pd.DataFrame:
@@ -114,15 +136,8 @@ def _fit(
 ) -> tuple[int, int]:
     """Train with early stopping on validation and keep the best epoch: its number, and the number
     of trained epochs."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=model.args.lr)
     best, kept, number, began = -math.inf, {}, 0, time.monotonic()
-    for epoch in range(1, EPOCHS + 1):
-        model.train()
-        for batch in torch.randperm(len(samples[0])).split(model.args.batch_size):
-            loss = _loss(model, _last_states(model, samples[0][batch]), samples[1][batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    for epoch in _epochs(model, samples, EPOCHS):
         value = _ndcg(_lists(model, histories, 2), histories, 2, 20)
         spent = (time.monotonic() - began) / 60
         print(
@@ -136,6 +151,25 @@ def _fit(
             break
     model.load_state_dict(kept)
     return number, epoch
+
+
+def _epochs(model: torch.nn.Module, samples: Samples, number: int) -> Iterator[int]:
+    """Train for this many epochs.
+
+    Yields
+    ------
+    int
+        The number of each epoch after it, from 1.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=model.args.lr)
+    for epoch in range(1, number + 1):
+        model.train()
+        for batch in torch.randperm(len(samples[0])).split(model.args.batch_size):
+            loss = _loss(model, _last_states(model, samples[0][batch]), samples[1][batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        yield epoch
 
 
 def _loss(model: torch.nn.Module, states: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
@@ -232,4 +266,4 @@ def _ndcg(lists: np.ndarray, histories: pd.Series, hidden: int, k: int) -> float
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), sys.argv[4], int(sys.argv[5]), *map(float, sys.argv[6:7]))
+    main()
