@@ -3,7 +3,9 @@ and figures.
 
 Runs in its own environment. Prints one line of JSON: RecBole's own metrics, as its trainer
 evaluates. Full ranking masks seen items for general models and nothing for sequential ones
-(protocol mask seen, none); ``uni100`` ranks the target and 100 items that RecBole samples.
+(protocol mask seen, none); ``uni100`` ranks the target and 100 items that RecBole samples. With
+``"stopping_step": 10`` among the settings, RecBole stops after ten epochs without a better ndcg@10
+on validation and keeps the best epoch; else it trains all epochs.
 """
 
 from __future__ import annotations
@@ -82,22 +84,32 @@ def main(
             "epochs": epochs,
             "eval_args": arguments,
         }
+        # by default, no validation
         never = {
             "eval_step": epochs + 1,
             "stopping_step": epochs + 1,
             "seed": rules["rules"]["seed"],
         }
+        stops = {"eval_step": 1} if "stopping_step" in more else {}
         config = Config(
-            name, "events", config_dict={**SETTINGS, **OF_MODEL[name], **places, **never, **more}
+            name,
+            "events",
+            config_dict={**SETTINGS, **OF_MODEL[name], **places, **never, **stops, **more},
         )
         init_seed(config["seed"], reproducibility=True)
         dataset = create_dataset(config)
-        train, _, test = data_preparation(config, dataset)
+        train, valid, test = data_preparation(config, dataset)
         model = get_model(name)(config, train.dataset)
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
-        trainer.fit(train, None, saved=False, show_progress=False)
+        trainer.fit(train, valid if stops else None, saved=bool(stops), show_progress=False)
+        trained = f"{epochs} epochs"
+        if stops:
+            last = max(trainer.train_loss_dict) + 1
+            number = torch.load(trainer.saved_model_file)["epoch"] + 1
+            early = "" if last < epochs else ", stopped before its early stopping"
+            trained = f"{last} epochs{early}, the best on validation is {number}"
         np.random.seed(rules["rules"]["seed"])
-        metrics = trainer.evaluate(test, load_best_model=False, show_progress=False)
+        metrics = trainer.evaluate(test, load_best_model=bool(stops), show_progress=False)
         model.eval()
         if mode == "full":
             lists = _best(protocol, dataset, model, test)
@@ -106,7 +118,7 @@ def main(
             lists = _scored(dataset, model, test)
     lists = lists.assign(
         protocol=rules["hash"],
-        command=f"RecBole 1.2.1 {name}, {epochs} epochs {more or ''}".strip(),
+        command=f"RecBole 1.2.1 {name}, {trained}, fitted on train {more or ''}".strip(),
     )
     out.mkdir(parents=True, exist_ok=True)
     lists.to_csv(out / f"recbole-{name.lower()}.csv", index=False)

@@ -2,7 +2,9 @@
 its lists and figures.
 
 Runs in its own environment. Prints one line of JSON: RecTools' own metrics of every file. Writes
-lists of two settings to OUT/rectools-sasrec, for validation (trained without it) and for test.
+lists of every number of epochs to OUT/rectools-sasrec, for validation (trained without it) and for
+test. The arguments are PROTOCOL OUT EPOCHS SEEDS [BATCH]: few users need small batches, or the
+epochs have too few steps.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ METRICS = {
 }
 
 
-def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None:
+def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int], batch: int = 128) -> None:
     torch.set_num_threads(1)
     columns = {"user_id": str, "item_id": str}
     parts = {
@@ -46,11 +48,12 @@ def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None
     found = {}
     for seed in seeds:
         for number in epochs:
-            model = fitted(dataset_of(parts["train"]), number, seed)
+            model = fitted(dataset_of(parts["train"]), number, seed, batch)
             columns["command"] = (
-                f"RecTools 0.19 SASRec, 64 wide, 2 blocks, softmax, {number} epochs, fitted on"
-                " train"
+                f"RecTools 0.19 SASRec, 64 wide, 2 blocks, softmax, {number} epochs of batches"
+                f" of {batch}, fitted on train"
             )
+            setting = f"epochs={number}" + (f",batch={batch}" if batch != 128 else "")
             for ending, shown, asked, target in (
                 (".valid", parts["train"], parts["valid"]["user_id"].unique(), parts["valid"]),
                 ("", seen, ask, parts["test"]),
@@ -62,7 +65,7 @@ def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None
                     filter_viewed=True,
                     on_unsupported_targets="ignore",
                 )
-                path = out / "rectools-sasrec" / f"epochs={number}{ending}.seed{seed}.csv"
+                path = out / "rectools-sasrec" / f"{setting}{ending}.seed{seed}.csv"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lists.assign(**columns).to_csv(path, index=False)
                 found[path.name] = calc_metrics(
@@ -81,7 +84,7 @@ def dataset_of(events: pd.DataFrame) -> Dataset:
     return Dataset.construct(events[["user_id", "item_id"]].assign(weight=1.0, datetime=times))
 
 
-def fitted(dataset: Dataset, epochs: int, seed: int) -> SASRecModel:
+def fitted(dataset: Dataset, epochs: int, seed: int, batch: int) -> SASRecModel:
     seed_everything(seed)
 
     def trainer() -> Trainer:
@@ -98,7 +101,7 @@ def fitted(dataset: Dataset, epochs: int, seed: int) -> SASRecModel:
         "n_factors": 64,
         "session_max_len": 50,
         "loss": "softmax",
-        "batch_size": 128,
+        "batch_size": batch,
     }
     model = SASRecModel(
         **shape, epochs=epochs, get_trainer_func=trainer, recommend_torch_device="cpu"
@@ -108,4 +111,4 @@ def fitted(dataset: Dataset, epochs: int, seed: int) -> SASRecModel:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:]))

@@ -36,26 +36,45 @@ def _corrected(pair: Record, resamples: int) -> str:
     return f"{'≤ ' * is_least}{shown_p(pair['p_holm'])}"
 
 
+def _shown_kinds(record: Record) -> list[str]:
+    """Kinds of metrics with a column. If every query has one target, recall equals hit, map equals
+    mrr, and precision is hit / k: these three are left out.
+    """
+    metrics = [one["metrics"] for one in record["methods"].values()]
+    one_target = all(
+        of[f"recall@{k}"]["value"] == of[f"hit@{k}"]["value"]
+        for of in metrics
+        for k in record["protocol"]["ks"]
+    )
+    left_out = ("recall", "precision", "map") if one_target else ()
+    return [kind for kind in (*QUERY_METRICS, "coverage") if kind not in left_out]
+
+
 def board(record: Record) -> list[list[str]]:
     """The leaderboard: a header and one row per method."""
     metric, ks = record["protocol"]["metric"], record["protocol"]["ks"]
     k = int(metric.split("@")[1])
-    others = [
-        f"{kind}@{k}"
-        for kind in (*QUERY_METRICS, "coverage")
-        if f"{kind}@{k}" != metric and k in ks
-    ]
-    pairs = against_best(record)
-    rows = [["method", "setting", "seeds", metric, "95 % interval", "p vs best", *others]]
+    others = [f"{kind}@{k}" for kind in _shown_kinds(record) if f"{kind}@{k}" != metric and k in ks]
+    pairs, best = against_best(record), ranked(record)[0]
+    rows = [["method", "setting", "seeds", metric, "95 % interval"]]
+    rows[0] += ["minus the best, 95 % interval", "p vs best", *others]
     for name in ranked(record):
         one = record["methods"][name]
         main = one["metrics"][metric]
         spread = f" ± {main['sd']:.4f}" if "sd" in main else ""
-        p = _corrected(pairs[name], record["resamples"]) if name in pairs else "–"
         cells = [name, one["setting"] or "–", str(one["seeds"]), f"{main['value']:.4f}{spread}"]
-        cells += [f"{main['low']:.4f} – {main['high']:.4f}", p]
+        cells += [f"{main['low']:.4f} – {main['high']:.4f}"]
+        cells += _difference(pairs[name], best, record["resamples"]) if name in pairs else ["–"] * 2
         rows.append([*cells, *(f"{one['metrics'][other]['value']:.4f}" for other in others)])
     return rows
+
+
+def _difference(pair: Record, best: str, resamples: int) -> list[str]:
+    """A method minus the best one with its interval, and the corrected p-value."""
+    value, low, high = (pair[key] for key in ("difference", "low", "high"))
+    if pair["first"] == best:
+        value, low, high = -value, -high, -low
+    return [f"{value:+.4f}, {low:+.4f} to {high:+.4f}", _corrected(pair, resamples)]
 
 
 def head(record: Record) -> str:
@@ -94,10 +113,15 @@ def findings(record: Record) -> list[str]:
         one = record["methods"][name]
         if chosen := one.get("selection"):
             gap = chosen["inflation"]
+            claimed = (
+                "also the best on test"
+                if chosen["chosen"] == chosen["best_on_test"]
+                else f"the best on test is {chosen['best_on_test']}: selection inflation"
+                f" {gap['difference']:+.4f}, {gap['low']:+.4f} to {gap['high']:+.4f}"
+            )
             lines.append(
                 f"{name}: validation chooses {chosen['chosen']} of {len(chosen['settings'])}"
-                f" settings; the best on test is {chosen['best_on_test']}: selection inflation"
-                f" {gap['difference']:+.4f}, {gap['low']:+.4f} to {gap['high']:+.4f}"
+                f" settings; {claimed}"
             )
         if windows := one.get("windows"):
             lines.append(
@@ -145,7 +169,7 @@ def html(record: Record) -> str:
 
 
 def page(records: Sequence[Record]) -> str:
-    """``docs/leaderboard.md``: data set × method, then each protocol with leaderboard, commands and
+    """``docs/leaderboard.md``: method × data set, then each protocol with leaderboard, commands and
     date.
     """
     lines = [
@@ -160,10 +184,13 @@ def page(records: Sequence[Record]) -> str:
             " several settings,"
         ),
         (
-            "validation chooses one. *Lists* says what each method was fitted on, and for how long:"
-            " a model trained for"
+            "validation chooses one. *Lists* says what each method was fitted on, and for how long."
+            " p-values are from a"
         ),
-        "one epoch does not represent its library. See [referee.md](referee.md).",
+        (
+            "paired bootstrap over users, with Holm's correction over all pairs of the table. See"
+            " [referee.md](referee.md)."
+        ),
         "",
     ]
     lines += _markdown_table(_matrix(records))
@@ -184,18 +211,18 @@ def page(records: Sequence[Record]) -> str:
 
 
 def _matrix(records: Sequence[Record]) -> list[list[str]]:
-    """The main metric: one row per protocol, one column per method."""
+    """The main metric: one row per method, one column per protocol."""
+    records = sorted(records, key=lambda one: str(one["protocol"]["name"]))
     names = list(dict.fromkeys(name for record in records for name in ranked(record)))
-    rows = [["set", "protocol", "metric", *names]]
-    for record in sorted(records, key=lambda one: str(one["protocol"]["name"])):
+    rows = [["method"], *([name] for name in names)]
+    for record in records:
         protocol, best = record["protocol"], ranked(record)[0]
         metric = protocol["metric"]
-        cells = [protocol["name"], _rules(record), metric]
-        for name in names:
-            one = record["methods"].get(name)
+        rows[0].append(f"{protocol['name']}, {_rules(record)}: {metric}")
+        for row in rows[1:]:
+            one = record["methods"].get(row[0])
             figure = f"{one['metrics'][metric]['value']:.4f}" if one else "–"
-            cells.append(f"**{figure}**" if name == best else figure)
-        rows.append(cells)
+            row.append(f"**{figure}**" if row[0] == best else figure)
     return rows
 
 

@@ -25,6 +25,7 @@ from recsys.evaluation.metrics import ndcg_at
 from recsys.evaluation.ranking import rank
 from recsys.referee.exported_protocol import protocol_of
 from recsys.referee.judge import holm
+from recsys.referee.leaderboard import board
 from recsys.referee.protocol import Protocol, read_protocol, write_protocol
 from tests.handmade import DAY, leave_last, write_dataset
 
@@ -333,6 +334,23 @@ def test_pairs_are_tested_with_holm(folder: Path, tmp_path: Path) -> None:
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
 
 
+def test_leaderboard_has_the_difference_to_the_best_in_either_order_of_the_methods(
+    folder: Path, tmp_path: Path
+) -> None:
+    first, second = (
+        saved(lists(lambda user, n=n: user % n), tmp_path / f"{n}.csv") for n in (1, 2)
+    )
+    for words in ([f"none={first}", f"half={second}"], [f"half={second}", f"none={first}"]):
+        header, best, worse = board(score(folder, *words))
+        assert [row[0] for row in (best, worse)] == ["half", "none"]
+        column = header.index("minus the best, 95 % interval")
+        assert best[column] == "–"
+        value, low, high = re.findall(r"[+-][.\d]+", worse[column])
+        assert value == "-0.5000" and float(low) < -0.5 < float(high) < 0
+        # one target per query: recall and map would repeat hit and mrr
+        assert header[7:] == ["mrr@5", "hit@5", "coverage@5"]
+
+
 def test_seeds_are_averaged_and_their_spread_is_reported(folder: Path, tmp_path: Path) -> None:
     for seed, n in enumerate((2, 3, 4)):
         saved(lists(lambda user, n=n: user % n), tmp_path / f"a.seed{seed}.csv")
@@ -614,8 +632,9 @@ def test_page_has_every_dataset_and_method(folder: Path, tmp_path: Path) -> None
     text = (tmp_path / "page.md").read_text()
     figure = f"**{judged['methods']['a']['metrics']['ndcg@5']['value']:.4f}**"
     assert (
-        f"| handmade | leave-last, mask seen | ndcg@5 | {figure} | – |" in text
-        and "## another, leave-last, mask seen" in text
+        "| method | another, leave-last, mask seen: ndcg@5 | handmade, leave-last, mask seen:"
+        f" ndcg@5 |\n|---|---|---|\n| b<i> | {figure} | – |\n| a | – | {figure} |" in text
     )
+    assert "## another, leave-last, mask seen" in text
     assert "recsys referee score" in text
     assert "<script" not in (folder.parent / "verdict/referee.html").read_text()
