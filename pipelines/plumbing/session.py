@@ -32,6 +32,8 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     # with Ray's 15, a worker gets 1/30 of a core next to another busy process
     "RAY_worker_niceness": "0",
+    # if the first workers of a busy machine start later than Ray's 60 s, the driver waits forever
+    "RAY_worker_register_timeout_seconds": "600",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "TOKENIZERS_PARALLELISM": "false",
