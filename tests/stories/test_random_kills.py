@@ -186,7 +186,7 @@ def left(folder: Path) -> dict[str, Any]:
         re.sub(names, "…", str(path.relative_to(folder)))
         for place in (run, folder / "mlartifacts")
         for path in place.rglob("*")
-        if path.is_file() and "/code/" not in str(path)
+        if path.is_file() and "/code/" not in str(path) and ".artifact.uploading." not in str(path)
     )
     with closing(sqlite3.connect(f"file:{folder}/mlflow.db?mode=ro", uri=True)) as store:
         tables = {
@@ -195,7 +195,10 @@ def left(folder: Path) -> dict[str, Any]:
                 "aliases": "select name, alias, version from registered_model_aliases",
                 "versions": "select name, version, current_stage from model_versions",
                 "runs": "select distinct e.name, r.status from runs r join experiments e using"
-                " (experiment_id) where r.status = 'FINISHED' or e.name = 'multigrain'",
+                " (experiment_id) where r.status = 'FINISHED' or e.name = 'multigrain' and"
+                # a command that is killed directly after it created a run leaves it empty
+                " exists (select * from params where params.run_uuid = r.run_uuid)",
+                "metrics": "select distinct key from latest_metrics",
                 "logged models": "select count(*) from logged_models where lifecycle_stage ="
                 " 'active'",
                 "decision": "select version, value from model_version_tags"
