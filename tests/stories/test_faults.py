@@ -314,6 +314,29 @@ def test_epochs_arrive_once_when_tracking_server_hangs(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_run_with_a_budget_is_the_same_when_the_clock_jumps(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    """The wall clock of Python in driver and workers is set forward and back by two hours during
+    the training; the budget is one hour."""
+    clock = tmp_path / "clock"
+    clock.write_text("3600")
+    config = world(tmp_path, data={"dir": str(whole["dataset"])})
+    with Command("run", config, "--budget", "1h", MULTIGRAIN_CLOCK=str(clock)) as command:
+        for moment, seconds in {
+            r"epoch +1/6 ": "-3600",
+            r"epoch +4/6 ": "3600",
+            r"epoch +1/6 .*refit": "-3600",
+            r"evaluate +ranking": "3600",
+        }.items():
+            command.until(moment)
+            clock.write_text(seconds)
+        command.ends()
+    same(outcome(tmp_path / "run"), whole)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_epochs_arrive_once_when_the_disk_of_postgresql_is_full(
     tmp_path: Path, whole: dict[str, Any]
