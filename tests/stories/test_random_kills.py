@@ -50,6 +50,7 @@ IMPORTED: Final = (
 )
 ATTEMPTS: Final = 15
 AGAIN: Final = 0.7  # the share of kills after which the resumed command is killed too
+ALONE: Final = ("register", "promote")  # use no Ray
 SHORT: Final = {"epochs": 3, "patience": 3}
 
 
@@ -78,14 +79,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], Whole]:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, cluster: Cluster
+) -> dict[tuple[Any, ...], Whole]:
     """The uninterrupted runs, by their commands."""
-    found = {}
+    found, (address, where) = {}, joining(cluster)
     for commands in (ONE_COMMAND, STAGES):
         folder = tmp_path_factory.mktemp("whole")
         config, seconds, writes = world(folder, train=SHORT), [], []
         for verb, *words in commands:
-            with Command(verb, config, *words, MULTIGRAIN_KILL="0") as command:
+            place = () if verb in ALONE else address
+            with Command(verb, config, *words, *place, **where, MULTIGRAIN_KILL="0") as command:
                 command.ends()
                 seconds.append(time.monotonic() - command.started)
                 writes.append(command.writes)
@@ -105,8 +109,7 @@ def test_run_equals_reference_after_kill_at_random_moment(
     commands = STAGES if draw.random() < 0.25 else ONE_COMMAND
     words, where, nodes = (), {}, []
     if draw.random() < 0.75:
-        words, where = ("--ray.address", f"{LOOPBACK}:{cluster.gcs}"), {**cluster.environment}
-        where.pop("PYTHONPATH")  # that of the nodes
+        words, where = joining(cluster)
         nodes = [node.pid for node in cluster.nodes]
     config, reference = world(tmp_path, train=SHORT), whole[commands]
     story = [f"seed {seed}, {'cluster' if words else 'local Ray'}"]
@@ -118,7 +121,7 @@ def test_run_equals_reference_after_kill_at_random_moment(
                 for _ in range(ATTEMPTS):
                     by_write = draw.random() < 0.5
                     at = draw.randint(1, reference.writes[number]) if kills and by_write else 0
-                    place = () if verb in ("register", "promote") else words
+                    place = () if verb in ALONE else words
                     command = Command(
                         verb, config, *rest, *place, *resume, **where, MULTIGRAIN_KILL=str(at)
                     )
@@ -146,6 +149,12 @@ def test_run_equals_reference_after_kill_at_random_moment(
         print(f"KILLS FAILED {'; '.join(story)}: {error}")
         raise
     print(f"KILLS {'; '.join(story)}")
+
+
+def joining(cluster: Cluster) -> tuple[tuple[str, str], dict[str, str]]:
+    """The option and the environment of a driver that uses the cluster."""
+    own = {name: value for name, value in cluster.environment.items() if name != "PYTHONPATH"}
+    return ("--ray.address", f"{LOOPBACK}:{cluster.gcs}"), own
 
 
 def kill_at(command: Command, second: float, draw: random.Random, nodes: list[int]) -> str:
