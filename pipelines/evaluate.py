@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.opened_model import ORIGIN, model_sha256, open_trained
@@ -36,12 +37,15 @@ from recsys.evaluation.granularity_panels import granularity_panels
 from recsys.evaluation.rating_errors import rating_report
 from recsys.gate.drift import drift_panel, with_calibration
 from recsys.model import FrozenModel
+from recsys.registry.tracking import Tracker
 from recsys.report.report import render_report
 from recsys.serving.trade_off import trade_off
 from recsys.training.checkpoint import TrainResult
 from recsys.training.pruned import KEPT
 from recsys.training.selected import STACK
 from recsys.training.threads import settle_threads
+
+_LOGGED: Final = "evaluation"  # tag of the MLflow run: the evaluation that is logged completely
 
 
 def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -55,6 +59,9 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     }
     if config.run.resume and (earlier := measured(folder, identity)) is not None:
         folder.progress(f"{folder.metrics} already holds the metrics of this model")
+        with tracked(config, folder) as tracker:  # its driver may have died before it logged them
+            if tracker.tag(_LOGGED) != _mark(identity):
+                _log(tracker, folder, earlier)
         return earlier
     started = time.perf_counter()
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
@@ -84,11 +91,22 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         write_report(metrics)
         folder.rewrite_report = write_report
         folder.publish(folder.report)
-        log_evaluation(tracker, metrics)
-        for path in (folder.metrics, folder.report):
-            tracker.log_file(path)
+        _log(tracker, folder, metrics)
         say(metrics, config.train.metric, folder)
     return metrics
+
+
+def _log(tracker: Tracker, folder: RunFolder, metrics: dict[str, Any]) -> None:
+    """Log the metrics and the report to MLflow."""
+    log_evaluation(tracker, metrics)
+    for path in (folder.metrics, folder.report):
+        tracker.log_file(path)
+    tracker.set_tags({_LOGGED: _mark(metrics)})  # last: everything is there
+
+
+def _mark(metrics: Mapping[str, Any]) -> str:
+    """What identifies an evaluation."""
+    return f"{metrics['model_sha256'][:12]}-{metrics['settings_sha256'][:12]}"
 
 
 def _all_metrics(

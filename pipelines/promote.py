@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.comparison.champion import compare, side_of
-from pipelines.plumbing.promotion_record import candidate_table, to_markdown, version_tags
+from pipelines.plumbing.promotion_record import DECISION, candidate_table, to_markdown, version_tags
 from pipelines.plumbing.run_folder import RunFolder, write_atomically
 from pipelines.plumbing.session import quiet
 from recsys.config import Config, PromoteConfig, RunConfig, TrackingConfig, TrainConfig, redact
@@ -81,7 +81,8 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
         if not going_back:
             record = _with_minimum(record, found, by_alias="@" in uri)
         if record["decision"] in ("promoted", "forced"):
-            aliases.promote(version, (record["champion"] or {}).get("version", ""))
+            before = (record["champion"] or {}).get("version", "")
+            aliases.promote(version, before, version_tags(record))
         _record(folder, tracker, aliases, record)
         folder.progress(_closing(record))
     if record["decision"] == "refused":
@@ -261,7 +262,8 @@ def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[
     tracker.log_metrics({"promotion": numbers})
     for path in (folder.promotion, page):
         tracker.log_file(path)
-    aliases.tag(version, {**tags, "promotion.run_id": tracker.run_id})
+    if record["decision"] != "unchanged" or DECISION not in aliases.tags(version):
+        aliases.tag(version, {**tags, "promotion.run_id": tracker.run_id})
     former = (record["champion"] or {}).get("version", "")
     if former and former != version and record["promoted"]:
         aliases.tag(former, {"promotion.replaced_by": version})

@@ -77,7 +77,8 @@ def register(
     is_final = {"final": config.train.final}
     if config.run.resume and (earlier := registered_already(folder, digest, is_final)) is not None:
         folder.progress(f"already registered: {earlier['name']} version {earlier['version']}")
-        return earlier
+        with tracked(config, folder):  # ends the MLflow run of a driver that died after that
+            return earlier
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
         folder.turn_to("training on all events")
         final = final_model(config, folder, dataset, trained, go_on)

@@ -28,6 +28,7 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
+from recsys.registry.tracking import Tracker
 from recsys.training.checkpoint import TrainResult, save_trained
 from recsys.training.constants import LEFT_OUT
 from recsys.training.fresh_model import Start
@@ -92,6 +93,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             config, folder
         ) as tracker:  # its driver may have died before it sent all epochs
             EpochLog(tracker, folder.progress).complete(result.history)
+            if not tracker.has_metric("train.best_epoch"):
+                _log_end(tracker, result)
         return result
     with (
         folder.progress.stage("train"),
@@ -135,11 +138,15 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         folder.write_json(folder.model / ORIGIN, origin)
         folder.publish(folder.model)
         log_epoch.complete(result.history)
-        tracker.log_metrics(
-            {"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}}
-        )
+        _log_end(tracker, result)
         folder.progress(chosen_line(result, config.train.metric))
     return result
+
+
+def _log_end(tracker: Tracker, result: TrainResult) -> None:
+    tracker.log_metrics(
+        {"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}}
+    )
 
 
 def _with_apart(

@@ -88,15 +88,16 @@ def shown_by() -> Callable[[Count], None] | None:
 
 @dataclass(frozen=True)
 class Deadline:
-    """The time when work should end, on a clock that all processes of a machine share; by default
-    never.
+    """The time when work should end; by default never.
 
     Work that can stop early obeys it: it measures how long a step takes, and starts no step that
-    would not fit.
+    would not fit. The clock is monotonic, because the wall clock may be set to another time. Other
+    machines have other monotonic clocks, so a deadline is sent as the seconds that are left; the
+    wall clock measures only how long it was on the way.
     """
 
     at: float = math.inf
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
 
     @property
     def left(self) -> float:
@@ -106,6 +107,18 @@ class Deadline:
         (6.0, inf)
         """
         return self.at - self.clock()
+
+    def to_send(self) -> tuple[float, float]:
+        """Seconds that are left, and the wall clock, for :meth:`received` in another process."""
+        return self.left, time.time()
+
+    @classmethod
+    def received(cls, left: float, sent: float) -> Deadline:
+        """The deadline on the clock of this process, from what :meth:`to_send` returned."""
+        return cls(time.monotonic() + left - max(time.time() - sent, 0.0))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Deadline.received, self.to_send()
 
 
 class Pace:

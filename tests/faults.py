@@ -31,9 +31,11 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 
-# Every Python process of a command imports this: a training worker writes its process id.
-_SAY_RANK = """
-import os, threading, time
+# Every Python process of a command imports this. A training worker writes its process id. With
+# MULTIGRAIN_KILL, the driver counts its writes, and kills itself before the one of this number.
+# With MULTIGRAIN_CLOCK, the wall clock is off by the seconds in this file.
+SITE = """
+import os, signal, sys, threading, time
 
 def say() -> None:
     for _ in range(6000):
@@ -45,6 +47,36 @@ def say() -> None:
         time.sleep(0.05)
 
 threading.Thread(target=say, daemon=True).start()
+
+WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate",
+          "shutil.rmtree", "sqlite3.connect"}
+at, count = int(os.environ.pop("MULTIGRAIN_KILL", "-1")), 0
+ranks = os.environ["MULTIGRAIN_RANKS"]
+folder, driver = os.path.dirname(ranks), os.getpid()
+
+def watch(event, words):
+    global count
+    if event == "open":
+        writes = isinstance(words[2], int) and words[2] & (os.O_WRONLY | os.O_RDWR)
+    else:
+        writes = event in WRITES
+    path = str(words[0]) if writes and words else ""
+    if folder in path and ranks not in path and "/code/" not in path:  # hundreds of copies
+        count += 1
+        with open(os.path.join(ranks, "writes"), "w") as file:
+            file.write(str(count))
+        if count == at and os.getpid() == driver:
+            os.kill(driver, signal.SIGKILL)
+
+if at >= 0:
+    sys.addaudithook(watch)
+
+def shifted(now=time.time):
+    with open(os.environ["MULTIGRAIN_CLOCK"]) as file:
+        return now() + float(file.read() or 0)
+
+if "MULTIGRAIN_CLOCK" in os.environ:
+    time.time = shifted
 """
 
 
@@ -97,7 +129,7 @@ class Command:
         self.lines: list[str] = []
         self.ranks = config.parent / f"ranks-{uuid.uuid4().hex[:8]}"
         self.ranks.mkdir()
-        (self.ranks / "sitecustomize.py").write_text(_SAY_RANK, encoding="utf-8")
+        (self.ranks / "sitecustomize.py").write_text(SITE, encoding="utf-8")
         known = {
             "MULTIGRAIN_RANKS": str(self.ranks),
             "PYTHONPATH": f"{self.ranks}:{ROOT}",
@@ -148,6 +180,11 @@ class Command:
     def output(self) -> str:
         return "".join(self.lines)
 
+    @property
+    def writes(self) -> int:
+        """Number of writes of the driver to the folder of the configuration."""
+        return int((self.ranks / "writes").read_text())
+
     def until(self, pattern: str) -> None:
         """Wait for a line."""
         self.when(lambda: re.search(pattern, self.output), pattern)
@@ -163,7 +200,7 @@ class Command:
 
     def kill(self) -> None:
         """SIGKILL for the driver; Ray's processes notice and end."""
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
         for _ in range(600):
             if not own_processes(self.process.pid):
@@ -236,11 +273,18 @@ def events_of(dataset: Path) -> tuple[dict[str, Any], list[dict[str, list[Any]]]
     return manifest, tables
 
 
-def logged(database: Path) -> list[tuple[str, int, float]]:
-    """Metric, step and value of every epoch in MLflow's SQLite store, duplicates included."""
+EPOCHS = (  # of a store of MLflow
+    "select key, step, value from metrics where (key like '%.loss' or key like 'valid.%')"
+)
+
+
+def logged(database: Path, run_id: str = "") -> list[tuple[str, int, float]]:
+    """Metric, step and value of every epoch in MLflow's SQLite store, or of one MLflow run,
+    duplicates included."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
         rows = store.execute(
-            "select key, step, value from metrics where key like '%.loss' or key like 'valid.%'"
+            f"{EPOCHS} and ? in (run_uuid, '')",
+            (run_id,),
         )
         return sorted(rows.fetchall())
 
@@ -304,21 +348,25 @@ class SmallDisk:
     def fill_until(self, command: Command) -> None:
         """Keep the disk full until the command has ended, even if it removes files."""
         while command.process.poll() is None:
-            for size in (1 << 20, 4096):
-                with suppress(OSError), self._ballast.open("ab", buffering=0) as file:
-                    while True:
-                        file.write(b"0" * size)
+            self.fill()
             time.sleep(0.02)
+
+    def fill(self) -> None:
+        """Leave no byte."""
+        for size in (1 << 20, 4096):
+            with suppress(OSError), self._ballast.open("ab", buffering=0) as file:
+                while True:
+                    file.write(b"0" * size)
 
     def free(self) -> None:
         self._ballast.unlink()
 
 
 class MlflowServer:
-    """An MLflow server on SQLite and a folder, whose processes can be stopped, killed and started
-    again."""
+    """An MLflow server on a store, SQLite by default, and a folder; its processes can be stopped,
+    killed and started again."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, store: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.uri = f"http://127.0.0.1:{port}"
         self.database = folder / "mlflow.db"
@@ -326,7 +374,7 @@ class MlflowServer:
         words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         words += [
             "--backend-store-uri",
-            f"sqlite:///{self.database}",
+            store or f"sqlite:///{self.database}",
             "--artifacts-destination",
             str(folder / "files"),
         ]

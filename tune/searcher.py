@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from recsys.config import Config, redact
 from recsys.errors import ConfigError
+from recsys.pace import Deadline
 from tune.heartbeats import Pulse
 from tune.ledger import Ledger, Trial
 from tune.plan import WAIT, Plan
@@ -338,10 +339,10 @@ def task_of(
     tree = config.model_copy(update={"run": run}).model_dump(mode="json")
     best = max((epoch["best"] for epoch in trial.epochs.values()), default=None)
     key = (trial.number, trial.repeat)
-    left = plan.until(trial, slots.concurrent) - time.monotonic()
-    until = None if left == math.inf else time.time() + left  # a clock that other processes share
+    until = plan.until(trial, slots.concurrent)
+    deadline = None if until == math.inf else Deadline(until).to_send()
     return Task(
-        *key, tree, paths.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, until
+        *key, tree, paths.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, deadline
     )
 
 

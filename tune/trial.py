@@ -68,7 +68,8 @@ class Task:
     use_gpu: bool
     best: float | None = None  # best value that an interrupted trial has reported
     pulse: str = ""  # the key of its heartbeats, see tune.heartbeats
-    until: float | None = None  # seconds since 1970 at which it ends itself with its results so far
+    # of Deadline.to_send: at this deadline it ends itself with its results so far
+    deadline: tuple[float, float] | None = None
 
 
 def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
@@ -98,7 +99,7 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
         device = torch.device("cuda" if task.use_gpu else "cpu")
         resumed = last_checkpoint(folder) if folder is not None else None
-        deadline = Deadline() if task.until is None else Deadline(task.until)
+        deadline = Deadline() if task.deadline is None else Deadline.received(*task.deadline)
         context = TrainContext(
             device=device, report=tell, resume_from=resumed, save=keep, deadline=deadline
         )

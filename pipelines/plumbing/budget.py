@@ -69,8 +69,8 @@ class Budget:
         self._part, self._since = part, now
 
     def deadline(self, seconds: float) -> Deadline:
-        """A deadline this many seconds from now, on a clock that other processes share."""
-        return Deadline(time.time() + seconds)
+        """A deadline this many seconds from now."""
+        return Deadline(time.monotonic() + seconds)
 
     def training_s(self, name: str = "") -> float:
         """Seconds for the training that chooses the epoch, with its refit.

@@ -10,6 +10,7 @@ from pipelines.plumbing.progress import table
 from recsys.evaluation.bootstrap import shown_p
 from recsys.report.wording import segment_name
 
+DECISION: Final = "promotion.decision"  # tag
 _COLUMNS: Final = ("alias", "made", "events", "dataset", "decision", "candidate")
 
 
@@ -17,7 +18,7 @@ def version_tags(record: Mapping[str, Any]) -> dict[str, str]:
     """The tags of the version and the MLflow run that describe the decision."""
     champion, found = record["champion"], record.get("comparison") or {}
     tags = {
-        "promotion.decision": record["decision"],
+        DECISION: record["decision"],
         "promotion.against": champion["version"] if champion else "none",
         "promotion.reasons": "\n".join(record["reasons"]) or "all rules passed",
         "promotion.time": record["time"],

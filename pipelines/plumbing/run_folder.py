@@ -442,6 +442,10 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
             f"`recsys {verb}`, process {os.getpid()} on {socket.gethostname()}, since {since}"
         )
         file.flush()
+        from recsys.storage.beside import remove_abandoned
+
+        for folder in (root, *(root / name for name in ("model", "final", "bundle"))):
+            remove_abandoned(folder)
         yield
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from typing import Any
 
 from pipelines.plumbing.signals import kept_from_ray
 from recsys.config import RayConfig, TrainConfig
-from recsys.errors import ConfigError, Unavailable
+from recsys.errors import ConfigError, Unavailable, UserError
 from recsys.storage.temporary import temporary_folder
 
 # Ray and MLflow read these at import or start; a value that the user has set stays.
@@ -32,6 +33,8 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     # with Ray's 15, a worker gets 1/30 of a core next to another busy process
     "RAY_worker_niceness": "0",
+    # if the first workers of a busy machine start later than Ray's 60 s, the driver waits forever
+    "RAY_worker_register_timeout_seconds": "600",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "TOKENIZERS_PARALLELISM": "false",
@@ -39,6 +42,7 @@ _ENVIRONMENT = {
 }
 # Ray waits 30 s for itself, which is too short next to other busy processes
 _ATTEMPTS = 3
+_HEAD_S = 10.0
 _LATE = "timed out during startup"
 # A socket path has at most 107 bytes; Ray appends /ray/session_DATE_TIME_PID/sockets/plasma_store.
 _LONGEST_TEMP_DIR = 107 - len(
@@ -86,7 +90,7 @@ def ray_session(
     ConfigError
         There are too few CPUs for the workers, or no cluster at ``ray.address``.
     Unavailable
-        A local Ray does not start.
+        A local Ray does not start, or a cluster is lost.
     Exception
         What ``meanwhile`` raises.
     """
@@ -104,9 +108,41 @@ def ray_session(
         with _running(meanwhile), kept_from_ray():
             _start(cluster.address, cpus)
         _quiet_data()
-        yield
+        with _naming_a_lost_cluster():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _naming_a_lost_cluster() -> Iterator[None]:
+    """Turn the errors of a block into one message if the head node does not answer any more.
+
+    Raises
+    ------
+    Unavailable
+        It does not answer.
+    """  # noqa: DOC501
+    import ray
+
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not ray.is_initialized():
+            raise
+        head = ray.get_runtime_context().gcs_address
+        host, _, port = head.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=_HEAD_S).close()
+        except OSError:
+            raise Unavailable(
+                f"the Ray cluster was lost: its head node {head} does not answer any more"
+                f" ({type(error).__name__}); start it again, or set ray.address to another one, and"
+                " continue with the same command and --resume"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Aliases:
                 raise
             return ""
 
-    def promote(self, version: str, champion: str) -> None:
+    def promote(self, version: str, champion: str, tags: Mapping[str, Any]) -> None:
         """Make a version the champion, and the champion before it ``previous``.
 
         Parameters
@@ -52,6 +52,8 @@ class Aliases:
             The new champion.
         champion : str
             The champion at the time of the decision; empty for none.
+        tags : Mapping[str, Any]
+            The decision, for the tags of the version.
 
         Raises
         ------
@@ -69,8 +71,9 @@ class Aliases:
         if champion:
             # first: after a crash in between, the champion is still the old one
             self._client.set_registered_model_alias(self.name, PREVIOUS, champion)
-        # before the alias moves: a rollback of this champion needs it
-        self.tag(version, {REPLACED: champion or "none"})
+        # before the alias moves: a rollback of this champion needs it, and a command that is killed
+        # afterwards leaves no champion without reasons
+        self.tag(version, {REPLACED: champion or "none", **tags})
         self._client.set_registered_model_alias(self.name, CHAMPION, version)
 
     def roll_back(self) -> tuple[str, str]:

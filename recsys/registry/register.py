@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from recsys.registry.aliases import Aliases
 from recsys.registry.digest import FILES_TAG, LISTING, digest, dump
 from recsys.registry.logged_model import log_model, logged_files
 from recsys.registry.minimum import EVENTS_TAG, Minimum, alias_command, check_minimum, num_events
-from recsys.registry.mlflow_client import active_uris, name_is
+from recsys.registry.mlflow_client import active_uris, all_pages, name_is
 from recsys.registry.tracking import Tracker
 from recsys.registry.version_tags import final_tags, version_tags
 
@@ -108,6 +109,8 @@ def register(
     # an interrupted command may have created the version, but not yet moved the alias
     number = _version_of_interrupted_run(registry, name, tags) if resumes else 0
     if not number:
+        if resumes:
+            _forget_unregistered(tracker)
         number = _create_version(tracker, folder, bundle, settings, metrics, tags)
     pinned_uri = f"models:/{name}/{number}"
     minimum = _minimum(Aliases(registry, name), number, bundle, settings, replaces, metrics)
@@ -193,6 +196,26 @@ def _version_of_interrupted_run(registry: Any, name: str, tags: Mapping[str, str
     """
     found = registry.search_model_versions(f"{name_is(name)} and run_id = '{tags['run_id']}'")
     return max((int(one.version) for one in found if tags.items() <= one.tags.items()), default=0)
+
+
+def _forget_unregistered(tracker: Tracker) -> None:
+    """Delete the models that an interrupted command has logged to the run and not registered."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    registry, run = tracker.client, tracker.run_id
+    versions = all_pages(registry.search_model_versions, filter_string=f"run_id = '{run}'")
+    registered = {one.source for one in versions}
+    logged = all_pages(
+        registry.search_logged_models,
+        experiment_ids=[tracker.experiment_id],
+        filter_string=f"source_run_id = '{run}'",
+    )
+    for model in list(logged):
+        if model.model_uri not in registered:
+            with active_uris(tracker.uri), suppress(Exception):  # what stays does no harm
+                repository: Any = get_artifact_repository(model.artifact_location)
+                repository.delete_artifacts()
+                registry.delete_logged_model(model.model_id)
 
 
 def _ensure_name(registry: Any, name: str) -> None:

@@ -35,6 +35,7 @@ from recsys.registry.store_state import (
     sqlite_errors,
     store_error,
 )
+from recsys.storage.filesystems import is_of_disk
 
 MAKING_S: float = 300.0  # wait for another process that creates the store
 _TRIES: Final = 3
@@ -232,8 +233,8 @@ def _upgrade(path: Path, revision: str) -> None:
             except Exception as error:
                 # the store itself is unchanged, so its backup is of no use
                 backup.unlink(missing_ok=True)
-                # a full disk says nothing about the store
-                if _is_full(error):
+                # an error of the disk says nothing about the store
+                if is_of_disk(error):
                     raise
                 why = (
                     f"MLflow cannot upgrade it from schema {revision} to {newest_revision()}"
@@ -304,7 +305,3 @@ def _copy_store(source: Path, target: Path) -> None:
 def _flush(file: Path) -> None:
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _is_full(error: BaseException) -> bool:
-    return "disk is full" in str(error) or "No space left" in str(error)

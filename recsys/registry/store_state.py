@@ -22,7 +22,7 @@ WAIT_S: float = 30.0  # wait for another process that holds a lock on the store
 # an incomplete store that changed within these seconds may still be under creation
 _SETTLE_S: Final = 10.0
 POLL_S: Final = 0.1
-_FULL: Final = sqlite3.SQLITE_FULL
+_OF_DISK: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,14 @@ def check(path: Path) -> None:
 
 def settled(path: Path) -> State:
     """The :class:`State` of a file, after waiting until no process changes its tables any more."""
+    last = time.monotonic() + _SETTLE_S
     while True:
-        state = look(path)
+        state, age = look(path), time.time() - _changed(path)
         # MLflow commits each migration alone, so a store under creation looks partial
-        if state.kind != "partial" or time.time() - _changed(path) > _SETTLE_S:
+        if state.kind != "partial" or age > _SETTLE_S:
+            return state
+        # a clock that was set back after the last change
+        if age < 0 and time.monotonic() > last:
             return state
         time.sleep(POLL_S)
 
@@ -134,7 +138,7 @@ def sqlite_errors(path: Path) -> Iterator[None]:
     ArtifactError
         SQLite reports anything else about the file.
     Error
-        The disk is full; SQLite's own error says so.
+        The disk is full or damaged; SQLite's own error says so.
     """  # noqa: DOC501
     try:
         yield
@@ -154,7 +158,7 @@ def sqlite_errors(path: Path) -> Iterator[None]:
                 f"tracking.uri: {path} is not a SQLite database ({error}); give the path of"
                 " MLflow's store, or of a file that does not exist yet"
             ) from None
-        if code == _FULL:
+        if code in _OF_DISK:
             raise
         raise store_error(path, State("partial", "", f"SQLite reports: {error}")) from None
 

@@ -43,6 +43,7 @@ from recsys.registry.run_tags import (
 )
 from recsys.registry.store import remove_unused
 from recsys.registry.store_state import State, store_error
+from recsys.storage.beside import atomic_write
 from recsys.storage.filesystems import check_writable, require_s3_client
 from recsys.storage.locks import this_process
 from recsys.storage.uris import is_remote
@@ -125,8 +126,9 @@ class Tracker:
                 f"tracking.uri {redact(self.uri)} cannot be used: {redact(first_line(error))};"
                 " start the server, fix the URI, or set tracking.enabled false"
             ) from error
-        self._log_config()
+        # first: a command that continues a killed one finds the run
         self._remember()
+        self._log_config()
         if self.config.tracking.system_metrics and not self._apart:
             self._monitor = _system_monitor(self.run_id, self.uri)
         return self
@@ -297,6 +299,18 @@ class Tracker:
         for key, value in tags.items():
             self._client.set_tag(self.run_id, key, redact(_text(value))[:_MAX_VALUE])
 
+    def tag(self, key: str) -> str:
+        """A tag of the run; empty where it is missing."""
+        if self._client is None:
+            return ""
+        return str(self._client.get_run(self.run_id).data.tags.get(key, ""))
+
+    def has_metric(self, key: str) -> bool:
+        """Whether a metric was logged to the run."""
+        if self._client is None:
+            return False
+        return mlflow_name(key) in self._client.get_run(self.run_id).data.metrics
+
     @property
     def client(self) -> Any:
         """The ``MlflowClient`` of an open, enabled tracker."""
@@ -384,7 +398,8 @@ class Tracker:
             "experiment_id": self.experiment_id,
             "run_id": self.run_id,
         }
-        (self._folder / RUN_FILE).write_text(json.dumps(content, indent=1))
+        with atomic_write(self._folder / RUN_FILE) as aside:
+            aside.write_text(json.dumps(content, indent=1))
 
 
 def run_of_folder(tracking: TrackingConfig, run_dir: str, folder: Path | None = None) -> str:

@@ -55,6 +55,8 @@ from recsys.report.wording import (
     sentence,
     signed,
 )
+from recsys.storage.beside import atomic_write
+from recsys.storage.filesystems import storage_errors
 
 _MAX_HISTORY: Final = 12
 _NUM_COLOURS: Final = 24  # number of fills in report.css
@@ -119,7 +121,8 @@ def render_report(
         "config_yaml": config_yaml,
     }
     html = templates.get_template("report.html.j2").render(content)
-    Path(path).write_text(html, encoding="utf-8")
+    with atomic_write(Path(path)) as aside, storage_errors(str(path), "write to"):
+        aside.write_text(html, encoding="utf-8")
 
 
 def _first_screen(

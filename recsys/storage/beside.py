@@ -5,10 +5,14 @@ umask.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+_ASIDE: Final = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
 
 
 @contextmanager
@@ -30,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         The file cannot be created or renamed.
     """
     # in the same folder, as a rename is atomic only within one filesystem; the random part keeps
-    # two threads of a process apart
+    # two threads of a process apart; remove_abandoned knows this form
     aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     aside.touch(mode=0o666, exist_ok=False)
     try:
@@ -43,3 +47,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete the temporary files of killed writers in a folder to which nobody else writes now."""
+    for path in folder.glob(".*.*-*"):
+        if _ASIDE.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -53,9 +53,28 @@ _SILENT: Final = re.compile(
 _BUSY: Final = re.compile(
     r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|ServiceUnavailable|HTTP status 503|\b503\b"
 )
-_FULL: Final = re.compile(
-    r"[^\n]*(No space left on device|Disk quota exceeded|database or disk is full)[^\n]*"
-)
+# words of the system, Arrow, safetensors or SQLite → what is wrong with the disk, and the fix
+_DISK: Final = {
+    "No space left on device|database or disk is full": ("the disk is full", "free space there"),
+    "Disk quota exceeded": (
+        "the disk quota is used up",
+        "free space there, or get a larger quota",
+    ),
+    "File too large": (
+        "the file is larger than `ulimit -f` or the file system permits",
+        "raise the limit, or choose another disk",
+    ),
+    "Read-only file system": (
+        "the file system is read-only",
+        "make it writable (an error of the disk also makes it read-only: see `dmesg`)",
+    ),
+    # SQLite also says this of a quota that is used up
+    "Input/output error|disk I/O error": (
+        "the disk reports an error",
+        "check the disk (`dmesg`) and its quota",
+    ),
+}
+_OF_DISK: Final = re.compile(rf"[^\n]*?({'|'.join(_DISK)})[^\n]*")
 GO_ON: Final = "continue with the same command and --resume"
 
 
@@ -145,14 +164,32 @@ def storage_errors(uri: str, doing: str = "read") -> Iterator[None]:
     Raises
     ------
     StorageError
-        Any other error of a remote filesystem, or a full disk.
+        Any other error of a remote filesystem, or of the disk.
     """  # noqa: DOC501
     try:
         yield
     except Exception as error:
-        if _FULL.search(str(error)) is None and not (is_remote(uri) and _is_of_storage(error)):
+        if _of_disk(str(error)) is None and not (is_remote(uri) and _is_of_storage(error)):
             raise
         raise explain(error, uri, doing) from error
+
+
+def _of_disk(text: str) -> tuple[str, str, str] | None:
+    """The line of an error that is about the disk, what is wrong, and the fix; None for any other
+    error.
+    """
+    found = _OF_DISK.search(text)
+    if found is None:
+        return None
+    what, cure = next(
+        meaning for words, meaning in _DISK.items() if re.search(words, found.group(1))
+    )
+    return found.group(), what, cure
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Whether the disk caused an error: it is full, over its quota, read-only or damaged."""
+    return _of_disk(str(error)) is not None
 
 
 def _is_of_storage(error: BaseException) -> bool:
@@ -183,10 +220,9 @@ def explain(error: BaseException, uri: str, doing: str = "read") -> StorageError
         The error to raise.
     """
     text, where = str(error), without_query(uri)
-    if _FULL.search(text):
-        return StorageError(
-            f"cannot {doing} {where}: the disk is full; free space there, and {GO_ON}"
-        )
+    if (disk := _of_disk(text)) is not None:
+        _, what, cure = disk
+        return StorageError(f"cannot {doing} {where}: {what}; {cure}, and {GO_ON}")
     if _BUSY.search(text):
         return StorageError(
             f"cannot {doing} {where}: the server answers 503, because it is overloaded or out of"
@@ -218,12 +254,13 @@ def explain(error: BaseException, uri: str, doing: str = "read") -> StorageError
 
 
 def message_of(error: BaseException) -> str | None:
-    """The message for a storage error that a library raised, or for a full disk; None for any other
-    error.
+    """The message for a storage error that a library raised, or for an error of the disk; None for
+    any other error.
     """
     text = str(error)
-    if (full := _FULL.search(text)) is not None:
-        return f"the disk is full ({full.group()}); free space there, and {GO_ON}"
+    if (disk := _of_disk(text)) is not None:
+        line, what, cure = disk
+        return f"{what} ({line}); {cure}, and {GO_ON}"
     if isinstance(error, OSError) and "AWS Error" in text:
         found = re.search(r"key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'", text)
         return str(explain(error, f"s3://{found['bucket']}/{found['key']}" if found else "s3://"))

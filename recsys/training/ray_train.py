@@ -186,9 +186,11 @@ def _run(
             # Ray Train leaves its own handler, which is for this training only
             signal.signal(signal.SIGINT, before)
         reader.stop()
-        for ended in filter(None, (queue, orders)):
-            with suppress(Exception):
-                ended.shutdown()
+        for ended in (queue, orders):
+            # not by its truth, which asks the actor how many entries it has
+            if ended is not None:
+                with suppress(Exception):
+                    ended.shutdown()
     if reader.user_error:
         raise UserError(reader.user_error)
     if stop is not None and stop.is_set():

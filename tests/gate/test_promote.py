@@ -334,6 +334,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(
     )
     assert world.record()["reasons"] != []
     assert world.promote() == 0 and world.record()["decision"] == "unchanged"
+    assert world.tags("3")["promotion.decision"] == "forced", "the decision that made it champion"
 
     # roll back, and roll back again
     assert world.promote("--rollback") == 0

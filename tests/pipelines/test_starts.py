@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,3 +158,21 @@ def test_ray_that_misses_its_own_time_limit_is_started_again(
         with pytest.raises(Unavailable, match="does not start"):
             session._start("local", 1)
     assert len(calls) == starts
+
+
+def test_lost_cluster_gives_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head node answers: the error stays. It does not: one message; the user's errors stay."""
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = "{}:{}".format(*head.getsockname())
+        context = SimpleNamespace(gcs_address=address)
+        monkeypatch.setattr("ray.is_initialized", lambda: True)
+        monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+        with pytest.raises(ZeroDivisionError), session._naming_a_lost_cluster():
+            _ = 1 / 0
+    with (
+        pytest.raises(Unavailable, match=f"cluster was lost: its head node {address} .*--resume"),
+        session._naming_a_lost_cluster(),
+    ):
+        _ = 1 / 0
+    with pytest.raises(ArtifactError), session._naming_a_lost_cluster():
+        raise ArtifactError("a file is damaged")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
+import pickle
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress
 from recsys import pace
 from recsys.config import TextConfig
 from recsys.data.histories import Split
 from recsys.evaluation.ranking import rank
-from recsys.pace import Count, Pace, reporting_to, tell, with_progress
+from recsys.pace import Count, Deadline, Pace, reporting_to, tell, with_progress
 from recsys.preparation import vector_cache as text_cache
 from tests.handmade import small_model, small_world
 
@@ -151,3 +155,25 @@ def test_encoding_reports_progress_by_text_length(
         )
     assert numbers == {"encoded": 2, "cached": 0} and vectors_NT.shape == (3, 4)
     assert [line.rsplit(",", 1)[0] for line in lines] == ["encoding texts: 1 of 2 (90 %)"]
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_deadline_stays_when_the_wall_clock_jumps(
+    monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """Also where it was sent to another process before; this is the clock of the budget."""
+    now = time.time
+    deadline = Budget("1h", 3600.0, time.monotonic()).deadline(60.0)
+    received = pickle.loads(pickle.dumps(deadline))
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
+    assert 0 < deadline.left <= 60 and 0 < received.left <= 60
+
+
+def test_deadline_that_was_sent_counts_the_time_on_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no deadline stays none."""
+    now, sent = time.time, pickle.dumps(Deadline(time.monotonic() + 60))
+    monkeypatch.setattr(time, "time", lambda: now() + 20)
+    assert pickle.loads(sent).left == pytest.approx(40, abs=2)
+    assert pickle.loads(pickle.dumps(Deadline())).left == math.inf

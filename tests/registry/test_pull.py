@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from tests.handmade import small_model, small_world
+from tests.postgres import Postgres
 
 Captured = pytest.CaptureFixture[str]
 ASKED = [{"user_id": "u0", "k": 3}, {"history": ["i1"], "k": 3}]
@@ -438,95 +440,9 @@ def test_model_lifecycle_through_a_real_mlflow_server(tmp_path: Path) -> None:
         goes_through(tmp_path, uri)
 
 
-def postgres_programs() -> Path:
-    """The folder of initdb and postgres; the test is skipped where they are missing."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found and (found[-1].parent / "postgres").is_file():
-        return found[-1].parent
-    path = shutil.which("initdb")
-    if path and shutil.which("postgres"):
-        return Path(path).resolve().parent
-    pytest.skip(
-        "needs the programs of a PostgreSQL server (Debian: postgresql); there is no initdb"
-    )
-
-
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL server on a Unix socket; under another user where we are root, because it
-    refuses to run as root.
-    """
-    programs = postgres_programs()
-    pytest.importorskip("psycopg2", reason="needs psycopg2")
-    import tempfile
-
-    socket_folder = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket's path must be short
-    as_user: list[str] = []
-    if os.getuid() == 0:
-        if not shutil.which("setpriv"):
-            pytest.skip(
-                "PostgreSQL refuses to run as root, and there is no setpriv to become somebody else"
-            )
-        shutil.chown(socket_folder, "nobody")
-        as_user = ["setpriv", "--reuid=nobody", "--clear-groups"]
-    data = socket_folder / "data"
-    environment = os.environ | {"HOME": str(socket_folder), "LC_ALL": "C"}
-    try:
-        made = [
-            *as_user,
-            str(programs / "initdb"),
-            "-D",
-            str(data),
-            "-U",
-            "tester",
-            "-A",
-            "trust",
-            "--no-sync",
-        ]
-        subprocess.run(made, check=True, capture_output=True, env=environment, cwd=socket_folder)
-        words = [
-            *as_user,
-            str(programs / "postgres"),
-            "-D",
-            str(data),
-            "-k",
-            str(socket_folder),
-            "-c",
-            "listen_addresses=",
-        ]
-        process = subprocess.Popen(
-            words,
-            cwd=socket_folder,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            yield f"postgresql+psycopg2://tester@/postgres?host={socket_folder}"
-        finally:
-            ended(process)
-    finally:
-        shutil.rmtree(socket_folder, ignore_errors=True)
-
-
 @pytest.mark.slow
-def test_model_lifecycle_through_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
-    import psycopg2
-
-    target, until = postgres.partition("host=")[2], time.monotonic() + 300
-    while True:
-        try:
-            psycopg2.connect(user="tester", dbname="postgres", host=target).close()
-            break
-        except psycopg2.OperationalError:
-            assert time.monotonic() < until
-            time.sleep(0.2)
-    for uri in serving(tmp_path, postgres):
-        goes_through(tmp_path, uri)
-    with (
-        psycopg2.connect(user="tester", dbname="postgres", host=target) as connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute("select name, version from model_versions")
-        assert cursor.fetchall() == [("pocket", 1)]
+def test_model_lifecycle_through_a_server_on_postgresql(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="pg-") as place, Postgres(Path(place)) as postgres:
+        for uri in serving(tmp_path, postgres.uri):
+            goes_through(tmp_path, uri)
+        assert postgres.select("select name, version from model_versions") == [("pocket", 1)]

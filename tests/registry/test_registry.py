@@ -15,6 +15,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -23,6 +24,7 @@ from pipelines.plumbing.run_tracking import log_evaluation
 from recsys.config import Config, build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
+from recsys.registry.experiments import local_path
 from recsys.registry.logged_model import REQUIREMENTS, input_example
 from recsys.registry.mlflow_client import active_uris, client, tracking_uri
 from recsys.registry.model_page import describe_model
@@ -333,6 +335,43 @@ def test_version_created_before_an_interruption_is_reused(registered: Registered
     assert (
         _version_of_interrupted_run(found, "pocket", version.tags) == 1
         and _version_of_interrupted_run(found, "wallet", version.tags) == 0
+    )
+
+
+def test_model_logged_before_an_interruption_is_deleted(
+    registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is killed between logging the model and creating the version."""
+    sections = {"tracking": {"uri": registered.uri}, "registry": {"name": "purse"}}
+    config = make_config(registered.folder, **sections, run={"dir": str(registered.folder / "k")})
+
+    def again(resumes: bool) -> RegisteredModel:
+        return register(
+            tracker, registered.bundle, config.registry, METRICS, resumes=resumes, replaces=False
+        )
+
+    with Tracker(config) as tracker:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(
+                "recsys.registry.register.logged_files", Mock(side_effect=KeyboardInterrupt)
+            )
+            again(resumes=False)
+        (lost,) = of_run(tracker)
+        files = local_path(lost.artifact_location)
+        assert files is not None and list(files.rglob("bundle.json"))
+        assert again(resumes=True).version == 1
+        (kept,) = of_run(tracker)
+        (version,) = tracker.client.search_model_versions("name = 'purse'")
+    assert version.source == kept.model_uri != lost.model_uri
+    assert not list(files.rglob("bundle.json"))
+
+
+def of_run(tracker: Tracker) -> list[Any]:
+    """The logged models of the tracker's run."""
+    return list(
+        tracker.client.search_logged_models(
+            [tracker.experiment_id], filter_string=f"source_run_id = '{tracker.run_id}'"
+        )
     )
 
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -254,6 +255,17 @@ def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
 def test_store_without_schema_version_is_incomplete(copied: Path) -> None:
     changed(copied, "DELETE FROM alembic_version")
     refused(copied, ArtifactError, "incomplete", "schema version is missing")
+
+
+def test_incomplete_store_from_the_future_is_not_awaited(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was set back by an hour after the last change of the file."""
+    changed(copied, "DROP TABLE trace_info")
+    future = time.time() + 3600
+    os.utime(copied, (future, future))
+    monkeypatch.setattr(store_state, "_SETTLE_S", 0.0)
+    refused(copied, ArtifactError, "incomplete", "trace_info")
 
 
 def test_store_of_a_newer_mlflow_names_the_fix(copied: Path) -> None:

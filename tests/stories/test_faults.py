@@ -28,6 +28,7 @@ from recsys.errors import ArtifactError
 from recsys.storage.filesystems import read_bytes
 from recsys.training.checkpoint import check_checkpoint
 from tests.faults import (
+    EPOCHS,
     ROOT,
     Command,
     Gate,
@@ -42,6 +43,7 @@ from tests.faults import (
     own_processes,
     world,
 )
+from tests.postgres import Postgres
 from tests.project.test_submit_cluster import LOOPBACK, Cluster, ports
 from tests.stories.test_s3_pipeline import write_tables
 
@@ -309,6 +311,68 @@ def test_epochs_arrive_once_when_tracking_server_hangs(
             after(command, "tracking server stopped for a minute")
         assert history(tmp_path / "run") == whole["history"]
         assert logged(server.database) == whole["logged"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_run_with_a_budget_is_the_same_when_the_clock_jumps(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    """The wall clock of Python in driver and workers is set forward and back by two hours during
+    the training; the budget is one hour."""
+    clock = tmp_path / "clock"
+    clock.write_text("3600")
+    config = world(tmp_path, data={"dir": str(whole["dataset"])})
+    with Command("run", config, "--budget", "1h", MULTIGRAIN_CLOCK=str(clock)) as command:
+        for moment, seconds in {
+            r"epoch +1/6 ": "-3600",
+            r"epoch +4/6 ": "3600",
+            r"epoch +1/6 .*refit": "-3600",
+            r"evaluate +ranking": "3600",
+        }.items():
+            command.until(moment)
+            clock.write_text(seconds)
+        command.ends()
+    same(outcome(tmp_path / "run"), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_epochs_arrive_once_when_the_disk_of_postgresql_is_full(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    """The database behind the tracking server cannot write its log from the first epoch on: the
+    training ends and is kept, the command ends with one message. With space, `--resume` sends the
+    epochs."""
+    run = tmp_path / "run"
+    with (
+        tempfile.TemporaryDirectory(prefix="pg-") as place,
+        SmallDisk(Path(place) / "disk", 128 << 20) as disk,
+        Postgres(Path(place), "disk/data") as postgres,
+        MlflowServer(tmp_path / "server", ports(1)[0], postgres.uri) as server,
+    ):
+        config = world(tmp_path, data={"dir": str(whole["dataset"])}, tracking={"uri": server.uri})
+        with Command("run", config, MLFLOW_HTTP_REQUEST_MAX_RETRIES="2") as command:
+            command.until(r"epoch +1/6 ")
+            disk.fill()
+            postgres.use_up_log()
+            disk.fill_until(command)
+            printed = command.ends(2)
+        assert "logging to MLflow failed; the training continues" in printed
+        last = printed.splitlines()[-1]
+        assert last.startswith("recsys: ") and "--resume" in last, last
+        assert history(run) == whole["history"]
+        disk.free()
+        assert postgres.process is not None
+        if postgres.process.poll() is not None:  # it ends when its log has no space
+            postgres.start()
+        with Command("run", config, "--resume") as command:
+            assert "is already trained" in command.ends()
+            after(command, "disk of PostgreSQL full")
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert all(metrics[part] == whole[part] for part in ("model", "baselines", "data"))
+        assert sorted(postgres.select(EPOCHS)) == whole["logged"]
+        assert postgres.select("select name, version from model_versions") == [("tiny", 1)]
 
 
 @pytest.mark.slow

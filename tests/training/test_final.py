@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
@@ -603,3 +604,25 @@ def test_final_training_keeps_the_evaluated_constants(story: Path) -> None:
     assert as_trained(config, origin).train.lr == 0.01 and as_trained(config, {}) is config
     threads = config.model_copy(update={"train": config.train.model_copy(update={"threads": 7})})
     assert as_trained(threads, origin).train.threads == 7
+
+
+def test_interrupted_evaluation_is_logged_when_resumed(
+    story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command ends between writing the metrics and logging them; nothing is measured again."""
+    run, changed = story / "run", ("--evaluate.bootstrap", "120")
+    opened = json.loads((run / "tracking.json").read_text())
+    client = mlflow.MlflowClient(opened["uri"])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.evaluate.log_evaluation", Mock(side_effect=KeyboardInterrupt))
+        assert command(story, "evaluate", *changed) == 130
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / ".metrics.json.123-0a1b2c3d").write_text("a half-written file of a killed command")
+    before = client.get_run(opened["run_id"])
+    monkeypatch.setattr("pipelines.evaluate.evaluate_model", Mock(side_effect=AssertionError))
+    assert command(story, "evaluate", *changed, "--resume") == 0
+    after = client.get_run(opened["run_id"])
+    assert (before.info.status, after.info.status) == ("KILLED", "FINISHED")
+    mark = f"{metrics['model_sha256'][:12]}-{metrics['settings_sha256'][:12]}"
+    assert before.data.tags["evaluation"] != mark == after.data.tags["evaluation"]
+    assert not list(run.glob(".metrics.json.*"))
