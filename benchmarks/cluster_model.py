@@ -15,8 +15,6 @@ largest relative difference between measured and paper. ``efficiency`` is the ti
 divided by N times that of N nodes.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import queue
@@ -124,7 +122,10 @@ class SimulatedNetwork:
         self.steps, self.bytes = 0, 0
         threading.Thread(target=self._deliver, daemon=True).start()
 
-    def __call__(self, _: object, bucket: Any) -> Any:
+    # DistributedDataParallel reads these annotations, so they are no strings in this module
+    def exchange(
+        self, _: object, bucket: torch.distributed.GradBucket
+    ) -> torch.futures.Future[torch.Tensor]:
         """Start an exchange; its future gets the gradients when the ring would be done."""
         gradients: torch.Tensor = bucket.buffer()
         self.bytes += gradients.nbytes
@@ -154,7 +155,7 @@ def run_side(workers: int, network: str, folder: str, epochs: int) -> dict[str, 
 
     def over_network(self: Pass) -> torch.nn.Module:
         step = distributed(self)
-        step.register_comm_hook(None, simulated)
+        step.register_comm_hook(None, simulated.exchange)
         return step
 
     Pass._distributed = over_network  # type: ignore[method-assign]
