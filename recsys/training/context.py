@@ -37,7 +37,8 @@ class TrainContext:
     ----------
     report : Callable
         ``report(values, checkpoint)`` after an epoch. Every rank calls it equally often; only rank
-        0 gives a checkpoint folder.
+        0 gives a checkpoint folder. With sharded rows every rank gives one, and their files
+        together are the checkpoint.
     resume_from : Path | None
         A checkpoint folder of an earlier, interrupted run.
     save : Callable | None
