@@ -77,7 +77,7 @@ class ItemTower(nn.Module):
     def forward(self, ids_S: Tensor | None = None) -> Tensor:
         """Vectors [S, D] of the given items, or of all items."""
         if ids_S is None and isinstance(self.id_ND, ShardedRows):
-            return self.id_ND.mapped(self)
+            return self.id_ND.mapped(self).to(self.trained_N.device)
         vectors = []
         if self.id_ND is not None:
             known_S = self.trained_N if ids_S is None else self.trained_N[ids_S]

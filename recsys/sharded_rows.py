@@ -85,11 +85,12 @@ class ShardedRows(nn.Module):
     @torch.no_grad()
     def whole(self, own_RD: Tensor) -> Tensor:
         """The whole table [N, D] of which every worker gives its own rows; see :meth:`mapped`."""
+        own_RD = own_RD.to(self.weight.device)
         return self.mapped(lambda ids_S: _Route.of(ids_S, self.shard).answers(own_RD))
 
     @torch.no_grad()
     def mapped(self, vectors: Callable[[Tensor], Tensor]) -> Tensor:
-        """Vectors [N, D] of all rows, in a file that the workers of a machine share.
+        """Vectors [N, D] of all rows on the CPU, in a file that the workers of a machine share.
 
         The first worker of each machine writes the file, block by block; the memory of a worker
         grows by one block. The file has no name left: it goes away with the last tensor.
@@ -105,31 +106,29 @@ class ShardedRows(nn.Module):
             The disk is full, or the workers of a machine do not share its temporary folder.
         """
         machines = _from_all(self.shard, socket.gethostname())
-        writer, device = machines.index(socket.gethostname()), self.weight.device
-        width, name = self.weight.shape[1], ""
+        writer, name = machines.index(socket.gethostname()), ""
         if writer == self.shard.rank:
             descriptor, name = tempfile.mkstemp(prefix="multigrain-rows-")
             os.close(descriptor)
-        folder = tempfile.gettempdir()
-        with storage_errors(folder, "write the vectors of all items to"):
+        try:
             for start in range(0, self.num_rows, _BLOCK):
-                ids_S = torch.arange(start, min(start + _BLOCK, self.num_rows), device=device)
-                vectors_SD = vectors(ids_S if name else ids_S[:0])
-                if name:
-                    with open(name, "ab") as file:
-                        vectors_SD.float().cpu().contiguous().numpy().tofile(file)
-        path = _from_all(self.shard, name)[writer]
-        size = self.num_rows * width
+                stop = min(start + _BLOCK, self.num_rows) if name else start
+                _append(name, vectors(torch.arange(start, stop, device=self.weight.device)))
+            found_ND = self._read(_from_all(self.shard, name)[writer])
+            _from_all(self.shard, "read")  # before the name is removed
+        finally:
+            if name:
+                os.unlink(name)
+        return found_ND
+
+    def _read(self, path: str) -> Tensor:
+        size = self.num_rows * self.weight.shape[1]
         if not Path(path).is_file() or Path(path).stat().st_size != 4 * size:
             raise StorageError(
-                f"{path} is not what worker {writer} wrote on {socket.gethostname()}: the workers"
-                " of a machine must share the folder for temporary files; set TMPDIR to one"
+                f"{socket.gethostname()} has no file {path} with the vectors of all items: the"
+                " workers of a machine must share the folder for temporary files; set TMPDIR to one"
             )
-        found_ND = torch.from_file(path, shared=True, size=size).view(self.num_rows, width)
-        _from_all(self.shard, "mapped")  # before the name is removed
-        if name:
-            os.unlink(name)
-        return found_ND.to(device)
+        return torch.from_file(path, shared=True, size=size).view(self.num_rows, -1)
 
 
 class _Route(NamedTuple):
@@ -203,16 +202,18 @@ def _normal(num_rows: int, width: int, std: float, shard: Shard | None) -> Tenso
     """Own rows of a whole table of normal numbers; it is drawn block by block, and the random
     numbers are those of the whole table.
     """
-    own = []
-    start = 0
+    own_RD = torch.empty(shard.num_rows(num_rows) if shard else 0, width)
+    start = filled = 0
     while start < num_rows:
         # torch draws 16 numbers at a time: a short last block would draw other ones
         stop = start + _BLOCK if num_rows - start >= 2 * _BLOCK else num_rows
         block_bD = torch.empty(stop - start, width).normal_(std=std)
         if shard is not None:
-            own.append(block_bD[(shard.rank - start) % shard.world_size :: shard.world_size])
+            mine_bD = block_bD[(shard.rank - start) % shard.world_size :: shard.world_size]
+            own_RD[filled : filled + len(mine_bD)] = mine_bD
+            filled += len(mine_bD)
         start = stop
-    return torch.cat(own) if own else torch.empty(0, width)
+    return own_RD
 
 
 def _exchanged(sent: Tensor, to: list[int], back: list[int]) -> Tensor:
@@ -220,6 +221,14 @@ def _exchanged(sent: Tensor, to: list[int], back: list[int]) -> Tensor:
     found = sent.new_empty(sum(back), *sent.shape[1:])
     distributed.all_to_all_single(found, sent.contiguous(), back, to, group=_group())
     return found
+
+
+def _append(name: str, vectors_SD: Tensor) -> None:
+    """Append float32 vectors to a file; without a name there is none."""
+    if name:
+        folder = os.path.dirname(name)
+        with storage_errors(folder, "write the vectors of all items to"), open(name, "ab") as file:
+            vectors_SD.float().cpu().contiguous().numpy().tofile(file)
 
 
 def _from_all(shard: Shard, value: str) -> list[str]:

@@ -32,7 +32,7 @@ from recsys.data.histories import Split
 from recsys.data.loader import Step, TrainingLoader
 from recsys.errors import TrainingError
 from recsys.pace import with_progress
-from recsys.sharded_rows import Shard, sharded_tables
+from recsys.sharded_rows import sharded_tables
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import Report, TrainContext
 from recsys.training.fresh_model import Start, build_graphs, build_loader, build_model
@@ -71,8 +71,7 @@ class Pass:
         seed_everything(config.seed)
         # the number chosen on validation decides the shape of the model, also of a resumed one
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
-        is_sharded = config.train.shard_rows == "yes" and context.world_size > 1
-        shard = Shard(context.rank, context.world_size) if is_sharded else None
+        shard = context.shard(config.train)
         self.model = build_model(
             config.model, config.train, dataset, through, num_strata, start, shard
         ).to(context.device)

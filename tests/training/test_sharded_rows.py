@@ -15,11 +15,22 @@ from torch import nn
 
 from recsys.config import Config, TrainConfig, build_config
 from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
+from recsys.evaluation.validation import Validator
 from recsys.sharded_rows import Shard, ShardedRows
-from recsys.training.checkpoint import check_checkpoint, load_checkpoint, load_trained, save_trained
+from recsys.training.checkpoint import (
+    TrainResult,
+    check_checkpoint,
+    load_checkpoint,
+    load_trained,
+    save_trained,
+)
 from recsys.training.context import Report, TrainContext
+from recsys.training.fresh_model import Start, build_graphs, build_model
 from recsys.training.optimizer import build_optimizer, clip_gradients
+from recsys.training.phases import fit
+from recsys.training.step import StepLoss
 from tests.training.test_optimizer import large
 from tests.training.test_training import Interrupted, cycles, run
 from tests.two_processes import together
@@ -200,6 +211,49 @@ def test_checkpoint_moves_between_numbers_of_workers(tmp_path: Path) -> None:
     )
 
 
+def _warm_worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]) -> None:
+    built, start = build_config(config), _start(load_trained(Path(out) / "before"))
+    validate = Validator.of(built.train, built.evaluate)
+    result = fit(built, PreparedDataset(folder), validate, TrainContext(rank, world), start)
+    if rank == 0:
+        save_trained(Path(out) / "after", result)
+
+
+def _start(trained: TrainResult) -> Start:
+    names = tuple(trained.frozen.trained_names)
+    return Start(trained.weights, trained.frozen.sizes.inputs, names)
+
+
+def test_warm_start_from_whole_tables_equals_one_without_sharded_rows(tmp_path: Path) -> None:
+    dataset, config = cycles(tmp_path / "data"), large(epochs=1)
+    first = run(config, dataset)
+    save_trained(tmp_path / "before", first)
+    validate = Validator.of(config.train, config.evaluate)
+    whole = fit(config, dataset, validate, TrainContext(), _start(first))
+    config.train.shard_rows = "yes"
+    words = (dataset.root, str(tmp_path), config.model_dump(mode="json"))
+    together(_warm_worker, tmp_path, *words)
+    both = load_trained(tmp_path / "after")
+    assert _losses(both) == pytest.approx(_losses(whole), rel=1e-5)
+    torch.testing.assert_close(both.weights[TABLE], whole.weights[TABLE], rtol=1e-3, atol=1e-5)
+
+
+def test_draws_beyond_the_limit_of_torch_have_the_same_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares of 40,000 draws, within five standard errors of q; items without weight never."""
+    dataset, config = cycles(tmp_path), large()
+    config.train.loss.num_negatives, config.train.loss.new_items = 40_000, False
+    monkeypatch.setattr("recsys.training.step._MAX_CATEGORIES", 10)
+    model = build_model(config.model, config.train, dataset, Split.TRAIN)
+    model.tower.trained_N[3] = 0
+    graphs = build_graphs(dataset, Split.TRAIN, model)
+    loss = StepLoss(model, graphs, config.train.loss, dataset)
+    found_N = torch.bincount(loss._draw((1, 2, 3)), minlength=20).double() / 40_000
+    error_N = (loss.q_N * (1 - loss.q_N) / 40_000).sqrt()
+    assert ((found_N - loss.q_N).abs() <= 5 * error_N).all() and found_N[3] == 0
+
+
 def test_damaged_or_missing_rows_of_a_worker_are_refused(tmp_path: Path) -> None:
     config = sharded(batch_size=6, checkpoint_steps=2)
     of_some(config, cycles(tmp_path / "data"), tmp_path / "out", 2, stop=1)
@@ -218,6 +272,7 @@ def _refused(rank: int, world: int, folder: str, out: str, config: dict[str, Any
         run(build_config(config), PreparedDataset(folder), TrainContext(rank, world))
     except ConfigError as error:
         Path(out).write_text(str(error))
+    torch.distributed.barrier()  # none may leave before the other has met it
 
 
 @pytest.mark.parametrize(
