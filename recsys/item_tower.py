@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recsys.config import ItemTowerConfig
 from recsys.data.whitening import Whitening
+from recsys.sharded_rows import Shard, ShardedRows
 
 
 class ItemTower(nn.Module):
@@ -25,7 +26,7 @@ class ItemTower(nn.Module):
     be noise. ``text_NT`` may hold the vectors of several groups of fields next to each other, all
     of equal width: each group has its own whitening and its own projection (z_uk = f_k({x_k}) of
     S5), and the projections are summed. With ``width`` 0 the tower keeps only the texts: no trained
-    granularity reads item vectors.
+    granularity reads item vectors. With ``shard`` this worker holds only its own id rows.
     """
 
     text_NT: Tensor
@@ -39,6 +40,7 @@ class ItemTower(nn.Module):
         trained_N: Tensor,
         num_groups: int = 1,
         whitening: Sequence[Whitening] | None = None,
+        shard: Shard | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -60,11 +62,13 @@ class ItemTower(nn.Module):
             )
         self.register_buffer("text_NT", text_NT, persistent=False)
         self.register_buffer("trained_N", trained_N.to(torch.float32), persistent=False)
-        self.id_ND = (
-            nn.Embedding(num_items, width) if width and (config.id or not text_width) else None
-        )
-        if self.id_ND is not None:
-            nn.init.normal_(self.id_ND.weight, std=config.init_std)
+        self.id_ND: nn.Embedding | ShardedRows | None = None
+        if width and (config.id or not text_width):
+            if shard is not None:
+                self.id_ND = ShardedRows(num_items, width, config.init_std, shard)
+            else:
+                self.id_ND = nn.Embedding(num_items, width)
+                nn.init.normal_(self.id_ND.weight, std=config.init_std)
         self.text_projection: nn.Module | None = None
         if width and config.text and text_width:
             each = [_projection(config, text_width // num_groups, width) for _ in range(num_groups)]
@@ -72,6 +76,8 @@ class ItemTower(nn.Module):
 
     def forward(self, ids_S: Tensor | None = None) -> Tensor:
         """Vectors [S, D] of the given items, or of all items."""
+        if ids_S is None and isinstance(self.id_ND, ShardedRows):
+            return self.id_ND.mapped(self).to(self.trained_N.device)
         vectors = []
         if self.id_ND is not None:
             known_S = self.trained_N if ids_S is None else self.trained_N[ids_S]
@@ -88,9 +94,9 @@ class ItemTower(nn.Module):
 
     def update_rows(self, alone: bool) -> None:
         """Set whether a step changes only the id rows of the items in view (``alone``); see
-        ``training.optimizer``.
+        ``training.optimizer``. Sharded rows are always updated in this way.
         """
-        if self.id_ND is not None:
+        if isinstance(self.id_ND, nn.Embedding):
             self.id_ND.sparse = alone
 
     def text(self, ids_S: Tensor | None = None) -> Tensor:

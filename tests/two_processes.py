@@ -19,8 +19,9 @@ import torch.multiprocessing
 _HEAVY: Final = ("torch_geometric.nn", "sklearn.cluster", "torch._dynamo")  # imports of a training
 
 
-def together(train: Callable[..., Any], folder: Path, *arguments: Any) -> None:
-    """Call ``train(rank, 2, *arguments)`` in two processes of one group; they meet in ``folder``.
+def together(train: Callable[..., Any], folder: Path, *arguments: Any, world: int = 2) -> None:
+    """Call ``train(rank, world, *arguments)`` in two or more processes of one group; they meet in
+    ``folder``.
 
     Raises
     ------
@@ -30,12 +31,14 @@ def together(train: Callable[..., Any], folder: Path, *arguments: Any) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload([train.__module__, *_HEAVY])
     meeting = (folder / f"meeting-{uuid.uuid4().hex[:8]}").absolute().as_uri()
     torch.multiprocessing.start_processes(
-        _member, (train, meeting, arguments), nprocs=2, start_method="forkserver"
+        _member, (world, train, meeting, arguments), nprocs=world, start_method="forkserver"
     )
 
 
-def _member(rank: int, train: Callable[..., Any], meeting: str, arguments: tuple[Any, ...]) -> None:
+def _member(
+    rank: int, world: int, train: Callable[..., Any], meeting: str, arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
-    train(rank, 2, *arguments)
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=world)
+    train(rank, world, *arguments)
     torch.distributed.destroy_process_group()

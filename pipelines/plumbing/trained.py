@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from pipelines.plumbing.budget import Budget
+from pipelines.plumbing.preflight import planned_for
 from pipelines.plumbing.progress import Progress
 from recsys.config import Config, RayConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
@@ -80,7 +81,7 @@ def trained(
             from recsys.training.ray_train import train_on_ray
 
             return train_on_ray(
-                config,
+                planned_for(config, dataset.manifest),
                 dataset,
                 validate,
                 report,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from recsys.config import DataConfig, EvaluateConfig, ModelConfig, SyntheticSource, TrainConfig
+from recsys.config.sharding_rules import sharding_violations
 from recsys.config.workload import FLOAT, DataSizes, Estimate, Workload
 from recsys.data.dataset import PreparedDataset
 from recsys.data.manifest import Manifest
@@ -25,6 +26,7 @@ _GIB: Final = 1 << 30
 _PROGRAM: Final = 600 << 20  # bytes of Python, torch, Ray and their own allocations
 _COPIES: Final = 6  # copies of a parameter: value, gradient, two moments, best epoch, checkpoint
 _TRAINED_COPIES: Final = 4  # the copies that no training can do without
+_SHARDED_COPIES: Final = 4  # of a sharded row: value, two moments, best epoch
 _LOGITS: Final = 2**23  # logits in memory at a time in the full softmax
 _EVENT: Final = 60  # bytes per event in a window, with the copies made by cutting and sorting
 _EDGE: Final = 90  # bytes per user–item edge while the graphs are built
@@ -54,6 +56,7 @@ class Need:
 
     memory: dict[str, float]  # part → bytes of one worker; all parts are in memory at the same time
     table_bytes: float  # embedding tables with gradient and moments
+    row_bytes: float  # the part of them that ``train.shard_rows`` shards
     shuffle: float  # bytes through the object store in `prepare`
     steps: int
     hours: float
@@ -133,12 +136,16 @@ def need(
     width, workers = model.width * model.granularities.are_trained, train.num_workers
     steps, rows, length = _steps(model, train, sizes)
     parts = estimates(model, train, evaluate, sizes)
-    tables = sizes.items * width * model.item.id + sum(part.parameters for part in parts.values())
+    shards = num_shards(train)
+    rows_of_items = sizes.items * width * model.item.id / shards
+    tables = sum(part.parameters for part in parts.values())
     dense = 12 * width**2 * sum(part.layers for part in parts.values())
     kept = min(model.item.text_whiten or sizes.text_width, sizes.text_width)
+    copies = _COPIES + (workers > 1)
+    row_copies = copies if shards == 1 else _SHARDED_COPIES
     memory = {
         "program": float(_PROGRAM),
-        "tables": float((tables + dense) * FLOAT * (_COPIES + (workers > 1))),
+        "tables": float((tables + dense) * FLOAT * copies + rows_of_items * FLOAT * row_copies),
         "text": float(sizes.items * (sizes.text_width * 6 + kept * 2 * FLOAT)),
         "graph": float(
             sizes.events * _EDGE * any(part.holds_events for part in parts.values())
@@ -148,7 +155,7 @@ def need(
     }
     phases = {
         "step": _step(model, train, sizes, rows, length, parts),
-        "validation": _validation(model, evaluate, sizes, parts),
+        "validation": _validation(model, train, evaluate, sizes, parts),
         "fitted": max((part.fitting for part in parts.values()), default=0.0),
     }
     # the phases run one after the other, so the largest counts
@@ -157,7 +164,8 @@ def need(
     seconds = _seconds(model, train, sizes, rows, length, parts, gpu) * steps
     return Need(
         memory,
-        tables * FLOAT * _TRAINED_COPIES,
+        (tables + rows_of_items) * FLOAT * _TRAINED_COPIES,
+        rows_of_items * FLOAT * _TRAINED_COPIES,
         float(sizes.events * _SHUFFLED),
         steps,
         seconds / 3600,
@@ -226,11 +234,17 @@ def _step(
     found = sum(part.step for part in parts.values()) + rows * length * width * FLOAT * 4
     full = _is_full(train, sizes)
     logits = min(queries * sizes.items, _LOGITS) * 3 if full else queries * loss.num_negatives * 4
-    return found + logits * FLOAT + sizes.items * width * FLOAT * (4 if full else 2)
+    # sharded rows are never in memory as a whole
+    vectors = sizes.items * width * FLOAT * (4 if full else 2) * (num_shards(train) == 1)
+    return found + logits * FLOAT + vectors
 
 
 def _validation(
-    model: ModelConfig, evaluate: EvaluateConfig, sizes: DataSizes, parts: Mapping[str, Estimate]
+    model: ModelConfig,
+    train: TrainConfig,
+    evaluate: EvaluateConfig,
+    sizes: DataSizes,
+    parts: Mapping[str, Estimate],
 ) -> float:
     """Bytes to rank one chunk of users: scores of all items, and the inputs of the
     granularities.
@@ -240,9 +254,12 @@ def _validation(
         * FLOAT
         * 4
     )
+    # with sharded rows, a file has the vectors; what changes them makes a copy in memory
+    changed = model.unit_vectors or not model.granularities.are_trained or len(parts) > 1
+    copies = 2 if num_shards(train) == 1 else int(changed)
     return (
         scores
-        + sizes.items * model.width * FLOAT * 2
+        + sizes.items * model.width * FLOAT * copies
         + sum(part.validation for part in parts.values())
     )
 
@@ -271,6 +288,19 @@ def _seconds(
     threads = train.threads or 1
     speed, least = (_GPU_FLOPS, _GPU_STEP_S) if gpu else (_CPU_FLOPS * threads, _CPU_STEP_S)
     return least + flops / speed
+
+
+def num_shards(train: TrainConfig) -> int:
+    """The number of workers over which the id rows of items are sharded; 1: every worker has
+    all.
+    """
+    return train.num_workers if train.shard_rows == "yes" else 1
+
+
+def can_shard(model: ModelConfig, train: TrainConfig, sizes: DataSizes) -> bool:
+    """Whether the id rows of items can be sharded over several workers."""
+    is_refused = any(sharding_violations(model, train, sizes.events))
+    return bool(model.item.id and not _is_full(train, sizes) and not is_refused)
 
 
 def _is_full(train: TrainConfig, sizes: DataSizes) -> bool:
@@ -312,6 +342,11 @@ def described(
     known = "" if sizes.exact else ", from the settings of the source"
     largest = ", ".join(f"{name} {gib(size)}" for name, size in parts)
     memory = f"estimate: {gib(wanted.total)} a worker ({largest}){known}"
+    if num_shards(train) > 1:
+        memory += (
+            f"; rows of the item table are sharded over {train.num_workers} workers:"
+            f" {gib(wanted.row_bytes)} each"
+        )
     if not with_time:
         return memory
     return (

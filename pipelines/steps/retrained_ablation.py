@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final, get_args
 
+from pipelines.plumbing.preflight import planned_for
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import ray_session
 from recsys.config import Config, FusionConfig, build_config
@@ -112,7 +113,7 @@ def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> Tra
     with ray_session(config.train, config.ray):
         from recsys.training.ray_train import train_on_ray
 
-        changed = config.model_copy(update={"run": run})
+        changed = planned_for(config.model_copy(update={"run": run}), dataset.manifest)
         result = train_on_ray(
             changed, dataset, Validator.of(config.train, config.evaluate), lambda values: None
         )

@@ -12,6 +12,7 @@ from typing import Final
 from recsys.config.data import DataConfig
 from recsys.config.privacy_rules import privacy_violations
 from recsys.config.root import Config
+from recsys.config.sharding_rules import sharding_violations
 from recsys.errors import ConfigError
 
 _PREPARES: Final = "prepare"
@@ -91,6 +92,8 @@ def _of_training(config: Config) -> Iterator[str]:
         )
     if train.privacy.epsilon:
         yield from privacy_violations(data, config.model, train)
+    if train.shard_rows == "yes":
+        yield from sharding_violations(config.model, train)
     if ordered and (train.history_mask_rate or train.loss.event_power != 1.0):
         yield (
             f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power"

@@ -135,6 +135,10 @@ class GranularityConfig(Section):
         """
         yield from ()
 
+    def reads_all_items(self, num_events: int) -> bool:
+        """Whether a step reads the vectors of all items, on data with so many events."""
+        return False
+
     def check(self, sizes: Any) -> None:
         """Refuse a dataset without the data that the granularity reads.
 

@@ -111,6 +111,13 @@ class TrainConfig(Section):
             "whether workers train on GPUs; auto: yes where the cluster has one for each worker"
         ),
     )
+    shard_rows: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
+        "auto",
+        description=(
+            "whether each of several workers holds only its part of the item id vectors and their "
+            "moments (sampled_softmax); auto: yes where one worker has not the memory for all"
+        ),
+    )
     threads: int = Field(
         0,
         ge=0,

@@ -344,9 +344,10 @@ class FrozenModel:
         scores_BN[~contributions.weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
         return scores_BN
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, copied: bool = True) -> dict[str, Tensor]:
         """Everything that inference needs besides the configuration, by name: see
-        :meth:`from_tensors`.
+        :meth:`from_tensors`. Without ``copied``, they may share memory with the model and with one
+        another.
         """
         # only names are needed: no memory, and the random state of a running training stays
         with torch.device("meta"):
@@ -363,6 +364,8 @@ class FrozenModel:
             named |= {
                 f"ratings.{name}": tensor for name, tensor in self.rating_head.tensors().items()
             }
+        if not copied:
+            return named
         # clone: safetensors refuses tensors that share memory, and views would write the whole
         # storage
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}

@@ -22,6 +22,7 @@ from recsys.item_tower import ItemTower
 from recsys.model.frozen import FrozenModel
 from recsys.model.user_encoders import Encoders, States
 from recsys.pace import with_progress
+from recsys.sharded_rows import Shard
 
 
 class MultigrainModel(nn.Module):
@@ -42,6 +43,8 @@ class MultigrainModel(nn.Module):
         Number of groups of text fields.
     whitening : Sequence[Whitening] | None
         Whitening of the model that a warm start continues.
+    shard : Shard | None
+        The id rows that this worker holds; None: all.
     """
 
     def __init__(
@@ -52,12 +55,15 @@ class MultigrainModel(nn.Module):
         trained_N: Tensor,
         text_groups: int = 1,
         whitening: Sequence[Whitening] | None = None,
+        shard: Shard | None = None,
     ) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
         # closed-form members have their own item vectors
         width = config.width if config.granularities.are_trained else 0
-        self.tower = ItemTower(config.item, width, text_NT, trained_N, text_groups, whitening)
+        self.tower = ItemTower(
+            config.item, width, text_NT, trained_N, text_groups, whitening, shard
+        )
         self.encoders = Encoders(config, sizes)
         self.pruned: frozenset[str] = frozenset()  # they do not change the item vectors
         self._fitted_on: tuple[Graphs, States] | None = None

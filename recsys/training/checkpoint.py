@@ -1,7 +1,8 @@
 """Checkpoints of a running training, and the folder of a trained model; tensors only, no pickle.
 
 A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors``,
-``progress.json`` and ``checksums.json``. The folder of a trained model holds ``model.safetensors``
+``progress.json`` and ``checksums.json``; with sharded rows also a file of each worker, see
+:mod:`recsys.training.sharded_checkpoint`. The folder of a trained model holds ``model.safetensors``
 (frozen), ``weights.safetensors`` (trainable, for a warm start), ``trained.json`` and, after a
 refit, ``selected.safetensors``: the weights that were selected before the refit. They have not seen
 the validation events, so they may be evaluated on them.
@@ -29,6 +30,7 @@ from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.storage.beside import atomic_write
 from recsys.storage.filesystems import storage_errors
 from recsys.training.context import Report
+from recsys.training.sharded_checkpoint import OwnRows, with_rows
 
 SELECTED: Final = "selected.safetensors"
 _CHECKSUMS: Final = "checksums.json"
@@ -78,8 +80,11 @@ def save_checkpoint(
     best: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
+    own: OwnRows | None = None,
 ) -> None:
     """Write everything that a resumed run needs.
+
+    With sharded rows, every worker calls it and writes its own ones.
 
     Parameters
     ----------
@@ -93,6 +98,8 @@ def save_checkpoint(
         The optimiser, whose moments are written.
     progress : Progress
         Phase, epoch, step and best value.
+    own : OwnRows or None
+        The sharded rows of this worker; None: nothing is sharded.
 
     Raises
     ------
@@ -104,18 +111,24 @@ def save_checkpoint(
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
+    files = {"model": model, "best": best, "optimizer": moments}
     values = {**asdict(progress), "threads": torch.get_num_threads()}
     if progress.best_value == float("-inf"):
         values.pop("best_value")  # JSON has no -inf
     with storage_errors(str(folder), "write to"):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_plain(model), folder / "model.safetensors")
-        save_file(_plain(best), folder / "best.safetensors")
-        save_file(_plain(moments), folder / "optimizer.safetensors")
+        digests = dict[str, str]()
+        if own is not None:
+            files = own.save(folder, files)
+            digests = own.from_all({path.name: _sha256(path) for path in folder.iterdir()})
+            if not own.is_first:
+                return
+        for name, tensors in files.items():
+            save_file(_plain(tensors), folder / f"{name}.safetensors")
         (folder / "progress.json").write_text(json.dumps(values))
         # last: it covers all other files, so a killed writer leaves a checkpoint that is refused
         (folder / _CHECKSUMS).write_text(
-            json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())})
+            json.dumps(digests | {path.name: _sha256(path) for path in sorted(folder.iterdir())})
         )
 
 
@@ -162,10 +175,10 @@ def _damaged(folder: Path) -> Iterator[None]:
 
 
 def load_checkpoint(
-    folder: Path, optimizer: torch.optim.Optimizer | None
+    folder: Path, optimizer: torch.optim.Optimizer | None, own: OwnRows | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
     """Load the model state, the best state and the progress; set the moments of the optimizer in
-    place.
+    place. Of sharded rows it loads the own ones, or all without ``own``.
 
     Raises
     ------
@@ -174,11 +187,12 @@ def load_checkpoint(
     """
     progress = load_progress(folder)
     with _damaged(folder):
-        model = load_file(folder / "model.safetensors")
-        best = load_file(folder / "best.safetensors")
+        names = ["model", "best"] + ["optimizer"] * (optimizer is not None)
+        files = {name: load_file(folder / f"{name}.safetensors") for name in names}
+        files = with_rows(folder, files, own)
         if optimizer is not None:
             state: dict[int, dict[str, Tensor]] = {}
-            for key, value in load_file(folder / "optimizer.safetensors").items():
+            for key, value in files["optimizer"].items():
                 index, name = key.split(".", 1)
                 state.setdefault(int(index), {})[name] = value
             optimizer.load_state_dict(
@@ -186,7 +200,7 @@ def load_checkpoint(
                 # checkpoint
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )
-    return model, best, progress
+    return files["model"], files["best"], progress
 
 
 def save_trained(folder: Path, result: TrainResult) -> None:
@@ -201,7 +215,7 @@ def save_trained(folder: Path, result: TrainResult) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # first: it marks a complete folder, and the old one must not vouch for new tensors
         (folder / "trained.json").unlink(missing_ok=True)
-        save_file(result.frozen.tensors(), folder / "model.safetensors")
+        save_file(_plain(result.frozen.tensors(copied=False)), folder / "model.safetensors")
         save_file(_plain(result.weights), folder / "weights.safetensors")
         # an earlier training may have had a refit, and this one has none
         (folder / SELECTED).unlink(missing_ok=True)
@@ -263,5 +277,14 @@ def _sha256(path: Path) -> str:
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # clone: safetensors refuses tensors that share memory
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """Tensors that safetensors can write: copies of those that share memory with others, which it
+    refuses. The others are not copied, as they may be as large as the memory.
+    """
+    found, known = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        is_own = memory.nbytes() == tensor.nbytes and memory.data_ptr() not in known
+        known.add(memory.data_ptr())
+        found[name] = tensor if is_own else tensor.clone()
+    return found

@@ -155,9 +155,10 @@ def choose_in_time(
     sections = {name: section for name, section in enabled.items() if section.open_keys}
     if not sections:
         return {}, {}
-    model = build_model(config.model, config.train, dataset, Split.TRAIN, start=start).to(
-        context.device
-    )
+    shard = context.shard(config.train)
+    model = build_model(
+        config.model, config.train, dataset, Split.TRAIN, start=start, shard=shard
+    ).to(context.device)
     graphs = build_graphs(dataset, Split.TRAIN, model, config.evaluate, config.seed).to(
         context.device
     )

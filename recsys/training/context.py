@@ -15,7 +15,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from recsys.config import TrainConfig
 from recsys.pace import Deadline
+from recsys.sharded_rows import Shard
 
 Report = dict[str, Any]  # plain values, one dictionary per epoch
 NOTE: Final = "note"  # key of a report that is a line for the user
@@ -37,7 +39,8 @@ class TrainContext:
     ----------
     report : Callable
         ``report(values, checkpoint)`` after an epoch. Every rank calls it equally often; only rank
-        0 gives a checkpoint folder.
+        0 gives a checkpoint folder. With sharded rows every rank gives one, and their files
+        together are the checkpoint.
     resume_from : Path | None
         A checkpoint folder of an earlier, interrupted run.
     save : Callable | None
@@ -62,6 +65,11 @@ class TrainContext:
     def is_first(self) -> bool:
         """Whether this is the first worker, which reports and writes."""
         return self.rank == 0
+
+    def shard(self, train: TrainConfig) -> Shard | None:
+        """The id rows of items that this worker holds; None: all (``train.shard_rows``)."""
+        is_sharded = train.shard_rows == "yes" and self.world_size > 1
+        return Shard(self.rank, self.world_size) if is_sharded else None
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all workers."""

@@ -24,6 +24,7 @@ from recsys.granularities.base import Graphs, ModelSizes
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.granularities.stratum.section import STRATUM
 from recsys.model import MultigrainModel
+from recsys.sharded_rows import Shard
 from recsys.training.context import TrainContext
 
 
@@ -106,6 +107,7 @@ def build_model(
     through: Split,
     num_strata: int = 0,
     start: Start | None = None,
+    shard: Shard | None = None,
 ) -> MultigrainModel:
     """A fresh model, which reads texts and attributes as the model of ``start`` does.
 
@@ -127,6 +129,8 @@ def build_model(
     start : Start or None
         Where a warm start begins. Only the shapes and the text axes are taken from it; the caller
         loads the weights.
+    shard : Shard or None
+        The id rows that this worker holds; None: all.
 
     Returns
     -------
@@ -145,7 +149,9 @@ def build_model(
         trained_N = torch.ones_like(trained_N)
     sizes = model_sizes(section, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
-    model = MultigrainModel(section, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)
+    model = MultigrainModel(
+        section, sizes, text_NT, trained_N, len(dataset.text_groups), whitening, shard
+    )
     for _, module in model.encoders.each():
         module.adapt(dataset)
     return model

@@ -5,9 +5,9 @@ A :class:`Pass` trains one model on the events through a split. :mod:`recsys.tra
 which passes a training has, what one passes on to the next, and what is chosen after a pass. If
 every granularity is fitted in closed form, a pass has no epochs.
 
-All workers hold the same model. Each computes the summed loss of its rows of the global batch,
-divided by the number of targets of the whole batch, so that any number of workers takes the same
-step.
+All workers hold the same model, except for sharded id rows (:mod:`recsys.sharded_rows`). Each
+computes the summed loss of its rows of the global batch, divided by the number of targets of the
+whole batch, so that any number of workers takes the same step.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from recsys.data.histories import Split
 from recsys.data.loader import Step, TrainingLoader
 from recsys.errors import TrainingError
 from recsys.pace import with_progress
+from recsys.sharded_rows import sharded_tables
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import Report, TrainContext
 from recsys.training.fresh_model import Start, build_graphs, build_loader, build_model
@@ -39,6 +40,7 @@ from recsys.training.optimizer import build_optimizer, clip_gradients, schedule
 from recsys.training.private import PRIVACY, PrivateSteps, private_steps
 from recsys.training.pruned import KEPT, pruned_names, scale, transplant
 from recsys.training.rating_head import RATINGS, fit_head
+from recsys.training.sharded_checkpoint import OwnRows
 from recsys.training.shared_validation import SharedValidation, Validate
 from recsys.training.step import StepLoss
 from recsys.training.time_limit import TimeLimit
@@ -69,8 +71,9 @@ class Pass:
         seed_everything(config.seed)
         # the number chosen on validation decides the shape of the model, also of a resumed one
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
+        shard = context.shard(config.train)
         self.model = build_model(
-            config.model, config.train, dataset, through, num_strata, start
+            config.model, config.train, dataset, through, num_strata, start, shard
         ).to(context.device)
         self.names = [name for name, _ in self.model.encoders.each()]
         if progress.phase.endswith("join"):
@@ -89,9 +92,11 @@ class Pass:
             else None
         )
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
+        self.tables = sharded_tables(self.loss)  # empty unless the id rows of items are sharded
         if start is not None:
+            own = self._own_rows(start.weights)
             self.loss.load_state_dict(
-                transplant(start.weights, start.names, self.loss.state_dict(), self.names)
+                transplant(own, start.names, self.loss.state_dict(), self.names)
             )
         self._freeze_all_but_pruned()
         if context.world_size > 1 and context.device.type == "cuda":
@@ -100,7 +105,8 @@ class Pass:
         self.private = self._private_steps()
         self.best = self.state()
         if context.resume_from is not None and (progress.epoch or progress.step):
-            state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
+            rows = OwnRows.of(self.loss, self.optimizer)
+            state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer, rows)
             self.loss.load_state_dict(state)
         is_distributed = context.world_size > 1 and bool(self.names)
         self.step: nn.Module = self._distributed() if is_distributed else self.loss
@@ -127,7 +133,10 @@ class Pass:
         return private
 
     def _distributed(self) -> nn.Module:
-        """The loss with gradients averaged over the workers."""
+        """The loss with gradients averaged over the workers; sharded rows do that themselves."""
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+            self.loss, list(self.tables)
+        )
         return nn.parallel.DistributedDataParallel(
             self.loss,
             # buffers are equal on all workers: fits take the first worker's values (see _refit)
@@ -139,6 +148,20 @@ class Pass:
     def state(self) -> dict[str, Tensor]:
         """A copy of the trainable state."""
         return {name: tensor.detach().clone() for name, tensor in self.loss.state_dict().items()}
+
+    def _own_rows(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights with whole tables, reduced to the rows of this worker."""
+        return {
+            name: self.tables[name].shard.of(tensor) if name in self.tables else tensor
+            for name, tensor in weights.items()
+        }
+
+    def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights with the rows of all workers; every worker calls it."""
+        return {
+            name: self.tables[name].whole(tensor) if name in self.tables else tensor
+            for name, tensor in weights.items()
+        }
 
     @property
     def loader(self) -> TrainingLoader:
@@ -188,7 +211,7 @@ class Pass:
         seconds = time.perf_counter() - started
         return TrainResult(
             frozen,
-            weights,
+            self.whole(weights),
             self.progress.history,
             self.progress.best_epoch,
             refit,
@@ -396,15 +419,22 @@ class Pass:
 
     def _with_checkpoint(self, send: Callable[[Path | None], None]) -> None:
         """Give a checkpoint to ``send``; every worker calls it, but only the first one gives a
-        folder.
+        folder, unless rows are sharded.
         """
-        if not self.context.is_first:
+        if not self.context.is_first and not self.tables:
             send(None)
             return
         # not a context manager: the worker renames the folder, and removing it would fail
         folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
         try:
-            save_checkpoint(folder, self.state(), self.best, self.optimizer, self.progress)
+            save_checkpoint(
+                folder,
+                self.loss.state_dict(),
+                self.best,
+                self.optimizer,
+                self.progress,
+                OwnRows.of(self.loss, self.optimizer),
+            )
             send(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,7 @@ Why: with a sampled softmax a step uses some thousands of items, while a plain A
 writes the embedding, the gradient and both moments of a million others. Rows that a step does not
 use stay as they are, including moments and weight decay (the "lazy" Adam of TensorFlow, and torch's
 SparseAdam). The bias correction counts all steps. Tables with such gradients are those with
-``sparse=True``, see ``ItemTower``.
+``sparse=True``, see ``ItemTower``, and sharded ones (:mod:`recsys.sharded_rows`).
 
 Legend: R touched rows, D width.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.config import TrainConfig
+from recsys.sharded_rows import norm_of_all, sharded_tables
 
 
 class RowAdamW(torch.optim.AdamW):
@@ -69,7 +70,8 @@ def clip_gradients(loss: nn.Module, most: float) -> None:
     """Scale all gradients down, those of embedding rows included, so that their norm is at most
     ``most``.
 
-    The gradients of one row from several workers are summed before the norm is taken.
+    The gradients of one row from several workers are summed before the norm is taken. The norm is
+    that of all workers' rows where these are sharded.
     """
     rows = [p for p in loss.parameters() if p.grad is not None and p.grad.is_sparse]
     if not rows:
@@ -78,10 +80,14 @@ def clip_gradients(loss: nn.Module, most: float) -> None:
     for table in rows:
         table.grad = table.grad.coalesce()  # type: ignore[union-attr]
     dense = [p.grad for p in loss.parameters() if p.grad is not None and not p.grad.is_sparse]
-    gradients = [*dense, *(table.grad.values() for table in rows if table.grad is not None)]
+    values = {table: table.grad.values() for table in rows if table.grad is not None}
+    sharded = {table.weight for table in sharded_tables(loss).values()} & values.keys()
+    norm = nn.utils.get_total_norm([*dense, *(values[p] for p in values if p not in sharded)])
+    if sharded:
+        norm = torch.hypot(norm, norm_of_all([values[table] for table in sharded]))
     # 1e-6 as in torch's clip_grad_norm_, so that both ways agree
-    scale = (most / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
+    scale = (most / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in (*dense, *values.values()):
         gradient.mul_(scale)
 
 

@@ -325,4 +325,5 @@ def fit(
         phase(training)
     assert training.newest is not None, "a checkpoint of a phase that trains nothing"
     result = training.newest.result(dict(training.weights), config.train.refit, started)
-    return replace(result, selected=None if training.selected is None else dict(training.selected))
+    selected = None if training.selected is None else training.newest.whole(training.selected)
+    return replace(result, selected=selected)

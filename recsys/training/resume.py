@@ -28,7 +28,7 @@ from recsys.training.final import Final
 from recsys.training.fresh_model import Start
 
 # keys of train that a resumption may change
-FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}
+FREE = {"num_workers", "shard_rows", "use_gpu", "threads", "max_failures", "final"}
 
 
 def training_digest(

@@ -7,6 +7,7 @@ negatives), M negatives.
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,23 @@ from recsys.config import LossConfig
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
+from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, StepKey
 from recsys.losses import make_loss
 from recsys.model import MultigrainModel
+from recsys.sharded_rows import sharded_tables
+
+_MAX_CATEGORIES: Final = 2**24  # of torch.multinomial
 
 
 class StepLoss(nn.Module):
     """Summed loss of a worker's rows. Negatives are drawn by the key of the step, so all workers
     have the same ones.
+
+    Raises
+    ------
+    ConfigError
+        The id rows are sharded, and a step would need the rows of all items.
     """
 
     def __init__(
@@ -33,6 +43,8 @@ class StepLoss(nn.Module):
         num_items = model.sizes.num_items
         self.sum = make_loss(config, num_items)
         self.num_negatives = config.num_negatives if self.sum.needs_negatives else 0
+        if sharded_tables(model):
+            self._check_narrow()
         model.tower.update_rows(bool(self.num_negatives) and num_items > config.max_dense_items)
         # +1: an item without training events must not have the weight 0 under a power
         weight_N = (
@@ -45,6 +57,9 @@ class StepLoss(nn.Module):
             weight_N = weight_N * trained_N
         self.candidates_C = None if config.new_items else torch.nonzero(trained_N).squeeze(1)
         self.q_N = weight_N / weight_N.sum()  # stays on the CPU, where the negatives are drawn
+        # the second form of q is for more items than torch.multinomial takes
+        self._up_to_N = self.q_N.cumsum(0) if num_items > _MAX_CATEGORIES else None
+        self._numbers_N: Tensor | None = None  # item → its number in the view; the rest is stale
         # in logarithms, so that a learned temperature stays above 0
         start = torch.tensor(-math.log(config.temperature))
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
@@ -81,6 +96,22 @@ class StepLoss(nn.Module):
         parts = (users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, self._weights(batch))
         return self.sum(*parts, negatives_M, log_q_M)
 
+    def _check_narrow(self) -> None:
+        """Refuse sharded rows where a step reads all items."""
+        where = "train.shard_rows shards the id vectors of items over the workers"
+        if not self.num_negatives:
+            raise ConfigError(
+                f"{where}, but this loss scores all items in every step; set train.loss.kind"
+                " sampled_softmax, or train.shard_rows no"
+            )
+        names = [name for name, module in self.model.encoders.each() if module.needs_all_items]
+        if names:
+            raise ConfigError(
+                f"{where}, but model.granularities.{', '.join(names)} read all items in every step;"
+                " disable them, fit them by counts, or set train.shard_rows no (collaborative: a"
+                " max_edges below the number of edges samples the graph)"
+            )
+
     def _candidates(self, vectors_ND: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
         """The items of the full softmax, and the targets renumbered to them."""
         if self.candidates_C is None:
@@ -99,6 +130,10 @@ class StepLoss(nn.Module):
         seed, epoch, step = key
         # factors far apart, so that two steps of a training never share a seed
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
+        if self._up_to_N is not None:
+            drawn_M = torch.rand(self.num_negatives, generator=generator, dtype=torch.float64)
+            found_M = torch.searchsorted(self._up_to_N, drawn_M * self._up_to_N[-1], right=True)
+            return found_M.clamp(max=len(self._up_to_N) - 1)
         return torch.multinomial(
             self.q_N, self.num_negatives, replacement=True, generator=generator
         )
@@ -113,6 +148,8 @@ class StepLoss(nn.Module):
         )
         ids_S = self.model.widen(named_S, self.graphs, key)
         assert ids_S is not None, "of some items come some"
-        numbers_N = torch.zeros(self.model.sizes.num_items, dtype=torch.int64, device=ids_S.device)
+        if self._numbers_N is None:
+            self._numbers_N = ids_S.new_zeros(self.model.sizes.num_items)
+        numbers_N = self._numbers_N
         numbers_N[ids_S] = torch.arange(len(ids_S), device=ids_S.device)
         return ids_S, batch.renumber(numbers_N), numbers_N[negatives_M]

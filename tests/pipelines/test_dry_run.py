@@ -87,6 +87,17 @@ def test_validation_after_test_is_refused() -> None:
             {"model": {"granularities": {"behaviour": {"enabled": True, "input": "user_text"}}}},
             "data.text.users",
         ),
+        (
+            {
+                "train": {"shard_rows": True},
+                "model": {"granularities": {"social": {"enabled": True}}},
+            },
+            "social reads the vectors of all items",
+        ),
+        (
+            {"train": {"shard_rows": True, "loss": {"kind": "full_softmax"}}},
+            "full_softmax scores all items",
+        ),
         ({"model": {"item": {"id": False}}, "data": {"text": {"enabled": False}}}, "both false"),
         (
             {

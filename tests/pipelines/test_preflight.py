@@ -5,6 +5,7 @@ refuses and that it accepts.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.plumbing.nodes import Node, dashboard_nodes
-from pipelines.plumbing.preflight import check, check_cluster, preview
+from pipelines.plumbing.preflight import check, check_cluster, planned, preview
 from pipelines.plumbing.training_estimate import Need, described, need, sizes_of
 from recsys.config import Config, GranularitiesConfig, load_config
 from recsys.config.workload import DataSizes
@@ -141,6 +142,56 @@ def test_tables_larger_than_the_largest_machine_are_refused() -> None:
     assert "model.width" in str(error.value)
 
 
+def _large(workers: int, *overrides: tuple[str, str]) -> Config:
+    """A sequence model of width 64 whose table takes 51.2 GB with gradient and moments on 5 · 10⁷
+    items.
+    """
+    tree = "{evolution: {enabled: true}}"
+    own = [("model.granularities", tree), ("model.width", "64"), ("data.text.enabled", "false")]
+    return _config("demo", *own, ("train.num_workers", f"{workers}"), *overrides)
+
+
+MANY = DataSizes(10**6, 5 * 10**7, 10**7)
+
+
+def test_tables_too_large_for_one_worker_are_sharded_over_several() -> None:
+    nodes = [Node(8, 0, 32 * GIB)] * 4
+    config = planned(_large(4), MANY, nodes)
+    assert config.train.shard_rows == "yes"
+    assert _need(config, MANY).row_bytes == 5 * 10**7 * 64 * 4 * 4 / 4
+    text = described(config.model, config.train, config.evaluate, MANY)
+    assert "rows of the item table are sharded over 4 workers: 11.9 GiB each" in text
+    check(_large(4), MANY, nodes)
+
+
+def test_rows_are_sharded_only_where_it_is_needed_and_possible() -> None:
+    small, large = [Node(8, 0, 32 * GIB)] * 4, [Node(8, 0, 512 * GIB)] * 4
+    full = ("train.loss.kind", "full_softmax")
+    social = ("model.granularities", "{evolution: {enabled: true}, social: {enabled: true}}")
+    for config, nodes in (
+        (_large(4), large),
+        (_large(1), small),
+        (_large(4, full), small),
+        (_large(4, social), small),
+        (_large(4, ("train.shard_rows", "no")), small),
+        (_large(4), [Node(8, 0, None)]),
+    ):
+        assert planned(config, MANY, nodes).train.shard_rows == "no"
+    assert planned(_large(4, ("train.shard_rows", "yes")), MANY, large).train.shard_rows == "yes"
+
+
+def test_refused_tables_name_the_workers_that_are_enough() -> None:
+    for workers in (1, 2):
+        with pytest.raises(ConfigError, match="embedding tables") as error:
+            check(_large(workers), MANY, [Node(8, 0, 16 * GIB)])
+        found = re.search(r"set train.num_workers (\d+) with as many machines", str(error.value))
+        assert found is not None and int(found[1]) > workers
+        check(_large(int(found[1])), MANY, [Node(8, 0, 16 * GIB)] * int(found[1]))
+        fewer = int(found[1]) - 1
+        with pytest.raises(ConfigError):
+            check(_large(fewer), MANY, [Node(8, 0, 16 * GIB)] * fewer)
+
+
 @pytest.mark.parametrize(
     ("name", "sizes", "overrides", "cure"),
     [
@@ -237,6 +288,19 @@ def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
             section = getattr(config.model.granularities, name)
             reads = _need(config, DataSizes(1000, 100, 10**6)).memory["graph"] > 0
             assert reads == granularity_class(name, section).reads_events, name
+
+
+def test_granularities_that_read_all_items_in_a_step_are_known_before_it() -> None:
+    """What the configuration refuses to shard is what the modules declare."""
+    from recsys.granularities import granularity_class
+    from recsys.granularities.base import Granularity
+
+    for name, field in GranularitiesConfig.model_fields.items():
+        section = field.get_default(call_default_factory=True)
+        for fit in ("training", "counts") if hasattr(section, "fit") else ("",):
+            section = section.model_copy(update={"fit": fit} if fit else {})
+            own = granularity_class(name, section).needs_all_items
+            assert section.reads_all_items(0) == (own is not Granularity.needs_all_items), name
 
 
 # ----------------------------------------------------------------------------------------- messages

@@ -129,7 +129,7 @@ def training(config: Config | None) -> Iterator[Finding]:
     """Whether a training with this configuration fits into the memory of this machine."""
     # imports torch
     from pipelines.plumbing.nodes import local_nodes
-    from pipelines.plumbing.preflight import check
+    from pipelines.plumbing.preflight import check, planned
     from pipelines.plumbing.training_estimate import described, sizes_of
     from recsys.errors import ConfigError
 
@@ -139,6 +139,7 @@ def training(config: Config | None) -> Iterator[Finding]:
     if sizes is None:
         yield Finding("training", "ok", "its memory is known after the data is prepared")
         return
+    config = planned(config, sizes, local_nodes())
     found = described(config.model, config.train, config.evaluate, sizes).splitlines()[0]
     try:
         check(config, sizes, local_nodes())

@@ -40,6 +40,10 @@ class CollaborativeConfig(GranularityConfig):
         """
         return not self.user_embedding and num_events > self.max_edges
 
+    def reads_all_items(self, num_events: int) -> bool:
+        """True unless a step samples the graph."""
+        return not self.is_sampled(num_events)
+
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """User embeddings need unordered data."""
         if self.user_embedding and config.data.order in ("time", "file"):

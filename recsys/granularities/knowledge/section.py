@@ -88,3 +88,7 @@ class KnowledgeConfig(GranularityConfig):
             self.layers + 2
         )
         return Estimate(parameters=work.data.entities * work.width, graph=graph, step=step)
+
+    def reads_all_items(self, num_events: int) -> bool:
+        """True if it is trained: the graph has all items."""
+        return not self.by_counts

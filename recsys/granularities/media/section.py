@@ -60,3 +60,7 @@ class MediaConfig(GranularityConfig):
                 " disable it, or name columns of items in data.media.columns or data.media.images"
                 " and prepare again"
             )
+
+    def reads_all_items(self, num_events: int) -> bool:
+        """True: the media of all items are projected."""
+        return True

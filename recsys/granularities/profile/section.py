@@ -120,3 +120,7 @@ class ProfileConfig(GranularityConfig):
                 " usable column; add a table of users or items with attributes (data.source), name"
                 " columns in user_fields and item_fields, or disable the granularity"
             )
+
+    def reads_all_items(self, num_events: int) -> bool:
+        """True if it is trained and may read items: the attributes of all are encoded."""
+        return not self.by_counts and self.item_fields != []

@@ -71,3 +71,7 @@ class SocialConfig(GranularityConfig):
             )
         step = work.queries * work.width * FLOAT * 8
         return Estimate(holds_events=True, graph=work.data.friends * 64, step=step)
+
+    def reads_all_items(self, num_events: int) -> bool:
+        """True if it is trained: a friend is a mean over events."""
+        return not self.by_counts
