@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,16 +135,16 @@ class Pass:
 
     def _distributed(self) -> nn.Module:
         """The loss with gradients averaged over the workers; sharded rows do that themselves."""
-        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
-            self.loss, list(self.tables)
-        )
-        return nn.parallel.DistributedDataParallel(
+        distributed: Any = nn.parallel.DistributedDataParallel
+        distributed._set_params_and_buffers_to_ignore_for_model(self.loss, list(self.tables))
+        step: nn.Module = distributed(
             self.loss,
             # buffers are equal on all workers: fits take the first worker's values (see _refit)
             broadcast_buffers=False,
             find_unused_parameters=bool(self.model.pruned),
             gradient_as_bucket_view=True,  # avoids two copies of every gradient
         )
+        return step
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the trainable state."""
