@@ -69,8 +69,8 @@ def planned(config: Config, sizes: DataSizes, nodes: Sequence[Node]) -> Config:
     """
     if config.train.shard_rows != "auto":
         return config
-    memories = _memories(config, nodes)
-    whole = _need(config, sizes)
+    memories = _memories(config.ray, nodes)
+    whole = need(config.model, config.train, config.evaluate, sizes)
     shards = bool(
         memories
         and config.train.num_workers > 1
@@ -92,14 +92,10 @@ def _sharded(config: Config, shard_rows: str, workers: int) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _memories(config: Config, nodes: Sequence[Node]) -> list[int]:
+def _memories(ray: RayConfig, nodes: Sequence[Node]) -> list[int]:
     """The memory of each machine; empty if that of some is unknown or machines are added later."""
     memories = [node.memory for node in nodes if node.memory is not None]
-    return [] if len(memories) < len(nodes) or config.ray.wait_s > 0 else memories
-
-
-def _need(config: Config, sizes: DataSizes) -> Need:
-    return need(config.model, config.train, config.evaluate, sizes)
+    return [] if len(memories) < len(nodes) or ray.wait_s > 0 else memories
 
 
 def _fits(wanted: Need, workers: int, memories: Sequence[int]) -> bool:
@@ -120,7 +116,8 @@ def _enough_workers(config: Config, sizes: DataSizes, largest: int) -> str:
     if not can_shard(config.model, config.train, sizes):
         return ""
     for workers in range(2, _MOST_WORKERS + 1):
-        wanted = _need(_sharded(config, "yes", workers), sizes)
+        many = _sharded(config, "yes", workers)
+        wanted = need(many.model, many.train, many.evaluate, sizes)
         if _fits(wanted, 1, [largest]):
             return (
                 f"set train.num_workers {workers} with as many machines of {gib(largest)} (rows of"
@@ -148,12 +145,12 @@ def check(config: Config, sizes: DataSizes, nodes: Sequence[Node]) -> None:
     ConfigError
         The training is too large; the message says which part, and the cure.
     """
-    memories = _memories(config, nodes)
+    memories = _memories(config.ray, nodes)
     if not memories:
         return
     config = planned(config, sizes, nodes)
     model, train, evaluate = config.model, config.train, config.evaluate
-    largest, wanted = max(memories), _need(config, sizes)
+    largest, wanted = max(memories), need(model, train, evaluate, sizes)
     if wanted.table_bytes > largest:
         raise ConfigError(
             f"preflight: the embedding tables of {sizes.items:,} items (model.width"

@@ -298,7 +298,17 @@ def num_shards(train: TrainConfig) -> int:
 
 
 def can_shard(model: ModelConfig, train: TrainConfig, sizes: DataSizes) -> bool:
-    """Whether the id rows of items can be sharded over several workers."""
+    """Whether the id rows of items can be sharded over several workers.
+
+    Parameters
+    ----------
+    model : ModelConfig
+        The granularities.
+    train : TrainConfig
+        Loss and privacy.
+    sizes : DataSizes
+        Sizes of the data.
+    """
     is_refused = any(sharding_violations(model, train, sizes.events))
     return bool(model.item.id and not _is_full(train, sizes) and not is_refused)
 

@@ -178,7 +178,16 @@ def load_checkpoint(
     folder: Path, optimizer: torch.optim.Optimizer | None, own: OwnRows | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
     """Load the model state, the best state and the progress; set the moments of the optimizer in
-    place. Of sharded rows it loads the own ones, or all without ``own``.
+    place.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the checkpoint.
+    optimizer : Optimizer | None
+        Gets its moments; None: they are not read.
+    own : OwnRows | None
+        The sharded rows to load; None: all.
 
     Raises
     ------
