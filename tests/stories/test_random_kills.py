@@ -31,7 +31,7 @@ from pipelines.cli import main
 from tests.faults import ROOT, SITE, Command, events_of, outcome, own_processes, world
 from tests.project.test_submit_cluster import LOOPBACK, Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = pytest.mark.timeout(3000)
 FIRST: Final = int(os.environ.get("RECSYS_KILL_SEED", "0"))
 SEEDS: Final = range(FIRST, FIRST + int(os.environ.get("RECSYS_KILLS", "20")))
 FORCED: Final = ("--promote.force", "random kills")  # the tiny model is not better than a baseline
@@ -99,6 +99,7 @@ def whole(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_run_equals_reference_after_kill_at_random_moment(
     seed: int, tmp_path: Path, whole: dict[tuple[Any, ...], Whole], cluster: Cluster
@@ -217,6 +218,7 @@ def left(folder: Path) -> dict[str, Any]:
     return {"run": outcome(run), "dataset": events_of(run / "dataset"), **tables, "files": files}
 
 
+@pytest.mark.slow
 def test_stage_equals_reference_after_kill_before_each_write(tmp_path: Path) -> None:
     """Evaluate, register and promote are killed before every one of their writes, and then
     continued. They need no Ray, so a fork of this process that has imported everything does it."""

@@ -18,7 +18,7 @@ import pytest
 from tests.faults import ROOT, Command, checkpoints, history, logged, own_processes, world
 from tests.project.test_submit_cluster import LOOPBACK, Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 USERS = {"first": "42", "second": "7"}  # the name of the registered model → the seed
 
 
@@ -78,6 +78,7 @@ def versions(database: Path) -> list[tuple[str, int]]:
         return sorted(store.execute("select name, version from model_versions").fetchall())
 
 
+@pytest.mark.slow
 def test_run_resumes_on_a_new_cluster_after_the_head_node_is_lost(
     tmp_path: Path, clusters: list[Cluster], alone: dict[str, dict[str, Any]]
 ) -> None:
@@ -103,6 +104,7 @@ def test_run_resumes_on_a_new_cluster_after_the_head_node_is_lost(
     assert versions(tmp_path / "mlflow.db") == [("first", 1)]
 
 
+@pytest.mark.slow
 def test_two_users_share_a_cluster_and_a_store(
     tmp_path: Path, clusters: list[Cluster], alone: dict[str, dict[str, Any]]
 ) -> None:
