@@ -69,7 +69,7 @@ class Arrivals:
     """
 
     def __init__(self, config: Config, folder: RunFolder, earlier: PreparedDataset) -> None:
-        self._config, self._folder, self._newest = config, folder, earlier
+        self._config, self._newest = config, earlier
         self._every = seconds_of(config.update.follow)
         self._handled: dict[str, _Signature] = {}
         self._last_look: dict[str, _Signature] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Final
 
 from pipelines.plumbing.run_folder import RunFolder, open_run
@@ -17,13 +16,12 @@ from pipelines.promote import promote
 from pipelines.update import parent_uri, update_all
 from pipelines.updating.arrivals import Arrivals, Arrived
 from pipelines.updating.newer_events import dataset_of
-from recsys.config import Config, RunConfig, UpdateConfig
+from recsys.config import Config, UpdateConfig
 from recsys.config.values import seconds_of
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, DataError, Refusal
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.parent import open_parent
-from recsys.storage.uris import is_remote
 
 ROUNDS: Final = "rounds.jsonl"
 
@@ -37,9 +35,8 @@ def follow(config: Config, folder: RunFolder) -> None:
     Raises
     ------
     ConfigError
-        ``update.events`` is missing, ``run.dir`` is remote, or the model's dataset keeps no events.
+        The model's dataset keeps no events, or the run folder has rounds without ``--resume``.
     """
-    _check(config.update, config.run)
     rounds = _rounds_of(folder)
     parent = parent_uri(config.update, config.registry)
     if config.run.resume and rounds:
@@ -70,23 +67,6 @@ def follow(config: Config, folder: RunFolder) -> None:
                 else:
                     rounds, untrained = _rounds_of(folder), None
     folder.progress(f"no newer file for {config.update.idle}; {len(rounds)} rounds are done")
-
-
-def _check(update: UpdateConfig, run: RunConfig) -> None:
-    if not update.events:
-        raise ConfigError(
-            "update.follow: --events is missing; give the folder or the glob of the files that"
-            " arrive, such as --events 'events/*.parquet'"
-        )
-    if is_remote(run.dir):
-        raise ConfigError(
-            f"update.follow: run.dir is {run.dir}, expected a local folder (or one that all"
-            " nodes share); the events may be remote"
-        )
-    if update.only != "all" or update.replace:
-        raise ConfigError(
-            "update.follow works with update.only all and without --replace; leave out the others"
-        )
 
 
 def _dataset(
@@ -153,5 +133,5 @@ def _is_promoted(config: Config, folder: RunFolder, model: str) -> bool:
 
 
 def _rounds_of(folder: RunFolder) -> list[dict[str, str]]:
-    path = Path(folder.root / ROUNDS)
+    path = folder.root / ROUNDS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

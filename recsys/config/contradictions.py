@@ -11,12 +11,16 @@ from typing import Final
 
 from recsys.config.data import DataConfig
 from recsys.config.privacy_rules import privacy_violations
-from recsys.config.root import Config
+from recsys.config.root import Config, RunConfig
 from recsys.config.sharding_rules import sharding_violations
+from recsys.config.values import seconds_of
+from recsys.config.verbs import UpdateConfig
 from recsys.errors import ConfigError
+from recsys.storage.uris import is_remote
 
 _PREPARES: Final = "prepare"
 _TRAINS: Final = "train"
+_UPDATES: Final = "parent"
 
 
 def check_settings(config: Config, stages: tuple[str, ...]) -> None:
@@ -29,6 +33,7 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
     """
     found = list(_of_data(config.data)) if _PREPARES in stages else []
     found += list(_of_training(config)) if _TRAINS in stages and config.has_model else []
+    found += list(_of_update(config.update, config.run)) if _UPDATES in stages else []
     if config.train.privacy.epsilon and (
         "sweep" in stages or (_TRAINS in stages and not config.has_model)
     ):
@@ -39,6 +44,32 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
         )
     if found:
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(found))
+
+
+def _of_update(update: UpdateConfig, run: RunConfig) -> Iterator[str]:
+    if not update.follow:
+        if update.idle or update.promote:
+            yield (
+                "update.idle and update.promote belong to update.follow, which is empty; set it,"
+                " such as update.follow 10s, or leave out the others"
+            )
+        return
+    if not seconds_of(update.follow):
+        yield f"update.follow: got {update.follow}, expected a time above zero, such as 10s"
+    if not update.events:
+        yield (
+            "update.follow: --events is missing; give the folder or the glob of the files that"
+            " arrive, such as --events 'events/*.parquet'"
+        )
+    if is_remote(run.dir):
+        yield (
+            f"update.follow: run.dir is {run.dir}, expected a local folder (or one that all nodes"
+            " share); the events may be remote"
+        )
+    if update.only != "all" or update.replace:
+        yield (
+            "update.follow works with update.only all and without --replace; leave out the others"
+        )
 
 
 def _of_data(data: DataConfig) -> Iterator[str]:

@@ -137,6 +137,8 @@ def test_next_command_continues_with_resume_alone(
         ((), "--events is missing"),
         (("--events", "e/*.csv", "--update.only", "strata"), "update.only all"),
         (("--events", "e/*.csv", "--update.follow", "often"), "is not a duration"),
+        (("--events", "e/*.csv", "--update.follow", "0s"), "a time above zero"),
+        (("--events", "e/*.csv", "--run.dir", "s3://bucket/live"), "expected a local folder"),
     ],
 )
 def test_impossible_follow_is_refused(
@@ -149,3 +151,14 @@ def test_impossible_follow_is_refused(
     assert main(arguments(world, tmp_path / "live", *words)) == 2
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown
+
+
+def test_keys_of_follow_are_refused_without_it(
+    world: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: Captured,
+) -> None:
+    words = arguments(world, tmp_path / "live", "--update.idle", "1h")
+    at = words.index("--update.follow")
+    assert main(words[:at] + words[at + 2 :]) == 2
+    assert "update.idle and update.promote belong to update.follow" in capsys.readouterr().err
