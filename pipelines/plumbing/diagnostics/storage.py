@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from recsys.config import Config
 
 _SMALL_DISK: Final = 5 * GIB
-_FULL: Final = 0.95  # share of a disk; above it Ray stores no objects there
+_FULL: Final = 0.95  # share of a disk; above it Ray moves no objects there
 
 
 def folders(config: Config | None) -> Iterator[Finding]:
@@ -43,14 +43,12 @@ def _local(name: str, path: str) -> Iterator[Finding]:
     shown = f"{path}: writable, {usage.free / GIB:.1f} GiB free"
     if 1 - usage.free / usage.total > _FULL:
         cure = (
-            f"free space: Ray refuses to keep objects on a disk that is more than {_FULL:.0%} full"
+            f"free space: on a disk that is more than {_FULL:.0%} full, Ray keeps no objects that"
+            " do not fit in memory"
         )
-        yield Finding(name, "fail", shown, cure)
     else:
-        few = usage.free < _SMALL_DISK
-        yield Finding(
-            name, "warn" if few else "ok", shown, fix_if(few, "free space, or choose another place")
-        )
+        cure = fix_if(usage.free < _SMALL_DISK, "free space, or choose another place")
+    yield Finding(name, "warn" if cure else "ok", shown, cure)
 
 
 def existing_parent(path: Path) -> Path:
