@@ -245,15 +245,17 @@ class Server:
         self._holder = made.options(num_cpus=0, scheduling_strategy=_here()).remote(
             self._stock, settings.stock_file
         )
-        for side, (bundle, about) in models.items():
-            self.offer(bundle, about, side)
-        self._gate = self._listening()
+        # Serve starts at the same time as these two processes
+        offers = [self._offer(bundle, about, side) for side, (bundle, about) in models.items()]
+        self._gate, port = self._new_gate()
         serve.start(
             # the front replaces the proxy of Serve
             proxy_location="Disabled",
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         self._started = True
+        self._check_listening(port)
+        ray.get(offers)
         application = recommender(settings).bind(self._holder, self._limits, settings)
         self._handle = serve.run(application, name=APP, route_prefix=None)
         ray.get(self._gate.open.remote(self._handle))
@@ -276,7 +278,10 @@ class Server:
         int
             Serial number of the offer, for :meth:`state`.
         """
-        return int(ray.get(self._holder.offer.remote(about, [ray.put(bundle)], side)))
+        return int(ray.get(self._offer(bundle, about, side)))
+
+    def _offer(self, bundle: Bundle, about: dict[str, Any], side: Side) -> Any:
+        return self._holder.offer.remote(about, [ray.put(bundle)], side)
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
         """As :meth:`ModelHolder.state`."""
@@ -291,7 +296,8 @@ class Server:
         except ray.exceptions.GetTimeoutError:  # alive, but busy
             return False
         except ray.exceptions.RayActorError:
-            self._gate = self._listening()
+            self._gate, port = self._new_gate()
+            self._check_listening(port)
             ray.get(self._gate.open.remote(self._handle))
             return True
 
@@ -311,14 +317,24 @@ class Server:
             ray.kill(self._holder)
         return left
 
-    def _listening(self) -> Any:
-        """A front process on this machine, where the port was checked to be free."""
+    def _new_gate(self) -> tuple[Any, Any]:
+        """A front process on this machine, and the port on which it will listen, not waited for."""
         made: Any = ray.remote(Gate)
         gate = made.options(num_cpus=0, scheduling_strategy=_here(), max_concurrency=1000).remote(
             self._settings, self._port, self._tokens
         )
+        return gate, gate.listen.remote()
+
+    def _check_listening(self, port: Any) -> None:
+        """Wait until a front process listens.
+
+        Raises
+        ------
+        ConfigError
+            Another program has taken the port since it was checked.
+        """
         try:
-            ray.get(gate.listen.remote())
+            ray.get(port)
         except (
             OSError
         ) as error:  # Ray raises an actor's error as a class that derives from OSError too
@@ -326,7 +342,6 @@ class Server:
                 f"serve.host {self._settings.host}, serve.port {self._port}: cannot be used "
                 f"({getattr(error, 'cause', error)}); choose another port, or 0 for any free port"
             ) from None
-        return gate
 
 
 def _here() -> NodeAffinitySchedulingStrategy:
