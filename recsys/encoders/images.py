@@ -23,6 +23,7 @@ from recsys.encoders.text import (
     usable_cores,
 )
 from recsys.errors import ConfigError
+from recsys.processor import choose_matrix_library
 from recsys.storage.filesystems import filesystem_of
 
 MODEL_KEY: Final = "data.media.images.model"
@@ -64,6 +65,7 @@ class ImageEncoder:
         messages.set_verbosity_error()
         messages.disable_progress_bar()
         torch.set_num_threads(settings.threads or usable_cores())
+        choose_matrix_library()
         settle_device_contexts()
         folder = resolve_model(settings.model, settings.allow_download, MODEL_KEY)
         self._settings = settings

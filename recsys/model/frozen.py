@@ -24,6 +24,7 @@ from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.granularities.sparse import SparseScores
 from recsys.model.frozen_members import FrozenMembers, StackUse
 from recsys.model.user_encoders import Encoders, States
+from recsys.processor import choose_matrix_library
 from recsys.rating_prediction import RatingHead, standardised
 
 
@@ -390,6 +391,7 @@ class FrozenModel:
         FrozenModel
             The model for evaluation and serving.
         """
+        choose_matrix_library()  # here, because all that score with a saved model come by
         encoders = Encoders(config, sizes, serving=True)
         encoders.load_state_dict(
             {

@@ -34,6 +34,7 @@ from recsys.encoders.text import load_language_model, mean_pooled, usable_cores
 from recsys.preparation.blocks import cluster_resources, fetch, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.vector_cache import encode_texts
+from recsys.processor import choose_matrix_library
 
 K: Final = 20
 MAX_QUERIES: Final = 5000
@@ -243,6 +244,7 @@ def train_adapter(
     import torch
 
     torch.set_num_threads(threads or usable_cores())
+    choose_matrix_library()
     torch.manual_seed(seed)
     options, random = config.finetune, np.random.default_rng(seed)
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")

@@ -33,6 +33,7 @@ from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.granularities.stratum.section import STRATUM
+from recsys.processor import choose_matrix_library
 from recsys.training.checkpoint import Progress, TrainResult, load_progress
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
@@ -318,6 +319,7 @@ def fit(
         The loss is no longer finite.
     """
     started = time.perf_counter()
+    choose_matrix_library()
     resumed = context.resume_from
     progress = Progress() if resumed is None else load_progress(resumed)
     training = Training(config, dataset, validate, context, start, progress)

@@ -11,10 +11,8 @@ import pytest
 
 from recsys.config import TextConfig
 from recsys.encoders.text import (
-    _FAST_IN_BFLOAT16,
     EncoderSettings,
     TextEncoder,
-    cpu_flags,
     resolve_model,
 )
 from recsys.errors import ConfigError
@@ -120,11 +118,6 @@ def test_missing_models_are_refused(tmp_path: Path) -> None:
         resolve_model("nobody/no-such-model")
     with pytest.raises(ConfigError, match=r"config\.json"):
         resolve_model(str(tmp_path))
-
-
-def test_kernel_and_torch_name_the_same_fast_instructions() -> None:
-    named = {name for name, has in torch.cpu.get_capabilities().items() if has is True}
-    assert cpu_flags() & _FAST_IN_BFLOAT16 == named & _FAST_IN_BFLOAT16
 
 
 _LOAD_THEN_BUILD = """
