@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 # A line may import the lines above it, never the lines below it. One line is one level.
 LEVELS = [
-    {"recsys", "recsys.errors", "recsys.pace", "recsys.schema"},
+    {"recsys", "recsys.errors", "recsys.pace", "recsys.processor", "recsys.schema"},
     {"recsys.storage"},
     {"recsys.config"},
     {"recsys.values"},
