@@ -15,6 +15,7 @@ from torch import Tensor
 from recsys.config import EvaluateConfig, ModelConfig, TrainConfig
 from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
+from recsys.data.event_table import EventTable
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.neighbours import Neighbours
@@ -211,7 +212,7 @@ def build_graphs(
     """The user–item events through a split, and the other inputs of the granularities of ``model``.
 
     Each item of a user occurs once. The events have the form that ``model`` needs: a table in
-    memory, lists in files, or counts only; without a model, a table.
+    files, lists in files, or counts only; without a model, a table.
 
     Ordered histories with repeats and times are loaded only if a granularity of ``model`` reads
     them, as they take 27 bytes per event. They are those that baselines are fitted on: an even
@@ -236,12 +237,12 @@ def build_graphs(
     Graphs
         The graphs, on the CPU.
     """
-    edges = np.zeros(0, dtype=np.int64)
-    edge_values = np.zeros(0, dtype=np.float32)
+    none = np.zeros(0, dtype=np.int32)
+    table = EventTable(none, none, none.astype(np.float32))
     counted_N = None
     neighbours = None
     if model is None or model.reads_events:
-        edges, edge_values = _edges(dataset, through)
+        table = EventTable.of_dataset(dataset, through)
     if model is not None and model.is_sampled:
         neighbours = Neighbours.of_dataset(dataset, through)
     if model is not None and not model.reads_events:
@@ -253,9 +254,9 @@ def build_graphs(
     return Graphs(
         dataset.num_users,
         dataset.num_items,
-        torch.as_tensor(edges // dataset.num_items),
-        torch.as_tensor(edges % dataset.num_items),
-        values_E=torch.as_tensor(edge_values),
+        torch.as_tensor(table.users_E),
+        torch.as_tensor(table.items_E),
+        values_E=torch.as_tensor(table.values_E),
         neighbours=neighbours,
         counted_N=None if counted_N is None else torch.as_tensor(counted_N).float(),
         histories=(
@@ -301,22 +302,6 @@ def _histories(
 ) -> Histories:
     found = dataset.histories() if evaluate is None else fitted_histories(dataset, evaluate, seed)
     return found.through(through)
-
-
-def _edges(dataset: PreparedDataset, through: Split) -> tuple[Array, Array]:
-    """Each edge as one sorted number (user · N + item), and its value: that of its last event."""
-    found, values = [], []
-    for shard in dataset.shards():
-        seen = shard.through(through)
-        users_E = np.repeat(seen.users_U, seen.lengths_U).astype(np.int64)
-        pairs, pair_of = np.unique(users_E * dataset.num_items + seen.items_E, return_inverse=True)
-        value_of = np.zeros(len(pairs), dtype=np.float32)
-        value_of[pair_of] = seen.values_E
-        found.append(pairs)
-        values.append(value_of)
-    edges = np.concatenate(found)  # unique, as no user is in two shards
-    order = np.argsort(edges, kind="stable")
-    return edges[order], np.concatenate(values)[order]
 
 
 def _users_of_items(dataset: PreparedDataset, through: Split) -> Array:

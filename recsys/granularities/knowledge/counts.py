@@ -42,6 +42,7 @@ class KnowledgeCounts(Granularity):
     """
 
     closed_form = True
+    reads_events = False
     is_side_information = True
 
     @classmethod
