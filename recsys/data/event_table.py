@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,8 +37,31 @@ class EventTable:
     values_E: Array  # float32, the value of the last event of the pair
 
     @staticmethod
-    def of_dataset(dataset: PreparedDataset, through: Split) -> EventTable:
-        """The events of a dataset through a split; reads one shard at a time."""
+    def of_dataset(
+        dataset: PreparedDataset, through: Split, folder: str | None = None
+    ) -> EventTable:
+        """The events of a dataset through a split; reads one shard at a time.
+
+        Parameters
+        ----------
+        dataset : PreparedDataset
+            The dataset.
+        through : Split
+            The last split that is read.
+        folder : str or None
+            Folder in which the files have names, so that other processes can map them; None: the
+            files have no name.
+
+        Returns
+        -------
+        EventTable
+            The table.
+
+        Raises
+        ------
+        StorageError
+            The disk is full.
+        """
 
         def parts() -> Iterator[Part]:
             for shard in dataset.shards():
@@ -50,11 +73,20 @@ class EventTable:
                 value_of[pair_of] = seen.values_E
                 yield pairs // dataset.num_items, pairs % dataset.num_items, value_of
 
-        return EventTable.of(parts(), dataset.num_users)
+        return EventTable.of(parts(), dataset.num_users, folder)
 
     @staticmethod
-    def of(parts: Iterable[Part], num_users: int) -> EventTable:
-        """The table of events that arrive in parts; the users of a part ascend.
+    def of(parts: Iterable[Part], num_users: int, folder: str | None = None) -> EventTable:
+        """The table of events that arrive in parts.
+
+        Parameters
+        ----------
+        parts : Iterable of tuple of Array
+            Users, which ascend, items and values.
+        num_users : int
+            Number of users.
+        folder : str or None
+            As for :meth:`of_dataset`.
 
         Raises
         ------
@@ -64,7 +96,7 @@ class EventTable:
         count_V, first_V = (np.zeros(num_users, dtype=np.int64) for _ in range(2))
         written, last, ascends = 0, -1, True
         with ExitStack() as opened:
-            files = [opened.enter_context(_temporary()) for _ in _COLUMNS]
+            files = [opened.enter_context(_temporary(folder)) for _ in _COLUMNS]
             try:
                 for part in parts:
                     users_E = part[0]
@@ -82,7 +114,7 @@ class EventTable:
                     _mapped(file, kind, written) for file, kind in zip(files, _COLUMNS, strict=True)
                 ]
                 if not ascends:
-                    arrived = _sorted(arrived, np.cumsum(count_V) - count_V - first_V)
+                    arrived = _sorted(arrived, np.cumsum(count_V) - count_V - first_V, folder)
             except OSError as error:
                 raise StorageError(
                     f"cannot write {12 * written / 2**20:.0f} MiB or more of events to the folder"
@@ -90,6 +122,33 @@ class EventTable:
                     " there or set TMPDIR to a folder on a larger disk"
                 ) from None
         return EventTable(*arrived)
+
+    @property
+    def paths(self) -> list[str]:
+        """The files of the columns, of a table that was made in a folder; "" for an empty table."""
+        columns = (self.users_E, self.items_E, self.values_E)
+        return [str(getattr(column_E, "filename", "")) for column_E in columns]
+
+    @staticmethod
+    def at(paths: Sequence[str]) -> EventTable:
+        """The table of another process on this machine, from its :attr:`paths`.
+
+        Raises
+        ------
+        StorageError
+            The processes do not share the folder.
+        """
+        if not any(paths):
+            return EventTable(*(np.zeros(0, dtype=kind) for kind in _COLUMNS))
+        try:
+            return EventTable(
+                *(np.memmap(path, kind, "r+") for path, kind in zip(paths, _COLUMNS, strict=True))
+            )
+        except OSError as error:
+            raise StorageError(
+                f"cannot read the events in {paths[0]} ({error.strerror}): the workers of a machine"
+                " must share the folder for temporary files; set TMPDIR to one"
+            ) from None
 
     def where(self, keeps: Callable[[Array, Array], Array], num_users: int) -> EventTable:
         """The table of the rows for which ``keeps(users, items)`` is true."""
@@ -104,9 +163,9 @@ class EventTable:
         return EventTable.of(parts(), num_users)
 
 
-def in_file(length: int, kind: Any = np.int32) -> Array:
-    """An array in a file without a name."""
-    with _temporary() as file:  # the memory map keeps the file open
+def in_file(length: int, kind: Any = np.int32, folder: str | None = None) -> Array:
+    """An array in a file without a name, or in a file with a name in a folder."""
+    with _temporary(folder) as file:  # the memory map keeps the file open
         size = length * np.dtype(kind).itemsize
         if size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error, not a crash
@@ -115,8 +174,10 @@ def in_file(length: int, kind: Any = np.int32) -> Array:
         return _mapped(file, kind, length)
 
 
-def _temporary() -> Any:
-    return tempfile.TemporaryFile(prefix="multigrain-")
+def _temporary(folder: str | None) -> Any:
+    if folder is None:
+        return tempfile.TemporaryFile(prefix="multigrain-")
+    return tempfile.NamedTemporaryFile(dir=folder, delete=False)
 
 
 def _mapped(file: Any, kind: Any, length: int) -> Array:
@@ -125,9 +186,9 @@ def _mapped(file: Any, kind: Any, length: int) -> Array:
     return np.memmap(file, dtype=kind, mode="r+", shape=(length,))
 
 
-def _sorted(arrived: list[Array], shift_V: Array) -> list[Array]:
+def _sorted(arrived: list[Array], shift_V: Array, folder: str | None) -> list[Array]:
     """The columns with every row moved by the shift of its user."""
-    found = [in_file(len(column_E), column_E.dtype) for column_E in arrived]
+    found = [in_file(len(column_E), column_E.dtype, folder) for column_E in arrived]
     for rows in _slices(len(arrived[0])):
         to_E = np.arange(rows.start, rows.stop) + shift_V[arrived[0][rows]]
         for column_E, moved_E in zip(arrived, found, strict=True):

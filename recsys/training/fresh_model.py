@@ -4,6 +4,8 @@ never read.
 
 from __future__ import annotations
 
+import socket
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +27,7 @@ from recsys.granularities.base import Graphs, ModelSizes
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.granularities.stratum.section import STRATUM
 from recsys.model import MultigrainModel
-from recsys.sharded_rows import Shard
+from recsys.sharded_rows import Shard, from_all
 from recsys.training.context import TrainContext
 
 
@@ -208,6 +210,7 @@ def build_graphs(
     model: MultigrainModel | None = None,
     evaluate: EvaluateConfig | None = None,
     seed: int = 0,
+    context: TrainContext | None = None,
 ) -> Graphs:
     """The user–item events through a split, and the other inputs of the granularities of ``model``.
 
@@ -231,6 +234,8 @@ def build_graphs(
         Bounds the histories; None: all users.
     seed : int
         Seed of the sample of users.
+    context : TrainContext or None
+        The worker, if all workers of a training call this: those of a machine share the table.
 
     Returns
     -------
@@ -242,7 +247,7 @@ def build_graphs(
     counted_N = None
     neighbours = None
     if model is None or model.reads_events:
-        table = EventTable.of_dataset(dataset, through)
+        table = _table(dataset, through, context)
     if model is not None and model.is_sampled:
         neighbours = Neighbours.of_dataset(dataset, through)
     if model is not None and not model.reads_events:
@@ -302,6 +307,20 @@ def _histories(
 ) -> Histories:
     found = dataset.histories() if evaluate is None else fitted_histories(dataset, evaluate, seed)
     return found.through(through)
+
+
+def _table(dataset: PreparedDataset, through: Split, context: TrainContext | None) -> EventTable:
+    """The table of events, which the first worker of each machine writes and the others map."""
+    if context is None or context.world_size == 1:
+        return EventTable.of_dataset(dataset, through)
+    worker, machine = Shard(context.rank, context.world_size), socket.gethostname()
+    writer = from_all(worker, machine).index(machine)
+    with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
+        table = EventTable.of_dataset(dataset, through, folder) if writer == worker.rank else None
+        paths = from_all(worker, table.paths if table else [])[writer]
+        found = table or EventTable.at(paths)
+        from_all(worker, "mapped")  # before the names are removed
+    return found
 
 
 def _users_of_items(dataset: PreparedDataset, through: Split) -> Array:

@@ -86,7 +86,7 @@ def choose_user_clusters(
     candidates = sorted(set(section.num_strata))
     if len(candidates) == 1:
         return {"chosen": candidates[0], "candidates": {}}
-    graphs = build_graphs(dataset, Split.TRAIN)
+    graphs = build_graphs(dataset, Split.TRAIN, context=context)
     users = UserVectors(EventMatrix.of(graphs), _unit_vectors(model, seed, dataset, graphs))
     possible = [number for number in candidates if number <= len(users)]
     if not possible:

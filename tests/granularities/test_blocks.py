@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from recsys.training.context import TrainContext
 from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.user_clusters import choose_user_clusters
 from tests.handmade import DAY, Event, write_dataset
+from tests.two_processes import together
 
 USERS, ITEMS, WIDTH = 41, 23, 8
 Patch = pytest.MonkeyPatch
@@ -244,3 +247,29 @@ def test_hidden_events_leave_the_table(dataset: PreparedDataset) -> None:
     assert 0 < len(rest.users_E) < len(graphs.users_E)
     for before, after in ((graphs.users_E, rest.users_E), (graphs.items_E, rest.items_E)):
         assert after.tolist() == before[torch.as_tensor(~is_hidden_E)].tolist()
+
+
+def test_workers_of_a_machine_map_one_table(dataset: PreparedDataset, tmp_path: Path) -> None:
+    together(_sharing_worker, tmp_path, dataset.root, str(tmp_path))
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone = build_graphs(dataset, Split.TRAIN)
+    assert one["users"].tolist() == other["users"].tolist() == alone.users_E.tolist()
+    assert one["items"].tolist() == other["items"].tolist() == alone.items_E.tolist()
+    assert other["value"] == 123, "what one worker writes, the other reads"
+    assert not one["left"] and not other["left"], "no file keeps its name"
+
+
+def _sharing_worker(rank: int, world: int, root: str, out: str) -> None:
+    os.environ["TMPDIR"] = out
+    tempfile.tempdir = None
+    context = TrainContext(rank, world)
+    graphs = build_graphs(PreparedDataset(root), Split.TRAIN, context=context)
+    assert graphs.values_E is not None
+    if rank == 0:
+        graphs.values_E[0] = 123
+    context.sum(torch.zeros(1))
+    found = {"users": graphs.users_E, "items": graphs.items_E, "value": float(graphs.values_E[0])}
+    torch.save(
+        {**found, "left": [str(path) for path in Path(out).glob("multigrain-*/*")]},
+        f"{out}/{rank}.pt",
+    )
