@@ -174,7 +174,9 @@ def training_matrix(graphs: Graphs, event_weights: str, targets_alone: bool = Fa
             weights_E = _ranks_within(users_E, graphs.values_E.cpu().numpy()[at])
         if wanted_P is not None:
             pairs_E = users_E.astype(np.int64) * graphs.num_items + items_E
-            weights_E *= np.isin(pairs_E, wanted_P)
+            # not isin, which would sort all wanted pairs for every block
+            at_E = np.searchsorted(wanted_P, pairs_E).clip(max=len(wanted_P) - 1)
+            weights_E *= wanted_P[at_E] == pairs_E if len(wanted_P) else 0
         return weights_E
 
     return EventMatrix.of(graphs, weigh if is_ranked or wanted_P is not None else None)

@@ -30,19 +30,26 @@ _SOLVED: Final = 2**21  # numbers in those that are solved together
 
 
 def together(events_VN: EventMatrix) -> sp.csr_matrix:
-    """Co-occurrence counts of items, XᵀX [N, N], sorted, summed over blocks of users.
+    """Co-occurrence counts of items, XᵀX [N, N], sorted.
 
     At most 2^26 pairs are in memory: if the longest histories produce more, an even sample of their
-    events is used, drawn with a fixed seed.
+    events is used, drawn with a fixed seed. The counts of a catalogue that cannot produce more are
+    summed over blocks of users.
     """
-    num_items = events_VN.shape[1]
-    lengths_V = events_VN.lengths_V.astype(np.float64)
-    is_cut = num_items**2 > _MAX_PAIRS < (lengths_V**2).sum()
-    most, random = _longest(lengths_V) if is_cut else 0, np.random.default_rng(0)
-    pairs_NN = sp.csr_matrix((num_items, num_items), dtype=np.float32)
-    for _, part in events_VN.blocks():
-        rows = _shortened(part, most, random) if is_cut else part
-        pairs_NN = pairs_NN + sp.csr_matrix(rows.T.tocsr() @ rows)
+    num_items, parts = events_VN.shape[1], (part for _, part in events_VN.blocks())
+    if num_items**2 <= _MAX_PAIRS:
+        pairs_NN = sp.csr_matrix((num_items, num_items), dtype=np.float32)
+        for part in parts:
+            added_NN = sp.csr_matrix(part.T.tocsr() @ part)
+            pairs_NN = pairs_NN + added_NN if pairs_NN.nnz else added_NN
+    else:
+        lengths_V, random = events_VN.lengths_V.astype(np.float64), np.random.default_rng(0)
+        if (lengths_V**2).sum() > _MAX_PAIRS:
+            most = _longest(lengths_V)
+            parts = (_shortened(part, most, random) for part in parts)
+        # no more events than pairs
+        rows_VN = sp.vstack(list(parts), format="csr")
+        pairs_NN = sp.csr_matrix(rows_VN.T.tocsr() @ rows_VN)
     pairs_NN.sort_indices()
     return pairs_NN
 

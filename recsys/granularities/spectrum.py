@@ -23,7 +23,7 @@ _EXACT_SIDE: Final = 2500
 _WIDE_SIDE: Final = 5000  # limit of the exact method if many factors are requested
 # share of the largest squared singular value; below it is rounding error
 _LEAST_SHARE: Final = 1e-9
-_ROWS: Final = 2**14  # users whose product is in float64 at a time
+_NUMBERS: Final = 2**24  # numbers of users in memory at a time: 64 MB, and 128 MB in float64
 
 
 def spectrum(events_VN: EventMatrix, text_NT: Array, rank: int) -> tuple[Array, Array]:
@@ -111,7 +111,7 @@ def _randomised(events_VN: EventMatrix, text_NT: Array, rank: int) -> tuple[Arra
 def _through(events_VN: EventMatrix, text_NT: Array, basis_NR: Array) -> Array:
     """MᵀM Q: [N, R]."""
     found_NR = text_NT @ (text_NT.T @ basis_NR)
-    for _, part in events_VN.blocks():
+    for _, part in events_VN.blocks(users=max(1, _NUMBERS // basis_NR.shape[1])):
         found_NR += part.T @ (part @ basis_NR)
     return np.asarray(found_NR)
 
@@ -120,10 +120,9 @@ def _gram_of(events_VN: EventMatrix, text_NT: Array, basis_NR: Array) -> Array:
     """(M Q)ᵀ(M Q), [R, R] float64."""
     rows_TR = text_NT.T.astype(np.float64) @ basis_NR
     gram_RR = rows_TR.T @ rows_TR
-    for _, part in events_VN.blocks():
-        for start in range(0, part.shape[0], _ROWS):
-            rows_VR = (part[start : start + _ROWS] @ basis_NR).astype(np.float64)
-            gram_RR += rows_VR.T @ rows_VR
+    for _, part in events_VN.blocks(users=max(1, _NUMBERS // basis_NR.shape[1])):
+        rows_VR = (part @ basis_NR).astype(np.float64)
+        gram_RR += rows_VR.T @ rows_VR
     return np.asarray(gram_RR)
 
 

@@ -130,7 +130,7 @@ def test_subspace_iteration_in_blocks_finds_the_singular_vectors(
     for name in ("_EXACT_SIDE", "_WIDE_SIDE"):
         monkeypatch.setattr(spectrum, name, 0)
     monkeypatch.setattr(event_matrix, "_BLOCK_EVENTS", size)
-    monkeypatch.setattr(spectrum, "_ROWS", 3)
+    monkeypatch.setattr(spectrum, "_NUMBERS", 3 * ITEMS)
     events = training_matrix(graphs, "rank")
     basis_NR, sigma_R = spectrum.spectrum(events, text_NT, 5)
     stacked = np.concatenate([events.whole().toarray(), text_NT.T])

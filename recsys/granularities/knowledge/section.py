@@ -82,7 +82,7 @@ class KnowledgeConfig(GranularityConfig):
         """Memory of the graph, or of the counts."""
         graph = work.data.triples * 64
         if self.by_counts:
-            return Estimate(layers=0.0, holds_events=True, graph=graph)
+            return Estimate(layers=0.0, graph=graph)
         nodes = work.data.items + work.data.entities
         step = work.queries * work.width * FLOAT * 8 + nodes * work.width * FLOAT * 2 * (
             self.layers + 2
