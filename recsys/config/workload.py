@@ -64,7 +64,7 @@ class Estimate:
 
 def indexed(events: int) -> int:
     """Bytes of the graph convolution's index of events; above 2^24 events it reads blocks."""
-    return min(events, 2**24) * 80
+    return min(events, 2**24) * 60
 
 
 def histories(types: Sequence[str], work: Workload) -> int:

@@ -145,11 +145,11 @@ class Graphs:
         """diag(scale_V) X diag(scale_N), or its transpose."""
         if len(self.users_E) > _MOST_INDEXED and self.users_E.device.type == "cpu":
             return BlockedAdjacency(EventMatrix.of(self), scale_V, scale_N, is_transposed)
-        values_E = scale_V[self.users_E] * scale_N[self.items_E]
+        users_E, items_E = self.users_E.long(), self.items_E.long()
+        values_E = scale_V[users_E] * scale_N[items_E]
         if is_transposed:
-            shape = self.num_items, self.num_users
-            return adjacency(self.items_E, self.users_E, values_E, shape)
-        return adjacency(self.users_E, self.items_E, values_E, (self.num_users, self.num_items))
+            return adjacency(items_E, users_E, values_E, (self.num_items, self.num_users))
+        return adjacency(users_E, items_E, values_E, (self.num_users, self.num_items))
 
     @staticmethod
     def _degree(ends_E: Tensor, size: int) -> Tensor:

@@ -305,8 +305,9 @@ def build_inputs(
 def _histories(
     dataset: PreparedDataset, through: Split, evaluate: EvaluateConfig | None, seed: int
 ) -> Histories:
-    found = dataset.histories() if evaluate is None else fitted_histories(dataset, evaluate, seed)
-    return found.through(through)
+    if evaluate is None:
+        return dataset.histories(through=through)
+    return fitted_histories(dataset, evaluate, seed, through)
 
 
 def _table(dataset: PreparedDataset, through: Split, context: TrainContext | None) -> EventTable:

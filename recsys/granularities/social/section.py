@@ -69,12 +69,12 @@ class SocialConfig(GranularityConfig):
                 # sorted twice: by pair and time, and by user and time
                 fitting=work.fit_events * HISTORY * 2,
             )
-        # vectors of all users, of every layer, and their gradients
-        users = work.data.users * work.width * FLOAT * 2 * (self.layers + 2)
+        # of every layer the vectors of all users with their gradients, and one for each friendship
+        numbers = work.data.users * 2 * (self.layers + 2) + work.data.friends * self.layers
         return Estimate(
             reads_events=True,
             graph=work.data.friends * 64 + indexed(work.data.events),
-            step=work.queries * work.width * FLOAT * 8 + users,
+            step=(work.queries * 8 + numbers) * work.width * FLOAT,
         )
 
     def reads_all_items(self, num_events: int) -> bool:
