@@ -70,9 +70,10 @@ class CollaborativeConfig(GranularityConfig):
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the graph with its layers, or of a step's sample."""
         data, reads_table = work.data, not self.is_sampled(work.data.events)
-        graph = (data.items + data.users) * work.width * FLOAT * 2 * (self.layers + 2) + indexed(
-            data.events
-        ) * reads_table
+        nodes = data.items + data.users * reads_table  # a sample has few users
+        graph = (
+            nodes * work.width * FLOAT * 2 * (self.layers + 2) + indexed(data.events) * reads_table
+        )
         return Estimate(
             parameters=data.users * work.width * self.user_embedding,
             reads_events=reads_table,
