@@ -164,7 +164,22 @@ class EventTable:
 
 
 def in_file(length: int, kind: Any = np.int32, folder: str | None = None) -> Array:
-    """An array in a file without a name, or in a file with a name in a folder."""
+    """An array in a file.
+
+    Parameters
+    ----------
+    length : int
+        Number of elements.
+    kind : numpy type
+        Type of an element.
+    folder : str or None
+        Folder in which the file has a name; None: the file has no name.
+
+    Returns
+    -------
+    array, [length]
+        The array, mapped from the file.
+    """
     with _temporary(folder) as file:  # the memory map keeps the file open
         size = length * np.dtype(kind).itemsize
         if size and hasattr(os, "posix_fallocate"):

@@ -87,13 +87,13 @@ class Graphs:
             rest = self.neighbours.without(hidden)
             counted_N = torch.as_tensor(rest.users_of_N.degree_X).to(self.counted_N)
             return replace(self, neighbours=rest, counted_N=counted_N, histories=histories)
-        rest = self.where(lambda users_E, items_E: ~hidden.of(users_E.astype(np.int64), items_E))
-        return replace(rest, histories=histories)
+        kept = self.where(lambda users_E, items_E: ~hidden.of(users_E.astype(np.int64), items_E))
+        return replace(kept, histories=histories)
 
     def where(self, keeps: Callable[[Array, Array], Array]) -> Graphs:
         """The graphs with those rows of the table for which ``keeps(users, items)`` is true."""
         device, known = self.users_E.device, self.values_E is not None
-        values_E = self.values_E if known else torch.zeros(len(self.users_E))
+        values_E = torch.zeros(len(self.users_E)) if self.values_E is None else self.values_E
         columns = (part.cpu().numpy() for part in (self.users_E, self.items_E, values_E))
         kept = EventTable(*columns).where(keeps, self.num_users)
         return replace(
@@ -110,7 +110,7 @@ class Graphs:
         return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts_V)])
 
     @cached_property
-    def mean_of_items(self) -> Adjacency:
+    def mean_of_items(self) -> Adjacency | BlockedAdjacency:
         """[V, N], row-normalised: multiplication gives the mean over a user's training events."""
         share_V = 1 / self._degree(self.users_E, self.num_users).clamp(min=1)
         return self._scaled(share_V, torch.ones(self.num_items, device=share_V.device))
@@ -123,12 +123,12 @@ class Graphs:
         )
 
     @cached_property
-    def items_from_users(self) -> Adjacency:
+    def items_from_users(self) -> Adjacency | BlockedAdjacency:
         """D^-1/2 A D^-1/2 as [N, V]."""
         return self._scaled(*self._roots, is_transposed=True)
 
     @cached_property
-    def users_from_items(self) -> Adjacency:
+    def users_from_items(self) -> Adjacency | BlockedAdjacency:
         """D^-1/2 A D^-1/2 as [V, N]."""
         return self._scaled(*self._roots)
 
@@ -141,7 +141,9 @@ class Graphs:
             for degree_X in (degree_V, self.degree_N)
         )
 
-    def _scaled(self, scale_V: Tensor, scale_N: Tensor, is_transposed: bool = False) -> Adjacency:
+    def _scaled(
+        self, scale_V: Tensor, scale_N: Tensor, is_transposed: bool = False
+    ) -> Adjacency | BlockedAdjacency:
         """diag(scale_V) X diag(scale_N), or its transpose."""
         if len(self.users_E) > _MOST_INDEXED and self.users_E.device.type == "cpu":
             return BlockedAdjacency(EventMatrix.of(self), scale_V, scale_N, is_transposed)
@@ -199,8 +201,7 @@ class _BlockedProduct(torch.autograd.Function):
         return turned.times(grads[0]), None
 
 
-# a torch-geometric EdgeIndex sorted by row, and its values; or blocks
-Adjacency = tuple[Any, Tensor] | BlockedAdjacency
+Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and its values
 
 
 def adjacency(
@@ -255,7 +256,7 @@ def _first_compressed() -> None:
         )
 
 
-def spread(matrix: Adjacency, features_XD: Tensor) -> Tensor:
+def spread(matrix: Adjacency | BlockedAdjacency, features_XD: Tensor) -> Tensor:
     """Multiply a sparse matrix with features: one graph convolution without weights."""
     if isinstance(matrix, BlockedAdjacency):
         product: Tensor = _BlockedProduct.apply(features_XD.float(), matrix)  # type: ignore[no-untyped-call]

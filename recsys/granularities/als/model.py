@@ -68,6 +68,8 @@ class Als(Granularity):
         config, random = self.config, check_random_state(0)
         solver = AlternatingLeastSquares(factors=config.factors).solver
         sides = [events_VN, events_VN.transposed()]
+        users_VR: Array
+        items_NR: Array
         users_VR, items_NR = (
             random.random((side.shape[0], config.factors), dtype=np.float32) * np.float32(0.01)
             for side in sides
