@@ -21,6 +21,7 @@ import numpy as np
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.errors import StorageError
+from recsys.storage.filesystems import storage_errors
 
 # users, items and values of some pairs; all pairs of a user are in one part, next to each other
 Part = tuple[Array, Array, Array]
@@ -95,32 +96,25 @@ class EventTable:
         """
         count_V, first_V = (np.zeros(num_users, dtype=np.int64) for _ in range(2))
         written, last, ascends = 0, -1, True
-        with ExitStack() as opened:
+        doing = "write the training events to"
+        with storage_errors(folder or tempfile.gettempdir(), doing), ExitStack() as opened:
             files = [opened.enter_context(_temporary(folder)) for _ in _COLUMNS]
-            try:
-                for part in parts:
-                    users_E = part[0]
-                    for file, column_E, kind in zip(files, part, _COLUMNS, strict=True):
-                        file.write(np.ascontiguousarray(column_E, dtype=kind))
-                    if len(users_E):
-                        ascends, last = ascends and users_E[0] >= last, int(users_E[-1])
-                        starts = np.flatnonzero(np.diff(users_E, prepend=-1))
-                        first_V[users_E[starts]] = written + starts
-                        count_V[users_E[starts]] = np.diff(starts, append=len(users_E))
-                    written += len(users_E)
-                for file in files:
-                    file.flush()
-                arrived = [
-                    _mapped(file, kind, written) for file, kind in zip(files, _COLUMNS, strict=True)
-                ]
-                if not ascends:
-                    arrived = _sorted(arrived, np.cumsum(count_V) - count_V - first_V, folder)
-            except OSError as error:
-                raise StorageError(
-                    f"cannot write {12 * written / 2**20:.0f} MiB or more of events to the folder"
-                    f" for temporary files {tempfile.gettempdir()} ({error.strerror}); free space"
-                    " there or set TMPDIR to a folder on a larger disk"
-                ) from None
+            for part in parts:
+                users_E = part[0]
+                for file, column_E, kind in zip(files, part, _COLUMNS, strict=True):
+                    file.write(np.ascontiguousarray(column_E, dtype=kind))
+                if len(users_E):
+                    ascends, last = ascends and users_E[0] >= last, int(users_E[-1])
+                    starts = np.flatnonzero(np.diff(users_E, prepend=-1))
+                    first_V[users_E[starts]] = written + starts
+                    count_V[users_E[starts]] = np.diff(starts, append=len(users_E))
+                written += len(users_E)
+            arrived = []
+            for file, kind in zip(files, _COLUMNS, strict=True):
+                file.flush()
+                arrived.append(_mapped(file, kind, written))
+            if not ascends:
+                arrived = _sorted(arrived, np.cumsum(count_V) - count_V - first_V, folder)
         return EventTable(*arrived)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from dataclasses import replace
@@ -18,6 +19,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.event_table import EventTable
 from recsys.data.hidden import Hidden
 from recsys.data.histories import Split
+from recsys.errors import StorageError
 from recsys.granularities import event_matrix, item_links, spectrum, user_item_graph
 from recsys.granularities.als import model as als
 from recsys.granularities.base import Graphs, ItemView, State
@@ -238,6 +240,15 @@ def test_table_of_shards_in_any_order_is_sorted_by_user(dataset: PreparedDataset
     assert list(zip(table.users_E.tolist(), table.items_E.tolist(), strict=True)) == sorted(
         expected
     )
+
+
+def test_full_disk_is_named(dataset: PreparedDataset, monkeypatch: Patch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fails)  # the shards are in no order
+    with pytest.raises(StorageError, match=f"{tempfile.gettempdir()}.*disk is full"):
+        EventTable.of_dataset(dataset, Split.TRAIN)
 
 
 def test_hidden_events_leave_the_table(dataset: PreparedDataset) -> None:
