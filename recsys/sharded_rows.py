@@ -105,7 +105,7 @@ class ShardedRows(nn.Module):
         StorageError
             The disk is full, or the workers of a machine do not share its temporary folder.
         """
-        machines = _from_all(self.shard, socket.gethostname())
+        machines = from_all(self.shard, socket.gethostname())
         writer, name = machines.index(socket.gethostname()), ""
         if writer == self.shard.rank:
             descriptor, name = tempfile.mkstemp(prefix="multigrain-rows-")
@@ -114,8 +114,8 @@ class ShardedRows(nn.Module):
             for start in range(0, self.num_rows, _BLOCK):
                 stop = min(start + _BLOCK, self.num_rows) if name else start
                 _append(name, vectors(torch.arange(start, stop, device=self.weight.device)))
-            found_ND = self._read(_from_all(self.shard, name)[writer])
-            _from_all(self.shard, "read")  # before the name is removed
+            found_ND = self._read(from_all(self.shard, name)[writer])
+            from_all(self.shard, "read")  # before the name is removed
         finally:
             if name:
                 os.unlink(name)
@@ -231,8 +231,8 @@ def _append(name: str, vectors_SD: Tensor) -> None:
             vectors_SD.float().cpu().contiguous().numpy().tofile(file)
 
 
-def _from_all(shard: Shard, value: str) -> list[str]:
-    """The values of all workers, by rank."""
+def from_all(shard: Shard, value: Any) -> list[Any]:
+    """The values of all workers, by rank. Every worker must call it."""
     found: list[Any] = [None] * shard.world_size
     distributed.all_gather_object(found, value, group=_group())
     return found

@@ -39,9 +39,8 @@ _CURES: Final = {
     ),
     "text": "lower model.item.text_whiten, or set data.text.enabled false",
     "graph": (
-        "use machines with more memory, because every worker holds all training events for"
-        " {readers}; or switch these off (only collaborative samples a graph with more than"
-        " max_edges edges, and then does not hold it)"
+        "use machines with more memory, because every worker holds the graph of {readers}; or"
+        " switch these off"
     ),
     "events": "lower train.window_events",
     "step": (
@@ -164,7 +163,7 @@ def check(config: Config, sizes: DataSizes, nodes: Sequence[Node]) -> None:
         return
     part = _largest_part(wanted)
     parts = estimates(model, train, evaluate, sizes)
-    readers = [name for name, estimate in parts.items() if estimate.holds_events]
+    readers = [name for name, estimate in parts.items() if estimate.graph or estimate.reads_events]
     heaviest = max(parts, key=lambda name: parts[name].fitting)
     key = model.granularities.enabled()[heaviest].smaller
     smaller = (

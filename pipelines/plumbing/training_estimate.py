@@ -29,7 +29,10 @@ _TRAINED_COPIES: Final = 4  # the copies that no training can do without
 _SHARDED_COPIES: Final = 4  # of a sharded row: value, two moments, best epoch
 _LOGITS: Final = 2**23  # logits in memory at a time in the full softmax
 _EVENT: Final = 60  # bytes per event in a window, with the copies made by cutting and sorting
-_EDGE: Final = 90  # bytes per user–item edge while the graphs are built
+# The table of user–item events is in files. While it is written, an event of the shard that is read
+# takes _SHARD_EVENT bytes; `prepare` makes shards of about _SHARD events.
+_SHARD_EVENT, _SHARD = 200, 2**21
+_TABLE_USER: Final = 64  # bytes per user of that table
 _SCORES: Final = 2**25  # scores in memory at a time in a ranking
 _SHUFFLED: Final = 120  # bytes per event in `prepare`, before and after the shuffle
 # Declared speeds: those that training steps reach, not the peak of a device.
@@ -148,7 +151,8 @@ def need(
         "tables": float((tables + dense) * FLOAT * copies + rows_of_items * FLOAT * row_copies),
         "text": float(sizes.items * (sizes.text_width * 6 + kept * 2 * FLOAT)),
         "graph": float(
-            sizes.events * _EDGE * any(part.holds_events for part in parts.values())
+            (min(sizes.events, _SHARD) * _SHARD_EVENT + sizes.users * _TABLE_USER)
+            * any(part.reads_events for part in parts.values())
             + sum(part.graph for part in parts.values())
         ),
         "events": float(min(train.window_events, sizes.events) * _EVENT),
@@ -184,7 +188,7 @@ def estimates(
     train : TrainConfig
         Batch size and workers.
     evaluate : EvaluateConfig
-        Number of users that are ranked at a time.
+        Number of users that are ranked at a time, and of events that baselines are fitted on.
     sizes : DataSizes
         Numbers of users, items and events.
     """
@@ -200,6 +204,7 @@ def estimates(
         longest=min(longest, 2 * length) if sizes.ordered else length,
         validation_rows=min(evaluate.chunk_users, sizes.users),
         validation_length=min(longest, 4 * length),
+        fit_events=min(sizes.events, evaluate.max_fit_events),
     )
     return {name: section.estimate(work) for name, section in model.granularities.enabled().items()}
 

@@ -158,7 +158,7 @@ class GranularityConfig(Section):
         it is fitted.
         """
         if self.is_closed_form:
-            return Estimate(layers=0.0, holds_events=True)
+            return Estimate(layers=0.0, reads_events=True)
         return Estimate(step=work.queries * work.width * FLOAT * 8)
 
     @model_serializer(mode="wrap")

@@ -87,7 +87,9 @@ def evaluated_queries(
     return dataset.histories(evaluated_users_V(dataset, evaluate, seed)).queries(split)
 
 
-def fitted_histories(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> Histories:
+def fitted_histories(
+    dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int, through: Split | None = None
+) -> Histories:
     """The histories that baselines are fitted on: all, or those of a uniform sample of users with
     ``evaluate.max_fit_events`` events on average.
 
@@ -99,9 +101,11 @@ def fitted_histories(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: i
         The section ``evaluate``; ``max_fit_events`` bounds the sample.
     seed : int
         Seed of the sample.
+    through : Split or None
+        The last split whose events are in the histories; None: all.
     """
     share = evaluate.max_fit_events / max(_num_events(dataset), 1)
-    return dataset.histories(_sample(dataset.num_users, share, seed, _FITTED))
+    return dataset.histories(_sample(dataset.num_users, share, seed, _FITTED), through)
 
 
 def bounds(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> dict[str, Any]:

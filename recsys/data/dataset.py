@@ -267,15 +267,16 @@ class PreparedDataset:
             is_active_V[shard.users_U[shard.through(through).lengths_U > 0]] = True
         return is_active_V
 
-    def histories(self, of_V: Array | None = None) -> Histories:
-        """All histories at once, or those of the users marked in ``of_V`` [users] bool. Mark a
-        bounded number of users where data may be large.
+    def histories(self, of_V: Array | None = None, through: Split | None = None) -> Histories:
+        """All histories at once, or those of the users marked in ``of_V`` [users] bool, with all
+        events or those through a split. Mark a bounded number of users where data may be large.
         """
-        if of_V is None or of_V.all():
-            return Histories.concat(list(self.shards()))
-        return Histories.concat(
-            [shard.take(np.flatnonzero(of_V[shard.users_U])) for shard in self.shards()]
-        )
+        found = []
+        for shard in self.shards():
+            if of_V is not None and not of_V.all():
+                shard = shard.take(np.flatnonzero(of_V[shard.users_U]))
+            found.append(shard if through is None else shard.through(through))
+        return Histories.concat(found)
 
     def social_edges(self) -> tuple[Array, Array, Array]:
         """Friend edges sorted by src: src [F] int32, dst [F] int32, weight [F] float32; empty

@@ -10,13 +10,13 @@ Legend: V users, N items, E edges, X nodes of one side.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from recsys.data.dataset import PreparedDataset
+from recsys.data.event_table import in_file
 from recsys.data.hashing import GOLDEN, mix
 from recsys.data.hidden import Hidden
 from recsys.data.histories import Array, Split
@@ -117,7 +117,7 @@ class Neighbours:
             degree_V += np.bincount(users_E, minlength=num_users)
             degree_N += np.bincount(items_E, minlength=num_items)
         start_V, start_N = np.zeros(num_users, dtype=np.int64), np.cumsum(degree_N) - degree_N
-        items_E_of, users_E_of = (_in_file(int(degree_N.sum())) for _ in range(2))
+        items_E_of, users_E_of = (in_file(int(degree_N.sum())) for _ in range(2))
         written, cursor_N = 0, start_N.copy()
         for users_E, items_E in edges():
             items_E_of[written : written + len(items_E)] = items_E
@@ -159,13 +159,6 @@ class Neighbours:
                 yield users_E[kept], items_E[kept]
 
         return Neighbours.of(edges, len(self.items_of_V.degree_X), len(self.users_of_N.degree_X))
-
-
-def _in_file(length: int) -> Array:
-    if not length:
-        return np.zeros(0, dtype=np.int32)
-    with tempfile.TemporaryFile(prefix="multigrain-") as file:  # the memory map keeps the file open
-        return np.memmap(file, dtype=np.int32, mode="w+", shape=(length,))
 
 
 def _hash(nodes: Array, seed: int) -> Array:

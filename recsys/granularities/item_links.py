@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recsys.data.histories import Array
 from recsys.granularities.base import State
+from recsys.granularities.event_matrix import EventMatrix
 from recsys.granularities.history import SeenEvents
 from recsys.granularities.sparse import SparseScores
 
@@ -28,16 +29,27 @@ _GATHERED: Final = 2**26  # numbers in the small matrices that are gathered toge
 _SOLVED: Final = 2**21  # numbers in those that are solved together
 
 
-def together(events_VN: sp.csr_array) -> sp.csr_matrix:
+def together(events_VN: EventMatrix) -> sp.csr_matrix:
     """Co-occurrence counts of items, XᵀX [N, N], sorted.
 
     At most 2^26 pairs are in memory: if the longest histories produce more, an even sample of their
-    events is used, drawn with a fixed seed.
+    events is used, drawn with a fixed seed. The counts of a catalogue that cannot produce more are
+    summed over blocks of users.
     """
-    lengths_V = np.diff(events_VN.indptr).astype(np.float64)
-    if events_VN.shape[1] ** 2 > _MAX_PAIRS < (lengths_V**2).sum():
-        events_VN = _shortened(events_VN, _longest(lengths_V))
-    pairs_NN = sp.csr_matrix(events_VN.T.tocsr() @ events_VN)
+    num_items, parts = events_VN.shape[1], (part for _, part in events_VN.blocks())
+    if num_items**2 <= _MAX_PAIRS:
+        pairs_NN = sp.csr_matrix((num_items, num_items), dtype=np.float32)
+        for part in parts:
+            added_NN = sp.csr_matrix(part.T.tocsr() @ part)
+            pairs_NN = pairs_NN + added_NN if pairs_NN.nnz else added_NN
+    else:
+        lengths_V, random = events_VN.lengths_V.astype(np.float64), np.random.default_rng(0)
+        if (lengths_V**2).sum() > _MAX_PAIRS:
+            most = _longest(lengths_V)
+            parts = (_shortened(part, most, random) for part in parts)
+        # no more events than pairs
+        rows_VN = sp.vstack(list(parts), format="csr")
+        pairs_NN = sp.csr_matrix(rows_VN.T.tocsr() @ rows_VN)
     pairs_NN.sort_indices()
     return pairs_NN
 
@@ -55,12 +67,12 @@ def _longest(lengths_V: Array) -> int:
     return low
 
 
-def _shortened(events_VN: sp.csr_array, most: int) -> sp.csr_array:
-    rows_E = np.repeat(np.arange(events_VN.shape[0]), np.diff(events_VN.indptr))
-    order_E = np.lexsort((np.random.default_rng(0).random(len(rows_E)), rows_E))
-    kept_E = np.sort(order_E[np.arange(len(rows_E)) - events_VN.indptr[rows_E] < most])
-    entries = (events_VN.data[kept_E], (rows_E[kept_E], events_VN.indices[kept_E]))
-    return sp.csr_array(entries, shape=events_VN.shape)
+def _shortened(events_RN: sp.csr_array, most: int, random: np.random.Generator) -> sp.csr_array:
+    rows_E = np.repeat(np.arange(events_RN.shape[0]), np.diff(events_RN.indptr))
+    order_E = np.lexsort((random.random(len(rows_E)), rows_E))
+    kept_E = np.sort(order_E[np.arange(len(rows_E)) - events_RN.indptr[rows_E] < most])
+    entries = (events_RN.data[kept_E], (rows_E[kept_E], events_RN.indices[kept_E]))
+    return sp.csr_array(entries, shape=events_RN.shape)
 
 
 def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Array, Array]:

@@ -159,7 +159,7 @@ def choose_in_time(
     model = build_model(
         config.model, config.train, dataset, Split.TRAIN, start=start, shard=shard
     ).to(context.device)
-    graphs = build_graphs(dataset, Split.TRAIN, model, config.evaluate, config.seed).to(
+    graphs = build_graphs(dataset, Split.TRAIN, model, config.evaluate, config.seed, context).to(
         context.device
     )
     text_NT = model.tower.text(None)

@@ -4,6 +4,8 @@ never read.
 
 from __future__ import annotations
 
+import socket
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 from recsys.config import EvaluateConfig, ModelConfig, TrainConfig
 from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
+from recsys.data.event_table import EventTable
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.neighbours import Neighbours
@@ -24,7 +27,7 @@ from recsys.granularities.base import Graphs, ModelSizes
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.granularities.stratum.section import STRATUM
 from recsys.model import MultigrainModel
-from recsys.sharded_rows import Shard
+from recsys.sharded_rows import Shard, from_all
 from recsys.training.context import TrainContext
 
 
@@ -207,11 +210,12 @@ def build_graphs(
     model: MultigrainModel | None = None,
     evaluate: EvaluateConfig | None = None,
     seed: int = 0,
+    context: TrainContext | None = None,
 ) -> Graphs:
     """The user–item events through a split, and the other inputs of the granularities of ``model``.
 
     Each item of a user occurs once. The events have the form that ``model`` needs: a table in
-    memory, lists in files, or counts only; without a model, a table.
+    files, lists in files, or counts only; without a model, a table.
 
     Ordered histories with repeats and times are loaded only if a granularity of ``model`` reads
     them, as they take 27 bytes per event. They are those that baselines are fitted on: an even
@@ -230,18 +234,20 @@ def build_graphs(
         Bounds the histories; None: all users.
     seed : int
         Seed of the sample of users.
+    context : TrainContext or None
+        The worker, if all workers of a training call this: those of a machine share the table.
 
     Returns
     -------
     Graphs
         The graphs, on the CPU.
     """
-    edges = np.zeros(0, dtype=np.int64)
-    edge_values = np.zeros(0, dtype=np.float32)
+    none = np.zeros(0, dtype=np.int32)
+    table = EventTable(none, none, none.astype(np.float32))
     counted_N = None
     neighbours = None
     if model is None or model.reads_events:
-        edges, edge_values = _edges(dataset, through)
+        table = _table(dataset, through, context)
     if model is not None and model.is_sampled:
         neighbours = Neighbours.of_dataset(dataset, through)
     if model is not None and not model.reads_events:
@@ -253,9 +259,9 @@ def build_graphs(
     return Graphs(
         dataset.num_users,
         dataset.num_items,
-        torch.as_tensor(edges // dataset.num_items),
-        torch.as_tensor(edges % dataset.num_items),
-        values_E=torch.as_tensor(edge_values),
+        torch.as_tensor(table.users_E),
+        torch.as_tensor(table.items_E),
+        values_E=torch.as_tensor(table.values_E),
         neighbours=neighbours,
         counted_N=None if counted_N is None else torch.as_tensor(counted_N).float(),
         histories=(
@@ -299,24 +305,23 @@ def build_inputs(
 def _histories(
     dataset: PreparedDataset, through: Split, evaluate: EvaluateConfig | None, seed: int
 ) -> Histories:
-    found = dataset.histories() if evaluate is None else fitted_histories(dataset, evaluate, seed)
-    return found.through(through)
+    if evaluate is None:
+        return dataset.histories(through=through)
+    return fitted_histories(dataset, evaluate, seed, through)
 
 
-def _edges(dataset: PreparedDataset, through: Split) -> tuple[Array, Array]:
-    """Each edge as one sorted number (user · N + item), and its value: that of its last event."""
-    found, values = [], []
-    for shard in dataset.shards():
-        seen = shard.through(through)
-        users_E = np.repeat(seen.users_U, seen.lengths_U).astype(np.int64)
-        pairs, pair_of = np.unique(users_E * dataset.num_items + seen.items_E, return_inverse=True)
-        value_of = np.zeros(len(pairs), dtype=np.float32)
-        value_of[pair_of] = seen.values_E
-        found.append(pairs)
-        values.append(value_of)
-    edges = np.concatenate(found)  # unique, as no user is in two shards
-    order = np.argsort(edges, kind="stable")
-    return edges[order], np.concatenate(values)[order]
+def _table(dataset: PreparedDataset, through: Split, context: TrainContext | None) -> EventTable:
+    """The table of events, which the first worker of each machine writes and the others map."""
+    if context is None or context.world_size == 1:
+        return EventTable.of_dataset(dataset, through)
+    worker, machine = Shard(context.rank, context.world_size), socket.gethostname()
+    writer = from_all(worker, machine).index(machine)
+    with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
+        table = EventTable.of_dataset(dataset, through, folder) if writer == worker.rank else None
+        paths = from_all(worker, table.paths if table else [])[writer]
+        found = table or EventTable.at(paths)
+        from_all(worker, "mapped")  # before the names are removed
+    return found
 
 
 def _users_of_items(dataset: PreparedDataset, through: Split) -> Array:

@@ -82,7 +82,7 @@ class Pass:
             self.model.encoders.fusion.only = [
                 self.names.index(name) for name in sorted(self.model.pruned)
             ]
-        graphs = build_graphs(dataset, through, self.model, config.evaluate, config.seed)
+        graphs = build_graphs(dataset, through, self.model, config.evaluate, config.seed, context)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known

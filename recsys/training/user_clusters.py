@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.linalg import svds
+from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -30,6 +29,7 @@ from recsys.data.histories import Array, Histories, Split
 from recsys.data.whitening import whiten
 from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ModelSizes
+from recsys.granularities.event_matrix import EventMatrix
 from recsys.granularities.stratum.clustering import (
     UserClusters,
     UserVectors,
@@ -86,13 +86,8 @@ def choose_user_clusters(
     candidates = sorted(set(section.num_strata))
     if len(candidates) == 1:
         return {"chosen": candidates[0], "candidates": {}}
-    graphs = build_graphs(dataset, Split.TRAIN)
-    users = UserVectors(
-        graphs.users_E.numpy(),
-        graphs.items_E.numpy(),
-        _unit_vectors(model, seed, dataset, graphs),
-        dataset.num_users,
-    )
+    graphs = build_graphs(dataset, Split.TRAIN, context=context)
+    users = UserVectors(EventMatrix.of(graphs), _unit_vectors(model, seed, dataset, graphs))
     possible = [number for number in candidates if number <= len(users)]
     if not possible:
         raise ConfigError(
@@ -124,11 +119,15 @@ def _unit_vectors(model: ModelConfig, seed: int, dataset: PreparedDataset, graph
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     if model.granularities.stratum.input == "text" and text_NT.shape[1]:
         return normalize(whiten(text_NT, model.item.text_whiten), dim=1).numpy()
-    ones = np.ones(len(graphs.users_E))
-    pairs = (graphs.users_E.numpy(), graphs.items_E.numpy())
-    matrix = csr_matrix((ones, pairs), shape=(dataset.num_users, dataset.num_items))
-    rank = max(1, min(model.width, min(matrix.shape) - 1))
-    _, strength_T, items_TN = svds(matrix, k=rank, rng=np.random.default_rng(seed))
+    events_VN = EventMatrix.of(graphs, lambda users_E, items_E, at: np.ones(len(items_E)))
+    rank = max(1, min(model.width, min(events_VN.shape) - 1))
+    operator = LinearOperator(
+        events_VN.shape,
+        matvec=lambda x_N: np.concatenate([part @ x_N for _, part in events_VN.blocks()]),
+        rmatvec=lambda x_V: sum(part.T @ x_V[rows] for rows, part in events_VN.blocks()),
+        dtype=np.float64,
+    )
+    _, strength_T, items_TN = svds(operator, k=rank, rng=np.random.default_rng(seed))
     return normalize(torch.as_tensor((items_TN * strength_T[:, None]).T.copy()), dim=1).numpy()
 
 
@@ -214,14 +213,9 @@ def refit_user_clusters(
     renewed = FrozenModel(frozen.config, frozen.sizes, encoders, *rest)
     module = stratum_module(renewed)
     assert module is not None
-    graphs = build_graphs(dataset, through)
-    known_E = graphs.items_E < frozen.sizes.num_items
-    graphs = replace(
-        graphs,
-        num_items=frozen.sizes.num_items,
-        users_E=graphs.users_E[known_E],
-        items_E=graphs.items_E[known_E],
-    )
+    num_items = frozen.sizes.num_items
+    graphs = build_graphs(dataset, through).where(lambda _, items_E: items_E < num_items)
+    graphs = replace(graphs, num_items=num_items)
     module.refit(graphs, frozen.items, seed)
     _reestimate(max_history, train, seed, dataset, renewed, module, through)
     return renewed

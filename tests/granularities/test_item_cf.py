@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 from recsys.config import Config, build_config
@@ -17,9 +16,11 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation.interest_drift import interest_drift_of
 from recsys.granularities import item_links
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes
-from recsys.granularities.item_cf.model import ItemCF, rank_weights, spectrum, training_matrix
+from recsys.granularities.event_matrix import EventMatrix, training_matrix
+from recsys.granularities.item_cf.model import ItemCF, rank_weights
 from recsys.granularities.item_cf.section import ItemCFConfig
 from recsys.granularities.item_links import most_similar, together
+from recsys.granularities.spectrum import spectrum
 from recsys.model import Encoders, FrozenModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
@@ -62,7 +63,7 @@ def test_full_rank_is_the_ridge_regression_with_zero_diagonal(event_weights: str
     z_BR, present_B = module(last_position(queries, 10), items, state)
     scores = (z_BR @ module.own_items(state).T).numpy()
 
-    events = training_matrix(graphs, event_weights).toarray()
+    events = training_matrix(graphs, event_weights).whole().toarray()
     chosen = events.any(0)
     text = items.text_ST.numpy() * chosen[:, None]
     inverse = np.linalg.inv(events.T @ events + 0.5 * text @ text.T + 2.0 * np.eye(ITEMS))
@@ -86,7 +87,7 @@ def test_all_neighbours_equal_the_regression_on_all_other_items() -> None:
     batch = last_position(Queries(twice, np.zeros(USERS + 1, np.int64), np.zeros(0, np.int32)), 3)
     scores = module.boost(batch, items, state).add_to(torch.zeros(USERS, ITEMS)).numpy()
 
-    events = training_matrix(graphs, "none").toarray()
+    events = training_matrix(graphs, "none").whole().toarray()
     text = items.text_ST.numpy() * events.any(0)[:, None]
     gram, together = events.T @ events + 0.5 * text @ text.T, events.T @ events > 0
     weights = np.zeros((ITEMS, ITEMS))
@@ -148,7 +149,9 @@ def test_singular_vectors_are_those_of_the_matrix_whichever_side_is_smaller(
     events = (random.random(shape) < 0.4).astype(np.float32)
     text = random.normal(size=(shape[1], 2)).astype(np.float32)
     stacked = np.concatenate([events, text.T])
-    basis_NR, sigma_R = spectrum(sp.csr_array(events), text, 5)
+    users_E, items_E = (torch.as_tensor(ends) for ends in events.nonzero())
+    graphs = Graphs(*shape, users_E, items_E)
+    basis_NR, sigma_R = spectrum(EventMatrix.of(graphs), text, 5)
     _, expected, vectors = np.linalg.svd(stacked, full_matrices=False)
     np.testing.assert_allclose(sigma_R, expected[:5], rtol=1e-4)
     np.testing.assert_allclose(np.abs(np.sum(basis_NR * vectors[:5].T, axis=0)), 1, atol=1e-3)
@@ -160,7 +163,7 @@ def test_ranks_are_the_same_in_the_matrix_and_in_a_batch() -> None:
     expected = rank_weights(values, torch.ones(USERS, 5, dtype=torch.bool)).flatten()
     order = np.lexsort((histories.items_E, np.repeat(np.arange(USERS), 5)))
     np.testing.assert_allclose(
-        training_matrix(graphs, "rank").data, expected.numpy()[order], rtol=1e-6
+        training_matrix(graphs, "rank").whole().data, expected.numpy()[order], rtol=1e-6
     )
     unknown = rank_weights(
         torch.tensor([[float("nan"), 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool)

@@ -21,6 +21,7 @@ from recsys.errors import ConfigError
 from recsys.evaluation.cluster_descriptions import describe_user_clusters, user_clusters_of
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
+from recsys.granularities.event_matrix import EventMatrix
 from recsys.granularities.stratum import clustering as clustering
 from recsys.granularities.stratum.clustering import (
     UserClusters,
@@ -63,7 +64,10 @@ def some_users(seed: int = 0, num_users: int = NUM_USERS) -> UserVectors:
         )
         users += [user] * 4
         items += chosen.tolist()
-    return UserVectors(np.array(users), np.array(items), vectors_NT, num_users)
+    order = np.argsort(users, kind="stable")
+    users_E, items_E = (torch.as_tensor(np.array(part)[order]) for part in (users, items))
+    graphs = Graphs(num_users, NUM_ITEMS, users_E, items_E)
+    return UserVectors(EventMatrix.of(graphs), vectors_NT)
 
 
 def similarity(users: UserVectors) -> Array:
@@ -82,7 +86,7 @@ def same_partition(one: Array, other: Array) -> bool:
 def test_user_vectors_are_unit_means_of_unit_vectors() -> None:
     users = some_users()
     assert {3, 4}.isdisjoint(users.active_U.tolist()) and len(users) == NUM_USERS - 2
-    chosen = users.matrix[5].indices
+    chosen = users.events_VN.take(np.array([5])).indices
     np.testing.assert_allclose(
         users.of(np.array([5]))[0], unit(users.unit_NT[chosen].mean(axis=0)), rtol=1e-5
     )
@@ -164,11 +168,11 @@ def test_counts_of_strata_sum_to_the_events() -> None:
     users = some_users()
     clusters = fit_user_clusters(users, 3, "kmeans", 0)
     hard, soft = choices_counts(clusters, users), choices_counts(clusters, users, 0.5)
-    events_N = np.asarray(users.matrix[users.active_U].sum(axis=0)).ravel()
+    events_N = np.asarray(users.events_VN.whole()[users.active_U].sum(axis=0)).ravel()
     np.testing.assert_allclose(hard.sum(axis=0), events_N)
     np.testing.assert_allclose(soft.sum(axis=0), events_N, rtol=1e-6)
     own_N = np.asarray(
-        users.matrix[users.active_U[users.active_U % GROUPS == 0]].sum(axis=0)
+        users.events_VN.whole()[users.active_U[users.active_U % GROUPS == 0]].sum(axis=0)
     ).ravel()
     assert any(np.array_equal(row, own_N) for row in hard)
 
@@ -238,7 +242,7 @@ def item_clusters(users: UserVectors) -> tuple[Stratum, Graphs, Any]:
     """Three strata by item vectors, not yet fitted, the users' events as graphs, and a history of
     each kind.
     """
-    coo = users.matrix.tocoo()
+    coo = users.events_VN.whole().tocoo()
     ends = torch.as_tensor(coo.row).long(), torch.as_tensor(coo.col).long()
     graphs = Graphs(NUM_USERS, NUM_ITEMS, *ends)
     sizes = ModelSizes(WIDTH, 4, NUM_USERS, NUM_ITEMS, 1, 0, ordered=True, timed=False)

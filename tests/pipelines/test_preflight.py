@@ -109,8 +109,8 @@ def test_settings_change_the_estimate() -> None:
     assert other(("train.window_events", "1000000"))["events"] == parts["events"] / 4
     assert parts["graph"] == 0, "no granularity reads the events"
     stratum = ("model.granularities.stratum.enabled", "true")
-    assert other(stratum)["graph"] > 8 * GIB, (
-        "a hundred million events make a graph on every worker"
+    assert other(stratum)["graph"] == 2**21 * 200 + 10**6 * 64, (
+        "events are in files; the shard that is read, and a few numbers of every user, are not"
     )
     assert other(("model.granularities.collaborative.enabled", "true"))["graph"] == 0, (
         "it samples the events"
@@ -195,11 +195,11 @@ def test_refused_tables_name_the_workers_that_are_enough() -> None:
 @pytest.mark.parametrize(
     ("name", "sizes", "overrides", "cure"),
     [
-        ("demo", DataSizes(10**6, 10**6, 10**9), [], "graph"),
+        ("demo", DataSizes(10**6, 10**6, 10**9, friends=10**9), [], "graph of social"),
         (
             "demo",
             DataSizes(10**6, 5 * 10**6, 10**7),
-            [("model.granularities.item_cf.rank", "256")],
+            [("model.granularities.item_cf.rank", "1024")],
             "item_cf.rank",
         ),
         (
@@ -207,12 +207,6 @@ def test_refused_tables_name_the_workers_that_are_enough() -> None:
             DataSizes(10**6, 10**5, 10**7),
             [("train.batch_size", "8"), ("evaluate.chunk_users", "1000000")],
             "evaluate.chunk_users",
-        ),
-        (
-            "beauty",
-            DataSizes(10**6, 10**5, 10**9),
-            [("model.granularities.stratum.enabled", "true")],
-            "for stratum",
         ),
         (
             "demo",
@@ -230,6 +224,16 @@ def test_training_that_does_not_fit_is_refused_with_a_cure_for_its_largest_part(
         check(config, sizes, [Node(8, 0, 16 * GIB)])
     assert cure in str(error.value)
     check(config, sizes, [Node(8, 0, 4096 * GIB)])
+
+
+def test_number_of_events_alone_refuses_no_training() -> None:
+    """The table of events is in files, and events in order are those of a sample of users."""
+    names = ["stratum", "item_cf", "item_knn", "als", "user_cf", "popularity", "repeat"]
+    enabled = [(f"model.granularities.{name}.enabled", "true") for name in names]
+    config = _config("beauty", *enabled)
+    many, more = (_need(config, DataSizes(10**6, 10**5, events)) for events in (10**8, 10**9))
+    assert more.total < 1.01 * many.total
+    check(config, DataSizes(10**6, 10**5, 10**9), [Node(8, 0, 16 * GIB)])
 
 
 def test_workers_share_the_memory_of_all_machines() -> None:
@@ -272,7 +276,7 @@ def test_nodes_are_read_from_the_answer_of_the_dashboard() -> None:
     assert [dashboard_nodes(answer) for answer in bad] == [[]] * len(bad)
 
 
-def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
+def test_only_granularities_that_read_the_events_need_memory_for_them() -> None:
     """Preflight counts the same readers of events as the modules declare."""
     from recsys.granularities import granularity_class
 

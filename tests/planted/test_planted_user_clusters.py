@@ -89,7 +89,7 @@ def test_validation_finds_the_number_of_strata_and_the_strata(
 
 def purity(users: UserVectors, found_U: Array, truth_V: Array) -> float:
     """Share of users with ten events whose found stratum consists mostly of their true one."""
-    many_U = np.asarray(users.matrix.sum(axis=1)).ravel()[users.active_U] >= 10
+    many_U = users.events_VN.lengths_V[users.active_U] >= 10
     table = np.zeros((found_U.max() + 1, USER_CLUSTERS))
     np.add.at(table, (found_U[many_U], truth_V[users.active_U][many_U]), 1)
     return float(table.max(axis=1).sum() / table.sum())

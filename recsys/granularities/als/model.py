@@ -4,9 +4,10 @@ user.
     min Σ_ui c_ui (x_ui − z_u · y_i)² + λ (Σ ‖z_u‖² + Σ ‖y_i‖²),
     z_u = (YᵀY + λI + (α − 1) Y_HᵀY_H)⁻¹ α Y_Hᵀ1
 
-with c = α for an event, 1 for what is missing (Hu, Koren and Volinsky 2008). The library
-``implicit`` fits the factors; serving solves in torch without it. A user vector is a function of
-the history, so new users are served in the same way. Validation chooses α and λ.
+with c = α for an event, 1 for what is missing (Hu, Koren and Volinsky 2008). The solver of the
+library ``implicit`` fits the factors, a block of users or of items at a time; serving solves in
+torch without it. A user vector is a function of the history, so new users are served in the same
+way. Validation chooses α and λ.
 
 Legend: N items, R factors, B queries, E events that they see, L events of a query.
 """
@@ -16,18 +17,20 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from recsys.data.batches import Batch
+from recsys.data.histories import Array
 from recsys.granularities.als.section import AlsConfig
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.event_matrix import EventMatrix, training_matrix
 from recsys.granularities.history import seen_events, target_types
-from recsys.granularities.item_cf.model import training_matrix
 
 # numbers in memory per chunk, for item factors and for matrices: 64 MB each
 _NUMBERS: Final = 2**24
+# large blocks, as each one computes the Gram matrix of the other side again
+_BLOCK_EVENTS: Final = 2**24
 
 
 class Als(Granularity):
@@ -42,23 +45,10 @@ class Als(Granularity):
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """Fit the item factors; keep them and their Gram matrix."""
-        import threadpoolctl
-        from implicit.cpu.als import AlternatingLeastSquares
-
         counts_T = target_types(graphs)[: None if self.config.types[0] == "targets" else 0]
         events = training_matrix(graphs, "none", len(counts_T) > 0)
-        with threadpoolctl.threadpool_limits(1, "blas"):  # nested thread pools make it slow
-            model = AlternatingLeastSquares(
-                factors=self.config.factors,
-                regularization=self.config.regularisation[0],
-                alpha=self.alpha,
-                iterations=self.config.iterations,
-                num_threads=torch.get_num_threads(),
-                random_state=0,
-            )
-            model.fit(sp.csr_matrix(events), show_progress=False)
-        known_N1 = torch.as_tensor(np.asarray((events != 0).sum(0)).ravel() > 0)[:, None]
-        items_NR = torch.as_tensor(np.asarray(model.item_factors)).float() * known_N1
+        known_N1 = torch.as_tensor(events.counts_N > 0)[:, None]
+        items_NR = torch.as_tensor(self._item_factors(events)) * known_N1
         gram_RR = items_NR.T @ items_NR + self.config.regularisation[0] * torch.eye(
             items_NR.shape[1]
         )
@@ -68,6 +58,36 @@ class Als(Granularity):
             "gram_RR": gram_RR.to(device),
             "counts_T": counts_T.to(device),
         }
+
+    def _item_factors(self, events_VN: EventMatrix) -> Array:
+        """The item factors [N, R] that ``implicit`` fits, with the events in blocks."""
+        import threadpoolctl
+        from implicit.cpu.als import AlternatingLeastSquares
+        from implicit.utils import check_random_state
+
+        config, random = self.config, check_random_state(0)
+        solver = AlternatingLeastSquares(factors=config.factors).solver
+        sides = [events_VN, events_VN.transposed()]
+        users_VR: Array
+        items_NR: Array
+        users_VR, items_NR = (
+            random.random((side.shape[0], config.factors), dtype=np.float32) * np.float32(0.01)
+            for side in sides
+        )
+        turns = list(zip(sides, (users_VR, items_NR), (items_NR, users_VR), strict=True))
+        with threadpoolctl.threadpool_limits(1, "blas"):  # nested thread pools make it slow
+            for _ in range(config.iterations):
+                for side, own, other in turns:
+                    for rows, part in side.blocks(_BLOCK_EVENTS):
+                        solver(
+                            self.alpha * part,
+                            own[rows],
+                            other,
+                            config.regularisation[0],
+                            num_threads=torch.get_num_threads(),
+                        )
+        assert np.isfinite(items_NR).all(), "ALS diverged"
+        return items_NR
 
     def own_items(self, state: State) -> Tensor:
         """Item factors."""

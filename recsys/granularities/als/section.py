@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig, Several, Types
-from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.config.workload import FLOAT, Estimate, Workload, histories
 
 Positive = Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)]
 
@@ -32,8 +32,7 @@ class AlsConfig(GranularityConfig):
     )
 
     def estimate(self, work: Workload) -> Estimate:
-        """Factors of users and items, and the events as a matrix and its transpose."""
-        fitting = (
-            work.data.users + work.data.items
-        ) * self.factors * FLOAT * 3 + work.data.events * 24
-        return Estimate(layers=0.0, holds_events=True, fitting=fitting)
+        """Factors of users and items, a block of events, and the events that tell the types."""
+        factors = (work.data.users + work.data.items) * self.factors * FLOAT * 3
+        fitting = factors + min(work.data.events, 2**24) * 24 + histories(self.types, work)
+        return Estimate(layers=0.0, reads_events=True, fitting=fitting)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig
-from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.config.workload import FLOAT, Estimate, Workload, indexed
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,13 +69,14 @@ class CollaborativeConfig(GranularityConfig):
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the graph with its layers, or of a step's sample."""
-        data, is_held = work.data, not self.is_sampled(work.data.events)
-        graph = (data.items + data.users) * work.width * FLOAT * 2 * (
-            self.layers + 2
-        ) + data.events * 32 * is_held
+        data, reads_table = work.data, not self.is_sampled(work.data.events)
+        nodes = data.items + data.users * reads_table  # a sample has few users
+        graph = (
+            nodes * work.width * FLOAT * 2 * (self.layers + 2) + indexed(data.events) * reads_table
+        )
         return Estimate(
             parameters=data.users * work.width * self.user_embedding,
-            holds_events=is_held,
+            reads_events=reads_table,
             step=work.queries * work.width * FLOAT * 8 + graph,
             flops=12 * data.events * work.width * self.layers,
         )

@@ -35,15 +35,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
-import scipy.sparse as sp
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from recsys.data.batches import Batch
 from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.event_matrix import EventMatrix, training_matrix
 from recsys.granularities.history import SeenEvents, seen_events, target_types
 from recsys.granularities.item_cf.section import ItemCFConfig
 from recsys.granularities.item_links import (
@@ -54,13 +53,8 @@ from recsys.granularities.item_links import (
     together,
 )
 from recsys.granularities.sparse import SparseScores
+from recsys.granularities.spectrum import spectrum
 
-_OVERSAMPLE: Final = 32
-_ITERATIONS: Final = 6
-_EXACT_SIDE: Final = 2500
-_WIDE_SIDE: Final = 5000  # limit of the exact method if many factors are requested
-# share of the largest squared singular value; below it is rounding error
-_LEAST_SHARE: Final = 1e-9
 _SHRINKAGE: Final = 20.0  # shrinkage of the similarities that select neighbours
 
 
@@ -123,7 +117,7 @@ class ItemCF(Granularity):
         first, device = sections[0], items.vectors_SD.device
         counts_T = target_types(graphs)[: None if first.types[0] == "targets" else 0]
         events = training_matrix(graphs, first.event_weights, len(counts_T) > 0)
-        chosen_N = np.asarray((events != 0).sum(0)).ravel() > 0
+        chosen_N = events.counts_N > 0
         text_NT = items.text_ST.cpu().numpy()
         text_NT = (
             np.float32(np.sqrt(first.text_weight)) * text_NT * chosen_N[:, None]
@@ -138,7 +132,7 @@ class ItemCF(Granularity):
             }
 
     def _factored(
-        self, events_VN: sp.csr_array, text_NT: Array, chosen_N: Array, lambdas: list[float]
+        self, events_VN: EventMatrix, text_NT: Array, chosen_N: Array, lambdas: list[float]
     ) -> Iterator[State]:
         num_users, num_items = events_VN.shape
         rank = self.config.num_factors(num_users, num_items, text_NT.shape[1])
@@ -159,7 +153,7 @@ class ItemCF(Granularity):
             yield {name: torch.as_tensor(value).float() for name, value in made.items()}
 
     def _linked(
-        self, events_VN: sp.csr_array, text_NT: Array, chosen_N: Array, lambdas: list[float]
+        self, events_VN: EventMatrix, text_NT: Array, chosen_N: Array, lambdas: list[float]
     ) -> Iterator[State]:
         pairs_NN = together(events_VN)
         items_NK, _ = most_similar(pairs_NN, self.config.neighbours, _SHRINKAGE)
@@ -265,140 +259,3 @@ def rank_weights(values_BL: Tensor, real_BL: Tensor) -> Tensor:
     )
     rank_BL = 0.5 + (smaller_BL + not_larger_BL) / 2 / known_BL.sum(1, keepdim=True).clamp(min=1)
     return torch.where(known_BL, rank_BL, 1.0)
-
-
-def training_matrix(
-    graphs: Graphs, event_weights: str, targets_alone: bool = False
-) -> sp.csr_array:
-    """X [V, N]: the training events with the weights of :func:`rank_weights`; optionally of
-    predicted types only.
-
-    Parameters
-    ----------
-    graphs : Graphs
-        Training events; with ``targets_alone`` also the histories.
-    event_weights : str
-        ``none``: every event has the value 1; ``rank``: the weight of :func:`rank_weights`.
-    targets_alone : bool
-        Whether only pairs of user and item with an event of a predicted type count. Only users in
-        ``graphs.histories`` have events then, and these may be a sample.
-
-    Returns
-    -------
-    sp.csr_array, [V, N] float32
-        The matrix.
-    """
-    users_E = graphs.users_E.cpu().numpy()
-    items_E = graphs.items_E.cpu().numpy()
-    values_E = graphs.values_E
-    weights_E = np.ones(len(users_E), dtype=np.float32)
-    if event_weights == "rank" and values_E is not None:
-        weights_E = _ranks_within(users_E, values_E.cpu().numpy())
-    shape = (graphs.num_users, graphs.num_items)
-    if targets_alone:
-        assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
-        wanted = graphs.histories.of_targets()
-        pairs_E = (
-            np.repeat(wanted.users_U, wanted.lengths_U).astype(np.int64) * shape[1] + wanted.items_E
-        )
-        kept_E = np.isin(users_E.astype(np.int64) * shape[1] + items_E, pairs_E)
-        users_E, items_E, weights_E = users_E[kept_E], items_E[kept_E], weights_E[kept_E]
-    return sp.csr_array((weights_E, (users_E, items_E)), shape)
-
-
-def _ranks_within(users_E: Array, values_E: Array) -> Array:
-    """:func:`rank_weights` of a long list of events."""
-    keys, group_E, count_G = np.unique(
-        np.stack([users_E, values_E]), axis=1, return_inverse=True, return_counts=True
-    )
-    size_V = np.bincount(users_E)
-    before_G = np.cumsum(count_G) - count_G
-    first_V = np.cumsum(size_V) - size_V
-    owner_G = keys[0].astype(np.int64)
-    weight_G = 0.5 + (before_G - first_V[owner_G] + 0.5 * count_G) / size_V[owner_G]
-    return np.asarray(weight_G[group_E.reshape(-1)], dtype=np.float32)
-
-
-def spectrum(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array, Array]:
-    """Leading right singular vectors [N, R] and values [R] of the events stacked on the transposed
-    text.
-
-    Rank R is limited to the smaller side of the stacked matrix. Exact with the smaller Gram matrix
-    if its side is at most 2500 (5000 for many factors); else randomised subspace iteration (Halko
-    et al. 2011), deterministic.
-
-    Parameters
-    ----------
-    events_VN : sp.csr_array, [V, N] float32
-        The events.
-    text_NT : array, [N, T] float
-        Text vectors of the items, already multiplied with √α; T may be 0.
-    rank : int
-        Most singular vectors that are returned.
-
-    Returns
-    -------
-    basis_NR : array, [N, R] float
-        The vectors.
-    sigma_R : array, [R] float
-        Their singular values, the largest first.
-    """
-    largest = min(events_VN.shape[0] + text_NT.shape[1], events_VN.shape[1])
-    if largest <= _EXACT_SIDE or (largest <= _WIDE_SIDE and rank > largest // 4):
-        return _by_gram(events_VN, text_NT, min(rank, largest))
-    return _randomised(events_VN, text_NT, rank)
-
-
-def _by_gram(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array, Array]:
-    num_users, num_items = events_VN.shape
-    columns = sp.csr_array(events_VN.T)
-    # the smaller Gram matrix has the same singular values; time and memory grow with its side
-    if num_users + text_NT.shape[1] <= num_items:
-        across = np.asarray(events_VN @ text_NT)
-        gram = np.block(
-            [[(events_VN @ columns).toarray(), across], [across.T, text_NT.T @ text_NT]]
-        )
-    else:
-        gram = (columns @ events_VN).toarray() + text_NT @ text_NT.T
-    side = len(gram)
-    # float64: squaring has already halved the digits of small singular values
-    squares_R, vectors = eigh(gram.astype(np.float64), subset_by_index=[side - rank, side - 1])
-    # rounding can make a zero eigenvalue slightly negative, and its root NaN
-    squares_R, vectors = squares_R[::-1].clip(0), vectors[:, ::-1]
-    sigma_R = np.sqrt(squares_R)
-    if side != num_items:
-        vectors = np.asarray(columns @ vectors[:num_users] + text_NT @ vectors[num_users:])
-        # below this, a vector is rounding error, and dividing by σ would blow it up to length 1
-        real_R = squares_R > _LEAST_SHARE * max(float(squares_R[0]), 1e-12)
-        vectors = vectors * np.where(real_R, 1 / np.maximum(sigma_R, 1e-12), 0.0)
-        sigma_R = sigma_R * real_R
-    return np.ascontiguousarray(vectors, dtype=np.float32), sigma_R.astype(np.float32)
-
-
-def _randomised(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array, Array]:
-    num_users, num_items = events_VN.shape
-    columns = sp.csr_array(events_VN.T)
-
-    def down(basis_NR: Array) -> Array:
-        return np.concatenate([events_VN @ basis_NR, text_NT.T @ basis_NR])
-
-    def up(basis_MR: Array) -> Array:
-        return np.asarray(columns @ basis_MR[:num_users] + text_NT @ basis_MR[num_users:])
-
-    largest = min(num_users + text_NT.shape[1], num_items)
-    width = min(min(rank, largest) + _OVERSAMPLE, largest)
-    # a fixed seed: the same events must give the same model
-    basis_NR = np.random.default_rng(0).normal(size=(num_items, width)).astype(np.float32)
-    for _ in range(_ITERATIONS):
-        # orthogonal after every product, else all columns turn towards the first singular vector
-        basis_NR = _orthonormal(up(_orthonormal(down(basis_NR))))
-    # the triangle of the QR decomposition has the singular values of the whole matrix
-    triangle_RR = torch.linalg.qr(torch.as_tensor(down(basis_NR)), mode="r")[1].numpy()
-    _, sigma_R, turn_RR = np.linalg.svd(triangle_RR, full_matrices=False)
-    return (basis_NR @ turn_RR.T)[:, :rank], sigma_R[:rank]
-
-
-def _orthonormal(tall: Array) -> Array:
-    """An orthonormal basis of the columns. NumPy's QR took 12 times as long for 50,000 × 288."""
-    basis: Array = torch.linalg.qr(torch.as_tensor(tall))[0].numpy()
-    return basis

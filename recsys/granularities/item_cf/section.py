@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig, Several, Types
-from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.config.workload import FLOAT, Estimate, Workload, histories, singular_vectors
 
 FULL_SIDE = 2048  # users plus text width, or items: up to this size all factors take seconds
 
@@ -118,5 +118,6 @@ class ItemCFConfig(GranularityConfig):
             fitting += min(data.items * self.neighbours**2, 2**26) * FLOAT
         else:
             rank = self.num_factors(data.users, data.items, data.text_width) + 32
-            fitting = (data.items + data.users + data.text_width) * rank * 8 * 4
-        return Estimate(layers=0.0, holds_events=True, fitting=fitting)
+            fitting = singular_vectors(data, rank)
+        fitting += histories(self.types, work)
+        return Estimate(layers=0.0, reads_events=True, fitting=fitting)

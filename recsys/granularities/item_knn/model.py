@@ -27,8 +27,8 @@ from torch import Tensor
 
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.event_matrix import training_matrix
 from recsys.granularities.history import event_weights, seen_events, target_types
-from recsys.granularities.item_cf.model import training_matrix
 from recsys.granularities.item_knn.section import ItemKnnConfig
 from recsys.granularities.item_links import linked_scores, links, most_similar, together
 from recsys.granularities.sparse import SparseScores

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig, HalfLives, Several, Types
-from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.config.workload import FLOAT, Estimate, Workload, histories
 
 MOST_LINKS = 2**23  # links in the model: 64 MB
 
@@ -63,4 +63,5 @@ class ItemKnnConfig(GranularityConfig):
             data.items**2, data.events * max(data.events / max(data.users, 1), 1.0) * 4, 2**26
         )
         fitting = pairs * 8 * 2 + self.num_neighbours(data.items) * data.items * FLOAT * 4
-        return Estimate(layers=0.0, holds_events=True, fitting=fitting)
+        fitting += histories(self.types, work)
+        return Estimate(layers=0.0, reads_events=True, fitting=fitting)

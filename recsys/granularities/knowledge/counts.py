@@ -17,7 +17,7 @@ information about other items and are left out, as are all but the ``max_entitie
 most events.
 
 Legend: B queries, L length, N items, E entities (once for each kind of edge to them), K kinds, F
-triples.
+triples, P pairs of an item and an entity.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class KnowledgeCounts(Granularity):
     """
 
     closed_form = True
+    reads_events = False
     is_side_information = True
 
     @classmethod
@@ -111,11 +112,11 @@ class KnowledgeCounts(Granularity):
         triples = Triples.of(dataset)
         if triples is None:
             return "no triples about items"
-        shares_NE, _ = shares_of_items(triples, section.min_degree)
+        item_P, _, _, _ = shares_of_items(triples, section.min_degree)
         is_had_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN) > 0)
         return (
             ""
-            if shares_NE[is_had_N].any()
+            if is_had_N[item_P].any()
             else f"no triple is shared by {section.min_degree} items with events"
         )
 
@@ -127,11 +128,17 @@ class KnowledgeCounts(Granularity):
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """Log-odds weights and shares of the counted entities."""
         triples: Triples = graphs["knowledge"]
-        shares_NE, kind_E = shares_of_items(triples, self.config.min_degree)
-        mass_E = graphs.degree_N @ shares_NE
+        item_P, entity_P, share_P, kind_E = shares_of_items(triples, self.config.min_degree)
+        mass_E = share_P.new_zeros(len(kind_E))
+        mass_E.index_add_(0, entity_P, share_P * graphs.degree_N[item_P])
         kept_E = mass_E.argsort(descending=True, stable=True)[: self.config.max_entities]
         kept_E = kept_E[mass_E[kept_E] > 0].sort().values
-        shares_NE, mass_E, kind_E = shares_NE[:, kept_E], mass_E[kept_E], kind_E[kept_E]
+        number_E = torch.full_like(kind_E, -1)
+        number_E[kept_E] = torch.arange(len(kept_E), device=kept_E.device)
+        mass_E, kind_E, number_P = mass_E[kept_E], kind_E[kept_E], number_E[entity_P]
+        # only of the kept entities: all of them by all items would be too large
+        shares_NE = share_P.new_zeros(len(triples.entity_N), len(kept_E))
+        shares_NE[item_P[number_P >= 0], number_P[number_P >= 0]] = share_P[number_P >= 0]
         kinds, kind_E = torch.unique(kind_E, return_inverse=True)
         same_EK = torch.eye(len(kinds), device=kind_E.device)[kind_E]
         share_E = mass_E / (same_EK @ (mass_E @ same_EK)).clamp(min=1e-12)
@@ -176,9 +183,9 @@ class KnowledgeCounts(Granularity):
         return z_BE, (z_BE != 0).any(1)
 
 
-def shares_of_items(triples: Triples, min_degree: int) -> tuple[Tensor, Tensor]:
-    """a_ie as a matrix [N, E], and the kind of every column. A triple between two items counts for
-    both.
+def shares_of_items(triples: Triples, min_degree: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The item, the entity and a_ie of every pair that is not zero [P], and the kind of every
+    entity [E]. A triple between two items counts for both.
     """
     entity_N = triples.entity_N
     ends = torch.cat(
@@ -214,6 +221,5 @@ def shares_of_items(triples: Triples, min_degree: int) -> tuple[Tensor, Tensor]:
     num_kinds = 2 * triples.num_relations
     group_P = pair[0] * num_kinds + kind_E[number_E[pair[1]]]
     of_group = torch.bincount(group_P, minlength=len(entity_N) * num_kinds)
-    shares_NE = torch.zeros(len(entity_N), int(kept_E.sum()), device=entity_N.device)
-    shares_NE[pair[0], number_E[pair[1]]] = 1 / of_group[group_P].to(torch.float32)
-    return shares_NE, kind_E
+    share_P = 1 / of_group[group_P].to(torch.float32)
+    return pair[0], number_E[pair[1]], share_P, kind_E

@@ -82,7 +82,8 @@ class KnowledgeConfig(GranularityConfig):
         """Memory of the graph, or of the counts."""
         graph = work.data.triples * 64
         if self.by_counts:
-            return Estimate(layers=0.0, holds_events=True, graph=graph)
+            shares = work.data.items * min(self.max_entities, 2 * work.data.entities) * FLOAT
+            return Estimate(layers=0.0, graph=graph, fitting=shares * 2)
         nodes = work.data.items + work.data.entities
         step = work.queries * work.width * FLOAT * 8 + nodes * work.width * FLOAT * 2 * (
             self.layers + 2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig, HalfLives, Several
-from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.config.workload import FLOAT, HISTORY, Estimate, Workload
 from recsys.errors import ConfigError, choices
 
 if TYPE_CHECKING:
@@ -66,4 +66,4 @@ class MomentConfig(GranularityConfig):
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the counts and their logarithms, and of the events in order."""
         counts = work.data.items * (HOURS + WEEKDAYS + 64) * FLOAT * 3
-        return Estimate(layers=0.0, fitting=counts + work.data.events * 60)
+        return Estimate(layers=0.0, fitting=counts + work.fit_events * HISTORY)

@@ -58,6 +58,7 @@ class Place(Granularity):
     """
 
     closed_form = True
+    reads_events = False
     reads_histories = True
 
     @classmethod

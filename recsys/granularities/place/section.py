@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig, HalfLives, Several
-from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.config.workload import FLOAT, HISTORY, Estimate, Workload
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,5 +69,6 @@ class PlaceConfig(GranularityConfig):
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the items' vectors and the kernel's rows, in two precisions."""
         return Estimate(
-            layers=0.0, holds_events=True, fitting=work.data.items * self.landmarks * FLOAT * 4
+            layers=0.0,
+            fitting=work.data.items * self.landmarks * FLOAT * 4 + work.fit_events * HISTORY,
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig, HalfLives, Several, Types
-from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.config.workload import FLOAT, HISTORY, Estimate, Workload
 
 MOST_NUMBERS = 2**23  # size limit of the table of counts: 32 MB
 
@@ -68,5 +68,5 @@ class PopularityConfig(GranularityConfig):
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the table of counts, and of the events in order."""
         table = min(work.data.items * self.moments, MOST_NUMBERS)
-        fitting = table * FLOAT * 2 + work.data.events * 60
+        fitting = table * FLOAT * 2 + work.fit_events * HISTORY
         return Estimate(layers=0.0, fitting=fitting)

@@ -38,6 +38,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.errors import ConfigError, valid_instead
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.event_matrix import EventMatrix
 from recsys.granularities.log_odds import log_odds
 from recsys.granularities.profile.attribute_encoding import (
     encoded_attributes,
@@ -48,6 +49,7 @@ from recsys.granularities.profile.model import column_slices, known_rows
 from recsys.granularities.profile.section import ProfileConfig
 
 _MAX_CELLS: Final = 4096
+_MEMBERSHIPS: Final = 2**22  # shares of users in cells that are in memory at a time
 
 
 class ProfileCounts(Granularity):
@@ -156,12 +158,12 @@ class ProfileCounts(Granularity):
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """Log-odds of the items in every cell."""
         users, device = graphs["profile"].users, items.vectors_SD.device
-        member_VG = self.cells(users)
-        counts_GN = member_VG.new_zeros(member_VG.shape[1], graphs.num_items)
-        # in blocks: a whole [E, G] would not fit in memory
-        for start in range(0, len(graphs.users_E), 1 << 16):
-            part = slice(start, start + (1 << 16))
-            counts_GN.index_add_(1, graphs.items_E[part], member_VG[graphs.users_E[part]].T)
+        num_cells = self.cells(users.take(slice(0, 0))).shape[1]
+        counts_NG = np.zeros((graphs.num_items, num_cells), dtype=np.float32)
+        at_a_time = max(1, _MEMBERSHIPS // max(1, num_cells))
+        for rows, part in EventMatrix.of(graphs).blocks(users=at_a_time):
+            counts_NG += part.T @ self.cells(users.take(rows)).cpu().numpy()
+        counts_GN = torch.as_tensor(counts_NG.T).contiguous().to(graphs.degree_N.device)
         share_N = graphs.degree_N / graphs.degree_N.sum().clamp(min=1)
         odds_GN = log_odds(counts_GN, counts_GN.sum(1, keepdim=True), share_N, self.smoothing)
         popularity_N = ((graphs.degree_N + 1) / (graphs.degree_N.sum() + graphs.num_items)).log()

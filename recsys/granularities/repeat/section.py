@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig, exclude_seen_contradiction
-from recsys.config.workload import Estimate, Workload
+from recsys.config.workload import HISTORY, Estimate, Workload
 
 if TYPE_CHECKING:
     from recsys.config.root import Config
@@ -44,4 +44,4 @@ class RepeatConfig(GranularityConfig):
         table.
         """
         pairs = self.max_pairs * _FEATURES * 8 * 3
-        return Estimate(layers=0.0, fitting=pairs + work.data.events * 60)
+        return Estimate(layers=0.0, fitting=pairs + work.fit_events * HISTORY)

@@ -38,6 +38,7 @@ class SocialCounts(Granularity):
     closed_form = True
     sparse = True
     is_side_information = True
+    reads_events = False
     reads_histories = True
 
     @classmethod
@@ -180,13 +181,11 @@ class SocialCounts(Granularity):
 
 
 def latest(graphs: Graphs) -> tuple[Array, Array, Array]:
-    """User, item and time of the newest event of every pair of user and item; times are 0 where
-    unknown.
+    """User, item and time of the newest event of every pair of user and item in the histories;
+    times are 0 where unknown.
     """
-    if graphs.histories is None:
-        users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
-        return users_E, items_E, np.zeros(len(users_E), dtype=np.int64)
     histories = graphs.histories
+    assert histories is not None, "reads_histories is set, so build_graphs has them"
     users_E = np.repeat(histories.users_U, histories.lengths_U).astype(np.int64)
     keys_E = users_E * graphs.num_items + histories.items_E
     order_E = np.lexsort((histories.times_E, keys_E))

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig, HalfLives, Several
-from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.config.workload import FLOAT, HISTORY, Estimate, Workload, indexed
 
 
 class SocialConfig(GranularityConfig):
@@ -65,12 +65,17 @@ class SocialConfig(GranularityConfig):
         if self.by_counts:
             return Estimate(
                 layers=0.0,
-                holds_events=True,
                 graph=work.data.friends * 64,
-                fitting=work.data.events * 60,
+                # sorted twice: by pair and time, and by user and time
+                fitting=work.fit_events * HISTORY * 2,
             )
-        step = work.queries * work.width * FLOAT * 8
-        return Estimate(holds_events=True, graph=work.data.friends * 64, step=step)
+        # of every layer the vectors of all users with their gradients, and one for each friendship
+        numbers = work.data.users * 2 * (self.layers + 2) + work.data.friends * self.layers
+        return Estimate(
+            reads_events=True,
+            graph=work.data.friends * 64 + indexed(work.data.events),
+            step=(work.queries * 8 + numbers) * work.width * FLOAT,
+        )
 
     def reads_all_items(self, num_events: int) -> bool:
         """True if it is trained: a friend is a mean over events."""

@@ -21,10 +21,10 @@ from typing import Final, Literal
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_matrix
 
 from recsys.data.histories import Array
 from recsys.errors import ConfigError
+from recsys.granularities.event_matrix import EventMatrix
 
 BLOCK: Final = 8192  # users per block
 WHOLE: Final = 20_000  # number of users up to which K-means runs in memory; beyond, mini-batches
@@ -43,12 +43,15 @@ class UserVectors:
     memory at a time.
     """
 
-    def __init__(self, users_E: Array, items_E: Array, unit_NT: Array, num_users: int) -> None:
+    def __init__(self, events_VN: EventMatrix, unit_NT: Array) -> None:
         self.unit_NT = unit_NT.astype(np.float32)
         self.has_vector_N = np.abs(self.unit_NT).sum(axis=1) > 0
-        ones = np.ones(len(users_E), dtype=np.float32)
-        self.matrix = csr_matrix((ones, (users_E, items_E)), shape=(num_users, len(unit_NT)))
-        self.active_U = np.flatnonzero(self.matrix @ self.has_vector_N.astype(np.float32))
+        self.events_VN = events_VN
+        has_vector_N = self.has_vector_N.astype(np.float32)
+        found = [
+            rows.start + np.flatnonzero(part @ has_vector_N) for rows, part in events_VN.blocks()
+        ]
+        self.active_U = np.concatenate([np.zeros(0, dtype=np.int64), *found])
 
     def __len__(self) -> int:
         return len(self.active_U)
@@ -61,7 +64,7 @@ class UserVectors:
 
     def of(self, users_R: Array) -> Array:
         """Unit vectors [R, T] of users."""
-        mean_RT = self.matrix[users_R] @ self.unit_NT
+        mean_RT = self.events_VN.take(users_R) @ self.unit_NT
         return np.asarray(
             mean_RT / np.maximum(np.linalg.norm(mean_RT, axis=1, keepdims=True), 1e-12)
         )
@@ -231,13 +234,13 @@ def choices_counts(
         Softness of the memberships, in units of ``clusters.gap``; None: each user counts in the
         nearest stratum alone.
     """
-    counts_KN = np.zeros((len(clusters.bias_K), users.matrix.shape[1]))
+    counts_KN = np.zeros((len(clusters.bias_K), users.events_VN.shape[1]))
     for users_R, u_RT in users.blocks():
         if temperature is None:
             p_RK = np.eye(len(counts_KN))[clusters.nearest(u_RT)]
         else:
             p_RK = clusters.memberships(u_RT, temperature)
-        counts_KN += (users.matrix[users_R].T @ p_RK).T
+        counts_KN += (users.events_VN.take(users_R).T @ p_RK).T
     return counts_KN
 
 

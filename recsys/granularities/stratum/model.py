@@ -28,6 +28,7 @@ from torch.nn.functional import normalize
 
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.event_matrix import EventMatrix
 from recsys.granularities.stratum.clustering import (
     UserClusters,
     UserVectors,
@@ -124,8 +125,7 @@ class Stratum(Granularity):
         """The training users of the graphs, with the current vectors; ``items`` is the whole
         catalogue.
         """
-        users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
-        return UserVectors(users_E, items_E, self._unit(items).cpu().numpy(), graphs.num_users)
+        return UserVectors(EventMatrix.of(graphs), self._unit(items).cpu().numpy())
 
     def clusters(self) -> UserClusters:
         """The fitted strata."""

@@ -44,4 +44,4 @@ class StratumConfig(GranularityConfig):
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of users, strata and items."""
-        return Estimate(holds_events=True, step=work.queries * work.width * FLOAT * 8)
+        return Estimate(reads_events=True, step=work.queries * work.width * FLOAT * 8)

@@ -27,14 +27,14 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.item_cf.model import spectrum
+from recsys.granularities.event_matrix import EventMatrix
+from recsys.granularities.spectrum import spectrum
 from recsys.granularities.user_cf.section import UserCFConfig
 
 _LEAST_COSINE: Final = 1e-5  # smaller cosines are rounding errors
@@ -59,15 +59,15 @@ class UserCF(Granularity):
         }
 
     def _fit(self, graphs: Graphs) -> State:
-        users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
-        degree_N = np.bincount(items_E, minlength=graphs.num_items)
+        degree_N = graphs.degree_N.cpu().double().numpy()
         scale_N = np.maximum(degree_N, 1.0) ** -self.config.popularity_power
-        shape = (graphs.num_users, graphs.num_items)
-        events_VN = sp.csr_array((scale_N[items_E].astype(np.float32), (users_E, items_E)), shape)
+        events_VN = EventMatrix.of(
+            graphs, lambda users_E, items_E, at: scale_N[items_E].astype(np.float32)
+        )
         basis_NR, _ = spectrum(
             events_VN, np.zeros((graphs.num_items, 0), np.float32), self.config.rank
         )
-        ids_V = np.unique(users_E)
+        ids_V = np.flatnonzero(np.diff(graphs.starts_V1))
         if len(ids_V) > self.config.max_users:
             ids_V = np.sort(
                 np.random.default_rng(0).choice(ids_V, self.config.max_users, replace=False)
@@ -77,7 +77,7 @@ class UserCF(Granularity):
         )
         return {
             "ids_V": torch.as_tensor(ids_V.astype(np.int64)),
-            "tastes_VR": torch.as_tensor(events_VN[ids_V] @ basis_NR).float(),
+            "tastes_VR": torch.as_tensor(events_VN.take(ids_V) @ basis_NR).float(),
             "fold_NR": torch.as_tensor(basis_NR * scale_N[:, None]).float(),
             "items_NR": torch.as_tensor(basis_NR * (damped_N * (degree_N > 0))[:, None]).float(),
         }

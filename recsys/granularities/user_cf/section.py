@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from recsys.config.granularity import GranularityConfig
-from recsys.config.workload import Estimate, Workload
+from recsys.config.workload import FLOAT, Estimate, Workload, singular_vectors
 
 
 class UserCFConfig(GranularityConfig):
@@ -43,5 +43,6 @@ class UserCFConfig(GranularityConfig):
         """Memory of the singular vectors with QR's copies."""
         data = work.data
         rank = min(self.rank + 32, data.items, data.users + data.text_width)
-        fitting = (data.items + data.users + data.text_width) * rank * 8 * 4
-        return Estimate(layers=0.0, holds_events=True, fitting=fitting)
+        tastes = min(data.users, self.max_users) * self.rank * FLOAT * 3
+        fitting = singular_vectors(data, rank) + tastes
+        return Estimate(layers=0.0, reads_events=True, fitting=fitting)
