@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from pipelines.comparison.champion import compare, side_of
 from pipelines.plumbing.promotion_record import DECISION, candidate_table, to_markdown, version_tags
@@ -23,11 +23,13 @@ from recsys.config import Config, PromoteConfig, RunConfig, TrackingConfig, Trai
 from recsys.errors import ArtifactError, ConfigError, Refusal, UserError
 from recsys.evaluation.validation import Validator
 from recsys.gate.promotion import Check, Findings
-from recsys.registry.aliases import CHAMPION, PREVIOUS, Aliases
+from recsys.registry.aliases import CHAMPION, PREVIOUS, REPLACED, Aliases
 from recsys.registry.minimum import candidates, newer_below
 from recsys.registry.mlflow_client import client, sqlite_path, tracking_uri
 from recsys.registry.resolve import pinned
 from recsys.registry.tracking import Tracker
+
+_RUN: Final = "promotion.run_id"  # tag of a version: the MLflow run with the decision
 
 
 def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -82,8 +84,9 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
             record = _with_minimum(record, found, by_alias="@" in uri)
         if record["decision"] in ("promoted", "forced"):
             before = (record["champion"] or {}).get("version", "")
-            aliases.promote(version, before, version_tags(record))
+            aliases.promote(version, before, version_tags(record) | {_RUN: ""})
         _record(folder, tracker, aliases, record)
+        aliases.end_rollback(record["challenger"]["version"])
         folder.progress(_closing(record))
     if record["decision"] == "refused":
         raise Refusal("\n  - ".join([_closing(record), *record["reasons"]]))
@@ -262,11 +265,16 @@ def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[
     tracker.log_metrics({"promotion": numbers})
     for path in (folder.promotion, page):
         tracker.log_file(path)
-    if record["decision"] != "unchanged" or DECISION not in aliases.tags(version):
-        aliases.tag(version, {**tags, "promotion.run_id": tracker.run_id})
-    former = (record["champion"] or {}).get("version", "")
-    if former and former != version and record["promoted"]:
+    known, former = aliases.tags(version), (record["champion"] or {}).get("version", "")
+    if record["decision"] == "unchanged":
+        if known.get(_RUN):
+            return
+        # a command that was killed after it had moved the alias has left only the decision
+        tags = {} if DECISION in known else tags
+        former = known.get(REPLACED, "")
+    if record["promoted"] and former.isdigit() and former != version and aliases.exists(former):
         aliases.tag(former, {"promotion.replaced_by": version})
+    aliases.tag(version, {**tags, _RUN: tracker.run_id})  # last: everything is recorded
 
 
 def _closing(record: dict[str, Any]) -> str:
