@@ -446,6 +446,7 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
         from recsys.storage.beside import remove_abandoned
 
         remove_abandoned(root)
+        remove_abandoned(root / ANSWERS)
         for name in ("model", "final", "bundle"):
             recover(root / name)
             remove_abandoned(root / name)

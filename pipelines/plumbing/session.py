@@ -116,12 +116,13 @@ def ray_session(
 
 @contextmanager
 def _naming_a_lost_cluster() -> Iterator[None]:
-    """Turn the errors of a block into one message if the head node does not answer any more.
+    """Turn the errors of a block into one message if the head node does not answer any more, or if
+    Ray lost a process that it does not start again by itself.
 
     Raises
     ------
     Unavailable
-        It does not answer.
+        It does not answer, or a process was lost.
     """  # noqa: DOC501
     import ray
 
@@ -142,7 +143,29 @@ def _naming_a_lost_cluster() -> Iterator[None]:
                 f" ({type(error).__name__}); start it again, or set ray.address to another one, and"
                 " continue with the same command and --resume"
             ) from error
+        if lost := _lost_process(error):
+            raise Unavailable(
+                f"Ray lost a process of this command ({lost}): it was killed, ran out of memory, or"
+                " its node was lost; continue with the same command and --resume"
+            ) from error
         raise
+
+
+def _lost_process(error: BaseException | None) -> str:
+    """What Ray says about the loss of a process that caused an error; empty for other errors."""
+    from ray import exceptions
+
+    kinds = exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.ActorDiedError
+    while error is not None:
+        text = str(error)
+        # an actor also dies of an exception in its own constructor, which has a traceback
+        if isinstance(error, kinds) and "creation task" not in text:
+            names = [line for line in text.splitlines() if "class_name:" in line]
+            return ", ".join(
+                [type(error).__name__, *(name.split(":")[1].strip() for name in names)]
+            )
+        error = getattr(error, "cause", None) or error.__cause__
+    return ""
 
 
 @contextmanager

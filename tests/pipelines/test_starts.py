@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError, WorkerCrashedError
 
 from pipelines.plumbing import session
 from recsys.config import load_config
@@ -167,6 +168,12 @@ def test_lost_cluster_gives_one_message(monkeypatch: pytest.MonkeyPatch) -> None
         context = SimpleNamespace(gcs_address=address)
         monkeypatch.setattr("ray.is_initialized", lambda: True)
         monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+        for lost in (ActorDiedError(), WorkerCrashedError()):
+            with (
+                pytest.raises(Unavailable, match=f"lost a process .*{type(lost).__name__}.*resume"),
+                session._naming_a_lost_cluster(),
+            ):
+                raise lost
         with pytest.raises(ZeroDivisionError), session._naming_a_lost_cluster():
             _ = 1 / 0
     with (
