@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.plumbing.signals import kept_from_ray
+from pipelines.plumbing.user_message import causes
 from recsys.config import RayConfig, TrainConfig
 from recsys.errors import ConfigError, Unavailable, UserError
 from recsys.storage.temporary import temporary_folder
@@ -151,20 +152,17 @@ def _naming_a_lost_cluster() -> Iterator[None]:
         raise
 
 
-def _lost_process(error: BaseException | None) -> str:
+def _lost_process(error: BaseException) -> str:
     """What Ray says about the loss of a process that caused an error; empty for other errors."""
     from ray import exceptions
 
     kinds = exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.ActorDiedError
-    while error is not None:
-        text = str(error)
+    for cause in causes(error):
+        text = str(cause)
         # an actor also dies of an exception in its own constructor, which has a traceback
-        if isinstance(error, kinds) and "creation task" not in text:
-            names = [line for line in text.splitlines() if "class_name:" in line]
-            return ", ".join(
-                [type(error).__name__, *(name.split(":")[1].strip() for name in names)]
-            )
-        error = getattr(error, "cause", None) or error.__cause__
+        if isinstance(cause, kinds) and "creation task" not in text:
+            names = [line.split(":")[1] for line in text.splitlines() if "class_name:" in line]
+            return ",".join([type(cause).__name__, *names])
     return ""
 
 
