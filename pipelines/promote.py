@@ -23,13 +23,15 @@ from recsys.config import Config, PromoteConfig, RunConfig, TrackingConfig, Trai
 from recsys.errors import ArtifactError, ConfigError, Refusal, UserError
 from recsys.evaluation.validation import Validator
 from recsys.gate.promotion import Check, Findings
-from recsys.registry.aliases import CHAMPION, PREVIOUS, REPLACED, Aliases
+from recsys.registry.aliases import CHAMPION, PREVIOUS, Aliases
 from recsys.registry.minimum import candidates, newer_below
 from recsys.registry.mlflow_client import client, sqlite_path, tracking_uri
 from recsys.registry.resolve import pinned
 from recsys.registry.tracking import Tracker
 
-_RUN: Final = "promotion.run_id"  # tag of a version: the MLflow run with the decision
+_INTERRUPTED: Final = "interrupted"  # in promotion.json while the alias moves
+# tag of a version: the MLflow run with the decision; empty until everything is recorded
+_RUN: Final = "promotion.run_id"
 
 
 def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -79,10 +81,12 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
             if going_back
             else _decide(config, folder, aliases, version)
         )
-        record["candidates"] = found
-        if not going_back:
-            record = _with_minimum(record, found, by_alias="@" in uri)
-        if record["decision"] in ("promoted", "forced"):
+        if "candidates" not in record:  # those of an interrupted command are from before
+            record["candidates"] = found
+            if not going_back:
+                record = _with_minimum(record, found, by_alias="@" in uri)
+        if record["decision"] in ("promoted", "forced") and version != aliases.version_of(CHAMPION):
+            folder.write_json(folder.promotion, record | {_INTERRUPTED: True})
             before = (record["champion"] or {}).get("version", "")
             aliases.promote(version, before, version_tags(record) | {_RUN: ""})
         _record(folder, tracker, aliases, record)
@@ -177,7 +181,7 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
     champion = aliases.version_of(CHAMPION)
     record = _begin(config.promote, aliases, version, champion)
     if champion == version:
-        return record | {
+        return _interrupted(folder, aliases, record) or record | {
             "decision": "unchanged",
             "promoted": True,
             "reasons": [f"version {version} is the champion"],
@@ -213,6 +217,23 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
         "baselines": findings.baselines,
         "notes": findings.notes,
     }
+
+
+def _interrupted(
+    folder: RunFolder, aliases: Aliases, record: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The record of a command that was interrupted after it had moved the alias, if there is
+    one.
+    """
+    version = record["challenger"]["version"]
+    if aliases.tags(version).get(_RUN) != "":
+        return None
+    with suppress(ArtifactError):
+        found = folder.read_json(folder.promotion, "")
+        found.pop(_INTERRUPTED, None)
+        if (found["model"], found["challenger"]["version"]) == (record["model"], version):
+            return found
+    return None
 
 
 def _begin(promote: PromoteConfig, aliases: Aliases, version: str, champion: str) -> dict[str, Any]:
@@ -265,16 +286,11 @@ def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[
     tracker.log_metrics({"promotion": numbers})
     for path in (folder.promotion, page):
         tracker.log_file(path)
-    known, former = aliases.tags(version), (record["champion"] or {}).get("version", "")
-    if record["decision"] == "unchanged":
-        if known.get(_RUN):
-            return
-        # a command that was killed after it had moved the alias has left only the decision
-        tags = {} if DECISION in known else tags
-        former = known.get(REPLACED, "")
-    if record["promoted"] and former.isdigit() and former != version and aliases.exists(former):
+    former = (record["champion"] or {}).get("version", "")
+    if former and former != version and record["promoted"]:
         aliases.tag(former, {"promotion.replaced_by": version})
-    aliases.tag(version, {**tags, _RUN: tracker.run_id})  # last: everything is recorded
+    if record["decision"] != "unchanged" or DECISION not in aliases.tags(version):
+        aliases.tag(version, {**tags, _RUN: tracker.run_id})  # last: everything is recorded
 
 
 def _closing(record: dict[str, Any]) -> str:

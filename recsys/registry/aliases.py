@@ -111,7 +111,7 @@ class Aliases:
         self._client.set_registered_model_alias(self.name, CHAMPION, previous)
         before = self.tags(previous).get(REPLACED, "")
         # the tag stays when the version is deleted
-        if before.isdigit() and before != champion and self.exists(before):
+        if before.isdigit() and before != champion and self._exists(before):
             self._client.set_registered_model_alias(self.name, PREVIOUS, before)
         elif self.version_of(PREVIOUS):
             self._client.delete_registered_model_alias(self.name, PREVIOUS)
@@ -137,8 +137,7 @@ class Aliases:
                 self.name, version, key, redact(str(value))[:_MAX_TAG]
             )
 
-    def exists(self, version: str) -> bool:
-        """Whether there is this version."""
+    def _exists(self, version: str) -> bool:
         from mlflow import MlflowException
 
         try:

@@ -568,7 +568,8 @@ def test_interrupted_promotion_and_rollback_are_completed_by_the_same_command(
     try:
         interrupted_and_again("--promote.model", "models:/pocket/3", "--force", "a test")
         assert world.aliases() == before | {"champion": "3", "previous": "2"}
-        assert world.tags("3")["promotion.decision"] == "forced"
+        assert world.record()["decision"] == world.tags("3")["promotion.decision"] == "forced"
+        assert world.record()["comparison"] and "interrupted" not in world.record()
         assert world.tags("3")["promotion.run_id"] == world.record()["promotion_run_id"]
         assert world.tags("2")["promotion.replaced_by"] == "3"
         interrupted_and_again("--rollback")
