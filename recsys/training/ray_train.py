@@ -188,7 +188,8 @@ def _run(
             # not by its truth, which asks the actor how many entries it has
             if ended is not None:
                 with suppress(Exception):
-                    ended.shutdown()
+                    # by force: Ray would print that it tries the orderly end again
+                    ended.shutdown(force=True)
     if reader.user_error:
         raise UserError(reader.user_error)
     if stop is not None and stop.is_set():

@@ -190,4 +190,6 @@ def assert_one_message(command: Forked, code: int) -> None:
     printed = command.output
     assert "Traceback" not in printed, printed
     if code not in (0, -signal.SIGKILL):
-        assert code in (1, 2) and re.search(r"^recsys: ", printed, re.MULTILINE), printed
+        # Ray itself ends a driver whose local GCS was killed while Ray starts
+        said = r"^recsys: |GCS may have been killed.*The program will terminate"
+        assert code in (1, 2) and re.search(said, printed, re.MULTILINE), printed

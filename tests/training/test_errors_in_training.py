@@ -67,7 +67,7 @@ def test_queue_of_reports_starts_again_after_its_process_is_lost(ray_local: None
     ray.kill(queue.actor, no_restart=False)
     queue.put("after")
     assert queue.get(timeout=60) == "after"
-    queue.shutdown()
+    queue.shutdown(force=True)
 
 
 def test_validation_with_only_repeats_names_the_setting(tmp_path: Path) -> None:
