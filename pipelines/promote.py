@@ -90,8 +90,8 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
             before = (record["champion"] or {}).get("version", "")
             aliases.promote(version, before, version_tags(record) | {_RUN: ""})
         _record(folder, tracker, aliases, record)
-        aliases.end_rollback(record["challenger"]["version"])
         folder.progress(_closing(record))
+    _complete(aliases, record)
     if record["decision"] == "refused":
         raise Refusal("\n  - ".join([_closing(record), *record["reasons"]]))
     return record
@@ -290,7 +290,17 @@ def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[
     if former and former != version and record["promoted"]:
         aliases.tag(former, {"promotion.replaced_by": version})
     if record["decision"] != "unchanged" or DECISION not in aliases.tags(version):
-        aliases.tag(version, {**tags, _RUN: tracker.run_id})  # last: everything is recorded
+        aliases.tag(version, tags)
+
+
+def _complete(aliases: Aliases, record: dict[str, Any]) -> None:
+    """Note that everything is recorded; until then, the same command completes an interrupted
+    one.
+    """
+    version = record["challenger"]["version"]
+    if record["decision"] != "unchanged" or not aliases.tags(version).get(_RUN):
+        aliases.tag(version, {_RUN: record["promotion_run_id"]})
+    aliases.end_rollback(version)
 
 
 def _closing(record: dict[str, Any]) -> str:
