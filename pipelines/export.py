@@ -107,13 +107,13 @@ def export(run: RunConfig, export: ExportConfig, tracking: TrackingConfig) -> di
     check_target(Path(export.out))
     model_uri = export.model or run.dir
     bundle = resolve(model_uri, tracking_uri(tracking, run.dir))
+    # first: after a kill, `recsys forget` must find what was written
+    is_noted = remember(
+        [Copy.here("export", export.out)], model_uri, tracking_uri(tracking, run.dir)
+    )
     manifest = write(bundle, Path(export.out), export.to, export.users, export.without, model_uri)
     print(_words(manifest, export.out))
-    if not remember(
-        [Copy.here("export", export.out)],
-        model_uri,
-        tracking_uri(tracking, run.dir),
-    ):
+    if not is_noted:
         print(
             "note        `recsys forget` does not know this folder: call it with --also"
             f" {export.out}"

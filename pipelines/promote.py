@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from pipelines.comparison.champion import compare, side_of
 from pipelines.plumbing.promotion_record import DECISION, candidate_table, to_markdown, version_tags
@@ -28,6 +28,10 @@ from recsys.registry.minimum import candidates, newer_below
 from recsys.registry.mlflow_client import client, sqlite_path, tracking_uri
 from recsys.registry.resolve import pinned
 from recsys.registry.tracking import Tracker
+
+_INTERRUPTED: Final = "interrupted"  # in promotion.json while the alias moves
+# tag of a version: the MLflow run with the decision; empty until everything is recorded
+_RUN: Final = "promotion.run_id"
 
 
 def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -77,14 +81,17 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
             if going_back
             else _decide(config, folder, aliases, version)
         )
-        record["candidates"] = found
-        if not going_back:
-            record = _with_minimum(record, found, by_alias="@" in uri)
-        if record["decision"] in ("promoted", "forced"):
+        if "candidates" not in record:  # those of an interrupted command are from before
+            record["candidates"] = found
+            if not going_back:
+                record = _with_minimum(record, found, by_alias="@" in uri)
+        if record["decision"] in ("promoted", "forced") and version != aliases.version_of(CHAMPION):
+            folder.write_json(folder.promotion, record | {_INTERRUPTED: True})
             before = (record["champion"] or {}).get("version", "")
-            aliases.promote(version, before, version_tags(record))
+            aliases.promote(version, before, version_tags(record) | {_RUN: ""})
         _record(folder, tracker, aliases, record)
         folder.progress(_closing(record))
+    _complete(aliases, record)
     if record["decision"] == "refused":
         raise Refusal("\n  - ".join([_closing(record), *record["reasons"]]))
     return record
@@ -174,7 +181,7 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
     champion = aliases.version_of(CHAMPION)
     record = _begin(config.promote, aliases, version, champion)
     if champion == version:
-        return record | {
+        return _interrupted(folder, aliases, record) or record | {
             "decision": "unchanged",
             "promoted": True,
             "reasons": [f"version {version} is the champion"],
@@ -210,6 +217,23 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
         "baselines": findings.baselines,
         "notes": findings.notes,
     }
+
+
+def _interrupted(
+    folder: RunFolder, aliases: Aliases, record: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The record of a command that was interrupted after it had moved the alias, if there is
+    one.
+    """
+    version = record["challenger"]["version"]
+    if aliases.tags(version).get(_RUN) != "":
+        return None
+    with suppress(ArtifactError):
+        found = folder.read_json(folder.promotion, "")
+        found.pop(_INTERRUPTED, None)
+        if (found["model"], found["challenger"]["version"]) == (record["model"], version):
+            return found
+    return None
 
 
 def _begin(promote: PromoteConfig, aliases: Aliases, version: str, champion: str) -> dict[str, Any]:
@@ -262,11 +286,21 @@ def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[
     tracker.log_metrics({"promotion": numbers})
     for path in (folder.promotion, page):
         tracker.log_file(path)
-    if record["decision"] != "unchanged" or DECISION not in aliases.tags(version):
-        aliases.tag(version, {**tags, "promotion.run_id": tracker.run_id})
     former = (record["champion"] or {}).get("version", "")
     if former and former != version and record["promoted"]:
         aliases.tag(former, {"promotion.replaced_by": version})
+    if record["decision"] != "unchanged" or DECISION not in aliases.tags(version):
+        aliases.tag(version, tags)
+
+
+def _complete(aliases: Aliases, record: dict[str, Any]) -> None:
+    """Note that everything is recorded; until then, the same command completes an interrupted
+    one.
+    """
+    version = record["challenger"]["version"]
+    if record["decision"] != "unchanged" or not aliases.tags(version).get(_RUN):
+        aliases.tag(version, {_RUN: record["promotion_run_id"]})
+    aliases.end_rollback(version)
 
 
 def _closing(record: dict[str, Any]) -> str:

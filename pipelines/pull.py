@@ -23,7 +23,6 @@ from pipelines.stages import VERBS
 from recsys.bundle.description import CARD
 from recsys.config import Config, redact
 from recsys.errors import ConfigError
-from recsys.registry.copy_records import Copy, remember
 from recsys.registry.mlflow_client import tracking_uri
 
 if TYPE_CHECKING:
@@ -85,9 +84,7 @@ def pull(config: Config) -> Pulled:
     model_uri = settings.model or f"models:/{config.registry.name}@champion"
     found = pull_model(model_uri, settings.dir, tracking_uri(config.tracking, config.run.dir))
     print(_words(found, redact(tracking_uri(config.tracking, config.run.dir))))
-    if not remember(
-        [Copy.here("model", settings.dir)], model_uri, tracking_uri(config.tracking, config.run.dir)
-    ):
+    if not found.is_noted:
         print(
             "note        `recsys forget` does not know this folder: call it with --also"
             f" {settings.dir}"

@@ -32,7 +32,8 @@ import yaml
 ROOT = Path(__file__).parent.parent
 
 # Every Python process of a command imports this. A training worker writes its process id. With
-# MULTIGRAIN_KILL, the driver counts its writes, and kills itself before the one of this number.
+# MULTIGRAIN_KILL, the driver counts its writes and the commits of SQLite, and kills itself before
+# the one of this number.
 # With MULTIGRAIN_CLOCK, the wall clock is off by the seconds in this file.
 SITE = """
 import os, signal, sys, threading, time
@@ -49,26 +50,42 @@ def say() -> None:
 threading.Thread(target=say, daemon=True).start()
 
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate",
-          "shutil.rmtree", "sqlite3.connect"}
+          "shutil.rmtree"}
 at, count = int(os.environ.pop("MULTIGRAIN_KILL", "-1")), 0
 ranks = os.environ["MULTIGRAIN_RANKS"]
 folder, driver = os.path.dirname(ranks), os.getpid()
 
 def watch(event, words):
-    global count
     if event == "open":
         writes = isinstance(words[2], int) and words[2] & (os.O_WRONLY | os.O_RDWR)
     else:
         writes = event in WRITES
     path = str(words[0]) if writes and words else ""
     if folder in path and ranks not in path and "/code/" not in path:  # hundreds of copies
+        write()
+
+def commit(statement):
+    if statement.lstrip()[:6].upper() == "COMMIT":
+        write()
+
+def write():
+    global count
+    if os.getpid() == driver:
         count += 1
         with open(os.path.join(ranks, "writes"), "w") as file:
             file.write(str(count))
-        if count == at and os.getpid() == driver:
+        if count == at:
             os.kill(driver, signal.SIGKILL)
 
+def connected(*words, **keys):
+    found = connect(*words, **keys)
+    if folder in str(words):
+        found.set_trace_callback(commit)
+    return found
+
 if at >= 0:
+    import sqlite3
+    connect, sqlite3.connect, sqlite3.dbapi2.connect = sqlite3.connect, connected, connected
     sys.addaudithook(watch)
 
 def shifted(now=time.time):

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pipelines.plumbing.own_tables import FRAMES
 from pipelines.plumbing.run_folder import RunFolder
 from recsys import schema
-from recsys.bundle.checksums import writing_aside
+from recsys.bundle.checksums import recover, writing_aside
 from recsys.bundle.description import DESCRIPTION, USERS, read_info
 from recsys.config import CanonicalSource, Config, DataConfig, RegistryConfig
 from recsys.errors import ArtifactError, ConfigError, Refusal
@@ -140,6 +140,8 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
     noted = notes.of_run(folder.root)
     if store is not None:
         noted += [copy for _, copy in notes.of_models(store.uri, _names(config.registry, folder))]
+    for copy in noted:
+        recover(Path(copy.place))  # a command that was killed may have left a part of a copy
     elsewhere = [
         f"{copy.place} ({copy.kind}) on {copy.host}: run `recsys forget` there"
         for copy in noted

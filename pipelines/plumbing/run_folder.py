@@ -442,10 +442,14 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
             f"`recsys {verb}`, process {os.getpid()} on {socket.gethostname()}, since {since}"
         )
         file.flush()
+        from recsys.bundle.checksums import recover
         from recsys.storage.beside import remove_abandoned
 
-        for folder in (root, *(root / name for name in ("model", "final", "bundle"))):
-            remove_abandoned(folder)
+        remove_abandoned(root)
+        remove_abandoned(root / ANSWERS)
+        for name in ("model", "final", "bundle"):
+            recover(root / name)
+            remove_abandoned(root / name)
         yield
 
 

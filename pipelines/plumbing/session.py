@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.plumbing.signals import kept_from_ray
+from pipelines.plumbing.user_message import causes
 from recsys.config import RayConfig, TrainConfig
 from recsys.errors import ConfigError, Unavailable, UserError
 from recsys.storage.temporary import temporary_folder
@@ -116,12 +117,13 @@ def ray_session(
 
 @contextmanager
 def _naming_a_lost_cluster() -> Iterator[None]:
-    """Turn the errors of a block into one message if the head node does not answer any more.
+    """Turn the errors of a block into one message if the head node does not answer any more, or if
+    Ray lost a process that it does not start again by itself.
 
     Raises
     ------
     Unavailable
-        It does not answer.
+        It does not answer, or a process was lost.
     """  # noqa: DOC501
     import ray
 
@@ -142,7 +144,26 @@ def _naming_a_lost_cluster() -> Iterator[None]:
                 f" ({type(error).__name__}); start it again, or set ray.address to another one, and"
                 " continue with the same command and --resume"
             ) from error
+        if lost := _lost_process(error):
+            raise Unavailable(
+                f"Ray lost a process of this command ({lost}): it was killed, ran out of memory, or"
+                " its node was lost; continue with the same command and --resume"
+            ) from error
         raise
+
+
+def _lost_process(error: BaseException) -> str:
+    """What Ray says about the loss of a process that caused an error; empty for other errors."""
+    from ray import exceptions
+
+    kinds = exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.ActorDiedError
+    for cause in causes(error):
+        text = str(cause)
+        # an actor also dies of an exception in its own constructor, which has a traceback
+        if isinstance(cause, kinds) and "creation task" not in text:
+            names = [line.split(":")[1] for line in text.splitlines() if "class_name:" in line]
+            return ",".join([type(cause).__name__, *names])
+    return ""
 
 
 @contextmanager

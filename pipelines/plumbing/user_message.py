@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 
@@ -10,9 +10,7 @@ def user_message(error: BaseException, words: Sequence[str] = ()) -> str | None:
     """The message for a user's mistake that caused an exception, also in a Ray worker, or None;
     ``words`` is the command line.
 
-    Ray wraps the exception of a task (``cause``), and Ray Train wraps the exceptions of its workers
-    (``worker_failures``). The text of the outer exception is a traceback; the inner one has the
-    message.
+    The text of an exception that Ray wraps is a traceback; the inner one has the message.
     """
     from recsys.errors import UserError
 
@@ -21,14 +19,33 @@ def user_message(error: BaseException, words: Sequence[str] = ()) -> str | None:
     from recsys.registry.mlflow_client import outage
     from recsys.storage.filesystems import message_of
 
+    outside: str | None = None
+    for current in causes(error):
+        if isinstance(current, UserError) and not hasattr(current, "cause"):
+            return _with_cure(current, words)
+        outside = outside or message_of(current) or outage(current)
+    return outside
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all that it wraps, the outer ones first.
+
+    Ray wraps the exception of a task (``cause``), and Ray Train wraps the exceptions of its workers
+    (``worker_failures``).
+
+    Yields
+    ------
+    BaseException
+        The exception, then those inside.
+    """
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
-    outside: str | None = None
     while waiting:
         current = waiting.pop(0)
         if id(current) in seen:
             continue
         seen.add(id(current))
+        yield current
         failures = getattr(current, "worker_failures", None)
         inner = [
             getattr(current, "cause", None),
@@ -36,12 +53,7 @@ def user_message(error: BaseException, words: Sequence[str] = ()) -> str | None:
             current.__cause__,
         ]
         inner += list(failures.values()) if isinstance(failures, dict) else []
-        found = [cause for cause in inner if isinstance(cause, BaseException)]
-        if isinstance(current, UserError) and not hasattr(current, "cause"):
-            return _with_cure(current, words)
-        outside = outside or message_of(current) or outage(current)
-        waiting += found
-    return outside
+        waiting += [cause for cause in inner if isinstance(cause, BaseException)]
 
 
 def _with_cure(error: BaseException, words: Sequence[str]) -> str:

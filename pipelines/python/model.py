@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipelines.python.dotted_changes import Settings, with_settings
-from recsys.bundle.description import BundleInfo, read_info
+from recsys.bundle.checksums import writing_aside
+from recsys.bundle.description import DESCRIPTION, BundleInfo, read_info
 from recsys.config import Config, load_config
 from recsys.errors import ArtifactError, ConfigError, RequestError
 from recsys.registry.copy_records import Copy, owner_of, remember, write_origin
@@ -305,15 +305,13 @@ class Model:
         target = Path(folder).expanduser()
         if target.exists():
             raise ArtifactError(f"{target} exists; choose another folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
-            copied = shutil.copytree(self.bundle, Path(aside) / "bundle")
+        with writing_aside(target, DESCRIPTION) as aside:  # so that nobody reads half a model
+            # first: after a kill, `recsys forget` must find what was copied
+            remember([Copy.here("model", target)], self._model_uri, self._tracking_uri)
+            shutil.copytree(self.bundle, aside, dirs_exist_ok=True)
             owner = owner_of(self._model_uri, self._tracking_uri)
             if owner is not None:
-                write_origin(copied, owner)
-            # in one step, so that nobody reads half a model
-            copied.rename(target)
-        remember([Copy.here("model", target)], self._model_uri, self._tracking_uri)
+                write_origin(aside, owner)
         return target
 
     def register(self, name: str = "", *, tracking_uri: str = "", settings: Settings = None) -> str:

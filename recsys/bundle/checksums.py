@@ -1,12 +1,19 @@
-"""Atomic writing of folders, and verification of files by checksum."""
+"""Atomic writing of folders, and verification of files by checksum.
+
+A writer that is killed leaves hidden folders next to the final one. :func:`recover` removes them. A
+living writer keeps its folders locked; the system releases the locks of a dead one.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +23,8 @@ from recsys.errors import ArtifactError
 from recsys.storage.filesystems import storage_errors
 
 DESCRIPTION: Final = "bundle.json"
+_WRITING: Final = ".writing-"
+_REPLACED: Final = ".replaced-"  # the old folder, until the new one has its place
 
 
 class FileEntry(BaseModel):
@@ -50,6 +59,7 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
         The disk is full.
     """
     folder = Path(folder).absolute()
+    recover(folder)
     if folder.exists() and not (
         folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))
     ):
@@ -57,22 +67,67 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
             f"{folder} exists and is not a bundle, so it is not overwritten; give another folder or"
             " move it away"
         )
-    # next to the folder, because a rename works only within one filesystem
-    aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = None
     try:
-        with storage_errors(str(folder), "write to"):
-            aside.mkdir(parents=True)
+        with storage_errors(str(folder), "write to"), ExitStack() as locks:
+            aside = _new_aside(folder, locks)
             yield aside
-            _replace(aside, folder)
+            _replace(aside, folder, locks)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _replace(aside: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+def recover(folder: Path) -> None:
+    """Remove what killed writers of ``folder`` left next to it.
+
+    The old folder moves back if the writer was killed between the two renames that replace it.
+    """
+    for kind in (_REPLACED, _WRITING):
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}{kind}*"):
+            with suppress(OSError), ExitStack() as locks:
+                _lock(left, locks)  # fails while the writer lives
+                if kind == _REPLACED and not folder.exists():
+                    left.rename(folder)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def _new_aside(folder: Path, locks: ExitStack) -> Path:
+    """A new folder next to ``folder``, because a rename works only within one filesystem."""
+    while True:
+        aside = folder.with_name(f".{folder.name}{_WRITING}{os.getpid()}-{secrets.token_hex(4)}")
+        aside.mkdir(parents=True)
+        try:
+            _lock(aside, locks)
+        except (BlockingIOError, FileNotFoundError):  # another process is removing it
+            continue
+        except OSError:  # a filesystem without locks; nobody removes it there either
+            pass
+        return aside
+
+
+def _lock(folder: Path, locks: ExitStack) -> None:
+    """Lock a folder until ``locks`` is closed.
+
+    Raises
+    ------
+    OSError
+        Another process has locked or removed it, or the filesystem has no locks for folders.
+    """  # noqa: DOC501
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    locks.callback(os.close, handle)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not os.path.samestat(os.fstat(handle), folder.stat()):
+        raise FileNotFoundError(folder)
+
+
+def _replace(aside: Path, folder: Path, locks: ExitStack) -> None:
+    old = folder.with_name(f".{folder.name}{_REPLACED}{os.getpid()}-{secrets.token_hex(4)}")
     # a folder with content cannot be replaced by one rename, so the old one moves away first
     if folder.exists():
+        with suppress(OSError):
+            _lock(folder, locks)
         folder.rename(old)
     try:
         aside.rename(folder)

@@ -16,6 +16,8 @@ from recsys.errors import ArtifactError
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"  # the champion before this one, for a rollback
 REPLACED: Final = "promotion.replaced"  # tag of a champion: the version that was champion before it
+# tag of the version that a rollback makes champion, until it is recorded: the champion before it
+_ROLLING_BACK: Final = "promotion.rolling_back"
 _MAX_TAG: Final = 4900
 
 
@@ -74,13 +76,15 @@ class Aliases:
         # before the alias moves: a rollback of this champion needs it, and a command that is killed
         # afterwards leaves no champion without reasons
         self.tag(version, {REPLACED: champion or "none", **tags})
+        self.end_rollback(version)
         self._client.set_registered_model_alias(self.name, CHAMPION, version)
 
     def roll_back(self) -> tuple[str, str]:
         """Make the version with the alias ``previous`` the champion again.
 
         The alias ``previous`` then moves to the version that this one had replaced, so two
-        rollbacks go back two versions.
+        rollbacks go back two versions. A rollback that was interrupted before :meth:`end_rollback`
+        is completed instead.
 
         Returns
         -------
@@ -93,21 +97,30 @@ class Aliases:
             There is no champion, or no champion before it.
         """
         champion, previous = self.version_of(CHAMPION), self.version_of(PREVIOUS)
-        if not champion or not previous or champion == previous:
+        interrupted = self.tags(champion).get(_ROLLING_BACK, "") if champion else ""
+        if interrupted:
+            champion, previous = interrupted, champion
+        elif not champion or not previous or champion == previous:
             raise ArtifactError(
                 f"{self.name} has"
                 f" {'no champion' if not champion else f'no champion before {_named(champion)}'},"
                 " so a rollback is not possible; promote a version with --promote.model"
                 " models:/NAME/VERSION"
             )
+        self.tag(previous, {_ROLLING_BACK: champion})
         self._client.set_registered_model_alias(self.name, CHAMPION, previous)
         before = self.tags(previous).get(REPLACED, "")
         # the tag stays when the version is deleted
         if before.isdigit() and before != champion and self._exists(before):
             self._client.set_registered_model_alias(self.name, PREVIOUS, before)
-        else:
+        elif self.version_of(PREVIOUS):
             self._client.delete_registered_model_alias(self.name, PREVIOUS)
         return champion, previous
+
+    def end_rollback(self, version: str) -> None:
+        """Note that the rollback to this version is recorded."""
+        if _ROLLING_BACK in self.tags(version):
+            self._client.delete_model_version_tag(self.name, version, _ROLLING_BACK)
 
     def tags(self, version: str) -> dict[str, str]:
         """The tags of a version."""

@@ -14,7 +14,7 @@ from recsys.bundle.checksums import check_file, writing_aside
 from recsys.bundle.description import DESCRIPTION, BundleInfo
 from recsys.config import redact
 from recsys.errors import ArtifactError
-from recsys.registry.copy_records import PULLED
+from recsys.registry.copy_records import PULLED, Copy, remember
 from recsys.registry.digest import check_version, unreadable
 from recsys.registry.mlflow_client import active_uris, client
 from recsys.registry.resolve import bundle_in, pinned
@@ -32,6 +32,7 @@ class Pulled:
     aliases: tuple[str, ...]
     info: BundleInfo
     note: str = ""  # a warning about what could not be checked
+    is_noted: bool = True  # whether `recsys forget` finds the folder by the registered model
 
 
 def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
@@ -66,6 +67,8 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
     name, version = pinned(uri, tracking_uri).removeprefix("models:/").rsplit("/", 1)
     target = Path(folder).absolute()
     with writing_aside(target, f"artifacts/*/{DESCRIPTION}") as aside:
+        # first: after a kill, `recsys forget` must find what was copied
+        is_noted = remember([Copy.here("model", target)], uri, tracking_uri)
         try:
             with active_uris(tracking_uri):
                 download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(aside))
@@ -88,7 +91,9 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
             )
         aliases = tuple(sorted(registry.get_model_version(name, version).aliases))
         inside = bundle_folder.relative_to(aside)
-        pulled = Pulled(target, target / inside, name, version, aliases, bundle.info, note)
+        pulled = Pulled(
+            target, target / inside, name, version, aliases, bundle.info, note, is_noted
+        )
         _write_origin(aside / PULLED, pulled, uri, tracking_uri)
     return pulled
 

@@ -55,6 +55,7 @@ _MAX_PARAMS: Final = 100  # per call, MLflow's limit
 _MAX_METRICS: Final = 1000
 _MAX_VALUE: Final = 6000
 _MAX_DIGEST: Final = 36
+_ERROR_TAG: Final = "error"  # why the run has failed
 
 
 class Tracker:
@@ -149,7 +150,7 @@ class Tracker:
             with suppress(
                 Exception
             ):  # the error of the run matters more than a failure to record it
-                self.set_tags({"error": redact(f"{type(error).__name__}: {error}")})
+                self.set_tags({_ERROR_TAG: redact(f"{type(error).__name__}: {error}")})
         try:
             self._client.set_terminated(self.run_id, status)
         except Exception:
@@ -325,6 +326,8 @@ class Tracker:
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
             self._client.set_tag(self.run_id, PROCESS_TAG, this_process())
+            if _ERROR_TAG in run.data.tags:  # of the command that failed
+                self._client.delete_tag(self.run_id, _ERROR_TAG)
         else:
             self.experiment_id = experiment_id(
                 self._client, sqlite_path(self.uri), self.config.tracking

@@ -119,12 +119,13 @@ class Store:
         """Move the aliases and the promotion tags of a version to a newer version of the same
         model.
         """
-        for alias in old.aliases:
-            self._client.set_registered_model_alias(old.name, alias, str(number))
         tags = dict(self._client.get_model_version(old.name, old.number).tags)
         for key, value in tags.items():
             if key.startswith(_KEPT_TAGS):
                 self._client.set_model_version_tag(old.name, str(number), key, value)
+        # last: after an interruption only a version with aliases is replaced again
+        for alias in old.aliases:
+            self._client.set_registered_model_alias(old.name, alias, str(number))
 
     def purge(self, version: Version) -> None:
         """Delete a version, its logged model and all files of it."""

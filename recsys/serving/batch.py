@@ -9,7 +9,6 @@ with the number of users.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_rules, rules_of
 from recsys.serving.requests import MAX_K
+from recsys.storage.beside import atomic_write
 
 # answered in this process: that takes less time than actors take to start
 _BATCHES_HERE: Final = 16
@@ -147,24 +147,19 @@ def _write(
         The numbers of users, of rows, and of users who got the most popular items.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    # in the same folder, because a rename works only within one file system
-    aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
     num_users = num_rows = num_fallback = 0
-    try:
-        with (
-            pq.ParquetWriter(aside, schema, compression="zstd") as writer,
-            Pace("recommending to users", total) as pace,
-        ):
-            for table in tables:
-                writer.write_table(filled_up(table, schema), row_group_size=_ROWS_A_GROUP)
-                # the table has one row per item; the first rank stands for the user
-                firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
-                num_users, num_rows = num_users + len(firsts), num_rows + len(table)
-                pace.add(len(firsts))
-                num_fallback += firsts.column("source").to_pylist().count("popularity")
-        aside.replace(output)
-    finally:
-        aside.unlink(missing_ok=True)
+    with (
+        atomic_write(output) as aside,
+        pq.ParquetWriter(aside, schema, compression="zstd") as writer,
+        Pace("recommending to users", total) as pace,
+    ):
+        for table in tables:
+            writer.write_table(filled_up(table, schema), row_group_size=_ROWS_A_GROUP)
+            # the table has one row per item; the first rank stands for the user
+            firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
+            num_users, num_rows = num_users + len(firsts), num_rows + len(table)
+            pace.add(len(firsts))
+            num_fallback += firsts.column("source").to_pylist().count("popularity")
     return num_users, num_rows, num_fallback
 
 

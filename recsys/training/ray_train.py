@@ -50,6 +50,7 @@ from recsys.training.shared_validation import Validate
 from recsys.training.threads import requested_threads
 
 _ABORT_S = 15.0
+_RESTARTS = 3
 _FROM_SCRATCH = (
     "starting from scratch; --resume would continue an interrupted training of this kind"
 )
@@ -165,11 +166,8 @@ def _run(
     """
     # the default delays every report by 2 s
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # so that they survive the loss of a training node
-    on_driver = {"num_cpus": 0, "scheduling_strategy": here}
-    queue = Queue(actor_options=on_driver)
-    orders = None if stop is None else Queue(actor_options=on_driver)
+    queue = queue_on_driver()
+    orders = None if stop is None else queue_on_driver()
     reader = ReportReader(queue, report, stop, orders)
     reader.start()
     trainer = _Trainer(
@@ -190,7 +188,8 @@ def _run(
             # not by its truth, which asks the actor how many entries it has
             if ended is not None:
                 with suppress(Exception):
-                    ended.shutdown()
+                    # by force: Ray would print that it tries the orderly end again
+                    ended.shutdown(force=True)
     if reader.user_error:
         raise UserError(reader.user_error)
     if stop is not None and stop.is_set():
@@ -199,6 +198,23 @@ def _run(
     if reader.failure is not None:
         warnings.warn(f"reports stopped reaching the driver's log: {reader.failure}", stacklevel=3)
     return checkpoint
+
+
+def queue_on_driver() -> Queue:
+    """A queue on the node of the driver, so that it survives the loss of a training node.
+
+    If its process is lost, it starts again empty. That loses only reports: the driver logs missing
+    epochs at the end.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(
+        actor_options={
+            "num_cpus": 0,
+            "scheduling_strategy": here,
+            "max_restarts": _RESTARTS,
+            "max_task_retries": _RESTARTS,
+        }
+    )
 
 
 class _Trainer(TorchTrainer):

@@ -5,6 +5,10 @@ damage.
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recsys.bundle.checksums import writing_aside
+from recsys.bundle.checksums import recover, writing_aside
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ArtifactError
@@ -189,6 +193,56 @@ def test_invalid_descriptions_are_refused(folder: Path, tmp_path: Path) -> None:
             read_bundle(folder)
     with pytest.raises(ArtifactError, match="has no model bundle"):
         read_bundle(tmp_path / "nowhere")
+
+
+def killed_in(write: Callable[[], None]) -> None:
+    """Run this in a fork, which has to be killed in it."""
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            write()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def put(folder: Path, content: str, killed: bool = False) -> None:
+    """Write a bundle of one file; killed before it gets its place."""
+    with writing_aside(folder, "bundle.json") as aside:
+        (aside / "bundle.json").write_text(content)
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_one_continues(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    with writing_aside(folder, "bundle.json") as living:
+        (living / "bundle.json").write_text("slow")
+        killed_in(lambda: put(folder, "never", killed=True))
+        assert len(list(tmp_path.iterdir())) == 2
+        put(folder, "fast")
+        assert sorted(tmp_path.iterdir()) == [living, folder]
+    assert (folder / "bundle.json").read_text() == "slow"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_bundle_survives_a_kill_between_the_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "bundle", Path.rename
+    put(folder, "old")
+
+    def killed(path: Path, target: Path) -> Path:
+        if ".writing-" in path.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        killed_in(lambda: put(folder, "new"))
+    assert not folder.exists()
+    recover(folder)
+    assert (folder / "bundle.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_bundle_stays_where_its_successor_cannot_be_renamed(

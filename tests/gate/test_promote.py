@@ -545,6 +545,45 @@ def test_champion_changes_and_rolls_back_without_a_challenger(world: World) -> N
             world.client.set_registered_model_alias("pocket", alias, version)
 
 
+def test_interrupted_promotion_and_rollback_are_completed_by_the_same_command(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is stopped directly after it has moved the alias."""
+    before = world.aliases()
+    world.client.set_registered_model_alias("pocket", "champion", "2")
+    world.client.set_registered_model_alias("pocket", "previous", "1")
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def stopped(client: Any, name: str, alias: str, version: str) -> None:
+        set_alias(client, name, alias, version)
+        if alias == "champion":
+            raise RuntimeError("stopped")
+
+    def interrupted_and_again(*words: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "set_registered_model_alias", stopped)
+            assert world.promote(*words) == 1
+        assert world.promote(*words) == 0
+
+    try:
+        interrupted_and_again("--promote.model", "models:/pocket/3", "--force", "a test")
+        assert world.aliases() == before | {"champion": "3", "previous": "2"}
+        assert world.record()["decision"] == world.tags("3")["promotion.decision"] == "forced"
+        assert world.record()["comparison"] and "interrupted" not in world.record()
+        assert world.tags("3")["promotion.run_id"] == world.record()["promotion_run_id"]
+        assert world.tags("2")["promotion.replaced_by"] == "3"
+        interrupted_and_again("--rollback")
+        assert world.aliases()["champion"] == "2"
+        assert world.record()["decision"] == "rolled back"
+        assert world.record()["champion"] == {"version": "3"}
+        assert not [key for key in world.tags("2") if "rolling_back" in key]
+    finally:
+        for alias in world.aliases():
+            world.client.delete_registered_model_alias("pocket", alias)
+        for alias, version in before.items():
+            world.client.set_registered_model_alias("pocket", alias, version)
+
+
 def test_minimum_compares_best_baseline_and_events_of_alias_holder() -> None:
     held = {"the present challenger": 100}
     config = rules()

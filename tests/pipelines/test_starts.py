@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError, WorkerCrashedError
+from ray.train import WorkerGroupError
 
 from pipelines.plumbing import session
 from recsys.config import load_config
@@ -167,6 +169,13 @@ def test_lost_cluster_gives_one_message(monkeypatch: pytest.MonkeyPatch) -> None
         context = SimpleNamespace(gcs_address=address)
         monkeypatch.setattr("ray.is_initialized", lambda: True)
         monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+        in_worker = WorkerGroupError("failed", {0: ActorDiedError()})
+        for lost in (ActorDiedError(), WorkerCrashedError(), in_worker):
+            with (
+                pytest.raises(Unavailable, match="lost a process .*(Died|Crashed).*resume"),
+                session._naming_a_lost_cluster(),
+            ):
+                raise lost
         with pytest.raises(ZeroDivisionError), session._naming_a_lost_cluster():
             _ = 1 / 0
     with (

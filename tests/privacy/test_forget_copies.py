@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from test_forget import _holding, _proofs, _write_world
 import recsys
 from pipelines.cli import main
 from pipelines.following.sides import note_log
-from pipelines.forgetting.copies import _without_rows
+from pipelines.forgetting.copies import _without_rows, find_copies
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from recsys.bundle.checksums import entry_of
-from recsys.config import ServeConfig
+from recsys.config import ServeConfig, build_config
 from recsys.export.forget import Exported
 from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.rows import RowFinder
@@ -309,6 +313,18 @@ def test_integer_ids_in_a_column_with_gaps_are_recognised(tmp_path: Path) -> Non
         108.0,
         107.5,
     ]
+
+
+def test_what_a_killed_pull_left_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", Progress(io.StringIO()))
+    (tmp_path / "run/copies").mkdir(parents=True)
+    note = json.dumps(asdict(Copy.here("model", tmp_path / "pulled")))
+    (tmp_path / "run/copies/one.json").write_text(note)
+    (tmp_path / ".pulled.writing-1-0a0b0c0d").mkdir()
+    (tmp_path / ".pulled.writing-1-0a0b0c0d/users.parquet").write_text("person-007")
+    config = build_config({"run": {"dir": str(tmp_path / "run")}})
+    assert find_copies(config, folder, None, tmp_path).locations[1:] == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
 
 
 def test_copy_is_recorded_with_its_model(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import yaml
 from pipelines.cli import main
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError
+from recsys.registry.copy_records import Copy, of_models
 from recsys.registry.followed_model import FollowedModel
 from recsys.registry.mlflow_client import client, tracking_uri
 from recsys.registry.pull import pull_model
@@ -182,6 +183,25 @@ def test_invalid_pulls_are_refused(
     assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work" and not (
         tmp_path / "x"
     ).exists()
+
+
+def test_pull_is_recorded_before_files_are_copied(
+    store: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull that is killed leaves files of users, which `recsys forget` must find."""
+    _, uri = store
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.artifacts.download_artifacts", lambda **_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            pull_model("models:/pocket@champion", tmp_path / "killed", uri)
+    assert Copy.here("model", tmp_path / "killed") in [one for _, one in of_models(uri, ["pocket"])]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/file").touch()
+    with pytest.raises(ArtifactError, match="is not a bundle"):
+        pull_model("models:/pocket@champion", tmp_path / "own", uri)
+    assert Copy.here("model", tmp_path / "own") not in [
+        one for _, one in of_models(uri, ["pocket"])
+    ]
 
 
 def test_damaged_model_in_the_store_is_not_pulled(tmp_path: Path) -> None:

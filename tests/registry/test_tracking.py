@@ -236,10 +236,12 @@ def test_an_interrupted_sweep_leaves_no_trial_running(
             name: tracker.client.get_run(run_id).info.status for name, run_id in known.items()
         }
         assert states == {"000": "FINISHED", "001": state}
+        assert str(error) in tracker.client.get_run(known["001"]).data.tags["error"]
         with Children(
             tracker, Progress(None)
         ) as children:  # the same command goes on with the same run
             children.started(cut, config)
             cut.state = "finished"
             children.ended(cut)
-        assert tracker.client.get_run(known["001"]).info.status == "FINISHED"
+        again = tracker.client.get_run(known["001"])
+        assert again.info.status == "FINISHED" and "error" not in again.data.tags

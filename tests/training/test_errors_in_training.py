@@ -56,6 +56,20 @@ def test_error_before_the_first_checkpoint_is_the_message(tmp_path: Path, ray_lo
         )
 
 
+def test_queue_of_reports_starts_again_after_its_process_is_lost(ray_local: None) -> None:
+    """The workers put reports into it: without a restart, each of their attempts would fail."""
+    import ray
+
+    from recsys.training.ray_train import queue_on_driver
+
+    queue = queue_on_driver()
+    queue.put("before")
+    ray.kill(queue.actor, no_restart=False)
+    queue.put("after")
+    assert queue.get(timeout=60) == "after"
+    queue.shutdown(force=True)
+
+
 def test_validation_with_only_repeats_names_the_setting(tmp_path: Path) -> None:
     config = _config(tmp_path, {})
     with pytest.raises(DataError, match=r"had before; set evaluate\.exclude_seen false"):
