@@ -98,7 +98,8 @@ class EventMatrix:
 
     def take(self, users_R: Array) -> sp.csr_array:
         """The rows of some users: [R, N]."""
-        starts_R, lengths_R = self.starts_V1[users_R], np.diff(self.starts_V1)[users_R]
+        starts_R = self.starts_V1[users_R]
+        lengths_R = self.starts_V1[users_R + 1] - starts_R
         shift_R = starts_R - (np.cumsum(lengths_R) - lengths_R)
         return self._rows(users_R, np.arange(lengths_R.sum()) + np.repeat(shift_R, lengths_R))
 
@@ -124,7 +125,7 @@ class EventMatrix:
     def _rows(self, users_R: Array, at: Any) -> sp.csr_array:
         import scipy.sparse as sp  # imported here: serving does not need it
 
-        lengths_R = np.diff(self.starts_V1)[users_R]
+        lengths_R = self.starts_V1[users_R + 1] - self.starts_V1[users_R]
         starts_R1 = np.concatenate([[0], np.cumsum(lengths_R)])
         items_E = self.items_E[at]
         shape = (len(users_R), self.num_items)
