@@ -23,7 +23,7 @@ _HOUR: Final = 3600.0
 _GIB: Final = 2.0**30
 _FLOAT: Final = 4
 _HISTORY_BYTES: Final = 16  # an event in a served history: item, type, time
-_BYTES_OF_FITS: Final = 90  # an event of a closed-form member that keeps all events
+_TABLE_BYTES: Final = 12  # an event in the temporary table that closed-form members read
 
 
 def main() -> None:
@@ -60,7 +60,6 @@ def main() -> None:
     memory_gib = {
         "item table with both moments, a worker": 3 * table / _GIB,
         "histories in a process that serves all users": events * _HISTORY_BYTES / _GIB,
-        "events of a member that keeps all of them": events * _BYTES_OF_FITS / _GIB,
     }
     say(
         "cost of a large data set, extrapolated",
@@ -72,7 +71,10 @@ def main() -> None:
             "train, an epoch": round(1e6 * train_s, 2),
         },
         core_hours={name: round(value) for name, value in hours.items()},
-        disk_tib=round(disk * events / 2**40, 1),
+        disk_tib={
+            "run folder": round(disk * events / 2**40, 1),
+            "temporary table of a machine": round(_TABLE_BYTES * events / 2**40, 1),
+        },
         memory_gib={name: round(value, 1) for name, value in memory_gib.items()},
         does_not_fit=[name for name, value in memory_gib.items() if value > options.node_gib],
     )
