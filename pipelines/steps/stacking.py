@@ -30,6 +30,7 @@ from recsys.stack import NUM_GROUPS
 from recsys.training.checkpoint import TrainResult
 from recsys.training.constants import CONSTANTS, LEFT_OUT, choose_in_time
 from recsys.training.context import TrainContext
+from recsys.training.rating_head import RATINGS, choose_constants
 from recsys.training.selected import STACK, assemble
 
 _SCALE_QUERIES: Final = 512
@@ -109,6 +110,10 @@ def stacked(
         **({LEFT_OUT: left_out} if left_out else {}),
     }
     progress(described(found, weighed_members(selected), config.train.metric))
+    if config.train.ratings:  # those of the trained part are for other scores
+        choices.pop(RATINGS, None)
+        kept = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
+        choices[RATINGS] = choose_constants(kept, dataset)
     through, begun = Split.VALID if trained.refit else Split.TRAIN, time.monotonic()
     frozen = assemble(config, dataset, through, trained.weights, choices, inputs)
     if budget is not None:

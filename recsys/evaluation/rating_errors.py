@@ -66,8 +66,10 @@ def rating_report(
     queries, values = rated_queries(histories, Split.TEST)
     values_P = values.double().numpy()
     why = why_no_ratings(histories.through(Split.TRAIN))
-    if why or not len(values_P) or model.rating_head is None:
-        return {"skipped": why or "no held-out event has a value"}
+    if not why and not len(values_P):
+        why = "no held-out event has a value"
+    if why or model.rating_head is None:
+        return {"skipped": why or "the model was trained without ratings"}
     chunks = queries.chunks(evaluate.chunk_users)
     found = [model.ratings(chunk, chunk.target_items[:, None]).cpu()[:, 0] for chunk in chunks]
     constants = _chosen(histories, dataset.num_items)

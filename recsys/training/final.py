@@ -29,7 +29,6 @@ from recsys.training.context import Report, TrainContext
 from recsys.training.fresh_model import Start
 from recsys.training.loop import Pass
 from recsys.training.pruned import pruned_names, transplant, without
-from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
 from recsys.training.separate_models import APART, own_config, own_weights, without_apart
 
@@ -258,10 +257,7 @@ def assemble_final(
         The weights of a separately trained model are missing.
     """
     inputs = final.inputs if final.continues else None
-    frozen = assemble(config, dataset, Split.TEST, weights, final.choices, inputs)
-    if config.train.ratings:
-        fit_head(frozen, dataset, Split.TEST, final.choices[RATINGS])
-    return frozen
+    return assemble(config, dataset, Split.TEST, weights, final.choices, inputs)
 
 
 def _chooses(model: FrozenModel, queries: Queries) -> Array:

@@ -24,6 +24,7 @@ from recsys.training.constants import LEFT_OUT, with_constants
 from recsys.training.context import Report
 from recsys.training.fresh_model import Start, build_graphs, build_model
 from recsys.training.pruned import KEPT, names_of, pruned_names, scale, transplant
+from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.separate_models import APART, own_config, own_weights, sections
 from recsys.training.user_clusters import STRATA
 
@@ -39,7 +40,7 @@ def assemble(
     inputs: Mapping[str, Any] | None = None,
 ) -> FrozenModel:
     """The model with these weights, and with graphs and closed-form granularities of the events
-    through ``through``.
+    through ``through``; with ``train.ratings``, its rating head is fitted to them, too.
 
     Parameters
     ----------
@@ -89,6 +90,8 @@ def assemble(
             buffer.copy_(torch.tensor([members[name][key] for name in model.encoders.members]))
     frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
+    if config.train.ratings and RATINGS in choices:
+        fit_head(frozen, dataset, through, choices[RATINGS])
     return frozen
 
 

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipelines.plumbing.progress import Progress
+from pipelines.steps.stacking import stacked
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
@@ -31,8 +33,10 @@ from recsys.rating_prediction import (
 )
 from recsys.report.panels import ratings_panel
 from recsys.training.context import TrainContext
+from recsys.training.members import trained_part
 from recsys.training.phases import fit
-from recsys.training.rating_head import RATINGS
+from recsys.training.rating_head import RATINGS, choose_constants
+from recsys.training.selected import assemble
 from tests.handmade import DAY, small_model, small_world, write_dataset
 
 CPU = torch.device("cpu")
@@ -195,6 +199,29 @@ def test_planted_ratings_are_found_and_saved_with_the_model(tmp_path: Path) -> N
     )
     likes_even, nobody = frozen.ratings(stranger, np.array([[6, 7], [6, 7]]))
     assert likes_even[0] > likes_even[1] + 0.5 and abs(nobody[0] - nobody[1]) < 1
+
+
+def test_stacked_model_predicts_ratings(tmp_path: Path) -> None:
+    dataset = opinions(tmp_path)
+    tree = _config(dataset).model_dump(mode="json")
+    tree["model"]["granularities"]["item_cf"] = {"enabled": True}
+    tree["model"]["fusion"] = {"kind": "learned", "stack": True}
+    config = build_config(tree)
+    validate = Validator.of(config.train, config.evaluate)
+    trained = fit(trained_part(config), dataset, validate, TrainContext())
+    result = stacked(config, dataset, trained, Progress(None))
+    report = rating_report(result.frozen, dataset, config.evaluate, config.seed, Split.VALID)
+    assert report["model"]["rmse"] < 0.6 * report["baselines"][RIDGE]["rmse"]
+    chosen = assemble(config, dataset, Split.TRAIN, dict(result.selected or {}), result.choices)
+    assert choose_constants(chosen, dataset) == pytest.approx(result.choices[RATINGS], rel=1e-4)
+
+
+def test_model_without_rating_head_says_so(tmp_path: Path) -> None:
+    dataset = opinions(tmp_path)
+    config = _config(dataset, ratings=False)
+    result = fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext())
+    report = rating_report(result.frozen, dataset, config.evaluate, config.seed, Split.VALID)
+    assert report == {"skipped": "the model was trained without ratings"}
 
 
 def test_training_without_ratings_reports_why(tmp_path: Path) -> None:
