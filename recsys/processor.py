@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 _AMD: Final = "AuthenticAMD"
 _VECTORS: Final = "avx512_bf16"  # without it, torch does not take oneDNN
@@ -71,7 +71,7 @@ def choose_matrix_library() -> None:
         return
     import torch
 
-    products = torch.backends.mkldnn.matmul
+    products = _products()
     before = products.fp32_precision
     products.fp32_precision = "bf16"
     ones = torch.full((_SIZE, _SIZE), 1 + _TINY)
@@ -85,6 +85,12 @@ def multiplies_with_onednn() -> bool:
     torch's attention kernel for CPUs makes many small products, which then take five times as long;
     plain products of whole matrices are faster there.
     """
+    return bool(_products().fp32_precision == "bf16")
+
+
+def _products() -> Any:
+    """Torch's settings of oneDNN for matrix products."""
     import torch
 
-    return torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    backend: Any = torch.backends.mkldnn  # its types do not name the setting
+    return backend.matmul

@@ -9,9 +9,9 @@ import torch
 
 from recsys import processor
 from recsys.encoders.text import resolve_dtype
-from recsys.processor import choose_matrix_library, cpu_flags
+from recsys.processor import _products, choose_matrix_library, cpu_flags
 
-PRODUCTS = torch.backends.mkldnn.matmul
+PRODUCTS = _products()
 EPYC = ("AuthenticAMD", frozenset({"avx2", "avx512f", "avx512_bf16"}))
 OLD_EPYC = ("AuthenticAMD", frozenset({"avx2"}))
 XEON = ("GenuineIntel", frozenset({"avx2", "avx512f", "avx512_bf16"}))
