@@ -33,9 +33,9 @@ SMALLEST = {"model": {"granularities": {"evolution": {"enabled": True}}}}
 
 
 def test_all_golden_configs_exist() -> None:
-    names = ["beauty", "check-ins", "ciao", "demo", "deskdrop", "lastfm-leave-one-out"]
-    names += ["lastfm-members", "lastfm"]
-    names += ["ml-100k", "online-retail", "sports"]
+    names = ["beauty", "check-ins", "ciao", "demo", "deskdrop"]
+    names += ["lastfm-leave-one-out-members", "lastfm-leave-one-out", "lastfm-members", "lastfm"]
+    names += ["ml-100k-members", "ml-100k", "online-retail", "sports"]
     assert [path.stem for path in CONFIGS] == names
 
 

@@ -73,8 +73,8 @@ class SocialConfig(GranularityConfig):
         numbers = work.data.users * 2 * (self.layers + 2) + work.data.friends * self.layers
         return Estimate(
             reads_events=True,
-            graph=work.data.friends * 64 + indexed(work.data.events),
-            step=(work.queries * 8 + numbers) * work.width * FLOAT,
+            graph=work.data.friends * 64 + indexed(work.data.events) + numbers * work.width * FLOAT,
+            step=work.queries * work.width * FLOAT * 8,
         )
 
     def reads_all_items(self, num_events: int) -> bool:
