@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import threading
 from pathlib import Path
 
 import torch
 
 from benchmarks.in_turns import say
+from benchmarks.peak_memory import Watch
 from recsys.config import build_config
 from recsys.config.yaml_reader import parse_yaml
 from recsys.data.dataset import PreparedDataset
@@ -24,26 +24,6 @@ from recsys.data.histories import Split
 from recsys.granularities.base import Graphs, ItemView
 from recsys.model import MultigrainModel
 from recsys.training.fresh_model import build_graphs, build_model
-
-
-class Peak(threading.Thread):
-    """The largest anonymous memory of this process in MiB, read a hundred times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.mib, self._over = 0.0, threading.Event()
-
-    def __enter__(self) -> Peak:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._over.wait(0.01):
-            self.mib = max(self.mib, anonymous_mib())
 
 
 def main() -> None:
@@ -66,18 +46,18 @@ def main() -> None:
     model = build_model(config.model, config.train, dataset, Split.TRAIN)
     gc.collect()
     before = anonymous_mib()
-    with Peak() as building:
+    with _watch() as building:
         graphs = build_graphs(dataset, Split.TRAIN, model, config.evaluate, config.seed)
     held = anonymous_mib()
-    with Peak() as fitting:
+    with _watch() as fitting:
         fit(model, graphs, options.width)
     say(
         f"memory of {options.granularity} in MiB",
         settings=keys,
         events=dataset.manifest.counts["train"],
-        building=round(building.mib - before),
+        building=round(building.peak_mib - before),
         graphs=round(held - before),
-        fit=round(fitting.mib - before),
+        fit=round(fitting.peak_mib - before),
     )
 
 
@@ -94,6 +74,11 @@ def fit(model: MultigrainModel, graphs: Graphs, width: int) -> None:
         refined = ItemView(module.refine_items(base_ND, graphs), items.text_ST)
         state = module.state(refined, graphs).values()
         torch.stack([part.sum() for part in state if part.requires_grad]).sum().backward()
+
+
+def _watch() -> Watch:
+    """The anonymous memory of this process, read a hundred times a second."""
+    return Watch(anonymous_mib, pause_s=0.01)
 
 
 def anonymous_mib() -> float:

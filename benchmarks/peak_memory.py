@@ -6,18 +6,21 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
 class Watch(threading.Thread):
-    """Sum proportional set sizes twice a second: memory that several processes share counts once.
+    """The largest value of ``read`` in MiB, which is called every ``pause_s`` seconds.
 
+    By default it sums proportional set sizes: memory that several processes share counts once.
     Large processes take long to read; then the thread reads less often, so that it uses a tenth of
     a core at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], float] | None = None, pause_s: float = 0.5) -> None:
         super().__init__(daemon=True)
+        self._read, self._pause_s = read or _mib_of_all, pause_s
         self.peak_mib, self._over = 0.0, threading.Event()
 
     def __enter__(self) -> Watch:
@@ -30,10 +33,14 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         took = 0.0
-        while not self._over.wait(max(0.5, 9 * took)):
+        while not self._over.wait(max(self._pause_s, 9 * took)):
             started = time.perf_counter()
-            self.peak_mib = max(self.peak_mib, sum(map(_pss_mib, _descendants(os.getpid()))))
+            self.peak_mib = max(self.peak_mib, self._read())
             took = time.perf_counter() - started
+
+
+def _mib_of_all() -> float:
+    return sum(map(_pss_mib, _descendants(os.getpid())))
 
 
 def own_peak_mib() -> float:

@@ -53,11 +53,16 @@ def is_fast_in_bfloat16() -> bool:
     With matrix units they are, and on an AMD EPYC with vector instructions for them (2.1 times as
     fast). On an Intel Xeon with such vector instructions alone they had half the speed.
     """
-    return bool(_MATRIX_UNITS & cpu_flags()) or _is_wide_amd()
+    return _has_matrix_units() or _is_wide_amd()
+
+
+def _has_matrix_units() -> bool:
+    return bool(_MATRIX_UNITS & cpu_flags())
 
 
 def _is_wide_amd() -> bool:
-    return _described()[0] == _AMD and _VECTORS in cpu_flags()
+    """Whether this is an AMD processor with AVX-512, without matrix units."""
+    return _described()[0] == _AMD and _VECTORS in cpu_flags() and not _has_matrix_units()
 
 
 def choose_matrix_library() -> None:
@@ -67,7 +72,7 @@ def choose_matrix_library() -> None:
     On AMD processors with AVX-512 it takes half the time. Others keep MKL. The choice depends only
     on the processor, so that repeated runs round alike.
     """
-    if _MATRIX_UNITS & cpu_flags() or not _is_wide_amd() or multiplies_with_onednn():
+    if not _is_wide_amd() or multiplies_with_onednn():
         return
     import torch
 

@@ -30,7 +30,7 @@ from recsys.stack import NUM_GROUPS
 from recsys.training.checkpoint import TrainResult
 from recsys.training.constants import CONSTANTS, LEFT_OUT, choose_in_time
 from recsys.training.context import TrainContext
-from recsys.training.rating_head import RATINGS, choose_constants
+from recsys.training.rating_head import RATINGS, choose_constants, fit_head
 from recsys.training.selected import STACK, assemble
 
 _SCALE_QUERIES: Final = 512
@@ -98,6 +98,7 @@ def stacked(
         CONSTANTS: constants,
         **({LEFT_OUT: left_out} if left_out else {}),
     }
+    choices.pop(RATINGS, None)  # those of the trained part are for other scores
     weights = (
         trained.selected if trained.refit and trained.selected is not None else trained.weights
     )
@@ -110,14 +111,16 @@ def stacked(
         **({LEFT_OUT: left_out} if left_out else {}),
     }
     progress(described(found, weighed_members(selected), config.train.metric))
-    if config.train.ratings:  # those of the trained part are for other scores
-        choices.pop(RATINGS, None)
-        kept = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
-        choices[RATINGS] = choose_constants(kept, dataset)
     through, begun = Split.VALID if trained.refit else Split.TRAIN, time.monotonic()
     frozen = assemble(config, dataset, through, trained.weights, choices, inputs)
     if budget is not None:
         budget.fit_s = time.monotonic() - begun
+    if config.train.ratings:
+        judged = frozen
+        if through != Split.TRAIN:  # constants are chosen on events that the model has not seen
+            judged = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
+        choices[RATINGS] = choose_constants(judged, dataset)
+        fit_head(frozen, dataset, through, choices[RATINGS])
     return replace(trained, frozen=frozen, choices=choices)
 
 

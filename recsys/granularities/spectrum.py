@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from scipy.linalg import eigh
 
@@ -60,16 +61,16 @@ def _by_gram(events_VN: EventMatrix, text_NT: Array, rank: int) -> tuple[Array, 
     num_users, num_items = events_VN.shape
     # the smaller Gram matrix has the same singular values; time and memory grow with its side
     is_by_users = num_users + text_NT.shape[1] <= num_items
-    gram = _gram_of_users(events_VN, text_NT) if is_by_users else _gram_of_items(events_VN, text_NT)
+    events = events_VN.whole() if is_by_users else None  # few users have few events
+    gram = _gram_of_items(events_VN, text_NT) if events is None else _gram_of_users(events, text_NT)
     side = len(gram)
     # float64: squaring has already halved the digits of small singular values
     squares_R, vectors = eigh(gram.astype(np.float64), subset_by_index=[side - rank, side - 1])
     # rounding can make a zero eigenvalue slightly negative, and its root NaN
     squares_R, vectors = squares_R[::-1].clip(0), vectors[:, ::-1]
     sigma_R = np.sqrt(squares_R)
-    if is_by_users:
-        columns = events_VN.whole().T
-        vectors = np.asarray(columns @ vectors[:num_users] + text_NT @ vectors[num_users:])
+    if events is not None:
+        vectors = np.asarray(events.T @ vectors[:num_users] + text_NT @ vectors[num_users:])
         # below this, a vector is rounding error, and dividing by σ would blow it up to length 1
         real_R = squares_R > _LEAST_SHARE * max(float(squares_R[0]), 1e-12)
         vectors = vectors * np.where(real_R, 1 / np.maximum(sigma_R, 1e-12), 0.0)
@@ -77,11 +78,12 @@ def _by_gram(events_VN: EventMatrix, text_NT: Array, rank: int) -> tuple[Array, 
     return np.ascontiguousarray(vectors, dtype=np.float32), sigma_R.astype(np.float32)
 
 
-def _gram_of_users(events_VN: EventMatrix, text_NT: Array) -> Array:
-    """M Mᵀ. Few users have few events, so the events are in memory."""
-    events = events_VN.whole()
-    across = np.asarray(events @ text_NT)
-    return np.block([[(events @ events.T).toarray(), across], [across.T, text_NT.T @ text_NT]])
+def _gram_of_users(events_VN: sp.csr_array, text_NT: Array) -> Array:
+    """M Mᵀ."""
+    across = np.asarray(events_VN @ text_NT)
+    return np.block(
+        [[(events_VN @ events_VN.T).toarray(), across], [across.T, text_NT.T @ text_NT]]
+    )
 
 
 def _gram_of_items(events_VN: EventMatrix, text_NT: Array) -> Array:
