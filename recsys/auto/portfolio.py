@@ -194,6 +194,11 @@ def _sequences(traits: Traits) -> list[Setting]:
         one("a higher learning rate", width, {"lr": 2 * first.train["lr"]}),
         one("less dropout", width, dropout=0.2, input_dropout=0.2),
         one(f"attention of width {other}", other),
+        *(
+            [one("events of one time in the order of the files", width, {"shuffle_ties": False})]
+            if traits.tied
+            else []
+        ),
         one("gru", width, cell="gru"),
         one("a lower learning rate", width, {"lr": first.train["lr"] / 2}),
     ]

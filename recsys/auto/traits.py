@@ -11,7 +11,9 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.loader import can_train
+from recsys.data.ties import tied_share
 
+_MANY_TIED: Final = 0.1  # share of validation queries
 _SIGNALS: Final = {  # candidate → its signal in words
     "repeat": "repeats",
     "content": "item text",
@@ -32,6 +34,8 @@ class Traits:
     ordered: bool
     timed: bool
     trainable: bool = True  # whether there are events to train on
+    # whether many validation targets have the time of the event before them
+    tied: bool = False
     idle: Mapping[str, str] = field(default_factory=dict)  # unsupported candidates → reason
     # candidates with the keys that they propose for the data
     sections: Tree = field(default_factory=lambda: CANDIDATES)
@@ -76,6 +80,8 @@ class Traits:
             ordered=manifest.ordered,
             timed=manifest.timed,
             trainable=can_train(dataset, Split.TRAIN, config.train.num_workers),
+            tied=manifest.has_free_ties
+            and tied_share(dataset.shard(manifest.shards[0])) >= _MANY_TIED,
             idle=candidates.idle,
             sections=candidates.sections,
         )

@@ -162,6 +162,13 @@ class TrainConfig(Section):
             "as targets (unordered data)"
         ),
     )
+    shuffle_ties: bool = Field(
+        True,
+        description=(
+            "put a user's events of the same time in a new random order in each epoch; false: the"
+            " order of the files (data.order: time)"
+        ),
+    )
     patience: int = Field(
         5, ge=1, description="validations without improvement before training stops"
     )

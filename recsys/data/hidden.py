@@ -33,12 +33,27 @@ class Hidden:
 
     def of(self, users_E: Array, items_E: Array) -> Array:
         """Which events are hidden: [E] bool."""
-        unit_E = _hash_unit(users_E, items_E, self.seed)
+        unit_E = hash_unit(users_E, items_E, self.seed)
         return np.asarray((unit_E >= self.start) & (unit_E < self.start + self.share))
 
 
-def _hash_unit(users_E: Array, items_E: Array, seed: int) -> Array:
-    """A number in [0, 1) for every (user, item, seed): splitmix64's finaliser."""
+def hash_unit(users_E: Array, items_E: Array, seed: int) -> Array:
+    """A number in [0, 1) for every (user, item, seed): splitmix64's finaliser.
+
+    Parameters
+    ----------
+    users_E : Array
+        Dense user ids, or -1: [E] int32.
+    items_E : Array
+        Dense item ids: [E] int32.
+    seed : int
+        Not negative.
+
+    Returns
+    -------
+    Array
+        [E] float64.
+    """
     x: Array
     with np.errstate(over="ignore"):
         x = users_E.astype(np.uint64) * GOLDEN + items_E.astype(np.uint64)

@@ -106,6 +106,12 @@ class Histories:
         kept = np.concatenate([[0], np.cumsum(keep_E)])[self.offsets_U1]
         return self._with_events(self.users_U, kept.astype(np.int64), np.flatnonzero(keep_E))
 
+    def reordered(self, order_E: Array) -> Histories:
+        """The events in another order: the new event at ``e`` is the old one at ``order_E[e]``. No
+        event may change its row.
+        """
+        return self._with_events(self.users_U, self.offsets_U1, order_E)
+
     def through(self, split: Split) -> Histories:
         """The events of ``split`` and of all earlier splits."""
         return self.where(self.splits_E <= split)

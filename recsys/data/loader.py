@@ -23,6 +23,7 @@ from recsys.data.first_touch import asks_before_first_touch, with_first_touches
 from recsys.data.hidden import Hidden
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.text_rows import WHOLE
+from recsys.data.ties import with_shuffled_ties
 from recsys.errors import ConfigError, DataError
 
 LENGTH_JITTER = 0.1  # share of a length; drawn each epoch, so rows share a batch with other rows
@@ -39,6 +40,7 @@ class LoaderConfig:
     window_events: int
     seed: int
     user_texts: bool = False  # queries have the text of their history
+    shuffle_ties: bool = False  # data ordered by time
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,10 @@ class TrainingLoader:
                 f" the texts of users leave out: set it to {self._texts.hidden_share:g}, or set"
                 " data.text.users.folds to 1 / train.history_mask_rate and prepare again"
             )
+        # a text of a user is about the first events in the order of the files
+        self._new_ties = (
+            config.shuffle_ties and dataset.manifest.has_free_ties and self._texts is None
+        )
         self._early = asks_before_first_touch(dataset)
         self._windows: list[list[str]] = [[]]
         self._rows: list[int] = [0]
@@ -170,7 +176,7 @@ class TrainingLoader:
                     continue
                 mine = rows[self.rank :: self.world_size]
                 batch = self._with_texts(
-                    self._batch(histories, mine, self.hidden(epoch)),
+                    self._batch(histories, mine, epoch),
                     histories,
                     starts_U,
                     mine,
@@ -197,7 +203,7 @@ class TrainingLoader:
         """A batch of rows of :meth:`all_rows`, and the weight of its targets."""
         histories, starts_U = self.all_rows()
         batch = self._with_texts(
-            self._batch(histories, rows, self.hidden(epoch)), histories, starts_U, rows, epoch
+            self._batch(histories, rows, epoch), histories, starts_U, rows, epoch
         )
         return batch, self._weight(self._num_targets_U(histories.take(rows)))
 
@@ -218,12 +224,19 @@ class TrainingLoader:
         """
         if self._texts is not None and self._texts.folds > 1:
             return Hidden.fold(epoch % self._texts.folds, self._texts.folds)
-        return Hidden(self.config.history_mask_rate, self.config.seed * 1_000_003 + epoch)
+        return Hidden(self.config.history_mask_rate, self._seed_of(epoch))
 
-    def _batch(self, histories: Histories, rows: Array, hidden: Hidden) -> Batch:
-        if self.ordered:
-            return every_position(histories, self.config.max_history, rows)
-        return whole_history(histories, self.config.max_history, rows, hidden)
+    def _seed_of(self, epoch: int) -> int:
+        return self.config.seed * 1_000_003 + epoch
+
+    def _batch(self, histories: Histories, rows: Array, epoch: int) -> Batch:
+        limit = self.config.max_history
+        if not self.ordered:
+            return whole_history(histories, limit, rows, self.hidden(epoch))
+        if self._new_ties:
+            taken = with_shuffled_ties(histories.take(rows), self._seed_of(epoch))
+            return every_position(taken, limit, np.arange(len(taken)))
+        return every_position(histories, limit, rows)
 
     def _with_texts(
         self, batch: Batch, histories: Histories, starts_U: Array, rows: Array, epoch: int

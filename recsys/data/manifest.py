@@ -52,6 +52,13 @@ class Manifest:
     # content hashes of the datasets that this one continues
     ancestors: list[str] = field(default_factory=list)
 
+    @property
+    def has_free_ties(self) -> bool:
+        """Whether the order of a user's events with the same time has no meaning: not where
+        ``data.order`` is ``file``.
+        """
+        return self.ordered and self.settings.get("data", {}).get("order") != "file"
+
     def dump(self) -> str:
         """The content of ``manifest.json``."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)

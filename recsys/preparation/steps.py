@@ -420,10 +420,11 @@ class Preparation:
 
     def _note_ties(self, ties: int) -> None:
         num_events = self.record.counts["events"]
-        if ties > _MANY_TIES * num_events:
+        if self.order == "time" and ties > _MANY_TIES * num_events:
             self.record.note(
                 f"{ties:,} of {num_events:,} events have the same time as the user's previous"
-                " event; they keep the order of the files"
+                " event; they keep the order of the files, and training draws a new order in each"
+                " epoch (train.shuffle_ties)"
             )
 
     # ------------------------------------------------------------------------------ graphs and text

@@ -200,6 +200,7 @@ def build_loader(
         train.window_events,
         seed,
         any(section.signal == USER_TEXT for section in model.granularities.enabled().values()),
+        train.shuffle_ties,
     )
     return TrainingLoader(dataset, through, settings, context.rank, context.world_size)
 

@@ -51,6 +51,7 @@ KINDS = {
     "many short histories with text": replace(
         PLAIN, users=100_000, items=50_000, events=800_000, idle=_idle("content")
     ),
+    "baskets": replace(PLAIN, tied=True),
     "few long histories": replace(PLAIN, users=500, events=100_000),
     "large": replace(PLAIN, users=3_000_000, events=100_000_000),
 }
