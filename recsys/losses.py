@@ -4,12 +4,14 @@ correction.
 Both losses are sums over weighted pairs, so that workers add their sums and divide once by the
 weight of the whole step. Queries exist for real positions only, so there is no padding to mask.
 
-Legend: B queries, P pairs, S items in view, M negatives, D width.
+Legend: B queries, P pairs, S items in view, M negatives, D width, H pairs of a query and an item
+that it leaves out.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import torch
@@ -26,6 +28,42 @@ _MIN_ROWS: Final = 128  # per chunk on a CPU, if memory allows: smaller matrix p
 _MAX_SHIFTLESS: Final = 60.0
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Items that the softmax of a query leaves out, unless they are the target: those that the user
+    had before. A list of recommendations leaves them out too, so no score has to rank them low.
+    """
+
+    numbers_B: Tensor  # int64 number of items of each query
+    items_H: Tensor  # int64 rows of the items in view, query by query; -1 for none
+
+    def fill(self, logits_bS: Tensor, start: int) -> None:
+        """Set the logits of the queries from ``start`` on to −inf at their items, in place."""
+        stop = start + len(logits_bS)
+        first = int(self.numbers_B[:start].sum())
+        numbers_b = self.numbers_B[start:stop]
+        items_h = self.items_H[first : first + int(numbers_b.sum())]
+        width = logits_bS.shape[1]
+        rows_b = torch.arange(0, len(numbers_b) * width, width, device=items_h.device)
+        rows_h = rows_b.repeat_interleave(numbers_b, output_size=len(items_h))
+        if bool((items_h < 0).any()):
+            rows_h, items_h = rows_h[items_h >= 0], items_h[items_h >= 0]
+        logits_bS.view(-1).index_fill_(0, rows_h + items_h, float("-inf"))
+
+    def among(self, negatives_M: Tensor, num_items: int) -> Tensor:
+        """Which of the negatives each query leaves out: [B, M] bool."""
+        drawn_U, places_M = negatives_M.unique(return_inverse=True)
+        place_S = negatives_M.new_full((num_items + 1,), -1)  # the last one is for item −1
+        place_S[drawn_U] = torch.arange(len(drawn_U), device=negatives_M.device)
+        found_H = place_S[self.items_H]
+        queries_H = torch.repeat_interleave(self.numbers_B)
+        is_left_BU = torch.zeros(
+            len(self.numbers_B), len(drawn_U), dtype=torch.bool, device=negatives_M.device
+        )
+        is_left_BU[queries_H[found_H >= 0], found_H[found_H >= 0]] = True
+        return is_left_BU[:, places_M]
+
+
 class Loss(ABC):
     """A loss over the (query, target) pairs of a step; ``train.loss.kind`` may name a subclass of
     another package.
@@ -36,6 +74,8 @@ class Loss(ABC):
 
     # True: a step draws negatives instead of viewing the whole catalogue
     needs_negatives: ClassVar[bool] = False
+    # True: a call has the keyword ``left_out`` (LeftOut or None)
+    leaves_out: ClassVar[bool] = False
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config  # ``config.options`` has the settings of a subclass
@@ -75,6 +115,8 @@ class Loss(ABC):
 class FullSoftmax(Loss):
     """The exact softmax over all items; see :func:`full_softmax`."""
 
+    leaves_out = True
+
     def __call__(
         self,
         users_BD: Tensor,
@@ -84,11 +126,13 @@ class FullSoftmax(Loss):
         weights_P: Tensor,
         negatives_M: Tensor,
         log_q_M: Tensor,
+        left_out: LeftOut | None = None,
     ) -> Tensor:
         """Σ_p w_p loss_p over all items in view."""
-        return full_softmax(
-            users_BD, items_SD, pairs_P, targets_P, weights_P, self.config.label_smoothing
-        )
+        known = (users_BD, items_SD, pairs_P, targets_P, weights_P)
+        if left_out is not None:
+            return unseen_softmax(*known, left_out=left_out)
+        return full_softmax(*known, self.config.label_smoothing)
 
 
 class SampledSoftmax(Loss):
@@ -101,6 +145,7 @@ class SampledSoftmax(Loss):
     """
 
     needs_negatives = True
+    leaves_out = True
 
     def __init__(self, config: LossConfig) -> None:
         super().__init__(config)
@@ -119,10 +164,11 @@ class SampledSoftmax(Loss):
         weights_P: Tensor,
         negatives_M: Tensor,
         log_q_M: Tensor,
+        left_out: LeftOut | None = None,
     ) -> Tensor:
         """Σ_p w_p loss_p over the drawn negatives."""
         known = (users_BD, items_SD, pairs_P, targets_P, weights_P)
-        return sampled_softmax(*known, negatives_M=negatives_M, log_q_M=log_q_M)
+        return sampled_softmax(*known, negatives_M=negatives_M, log_q_M=log_q_M, left_out=left_out)
 
 
 def make_loss(config: LossConfig, num_items: int) -> Loss:
@@ -183,6 +229,44 @@ def full_softmax(
         The sum over the pairs, with a gradient for queries and items.
     """
     found: Tensor = _FullSoftmax.apply(users_BD, items_SD, pairs_P, targets_P, weights_P, smoothing)  # type: ignore[no-untyped-call]
+    return found
+
+
+def unseen_softmax(
+    users_BD: Tensor,
+    items_SD: Tensor,
+    pairs_P: Tensor,
+    targets_P: Tensor,
+    weights_P: Tensor,
+    *,
+    left_out: LeftOut,
+) -> Tensor:
+    """Σ_p w_p (log(exp u·a_target + Σ_i exp u·a_i) − u·a_target), over the items in view that the
+    query neither leaves out nor has as a target.
+
+    Parameters
+    ----------
+    users_BD : Tensor, [B, D] float
+        Query vectors.
+    items_SD : Tensor, [S, D] float
+        Vectors of the items in view.
+    pairs_P : Tensor, [P] int64
+        The query of each pair, from 0 to B − 1, ascending.
+    targets_P : Tensor, [P] int64
+        The target of each pair, from 0 to S − 1.
+    weights_P : Tensor, [P] float
+        Weight of each pair.
+    left_out : LeftOut
+        Items that the queries leave out.
+
+    Returns
+    -------
+    Tensor, scalar
+        The sum over the pairs, with a gradient for queries and items.
+    """
+    found: Tensor = _UnseenSoftmax.apply(
+        users_BD, items_SD, pairs_P, targets_P, weights_P, left_out
+    )  # type: ignore[no-untyped-call]
     return found
 
 
@@ -259,6 +343,62 @@ class _FullSoftmax(_SoftmaxLoss):
         return total
 
 
+class _UnseenSoftmax(_SoftmaxLoss):
+    """As :class:`_FullSoftmax`; a target is part of the sum of its own pair only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users_BD: Tensor,
+        items_SD: Tensor,
+        pairs_P: Tensor,
+        targets_P: Tensor,
+        weights_P: Tensor,
+        left_out: LeftOut,
+    ) -> Tensor:
+        ctx.kinds = users_BD.dtype, items_SD.dtype
+        narrow_BD, narrow_SD = (_as_autocast(users_BD), _as_autocast(items_SD))
+        users_BD, items_SD = users_BD.float(), items_SD.float()
+        hits_P = (users_BD[pairs_P] * items_SD[targets_P]).sum(1)
+        less_P = torch.empty_like(hits_P)
+        user_grad, item_grad = torch.empty_like(users_BD), torch.zeros_like(items_SD)
+        total = -(weights_P @ hits_P)
+        shift, num_rows = _needs_shift(users_BD, items_SD), _num_rows(items_SD)
+        room_bS = narrow_BD.new_empty(min(num_rows, len(users_BD)), len(items_SD))
+        starts = range(0, len(users_BD), num_rows)
+        borders = torch.tensor([*starts, len(users_BD)], device=pairs_P.device)
+        borders = torch.searchsorted(pairs_P, borders).tolist()
+        for start, first, stop in zip(starts, borders, borders[1:], strict=False):
+            rows, own = slice(start, start + num_rows), slice(first, stop)
+            chunk_bD, pairs_p, hits_p = narrow_BD[rows], pairs_P[own] - start, hits_P[own]
+            logits_bS = torch.mm(chunk_bD, narrow_SD.T, out=room_bS[: len(chunk_bD)]).float()
+            left_out.fill(logits_bS, start)
+            logits_bS[pairs_p, targets_P[own]] = float("-inf")
+            if shift:
+                top_b = logits_bS.amax(1).scatter_reduce_(0, pairs_p, hits_p, "amax")
+                top_b.clamp_(min=torch.finfo(top_b.dtype).min)  # a query without pairs and items
+                total += weights_P[own] @ top_b[pairs_p]
+                logits_bS -= top_b[:, None]
+                hits_p = hits_p - top_b[pairs_p]
+            exp_bS, exp_p = logits_bS.exp_(), hits_p.exp()
+            z_p = exp_bS.sum(1)[pairs_p] + exp_p
+            total += weights_P[own] @ z_p.log()
+            share_p = weights_P[own] / z_p
+            less_P[own] = weights_P[own] - share_p * exp_p
+            # scales the smaller factor of both products: cheaper
+            share_b1 = share_p.new_zeros(len(chunk_bD), 1).index_add_(0, pairs_p, share_p[:, None])
+            exp_bS = exp_bS.to(chunk_bD.dtype)
+            user_grad[rows] = share_b1 * (exp_bS @ narrow_SD)
+            pull_bD = (share_b1 * chunk_bD).to(chunk_bD.dtype)
+            if pull_bD.dtype == item_grad.dtype:
+                item_grad.addmm_(exp_bS.T, pull_bD)
+            else:
+                item_grad += exp_bS.T @ pull_bD
+        _pull_targets(users_BD, items_SD, pairs_P, targets_P, less_P, user_grad, item_grad)
+        ctx.save_for_backward(user_grad.to(ctx.kinds[0]), item_grad.to(ctx.kinds[1]))
+        return total
+
+
 def _needs_shift(users_BD: Tensor, items_SD: Tensor) -> bool:
     """Whether the largest logit must be subtracted before the exponential.
 
@@ -307,6 +447,7 @@ def sampled_softmax(
     *,
     negatives_M: Tensor,
     log_q_M: Tensor,
+    left_out: LeftOut | None = None,
 ) -> Tensor:
     """Softmax over each pair's target and M shared negatives, with log-Q correction.
 
@@ -331,6 +472,8 @@ def sampled_softmax(
         Items in view that were drawn, with repeats.
     log_q_M : Tensor, [M] float
         Log of the expected number of draws of each of them.
+    left_out : LeftOut or None
+        Items that are no negatives of a query; None: each negative counts for all queries.
 
     Returns
     -------
@@ -338,7 +481,7 @@ def sampled_softmax(
         The weighted sum over the pairs, with a gradient for queries and items.
     """
     found: Tensor = _SampledSoftmax.apply(
-        users_BD, items_SD, pairs_P, targets_P, weights_P, negatives_M, log_q_M
+        users_BD, items_SD, pairs_P, targets_P, weights_P, negatives_M, log_q_M, left_out
     )  # type: ignore[no-untyped-call]
     return found
 
@@ -356,8 +499,10 @@ class _SampledSoftmax(_SoftmaxLoss):
         weights_P: Tensor,
         negatives_M: Tensor,
         log_q_M: Tensor,
+        left_out: LeftOut | None,
     ) -> Tensor:
         ctx.kinds = users_BD.dtype, items_SD.dtype
+        is_left_BM = None if left_out is None else left_out.among(negatives_M, len(items_SD))
         narrow_MD = _as_autocast(items_SD[negatives_M])
         users_BD, items_SD = users_BD.float(), items_SD.float()
         chosen_PD = users_BD[pairs_P]
@@ -370,6 +515,8 @@ class _SampledSoftmax(_SoftmaxLoss):
             rows = slice(start, start + num_rows)
             logits_pM = (narrow_PD[rows] @ narrow_MD.T).float().sub_(log_q_M)
             logits_pM.masked_fill_(targets_P[rows, None] == negatives_M, float("-inf"))
+            if is_left_BM is not None:
+                logits_pM.masked_fill_(is_left_BM[pairs_P[rows]], float("-inf"))
             top_p = torch.maximum(logits_pM.amax(1), hit_P[rows])
             exp_pM = logits_pM.sub_(top_p[:, None]).exp_()
             hit_p = (hit_P[rows] - top_p).exp()

@@ -116,6 +116,11 @@ def _of_training(config: Config) -> Iterator[str]:
     data, train, enabled = config.data, config.train, config.model.granularities.enabled()
     where = "model.granularities"
     ordered = data.order in ("time", "file")
+    if train.loss.label_smoothing and train.loss.seen_items == "no":
+        yield (
+            "train.loss.label_smoothing gives a share to all items, and train.loss.seen_items no"
+            " leaves some out: set label_smoothing to 0, or seen_items to auto"
+        )
     if train.loss.kind == "sampled_softmax" and train.loss.label_smoothing:
         yield (
             "train.loss.label_smoothing is for full_softmax only; set it 0, or train.loss.kind"

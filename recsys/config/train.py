@@ -86,6 +86,14 @@ class LossConfig(Section):
             " scores"
         ),
     )
+    seen_items: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
+        "auto",
+        description=(
+            "whether the softmax of a query holds items that the user had before; auto: no in data"
+            " with an order whose lists leave them out (evaluate.exclude_seen), and without"
+            " label_smoothing"
+        ),
+    )
     event_power: float = Field(
         1.0,
         ge=0,

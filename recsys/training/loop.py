@@ -92,7 +92,9 @@ class Pass:
             if self.names
             else None
         )
-        self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
+        self.loss = StepLoss(
+            self.model, self.graphs, config.train.loss, dataset, config.evaluate.exclude_seen
+        ).to(context.device)
         self.tables = sharded_tables(self.loss)  # empty unless the id rows of items are sharded
         if start is not None:
             own = self._own_rows(start.weights)

@@ -18,7 +18,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, StepKey
-from recsys.losses import make_loss
+from recsys.losses import LeftOut, Loss, make_loss
 from recsys.model import MultigrainModel
 from recsys.sharded_rows import sharded_tables
 
@@ -32,16 +32,28 @@ class StepLoss(nn.Module):
     Raises
     ------
     ConfigError
-        The id rows are sharded, and a step would need the rows of all items.
+        The id rows are sharded, and a step would need the rows of all items; or the loss cannot
+        leave out seen items, and ``loss.seen_items`` is ``no``.
     """
 
     def __init__(
-        self, model: MultigrainModel, graphs: Graphs, config: LossConfig, dataset: PreparedDataset
+        self,
+        model: MultigrainModel,
+        graphs: Graphs,
+        config: LossConfig,
+        dataset: PreparedDataset,
+        lists_leave_out_seen: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.graphs, self.config = model, graphs, config
         num_items = model.sizes.num_items
         self.sum = make_loss(config, num_items)
+        # in sets, visible events are targets too
+        self.leaves_out = _leaves_out(
+            config, self.sum, lists_leave_out_seen and dataset.manifest.ordered
+        )
+        targets = dataset.manifest.targets
+        self._target_types = [name in targets for name in dataset.manifest.event_types]
         self.num_negatives = config.num_negatives if self.sum.needs_negatives else 0
         if sharded_tables(model):
             self._check_narrow()
@@ -83,18 +95,14 @@ class StepLoss(nn.Module):
         users_BD = self.model(batch, items, states) * self.log_scale.exp()
         if negatives_M is None or log_q_M is None:
             vectors_CD, targets_P = self._candidates(items.vectors_SD, batch.targets_P)
-            none_M = targets_P[:0]
-            return self.sum(
-                users_BD,
-                vectors_CD,
-                batch.pairs_P,
-                targets_P,
-                self._weights(batch),
-                none_M,
-                none_M.float(),
-            )
-        parts = (users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, self._weights(batch))
-        return self.sum(*parts, negatives_M, log_q_M)
+            negatives_M = targets_P[:0]
+            log_q_M = negatives_M.float()
+        else:
+            vectors_CD, targets_P = items.vectors_SD, batch.targets_P
+        parts = (users_BD, vectors_CD, batch.pairs_P, targets_P, self._weights(batch))
+        if not self.leaves_out:
+            return self.sum(*parts, negatives_M, log_q_M)
+        return self.sum(*parts, negatives_M, log_q_M, left_out=self._left_out(batch))
 
     def _check_narrow(self) -> None:
         """Refuse sharded rows where a step reads all items."""
@@ -118,6 +126,24 @@ class StepLoss(nn.Module):
             return vectors_ND, targets_P
         candidates_C = self.candidates_C.to(targets_P.device)
         return vectors_ND[candidates_C], torch.searchsorted(candidates_C, targets_P)
+
+    def _left_out(self, batch: Batch) -> LeftOut:
+        """The items of every query's visible events of predicted types, which lists leave out."""
+        numbers_B = batch.seen_B
+        starts_B = batch.rows_B * batch.history_UL.shape[1] - (numbers_B.cumsum(0) - numbers_B)
+        total = int(numbers_B.sum())
+        places_H = starts_B.repeat_interleave(numbers_B, output_size=total) + torch.arange(
+            total, device=starts_B.device
+        )
+        items_UL = batch.history_UL
+        if self.candidates_C is not None and not self.num_negatives:
+            candidates_C = self.candidates_C.to(items_UL.device)
+            places_UL = torch.searchsorted(candidates_C, items_UL).clamp(max=len(candidates_C) - 1)
+            items_UL = torch.where(candidates_C[places_UL] == items_UL, places_UL, -1)
+        if any(self._target_types):  # else all types are predicted
+            is_target_T = torch.tensor(self._target_types, device=items_UL.device)
+            items_UL = torch.where(is_target_T[batch.types_UL], items_UL, -1)
+        return LeftOut(numbers_B, items_UL.reshape(-1)[places_H])
 
     def _weights(self, batch: Batch) -> Tensor:
         """n^(p − 1) for each of a query's n targets: [P]."""
@@ -153,3 +179,14 @@ class StepLoss(nn.Module):
         numbers_N = self._numbers_N
         numbers_N[ids_S] = torch.arange(len(ids_S), device=ids_S.device)
         return ids_S, batch.renumber(numbers_N), numbers_N[negatives_M]
+
+
+def _leaves_out(config: LossConfig, loss: Loss, proposed: bool) -> bool:
+    """Whether the softmax of a query leaves out items that the user had before."""
+    if config.seen_items == "no" and not loss.leaves_out:
+        raise ConfigError(
+            f"train.loss.seen_items no: the loss {config.kind} does not leave out items; set it to"
+            " auto"
+        )
+    can = loss.leaves_out and not config.label_smoothing
+    return can and (config.seen_items == "no" or (config.seen_items == "auto" and proposed))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recsys import losses
-from recsys.losses import full_softmax, sampled_softmax
+from recsys.losses import LeftOut, full_softmax, sampled_softmax, unseen_softmax
 
 
 def reference(
@@ -156,3 +156,64 @@ def test_log_q_correction_makes_the_partition_function_unbiased() -> None:
     hit = (users @ items[7]).squeeze()
     mean_z = torch.stack([(draw + hit).exp() for draw in draws]).mean()
     torch.testing.assert_close(mean_z, (exact + hit).exp(), rtol=0.03, atol=0.0)
+
+
+# the items that the three queries of setup() leave out; −1: an item that is not in view
+LEFT_OUT = LeftOut(torch.tensor([3, 0, 2]), torch.tensor([2, 3, -1, 6, 0]))
+
+
+@pytest.mark.parametrize("length", [1.0, 60.0])
+@pytest.mark.parametrize("most_logits", [7, 2**23])  # one query per chunk, and all in one
+def test_unseen_softmax_leaves_out_seen_items_and_other_targets(
+    length: float, most_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "_MAX_LOGITS", most_logits)
+    users, items, pairs, targets = setup()
+    users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
+    weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
+    found = unseen_softmax(users, items, pairs, targets, weights, left_out=LEFT_OUT)
+    kept = [[1, 0, 4, 5, 6], [2, 0, 4, 5, 6], [5, 0, 1, 2, 3, 4, 6], [0, 1, 2, 3, 4, 5]]
+    naive = sum(
+        (
+            -weight * torch.log_softmax(users[b] @ items[rest].T, dim=0)[0]
+            for weight, b, rest in zip(weights, pairs, kept, strict=True)
+        ),
+        start=torch.zeros(()),
+    )
+    torch.testing.assert_close(found, naive)
+    for got, expected in zip(
+        torch.autograd.grad(2 * found, [users, items]),
+        torch.autograd.grad(2 * naive, [users, items]),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def test_unseen_softmax_of_a_query_with_all_items_seen_is_zero() -> None:
+    users, items = torch.full((2, 1), 80.0), torch.ones(3, 1)  # the second query has no target
+    left_out = LeftOut(torch.tensor([3, 3]), torch.tensor([0, 1, 2, 0, 1, 2]))
+    pair = (torch.tensor([0]), torch.tensor([1]), torch.ones(1))
+    assert float(unseen_softmax(users, items, *pair, left_out=left_out)) == 0.0
+
+
+def test_sampled_softmax_leaves_out_seen_negatives() -> None:
+    users, items, pairs, targets = setup()
+    negatives = torch.tensor([3, 6, 3, 4, 2])
+    log_q = torch.randn(5, generator=torch.Generator().manual_seed(1))
+    found = sampled_softmax(
+        users,
+        items,
+        pairs,
+        targets,
+        torch.ones(4),
+        negatives_M=negatives,
+        log_q_M=log_q,
+        left_out=LEFT_OUT,
+    )
+    kept = [[1, 3], [1, 3], [0, 1, 2, 3, 4], [0, 2, 3, 4]]  # places of the negatives
+    naive = torch.zeros(())
+    for pair, (b, target) in enumerate(zip(pairs, targets, strict=True)):
+        logits = users[b] @ items[negatives[kept[pair]]].T - log_q[kept[pair]]
+        hit = (users[b] @ items[target])[None]
+        naive = naive - torch.log_softmax(torch.cat([hit, logits]), dim=0)[0]
+    torch.testing.assert_close(found, naive)
