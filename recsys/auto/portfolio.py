@@ -194,6 +194,7 @@ def _sequences(traits: Traits) -> list[Setting]:
         one("a higher learning rate", width, {"lr": 2 * first.train["lr"]}),
         one("less dropout", width, dropout=0.2, input_dropout=0.2),
         one(f"attention of width {other}", other),
+        *([] if traits.leaves_out_seen is None else [_other_softmax(first, traits)]),
         *(
             [one("events of one time in the order of the files", width, {"shuffle_ties": False})]
             if traits.tied
@@ -202,6 +203,18 @@ def _sequences(traits: Traits) -> list[Setting]:
         one("gru", width, cell="gru"),
         one("a lower learning rate", width, {"lr": first.train["lr"] / 2}),
     ]
+
+
+def _other_softmax(first: Setting, traits: Traits) -> Setting:
+    """The first setting with the other rule on seen items: in the softmax if they are left out by
+    default.
+    """
+    name, seen_items = (
+        ("seen items in the softmax", "yes")
+        if traits.leaves_out_seen
+        else ("no seen items in the softmax", "no")
+    )
+    return Setting(name, first.model, merged(first.train, {"loss": {"seen_items": seen_items}}))
 
 
 def _ordered_training(traits: Traits, width: int) -> Tree:

@@ -12,6 +12,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.loader import can_train
 from recsys.data.ties import tied_share
+from recsys.training.step import sees_many_items
 
 _MANY_TIED: Final = 0.1  # share of validation queries
 _SIGNALS: Final = {  # candidate → its signal in words
@@ -36,6 +37,8 @@ class Traits:
     trainable: bool = True  # whether there are events to train on
     # whether many validation targets have the time of the event before them
     tied: bool = False
+    # whether the softmax leaves out seen items by default; None where lists hold them, or in sets
+    leaves_out_seen: bool | None = None
     idle: Mapping[str, str] = field(default_factory=dict)  # unsupported candidates → reason
     # candidates with the keys that they propose for the data
     sections: Tree = field(default_factory=lambda: CANDIDATES)
@@ -82,6 +85,9 @@ class Traits:
             trainable=can_train(dataset, Split.TRAIN, config.train.num_workers),
             tied=manifest.has_free_ties
             and tied_share(dataset.shard(manifest.shards[0])) >= _MANY_TIED,
+            leaves_out_seen=sees_many_items(dataset)
+            if manifest.ordered and config.evaluate.exclude_seen
+            else None,
             idle=candidates.idle,
             sections=candidates.sections,
         )

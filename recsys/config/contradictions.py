@@ -136,6 +136,11 @@ def _of_training(config: Config) -> Iterator[str]:
             f" {train.loss.event_power} are for data without an order, and data.order is"
             f" {data.order}: set them 0 and 1, or data.order none"
         )
+    if data.order == "none" and train.look_ahead:
+        yield (
+            f"train.look_ahead {train.look_ahead} is for data with an order, and data.order is"
+            " none: remove it"
+        )
     for name, section in enabled.items():
         yield from section.contradictions(config, f"{where}.{name}")
     if not (config.model.item.id or data.text.enabled):

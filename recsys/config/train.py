@@ -89,9 +89,9 @@ class LossConfig(Section):
     seen_items: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
         "auto",
         description=(
-            "whether the softmax of a query holds items that the user had before; auto: no in data"
-            " with an order whose lists leave them out (evaluate.exclude_seen), and without"
-            " label_smoothing"
+            "whether the softmax of a query holds items that the user had before; auto: no if lists"
+            " leave them out (evaluate.exclude_seen), the data has an order, a query has seen 2% of"
+            " all items on average, and label_smoothing is 0"
         ),
     )
     event_power: float = Field(
@@ -175,6 +175,15 @@ class TrainConfig(Section):
         description=(
             "put a user's events of the same time in a new random order in each epoch; false: the"
             " order of the files (data.order: time)"
+        ),
+    )
+    look_ahead: int | None = Field(
+        None,
+        ge=0,
+        description=(
+            "a target is up to this many events after the one that follows its query, drawn in each"
+            " epoch (data with an order); null: 20 for a temporal split, which asks for the events"
+            " of a period, else 0"
         ),
     )
     patience: int = Field(

@@ -93,7 +93,7 @@ class Batch:
         )
 
 
-def every_position(histories: Histories, max_history: int, rows: Array) -> Batch:
+def every_position(histories: Histories, max_history: int, rows: Array | None = None) -> Batch:
     """Ordered training: one query per position whose next event has a predicted type; that event is
     the target.
 
@@ -111,15 +111,15 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
         Ordered histories.
     max_history : int
         Most events that a query sees.
-    rows : Array
-        Positions of the users of the batch: [U] int64.
+    rows : Array or None
+        Positions of the users of the batch: [U] int64; None: all.
     """
-    chosen = histories.take(rows)
+    chosen = histories if rows is None else histories.take(rows)
     lengths = np.minimum(chosen.lengths_U, max_history + 1)
     padded = _pad(chosen, lengths)
     # the last event is only a target, so that no query sees it
     inputs = torch.as_tensor(np.maximum(lengths - 1, 0))
-    rows_B = torch.repeat_interleave(torch.arange(len(rows)), inputs)
+    rows_B = torch.repeat_interleave(torch.arange(len(chosen)), inputs)
     starts_B = torch.repeat_interleave(inputs.cumsum(0) - inputs, inputs)
     seen_B = torch.arange(len(rows_B)) - starts_B + 1
     if len(chosen.targets_T):

@@ -22,6 +22,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.first_touch import asks_before_first_touch, with_first_touches
 from recsys.data.hidden import Hidden
 from recsys.data.histories import Array, Histories, Split
+from recsys.data.look_ahead import with_look_ahead
 from recsys.data.text_rows import WHOLE
 from recsys.data.ties import with_shuffled_ties
 from recsys.errors import ConfigError, DataError
@@ -41,6 +42,7 @@ class LoaderConfig:
     seed: int
     user_texts: bool = False  # queries have the text of their history
     shuffle_ties: bool = False  # data ordered by time
+    look_ahead: int = 0  # events, see recsys.data.look_ahead
 
 
 @dataclass(frozen=True)
@@ -233,10 +235,12 @@ class TrainingLoader:
         limit = self.config.max_history
         if not self.ordered:
             return whole_history(histories, limit, rows, self.hidden(epoch))
+        taken, seed = histories.take(rows), self._seed_of(epoch)
         if self._new_ties:
-            taken = with_shuffled_ties(histories.take(rows), self._seed_of(epoch))
-            return every_position(taken, limit, np.arange(len(taken)))
-        return every_position(histories, limit, rows)
+            taken = with_shuffled_ties(taken, seed)
+        if self.config.look_ahead:
+            taken = with_look_ahead(taken, self.config.look_ahead, seed)
+        return every_position(taken, limit)
 
     def _with_texts(
         self, batch: Batch, histories: Histories, starts_U: Array, rows: Array, epoch: int

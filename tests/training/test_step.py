@@ -109,6 +109,14 @@ def test_in_sets_the_softmax_holds_all_items(tmp_path: Path) -> None:
     assert not step_loss(world(tmp_path, ordered=False), True).leaves_out
 
 
+def test_seen_items_that_are_few_stay_in_the_softmax(tmp_path: Path) -> None:
+    rows = [[(item, BUY, DAY + item, Split.TRAIN) for item in range(6)]] * 4
+    many = write_dataset(tmp_path / "many", rows, 150)
+    few = write_dataset(tmp_path / "few", rows, 151)  # three seen items are less than 2 %
+    assert step_loss(many, True).leaves_out and not step_loss(few, True).leaves_out
+    assert step_loss(few, True, seen_items="no").leaves_out
+
+
 def test_contradicting_settings_are_named() -> None:
     loss = {"seen_items": "no", "label_smoothing": 0.1}
     tree = {
