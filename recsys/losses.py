@@ -34,33 +34,34 @@ class LeftOut:
     had before. A list of recommendations leaves them out too, so no score has to rank them low.
     """
 
-    numbers_B: Tensor  # int64 number of items of each query
-    items_H: Tensor  # int64 rows of the items in view, query by query; -1 for none
+    queries_H: Tensor  # int64 query of each pair, ascending
+    items_H: Tensor  # int64 its item, as a row of the items in view
 
-    def fill(self, logits_bS: Tensor, start: int) -> None:
-        """Set the logits of the queries from ``start`` on to −inf at their items, in place."""
-        stop = start + len(logits_bS)
-        first = int(self.numbers_B[:start].sum())
-        numbers_b = self.numbers_B[start:stop]
-        items_h = self.items_H[first : first + int(numbers_b.sum())]
-        width = logits_bS.shape[1]
-        rows_b = torch.arange(0, len(numbers_b) * width, width, device=items_h.device)
-        rows_h = rows_b.repeat_interleave(numbers_b, output_size=len(items_h))
-        if bool((items_h < 0).any()):
-            rows_h, items_h = rows_h[items_h >= 0], items_h[items_h >= 0]
-        logits_bS.view(-1).index_fill_(0, rows_h + items_h, float("-inf"))
+    def among(self, negatives_M: Tensor, num_queries: int, num_items: int) -> Tensor:
+        """Which of the negatives each query leaves out: [B, M] bool.
 
-    def among(self, negatives_M: Tensor, num_items: int) -> Tensor:
-        """Which of the negatives each query leaves out: [B, M] bool."""
+        Parameters
+        ----------
+        negatives_M : Tensor
+            Rows of the items in view: [M] int64.
+        num_queries : int
+            B.
+        num_items : int
+            S.
+
+        Returns
+        -------
+        Tensor
+            [B, M] bool.
+        """
         drawn_U, places_M = negatives_M.unique(return_inverse=True)
-        place_S = negatives_M.new_full((num_items + 1,), -1)  # the last one is for item −1
+        place_S = negatives_M.new_full((num_items,), -1)
         place_S[drawn_U] = torch.arange(len(drawn_U), device=negatives_M.device)
         found_H = place_S[self.items_H]
-        queries_H = torch.repeat_interleave(self.numbers_B)
         is_left_BU = torch.zeros(
-            len(self.numbers_B), len(drawn_U), dtype=torch.bool, device=negatives_M.device
+            num_queries, len(drawn_U), dtype=torch.bool, device=negatives_M.device
         )
-        is_left_BU[queries_H[found_H >= 0], found_H[found_H >= 0]] = True
+        is_left_BU[self.queries_H[found_H >= 0], found_H[found_H >= 0]] = True
         return is_left_BU[:, places_M]
 
 
@@ -367,13 +368,17 @@ class _UnseenSoftmax(_SoftmaxLoss):
         room_bS = narrow_BD.new_empty(min(num_rows, len(users_BD)), len(items_SD))
         starts = range(0, len(users_BD), num_rows)
         borders = torch.tensor([*starts, len(users_BD)], device=pairs_P.device)
-        borders = torch.searchsorted(pairs_P, borders).tolist()
-        for start, first, stop in zip(starts, borders, borders[1:], strict=False):
-            rows, own = slice(start, start + num_rows), slice(first, stop)
+        # where the pairs of each chunk begin, and the places of their logits in all [B, S]
+        firsts = torch.searchsorted(pairs_P, borders).tolist()
+        firsts_H = torch.searchsorted(left_out.queries_H, borders).tolist()
+        places_P = pairs_P * len(items_SD) + targets_P
+        places_H = left_out.queries_H * len(items_SD) + left_out.items_H
+        for chunk, start in enumerate(starts):
+            rows, own = slice(start, start + num_rows), slice(firsts[chunk], firsts[chunk + 1])
             chunk_bD, pairs_p, hits_p = narrow_BD[rows], pairs_P[own] - start, hits_P[own]
             logits_bS = torch.mm(chunk_bD, narrow_SD.T, out=room_bS[: len(chunk_bD)]).float()
-            left_out.fill(logits_bS, start)
-            logits_bS[pairs_p, targets_P[own]] = float("-inf")
+            for places in (places_P[own], places_H[firsts_H[chunk] : firsts_H[chunk + 1]]):
+                logits_bS.view(-1).index_fill_(0, places - start * len(items_SD), float("-inf"))
             if shift:
                 top_b = logits_bS.amax(1).scatter_reduce_(0, pairs_p, hits_p, "amax")
                 top_b.clamp_(min=torch.finfo(top_b.dtype).min)  # a query without pairs and items
@@ -502,7 +507,9 @@ class _SampledSoftmax(_SoftmaxLoss):
         left_out: LeftOut | None,
     ) -> Tensor:
         ctx.kinds = users_BD.dtype, items_SD.dtype
-        is_left_BM = None if left_out is None else left_out.among(negatives_M, len(items_SD))
+        is_left_BM = (
+            None if left_out is None else left_out.among(negatives_M, len(users_BD), len(items_SD))
+        )
         narrow_MD = _as_autocast(items_SD[negatives_M])
         users_BD, items_SD = users_BD.float(), items_SD.float()
         chosen_PD = users_BD[pairs_P]

@@ -131,12 +131,11 @@ class StepLoss(nn.Module):
 
     def _left_out(self, batch: Batch) -> LeftOut:
         """The items of every query's visible events of predicted types, which lists leave out."""
-        numbers_B = batch.seen_B
-        starts_B = batch.rows_B * batch.history_UL.shape[1] - (numbers_B.cumsum(0) - numbers_B)
-        total = int(numbers_B.sum())
-        places_H = starts_B.repeat_interleave(numbers_B, output_size=total) + torch.arange(
-            total, device=starts_B.device
-        )
+        seen_B = batch.seen_B
+        num_pairs = int(seen_B.sum())
+        queries_H = torch.repeat_interleave(seen_B, output_size=num_pairs)
+        starts_B = batch.rows_B * batch.history_UL.shape[1] - (seen_B.cumsum(0) - seen_B)
+        places_H = starts_B[queries_H] + torch.arange(num_pairs, device=seen_B.device)
         items_UL = batch.history_UL
         if self.candidates_C is not None and not self.num_negatives:
             candidates_C = self.candidates_C.to(items_UL.device)
@@ -145,7 +144,10 @@ class StepLoss(nn.Module):
         if any(self._target_types):  # else all types are predicted
             is_target_T = torch.tensor(self._target_types, device=items_UL.device)
             items_UL = torch.where(is_target_T[batch.types_UL], items_UL, -1)
-        return LeftOut(numbers_B, items_UL.reshape(-1)[places_H])
+        items_H = items_UL.reshape(-1)[places_H]
+        if items_UL is not batch.history_UL:
+            queries_H, items_H = queries_H[items_H >= 0], items_H[items_H >= 0]
+        return LeftOut(queries_H, items_H)
 
     def _weights(self, batch: Batch) -> Tensor:
         """n^(p − 1) for each of a query's n targets: [P]."""

@@ -158,8 +158,8 @@ def test_log_q_correction_makes_the_partition_function_unbiased() -> None:
     torch.testing.assert_close(mean_z, (exact + hit).exp(), rtol=0.03, atol=0.0)
 
 
-# the items that the three queries of setup() leave out; −1: an item that is not in view
-LEFT_OUT = LeftOut(torch.tensor([3, 0, 2]), torch.tensor([2, 3, -1, 6, 0]))
+# the items that the three queries of setup() leave out
+LEFT_OUT = LeftOut(torch.tensor([0, 0, 2, 2]), torch.tensor([2, 3, 6, 0]))
 
 
 @pytest.mark.parametrize("length", [1.0, 60.0])
@@ -191,7 +191,7 @@ def test_unseen_softmax_leaves_out_seen_items_and_other_targets(
 
 def test_unseen_softmax_of_a_query_with_all_items_seen_is_zero() -> None:
     users, items = torch.full((2, 1), 80.0), torch.ones(3, 1)  # the second query has no target
-    left_out = LeftOut(torch.tensor([3, 3]), torch.tensor([0, 1, 2, 0, 1, 2]))
+    left_out = LeftOut(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 2, 0, 1, 2]))
     pair = (torch.tensor([0]), torch.tensor([1]), torch.ones(1))
     assert float(unseen_softmax(users, items, *pair, left_out=left_out)) == 0.0
 
