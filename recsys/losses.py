@@ -75,7 +75,7 @@ class Loss(ABC):
 
     # True: a step draws negatives instead of viewing the whole catalogue
     needs_negatives: ClassVar[bool] = False
-    # True: a call has the keyword ``left_out`` (LeftOut or None)
+    # True: a call has the keyword ``left_out`` (LeftOut) where lists leave out seen items
     leaves_out: ClassVar[bool] = False
 
     def __init__(self, config: LossConfig) -> None:

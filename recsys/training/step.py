@@ -54,8 +54,10 @@ class StepLoss(nn.Module):
         self.leaves_out = _leaves_out(
             config, self.sum, lists_leave_out_seen and sees_many_items(dataset)
         )
-        targets = dataset.manifest.targets
-        self._target_types = [name in targets for name in dataset.manifest.event_types]
+        self._target_types: list[bool] = []  # whether each type is predicted; empty: all
+        if self.leaves_out and dataset.manifest.targets:
+            targets = dataset.manifest.targets
+            self._target_types = [name in targets for name in dataset.manifest.event_types]
         self.num_negatives = config.num_negatives if self.sum.needs_negatives else 0
         if sharded_tables(model):
             self._check_narrow()
@@ -141,7 +143,7 @@ class StepLoss(nn.Module):
             candidates_C = self.candidates_C.to(items_UL.device)
             places_UL = torch.searchsorted(candidates_C, items_UL).clamp(max=len(candidates_C) - 1)
             items_UL = torch.where(candidates_C[places_UL] == items_UL, places_UL, -1)
-        if any(self._target_types):  # else all types are predicted
+        if self._target_types:
             is_target_T = torch.tensor(self._target_types, device=items_UL.device)
             items_UL = torch.where(is_target_T[batch.types_UL], items_UL, -1)
         items_H = items_UL.reshape(-1)[places_H]
