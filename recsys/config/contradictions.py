@@ -130,11 +130,12 @@ def _of_training(config: Config) -> Iterator[str]:
         yield from privacy_violations(data, config.model, train)
     if train.shard_rows == "yes":
         yield from sharding_violations(config.model, train)
-    if ordered and (train.history_mask_rate or train.loss.event_power != 1.0):
+    for_sets = (train.history_mask_rate, train.short_history_rate, train.loss.event_power)
+    if ordered and for_sets != (0, 0, 1):
         yield (
-            f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power"
-            f" {train.loss.event_power} are for data without an order, and data.order is"
-            f" {data.order}: set them 0 and 1, or data.order none"
+            f"train.history_mask_rate {for_sets[0]}, train.short_history_rate {for_sets[1]} and"
+            f" train.loss.event_power {for_sets[2]} are for data without an order, and data.order"
+            f" is {data.order}: set them 0, 0 and 1, or data.order none"
         )
     if data.order == "none" and train.look_ahead:
         yield (

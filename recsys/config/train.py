@@ -170,6 +170,15 @@ class TrainConfig(Section):
             "as targets (unordered data)"
         ),
     )
+    short_history_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description=(
+            "share of the users of whom an epoch hides nine tenths of the events, so that the model"
+            " also learns from short histories (unordered data)"
+        ),
+    )
     shuffle_ties: bool = Field(
         True,
         description=(

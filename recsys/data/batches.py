@@ -160,7 +160,7 @@ def whole_history(histories: Histories, max_history: int, rows: Array, hidden: H
     chosen = histories.take(rows)
     visible = chosen
     # by user and item, so that all events of a pair are hidden together
-    if hidden.share:
+    if hidden.hides:
         users_E = np.repeat(chosen.users_U, chosen.lengths_U)
         visible = chosen.where(~hidden.of(users_E, chosen.items_E))
     padded = _pad(visible, np.minimum(visible.lengths_U, max_history))

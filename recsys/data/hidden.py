@@ -7,11 +7,14 @@ takes more than a second to import in each of these processes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from recsys.data.hashing import GOLDEN, spread
 from recsys.data.histories import Array
+
+SHORT_SHARE: Final = 0.9  # of the events of a user whose history an epoch makes short
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Hidden:
     share: float
     seed: int
     start: float = 0.0  # start of the hidden range of hashes in [0, 1)
+    short: float = 0.0  # share of users of whom the share below is hidden instead
 
     @staticmethod
     def fold(fold: int, folds: int) -> Hidden:
@@ -31,10 +35,19 @@ class Hidden:
         """
         return Hidden(1 / folds, 0, fold / folds)
 
+    @property
+    def hides(self) -> bool:
+        """Whether any event may be hidden."""
+        return self.share > 0 or self.short > 0
+
     def of(self, users_E: Array, items_E: Array) -> Array:
         """Which events are hidden: [E] bool."""
         unit_E = hash_unit(users_E, items_E, self.seed)
-        return np.asarray((unit_E >= self.start) & (unit_E < self.start + self.share))
+        share: float | Array = self.share
+        if self.short:
+            is_short_E = hash_unit(users_E, np.full_like(items_E, -1), self.seed) < self.short
+            share = np.where(is_short_E, max(self.share, SHORT_SHARE), self.share)
+        return np.asarray((unit_E >= self.start) & (unit_E < self.start + share))
 
 
 def hash_unit(users_E: Array, items_E: Array, seed: int) -> Array:

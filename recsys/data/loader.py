@@ -43,6 +43,7 @@ class LoaderConfig:
     user_texts: bool = False  # queries have the text of their history
     shuffle_ties: bool = False  # data ordered by time
     look_ahead: int = 0  # events, see recsys.data.look_ahead
+    short_history_rate: float = 0.0  # unordered data
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,12 @@ class TrainingLoader:
         self.dataset, self.through, self.config = dataset, through, config
         self.rank, self.world_size = rank, world_size
         self.ordered = dataset.manifest.ordered
-        if self.ordered and (config.history_mask_rate or config.event_power != 1.0):
+        for_sets = (config.history_mask_rate, config.short_history_rate, config.event_power)
+        if self.ordered and for_sets != (0, 0, 1):
             raise ConfigError(
-                f"train.history_mask_rate {config.history_mask_rate} and train.loss.event_power"
-                f" {config.event_power} act on unordered data only, but this dataset has an order:"
-                " set them to 0 and 1"
+                f"train.history_mask_rate {for_sets[0]}, train.short_history_rate {for_sets[1]} and"
+                f" train.loss.event_power {for_sets[2]} act on unordered data only, but this"
+                " dataset has an order: set them to 0, 0 and 1"
             )
         self._texts = dataset.user_texts(through) if config.user_texts else None
         if (
@@ -134,6 +136,11 @@ class TrainingLoader:
         self._new_ties = (
             config.shuffle_ties and dataset.manifest.has_free_ties and self._texts is None
         )
+        if self._texts is not None and config.short_history_rate:
+            raise ConfigError(
+                f"train.short_history_rate {config.short_history_rate} would hide other events than"
+                " the texts of users leave out: set it to 0"
+            )
         self._early = asks_before_first_touch(dataset)
         self._windows: list[list[str]] = [[]]
         self._rows: list[int] = [0]
@@ -226,7 +233,11 @@ class TrainingLoader:
         """
         if self._texts is not None and self._texts.folds > 1:
             return Hidden.fold(epoch % self._texts.folds, self._texts.folds)
-        return Hidden(self.config.history_mask_rate, self._seed_of(epoch))
+        return Hidden(
+            self.config.history_mask_rate,
+            self._seed_of(epoch),
+            short=self.config.short_history_rate,
+        )
 
     def _seed_of(self, epoch: int) -> int:
         return self.config.seed * 1_000_003 + epoch

@@ -80,7 +80,7 @@ class Graphs:
 
     def without(self, hidden: Hidden) -> Graphs:
         """Return the graphs without the hidden events, or ``self`` if no event is hidden."""
-        if not hidden.share:
+        if not hidden.hides:
             return self
         histories = None if self.histories is None else _without(self.histories, hidden)
         if self.neighbours is not None and self.counted_N is not None:

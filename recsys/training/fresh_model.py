@@ -207,6 +207,7 @@ def build_loader(
         any(section.signal == USER_TEXT for section in model.granularities.enabled().values()),
         train.shuffle_ties,
         look_ahead,
+        train.short_history_rate,
     )
     return TrainingLoader(dataset, through, settings, context.rank, context.world_size)
 

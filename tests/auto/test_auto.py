@@ -52,6 +52,9 @@ KINDS = {
         PLAIN, users=100_000, items=50_000, events=800_000, idle=_idle("content")
     ),
     "baskets": replace(PLAIN, tied=True),
+    "many seen items": replace(PLAIN, leaves_out_seen=True),
+    "few seen items": replace(PLAIN, leaves_out_seen=False),
+    "sets of few events": replace(PLAIN, ordered=False, timed=False, short=True),
     "few long histories": replace(PLAIN, users=500, events=100_000),
     "large": replace(PLAIN, users=3_000_000, events=100_000_000),
 }
@@ -80,6 +83,23 @@ def test_every_setting_is_a_complete_configuration(kind: str) -> None:
             "config.yaml can be loaded and run again"
         )
     assert not configured(CONFIG, traits, None).model.granularities.are_trained
+
+
+def test_rules_of_training_follow_the_data_and_their_opposites_are_tried() -> None:
+    def found(kind: str, key: str) -> list[Any]:
+        trees = [setting.train | setting.train["loss"] for setting in settings(KINDS[kind])]
+        return [tree.get(key) for tree in trees]
+
+    assert found("sets of few events", "short_history_rate")[0] == 0.5
+    assert 0.0 in found("sets of few events", "short_history_rate")
+    assert found("sets", "short_history_rate")[0] == 0.0
+    assert 0.5 in found("sets", "short_history_rate")
+    assert found("many seen items", "seen_items")[0] is None
+    assert "yes" in found("many seen items", "seen_items")
+    assert "no" in found("few seen items", "seen_items")
+    assert {"yes", "no"}.isdisjoint(found("ids with order", "seen_items"))
+    assert found("baskets", "shuffle_ties").count(False) == 1
+    assert False not in found("ids with order", "shuffle_ties")
 
 
 def test_members_are_those_that_the_data_supports() -> None:

@@ -450,6 +450,19 @@ def test_hidden_events_stay_targets_and_leave_the_graph() -> None:
     )
 
 
+def test_short_histories_keep_a_tenth_of_the_events() -> None:
+    users_E, items_E = np.repeat(np.arange(400), 100), np.tile(np.arange(100, dtype=np.int32), 400)
+    hidden = Hidden(0.3, seed=4, short=0.5)
+    shares_U = hidden.of(users_E, items_E).reshape(400, 100).mean(1)
+    is_short_U = shares_U > 0.6
+    assert abs(is_short_U.mean() - 0.5) < 0.1
+    assert abs(shares_U[is_short_U].mean() - 0.9) < 0.02
+    assert abs(shares_U[~is_short_U].mean() - 0.3) < 0.02
+    other_U = replace(hidden, seed=5).of(users_E, items_E).reshape(400, 100).mean(1) > 0.6
+    assert 0 < np.count_nonzero(other_U & is_short_U) < is_short_U.sum(), "new users in each epoch"
+    assert Hidden(0.0, seed=4, short=1.0).hides and not Hidden(0.0, seed=4).hides
+
+
 def test_steps_of_ordered_data_have_similar_numbers_of_targets(tmp_path: Path) -> None:
     """Half of the users have one target, the others nine: no step has only short histories."""
     walks = [leave_last(*range(4 if user % 2 else 12)) for user in range(80)]
