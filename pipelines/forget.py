@@ -47,6 +47,7 @@ from recsys.data.renumber import Renumbering
 from recsys.data.text_rows import TextRules
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError, ConfigError
+from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.forget import forget_users, needs_language_model
 from recsys.preparation.user_text import texts_of
 from recsys.preparation.vector_cache import forget_texts
@@ -98,7 +99,7 @@ def forget(config: Config, folder: RunFolder) -> None:
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
     # the artefacts hold pseudonyms only
     users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
-    dataset = _dataset(config.data, config.dataset_dir, config.seed)
+    dataset = _dataset(config, folder)
     store = _store(config.tracking, config.run.dir)
     with folder.progress.stage("forget"):
         folder.fetch_all()
@@ -156,11 +157,15 @@ def _named(forget: ForgetConfig) -> list[str]:
     return found
 
 
-def _dataset(data: DataConfig, dataset_dir: str, seed: int) -> PreparedDataset | None:
+def _dataset(config: Config, folder: RunFolder) -> PreparedDataset | None:
+    # a command that was killed while it replaced the dataset leaves the old one next to it
+    DatasetWriter(config.dataset_dir).recover()
     try:
-        return open_dataset(data, dataset_dir, seed)
+        return open_dataset(config.data, config.dataset_dir, config.seed)
     except ArtifactError as error:
-        if "is not a prepared dataset" in str(error):
+        # with a journal there was one, and the models cannot be made again without it
+        is_lost = (folder.root / JOURNAL).is_file()
+        if "is not a prepared dataset" in str(error) and not is_lost:
             return None
         raise
 

@@ -23,9 +23,10 @@ Layout::
     answers/                 written by recommend: one file per file of requests
     tracking.json            MLflow run of these stages
     copies/                  paths of exports and saved models of this run, for forget
-    arrived/ round-0001/ rounds.jsonl
+    arrived/ round-0001/ rounds.jsonl begun.json
                              written by update with update.follow: datasets with the files that
-                             arrived, a run folder for each round, and a line for each round
+                             arrived, a run folder for each round, a line for each round, and what
+                             the newest round began with
 
 If ``run.dir`` is a URI such as ``s3://bucket/run``, the stages work in a temporary folder. Each
 finished artefact is copied to the URI, and is fetched from there when it is first needed, on any

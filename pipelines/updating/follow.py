@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Final
+from typing import Any, Final
 
 from pipelines.plumbing.run_folder import RunFolder, open_run
 from pipelines.plumbing.session import ray_session
@@ -22,15 +22,18 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, DataError, Refusal
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.parent import open_parent
+from recsys.registry.resolve import pinned
 
 ROUNDS: Final = "rounds.jsonl"
+BEGUN: Final = "begun.json"  # the newest round: --resume continues it if it has no line yet
 
 
 def follow(config: Config, folder: RunFolder) -> None:
     """Update again and again with what has arrived, until ``update.idle`` or an interruption.
 
     ``RUN/rounds.jsonl`` gets a line for each round: its version, events, and the seconds from the
-    first file to the end of the round. ``--resume`` continues from its last line.
+    first file to the end of the round. ``--resume`` continues the round after its last line, on
+    the same dataset and from the same model.
 
     Raises
     ------
@@ -48,7 +51,8 @@ def follow(config: Config, folder: RunFolder) -> None:
         )
     with ray_session(config.train, config.ray):
         tracking = tracking_uri(config.tracking, config.run.dir)
-        earlier = _dataset(config.update, parent, tracking, rounds)
+        begun = _begun(folder, len(rounds) + 1) if config.run.resume else None
+        earlier = begun.dataset if begun else _dataset(config.update, parent, tracking, rounds)
         folder.progress(
             f"looking for newer files of {', '.join(config.update.events)} every"
             f" {config.update.follow}, to add to the {earlier.manifest.counts['events']:,} events"
@@ -57,10 +61,11 @@ def follow(config: Config, folder: RunFolder) -> None:
         arrivals = Arrivals(config, folder, earlier)
         untrained: Arrived | None = None
         with arrivals.watching():
-            while (arrived := arrivals.next(seconds_of(config.update.idle))) is not None:
+            while arrived := begun or arrivals.next(seconds_of(config.update.idle)):
+                resumes, begun = begun is not None, None
                 arrived = arrived.with_earlier(untrained)
                 try:
-                    parent = _round(config, folder, arrived, parent, len(rounds) + 1)
+                    parent = _round(config, folder, arrived, parent, len(rounds) + 1, resumes)
                 except DataError as error:  # such as too few newer events to validate on
                     folder.progress(f"no update yet, waiting for the next file: {error}")
                     untrained = arrived
@@ -85,20 +90,36 @@ def _dataset(
     return found
 
 
-def _round(config: Config, folder: RunFolder, arrived: Arrived, parent: str, number: int) -> str:
+def _round(
+    config: Config, folder: RunFolder, arrived: Arrived, parent: str, number: int, resumes: bool
+) -> str:
     """One update; returns the model that the next one starts from."""
     dataset, name = arrived.dataset, f"round-{number:04d}"
-    settings = {"model": parent, "events": [], "follow": "", "idle": "", "promote": False}
+    if resumes:
+        start = _begun_json(folder)["model"]
+        folder.progress(f"round {number} was interrupted; it continues from {start}")
+    else:
+        start = parent
+        if parent.startswith("models:"):  # an alias may move to the version of this round
+            start = pinned(parent, tracking_uri(config.tracking, config.run.dir))
+        begun = {
+            "round": number,
+            "model": start,
+            "dataset": dataset.root,
+            "files": arrived.num_files,
+            "first_file_at": time.time() - (time.monotonic() - arrived.first_seen),
+        }
+        folder.write_json(folder.root / BEGUN, begun)
+    settings = {"model": start, "events": [], "follow": "", "idle": "", "promote": False}
     own = config.model_copy(
         update={
             "run": config.run.model_copy(
-                update={"dir": str(folder.root / name), "name": "", "resume": False}
+                update={"dir": str(folder.root / name), "name": "", "resume": resumes}
             ),
             "data": config.data.model_copy(update={"dir": dataset.root}),
             "update": config.update.model_copy(update=settings),
         }
     )
-    # a round that was interrupted begins again
     with open_run(own, "update") as inside:
         registered = update_all(own, inside, is_prepared=True)
         version = registered.get("version")
@@ -135,3 +156,18 @@ def _is_promoted(config: Config, folder: RunFolder, model: str) -> bool:
 def _rounds_of(folder: RunFolder) -> list[dict[str, str]]:
     path = folder.root / ROUNDS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _begun(folder: RunFolder, number: int) -> Arrived | None:
+    """What an interrupted command has begun to train on as the round of this number."""
+    if not (folder.root / BEGUN).is_file():
+        return None
+    begun = _begun_json(folder)
+    if begun["round"] != number:  # it has its line
+        return None
+    first_seen = time.monotonic() - (time.time() - begun["first_file_at"])
+    return Arrived(PreparedDataset(begun["dataset"]), begun["files"], first_seen)
+
+
+def _begun_json(folder: RunFolder) -> dict[str, Any]:
+    return folder.read_json(folder.root / BEGUN, "delete it; the round then begins again")

@@ -246,9 +246,8 @@ class DatasetWriter:
     @contextmanager
     def _written(self) -> Iterator[Folder]:
         self._refuse_other_files()
-        if self._aside:
-            self._remove_leftovers()
-        else:
+        self.recover()
+        if not self._aside:
             self._final.remove()
         self.folder.make_folder(self.folder.path)
         try:
@@ -289,10 +288,14 @@ class DatasetWriter:
                 " lost; set data.dir to a new folder, or move it away"
             )
 
-    def _remove_leftovers(self) -> None:
+    def recover(self) -> None:
         """Delete the folders of interrupted runs, but not those of running processes. A dataset
         that was moved away, and whose successor did not get its place, moves back.
+
+        An object store has no such folders.
         """
+        if not self._aside:
+            return
         parent, _, name = self._final.path.rpartition("/")
         filesystem = self._final.filesystem
         selector = pyarrow.fs.FileSelector(parent, allow_not_found=True)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from pipelines.cli import main
@@ -129,6 +130,40 @@ def test_next_command_continues_with_resume_alone(
     first, second = rounds(run)
     assert second["events"] == first["events"] + 24
     assert f"updating {first['model']}" in capsys.readouterr().out
+
+
+def test_round_killed_after_registration_and_after_promotion_is_completed_by_resume(
+    world: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, run, store = tmp_path / "events", tmp_path / "live", f"sqlite:///{world}/mlflow.db"
+    folder.mkdir()
+    day(folder / "tuesday.csv", 20, range(12), 8)
+    words = ["--events", str(folder), "--update.idle", "2s", "--update.promote", "true"]
+    words += ["--update.model", "models:/pocket@champion", "--promote.force", "test"]
+    words += ["--tracking.enabled", "true", "--tracking.uri", store, "--resume"]
+    with training_here() as trained:
+        for last in ("update_all", "promote"):
+            step = getattr(follow, last)
+
+            def killed(*given: Any, step: Any = step, **how: Any) -> None:
+                step(*given, **how)
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(follow, last, killed)
+                assert main(arguments(world, run, *words)) == 130
+            assert not (run / "rounds.jsonl").exists()
+        assert main(arguments(world, run, *words)) == 0
+    assert [Path(name).name for name in trained] == ["round-0001"]
+    (line,) = rounds(run)
+    assert (line["model"], line["files"], line["events"]) == ("models:/pocket/2", 1, 24 * 6 + 12)
+    assert line["seconds_after_first_file"] > 0
+    client = mlflow.MlflowClient(store)
+    versions = {int(one.version): one.tags for one in client.search_model_versions()}
+    assert sorted(versions) == [1, 2] and versions[2]["parent"] == "models:/pocket/1"
+    assert int(client.get_model_version_by_alias("pocket", "champion").version) == 2
 
 
 @pytest.mark.parametrize(

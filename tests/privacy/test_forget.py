@@ -33,6 +33,7 @@ from recsys.data.histories import Histories, Split
 from recsys.data.leak_audit import audit
 from recsys.data.renumber import Renumbering
 from recsys.errors import ArtifactError
+from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.forget import forget_users
 from recsys.preparation.prepare import prepare
 from recsys.preparation.vector_cache import VectorCache, forget_texts, text_keys
@@ -259,6 +260,34 @@ def test_interrupted_forget_continues(
     assert _holding(tmp_path, "person-033") == ["events.csv", "social.csv"]
     assert not (tmp_path / "run" / "forgetting.json").exists()
     assert read_bundle(tmp_path / "run" / "bundle").info.dataset["counts"]["users"] == 59
+
+
+@pytest.mark.parametrize("is_between", [True, False])
+def test_forget_killed_while_it_replaces_the_dataset_continues(
+    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch, is_between: bool
+) -> None:
+    """Between the two renames there is no dataset; after them, the old one is still next to it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path, place = _write_world(tmp_path), tmp_path / "run/dataset"
+    command = ["forget", "--config", str(path), "--user", "person-033"]
+    assert main(["prepare", "--config", str(path)]) == 0
+    remove = Folder.remove
+
+    def killed(folder: Folder) -> None:
+        if ".replaced-" in folder.path:
+            raise KeyboardInterrupt
+        remove(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove", killed)
+        assert main(command) == 130
+    assert len(list(place.parent.glob("dataset.replaced-*"))) == 1
+    if is_between:
+        shutil.rmtree(place)
+    assert main(command) == 0
+    assert _holding(tmp_path, "person-033") == ["events.csv", "social.csv"]
+    assert PreparedDataset(str(place)).num_users == 59
+    assert not list(place.parent.glob("dataset.replaced-*"))
 
 
 def _stopped(*_: Any, **__: Any) -> None:
