@@ -30,8 +30,6 @@ _MANY_USERS: Final = 500_000  # above: user_cf, which compares users, is left ou
 _HOLD_EVENTS: Final = ("item_cf", "item_knn", "als", "user_cf", "social")
 _FULL_SCORES: Final = 4e8  # largest number of targets × items for the exact softmax
 
-_SHORT_RATE: Final = 0.5  # share of users with short histories in an epoch
-
 UNTRAINED: Final = (
     "closed-form members only: the training split has too few events per user to train on"
 )
@@ -269,7 +267,6 @@ def _sets(traits: Traits) -> list[Setting]:
             "warmup": 0.0,
             "clip_norm": 0.0,
             "history_mask_rate": 0.3,
-            "short_history_rate": _SHORT_RATE if traits.short else 0.0,
             "evaluate_every": 5,
             "patience": 3,
             "loss": {"temperature": 0.1, "learn_temperature": True, "event_power": 0.5},
@@ -279,10 +276,7 @@ def _sets(traits: Traits) -> list[Setting]:
     return [
         one("graph convolution of width 128, 6 layers"),
         *([one("with friends as a trained granularity", friends=True)] if traits.friends else []),
-        one(
-            "no shortened histories" if traits.short else "shortened histories",
-            short_history_rate=0.0 if traits.short else _SHORT_RATE,
-        ),
+        one("half of the histories made short", short_history_rate=0.5),
         one("width 256, 4 layers", width=256, layers=4, history_mask_rate=0.4),
         one("3 layers", layers=3),
         one("width 64", width=64),

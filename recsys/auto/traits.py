@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-
 from recsys.auto.candidate_members import CANDIDATES, Tree, fed
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
@@ -17,8 +15,6 @@ from recsys.data.ties import tied_share
 from recsys.training.step import sees_many_items
 
 _MANY_TIED: Final = 0.1  # share of validation queries
-_FEW_EVENTS: Final = 5
-_MANY_SHORT: Final = 0.1  # share of users
 _SIGNALS: Final = {  # candidate → its signal in words
     "repeat": "repeats",
     "content": "item text",
@@ -41,8 +37,6 @@ class Traits:
     trainable: bool = True  # whether there are events to train on
     # whether many validation targets have the time of the event before them
     tied: bool = False
-    # whether many users have few events
-    short: bool = False
     # whether the softmax leaves out seen items by default; None where lists hold them, or in sets
     leaves_out_seen: bool | None = None
     idle: Mapping[str, str] = field(default_factory=dict)  # unsupported candidates → reason
@@ -83,7 +77,6 @@ class Traits:
         candidates = fed(config, dataset)
         manifest, counts = dataset.manifest, dataset.manifest.counts
         sample = dataset.shard(manifest.shards[0])  # users are distributed by hash
-        lengths_U = sample.where(sample.splits_E == Split.TRAIN).lengths_U
         return Traits(
             users=dataset.num_users,
             items=dataset.num_items,
@@ -92,7 +85,6 @@ class Traits:
             timed=manifest.timed,
             trainable=can_train(dataset, Split.TRAIN, config.train.num_workers),
             tied=manifest.has_free_ties and tied_share(sample) >= _MANY_TIED,
-            short=bool(np.mean(lengths_U <= _FEW_EVENTS) >= _MANY_SHORT),
             leaves_out_seen=sees_many_items(dataset)
             if manifest.ordered and config.evaluate.exclude_seen
             else None,
