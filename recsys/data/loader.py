@@ -132,6 +132,11 @@ class TrainingLoader:
                 f" the texts of users leave out: set it to {self._texts.hidden_share:g}, or set"
                 " data.text.users.folds to 1 / train.history_mask_rate and prepare again"
             )
+        if config.look_ahead and not self.ordered:
+            raise ConfigError(
+                f"train.look_ahead {config.look_ahead} acts on data with an order only, and this"
+                " dataset has none: remove it"
+            )
         # a text of a user is about the first events in the order of the files
         self._new_ties = (
             config.shuffle_ties and dataset.manifest.has_free_ties and self._texts is None

@@ -13,6 +13,7 @@ from recsys.config import build_config
 from recsys.config.contradictions import check_settings
 from recsys.data.batches import every_position
 from recsys.data.histories import Histories, Split
+from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.look_ahead import with_look_ahead
 from recsys.errors import ConfigError
 from recsys.training.context import TrainContext
@@ -62,7 +63,13 @@ def test_only_a_temporal_split_looks_ahead_by_default(
     assert _look_ahead(tmp_path, kind, look_ahead=3) == 3
 
 
-def test_data_without_an_order_is_refused() -> None:
+def test_dataset_without_an_order_is_refused(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, [[(0, 0, DAY, Split.TRAIN)]] * 2, 1, ordered=False)
+    with pytest.raises(ConfigError, match=r"look_ahead 3 acts on data with an order only"):
+        TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 4, 0.0, 1.0, 10_000, 0, look_ahead=3))
+
+
+def test_configured_order_none_is_refused() -> None:
     tree = {
         "data": {"source": {"kind": "synthetic"}, "order": "none"},
         "model": {"granularities": {"behaviour": {"enabled": True}}},
