@@ -54,7 +54,7 @@ class LeftOut:
         Tensor
             [B, M] bool.
         """
-        drawn_U, places_M = negatives_M.unique(return_inverse=True)
+        drawn_U, places_M = torch.unique(negatives_M, return_inverse=True)
         place_S = negatives_M.new_full((num_items,), -1)
         place_S[drawn_U] = torch.arange(len(drawn_U), device=negatives_M.device)
         found_H = place_S[self.items_H]

@@ -7,7 +7,7 @@ negatives), M negatives.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -104,9 +104,8 @@ class StepLoss(nn.Module):
         else:
             vectors_CD, targets_P = items.vectors_SD, batch.targets_P
         parts = (users_BD, vectors_CD, batch.pairs_P, targets_P, self._weights(batch))
-        if not self.leaves_out:
-            return self.sum(*parts, negatives_M, log_q_M)
-        return self.sum(*parts, negatives_M, log_q_M, left_out=self._left_out(batch))
+        more: dict[str, Any] = {"left_out": self._left_out(batch)} if self.leaves_out else {}
+        return self.sum(*parts, negatives_M, log_q_M, **more)
 
     def _check_narrow(self) -> None:
         """Refuse sharded rows where a step reads all items."""
