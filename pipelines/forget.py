@@ -99,7 +99,8 @@ def forget(config: Config, folder: RunFolder) -> None:
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
     # the artefacts hold pseudonyms only
     users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
-    dataset = _dataset(config, folder)
+    was_killed = (folder.root / JOURNAL).is_file()
+    dataset = _dataset(config.data, config.dataset_dir, config.seed, was_killed)
     store = _store(config.tracking, config.run.dir)
     with folder.progress.stage("forget"):
         folder.fetch_all()
@@ -157,15 +158,16 @@ def _named(forget: ForgetConfig) -> list[str]:
     return found
 
 
-def _dataset(config: Config, folder: RunFolder) -> PreparedDataset | None:
+def _dataset(
+    data: DataConfig, dataset_dir: str, seed: int, was_killed: bool
+) -> PreparedDataset | None:
     # a command that was killed while it replaced the dataset leaves the old one next to it
-    DatasetWriter(config.dataset_dir).recover()
+    DatasetWriter(dataset_dir).recover()
     try:
-        return open_dataset(config.data, config.dataset_dir, config.seed)
+        return open_dataset(data, dataset_dir, seed)
     except ArtifactError as error:
-        # with a journal there was one, and the models cannot be made again without it
-        is_lost = (folder.root / JOURNAL).is_file()
-        if "is not a prepared dataset" in str(error) and not is_lost:
+        # an earlier command had one, and the models cannot be made again without it
+        if "is not a prepared dataset" in str(error) and not was_killed:
             return None
         raise
 

@@ -4,6 +4,8 @@ time.
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,20 @@ def test_queue_of_reports_starts_again_after_its_process_is_lost(ray_local: None
 
     from recsys.training.ray_train import queue_on_driver
 
+    def process() -> int:
+        """The process of the queue; 0 while it starts."""
+        try:
+            return int(ray.get(queue.actor.__ray_call__.remote(lambda _: os.getpid())))
+        except ray.exceptions.RayActorError:
+            return 0
+
     queue = queue_on_driver()
     queue.put("before")
-    ray.kill(queue.actor, no_restart=False)
+    first = process()
+    ray.kill(queue.actor, no_restart=False)  # does not wait for the end of the process
+    end = time.monotonic() + 60
+    while process() in (first, 0) and time.monotonic() < end:
+        time.sleep(0.1)
     queue.put("after")
     assert queue.get(timeout=60) == "after"
     queue.shutdown(force=True)
