@@ -26,6 +26,8 @@ _CACHED_LOGITS: Final = 2**18  # logits that fit the cache of a CPU core: 1 MB
 _MIN_ROWS: Final = 128  # per chunk on a CPU, if memory allows: smaller matrix products are slow
 # largest logit whose exponentials and sums stay finite in float32 without a shift
 _MAX_SHIFTLESS: Final = 60.0
+# its exponential is the smallest that a CPU computes fast: that of −inf takes four times as long
+_NO_LOGIT: Final = -85.0
 
 
 @dataclass(frozen=True)
@@ -373,12 +375,14 @@ class _UnseenSoftmax(_SoftmaxLoss):
         firsts_H = torch.searchsorted(left_out.queries_H, borders).tolist()
         places_P = pairs_P * len(items_SD) + targets_P
         places_H = left_out.queries_H * len(items_SD) + left_out.items_H
+        # without a shift, all logits are above −60, and its exponential is lost in the sum
+        nothing = float("-inf") if shift else _NO_LOGIT
         for chunk, start in enumerate(starts):
             rows, own = slice(start, start + num_rows), slice(firsts[chunk], firsts[chunk + 1])
             chunk_bD, pairs_p, hits_p = narrow_BD[rows], pairs_P[own] - start, hits_P[own]
             logits_bS = torch.mm(chunk_bD, narrow_SD.T, out=room_bS[: len(chunk_bD)]).float()
             for places in (places_P[own], places_H[firsts_H[chunk] : firsts_H[chunk + 1]]):
-                logits_bS.view(-1).index_fill_(0, places - start * len(items_SD), float("-inf"))
+                logits_bS.view(-1).index_fill_(0, places - start * len(items_SD), nothing)
             if shift:
                 top_b = logits_bS.amax(1).scatter_reduce_(0, pairs_p, hits_p, "amax")
                 top_b.clamp_(min=torch.finfo(top_b.dtype).min)  # a query without pairs and items
