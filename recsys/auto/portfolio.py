@@ -16,6 +16,7 @@ from recsys.auto.candidate_members import CANDIDATES, Tree
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config
 from recsys.config.values import merged
+from recsys.data.look_ahead import EVENTS
 from recsys.granularities.apart.section import KIND
 
 # targets of a step for ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
@@ -195,6 +196,7 @@ def _sequences(traits: Traits) -> list[Setting]:
         one("less dropout", width, dropout=0.2, input_dropout=0.2),
         one(f"attention of width {other}", other),
         *([] if traits.leaves_out_seen is None else [_other_softmax(first, traits)]),
+        *([] if traits.look_ahead is None else [_other_targets(first, traits.look_ahead)]),
         *(
             [one("events of one time in the order of the files", width, {"shuffle_ties": False})]
             if traits.tied
@@ -215,6 +217,14 @@ def _other_softmax(first: Setting, traits: Traits) -> Setting:
         else ("no seen items in the softmax", "no")
     )
     return Setting(name, first.model, merged(first.train, {"loss": {"seen_items": seen_items}}))
+
+
+def _other_targets(first: Setting, default: int) -> Setting:
+    """The first setting with targets some events ahead of their queries, or right after them if the
+    default is some events.
+    """
+    name = "targets right after their queries" if default else "targets some events ahead"
+    return Setting(name, first.model, first.train | {"look_ahead": 0 if default else EVENTS})
 
 
 def _ordered_training(traits: Traits, width: int) -> Tree:

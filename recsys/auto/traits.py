@@ -11,6 +11,7 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.loader import can_train
+from recsys.data.look_ahead import default_look_ahead
 from recsys.data.ties import tied_share
 from recsys.training.step import sees_many_items
 
@@ -37,6 +38,8 @@ class Traits:
     trainable: bool = True  # whether there are events to train on
     # whether many validation targets have the time of the event before them
     tied: bool = False
+    # the default of train.look_ahead; None where the split is not temporal
+    look_ahead: int | None = None
     # whether the softmax leaves out seen items by default; None where lists hold them, or in sets
     leaves_out_seen: bool | None = None
     idle: Mapping[str, str] = field(default_factory=dict)  # unsupported candidates → reason
@@ -85,6 +88,9 @@ class Traits:
             timed=manifest.timed,
             trainable=can_train(dataset, Split.TRAIN, config.train.num_workers),
             tied=manifest.has_free_ties and tied_share(sample) >= _MANY_TIED,
+            look_ahead=default_look_ahead(dataset)
+            if manifest.ordered and manifest.split.get("kind") == "temporal"
+            else None,
             leaves_out_seen=sees_many_items(dataset)
             if manifest.ordered and config.evaluate.exclude_seen
             else None,

@@ -191,8 +191,8 @@ class TrainConfig(Section):
         ge=0,
         description=(
             "a target is up to this many events after the one that follows its query, drawn in each"
-            " epoch (data with an order); null: 20 for a temporal split, which asks for the events"
-            " of a period, else 0"
+            " epoch (data with an order); null: 20 for a temporal split if most events of a user"
+            " are at least a day apart, else 0"
         ),
     )
     patience: int = Field(

@@ -1,8 +1,9 @@
 """Training queries that are some events before their targets.
 
-Why: a temporal split asks once for all events of a period. A model that learns the very next event
-only is not trained for that question. So each epoch draws for every target how many events it is
-ahead of its query.
+Why: a temporal split asks once for all events of a period. Where a user's events are days apart,
+the next one is no more likely than later ones, and a model that learns the next one only is not
+trained for that question. So each epoch draws for every target how many events it is ahead of its
+query.
 
 Legend: E events of some users.
 """
@@ -14,19 +15,29 @@ from typing import Final
 
 import numpy as np
 
+from recsys.data.dataset import PreparedDataset
 from recsys.data.hidden import hash_unit
-from recsys.data.histories import Histories
+from recsys.data.histories import Histories, Split
 
-# On validation, 20 and 60 are equal, and 200 is worse: docs/quality.md. The splits ``ratio`` and
-# ``leave-last`` ask right after the history.
-_EVENTS: Final = {"temporal": 20}
+# On validation, 20 and 60 are equal, and 200 is worse: docs/quality.md.
+EVENTS: Final = 20
+_DAY: Final = 86_400
+_MANY_APART: Final = 0.5  # share of neighbouring events
 # apart from other numbers that are drawn with the seed of an epoch
 _SEED: Final = 1 << 40
 
 
-def events_to_look_ahead(split_kind: str) -> int:
-    """The default of ``train.look_ahead`` for a kind of split."""
-    return _EVENTS.get(split_kind, 0)
+def default_look_ahead(dataset: PreparedDataset) -> int:
+    """The default of ``train.look_ahead``: :data:`EVENTS` for a temporal split in which half of the
+    events are at least a day after the user's previous one, else 0.
+    """
+    manifest = dataset.manifest
+    if manifest.split.get("kind") != "temporal" or not manifest.ordered:
+        return 0
+    sample = dataset.shard(manifest.shards[0]).through(Split.TRAIN)
+    rows_E = np.repeat(np.arange(len(sample)), sample.lengths_U)
+    gaps = np.diff(sample.times_E)[rows_E[1:] == rows_E[:-1]]
+    return EVENTS if len(gaps) and np.mean(gaps >= _DAY) >= _MANY_APART else 0
 
 
 def with_look_ahead(histories: Histories, most: int, seed: int) -> Histories:

@@ -20,7 +20,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.event_table import EventTable
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
-from recsys.data.look_ahead import events_to_look_ahead
+from recsys.data.look_ahead import default_look_ahead
 from recsys.data.neighbours import Neighbours
 from recsys.data.whitening import Whitening, whitened_width
 from recsys.granularities import granularity_class
@@ -195,8 +195,7 @@ def build_loader(
     """
     look_ahead = train.look_ahead
     if look_ahead is None:
-        kind = str(dataset.manifest.split.get("kind"))
-        look_ahead = events_to_look_ahead(kind) if dataset.manifest.ordered else 0
+        look_ahead = default_look_ahead(dataset)
     settings = LoaderConfig(
         train.batch_size,
         model.max_history,

@@ -52,6 +52,8 @@ KINDS = {
         PLAIN, users=100_000, items=50_000, events=800_000, idle=_idle("content")
     ),
     "baskets": replace(PLAIN, tied=True),
+    "visits days apart": replace(PLAIN, look_ahead=20),
+    "visits of many events": replace(PLAIN, look_ahead=0),
     "many seen items": replace(PLAIN, leaves_out_seen=True),
     "few seen items": replace(PLAIN, leaves_out_seen=False),
     "few long histories": replace(PLAIN, users=500, events=100_000),
@@ -95,6 +97,9 @@ def test_rules_of_training_and_their_opposites_are_tried() -> None:
     assert "yes" in found("many seen items", "seen_items")
     assert "no" in found("few seen items", "seen_items")
     assert {"yes", "no"}.isdisjoint(found("ids with order", "seen_items"))
+    assert 0 in found("visits days apart", "look_ahead")
+    assert 20 in found("visits of many events", "look_ahead")
+    assert set(found("ids with order", "look_ahead")) == {None}
     assert found("baskets", "shuffle_ties").count(False) == 1
     assert False not in found("ids with order", "shuffle_ties")
 

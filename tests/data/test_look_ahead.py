@@ -41,8 +41,8 @@ def test_events_before_a_first_touch_are_added() -> None:
     assert found[:5].tolist() == [3] * 5, "these queries see one event, or none"
 
 
-def _look_ahead(folder: Path, kind: str, **train: Any) -> int:
-    rows = [[(item, 0, DAY + item, Split.TRAIN) for item in range(4)]] * 4
+def _look_ahead(folder: Path, kind: str, apart: int = 2 * DAY, **train: Any) -> int:
+    rows = [[(item, 0, DAY + apart * item, Split.TRAIN) for item in range(4)]] * 4
     dataset = write_dataset(folder, rows, 4)
     dataset.manifest.split = {"kind": kind}
     config = build_config(
@@ -61,6 +61,10 @@ def test_only_a_temporal_split_looks_ahead_by_default(
 ) -> None:
     assert _look_ahead(tmp_path, kind) == expected
     assert _look_ahead(tmp_path, kind, look_ahead=3) == 3
+
+
+def test_events_of_one_visit_are_not_looked_over_by_default(tmp_path: Path) -> None:
+    assert _look_ahead(tmp_path, "temporal", apart=DAY // 24) == 0
 
 
 def test_dataset_without_an_order_is_refused(tmp_path: Path) -> None:
