@@ -133,9 +133,7 @@ class FullSoftmax(Loss):
     ) -> Tensor:
         """Σ_p w_p loss_p over all items in view."""
         known = (users_BD, items_SD, pairs_P, targets_P, weights_P)
-        if left_out is not None:
-            return unseen_softmax(*known, left_out=left_out)
-        return full_softmax(*known, self.config.label_smoothing)
+        return full_softmax(*known, self.config.label_smoothing, left_out)
 
 
 class SampledSoftmax(Loss):
@@ -204,8 +202,12 @@ def full_softmax(
     targets_P: Tensor,
     weights_P: Tensor,
     smoothing: float = 0.0,
+    left_out: LeftOut | None = None,
 ) -> Tensor:
     """Σ_p w_p (logsumexp_i u·a_i − u·a_target), over every item in view; the sum, not the mean.
+
+    With ``left_out``, i are the target and the items in view that the query neither leaves out nor
+    has as another target.
 
     ``smoothing`` moves that share of a target's probability evenly to all items (Szegedy et al.
     2016). The logits of a query are computed once, no matter how many targets it has, chunk by
@@ -218,58 +220,28 @@ def full_softmax(
     items_SD : Tensor, [S, D] float
         Vectors of the items in view.
     pairs_P : Tensor, [P] int64
-        The query of each pair, from 0 to B − 1.
+        The query of each pair, from 0 to B − 1; ascending with ``left_out``.
     targets_P : Tensor, [P] int64
         The target of each pair, from 0 to S − 1.
     weights_P : Tensor, [P] float
         Weight of each pair.
     smoothing : float
-        Share from 0 to 1.
+        Share from 0 to 1; 0 with ``left_out``.
+    left_out : LeftOut or None
+        Items that the queries leave out; None: none.
 
     Returns
     -------
     Tensor, scalar
         The sum over the pairs, with a gradient for queries and items.
     """
-    found: Tensor = _FullSoftmax.apply(users_BD, items_SD, pairs_P, targets_P, weights_P, smoothing)  # type: ignore[no-untyped-call]
-    return found
-
-
-def unseen_softmax(
-    users_BD: Tensor,
-    items_SD: Tensor,
-    pairs_P: Tensor,
-    targets_P: Tensor,
-    weights_P: Tensor,
-    *,
-    left_out: LeftOut,
-) -> Tensor:
-    """Σ_p w_p (log(exp u·a_target + Σ_i exp u·a_i) − u·a_target), over the items in view that the
-    query neither leaves out nor has as a target.
-
-    Parameters
-    ----------
-    users_BD : Tensor, [B, D] float
-        Query vectors.
-    items_SD : Tensor, [S, D] float
-        Vectors of the items in view.
-    pairs_P : Tensor, [P] int64
-        The query of each pair, from 0 to B − 1, ascending.
-    targets_P : Tensor, [P] int64
-        The target of each pair, from 0 to S − 1.
-    weights_P : Tensor, [P] float
-        Weight of each pair.
-    left_out : LeftOut
-        Items that the queries leave out.
-
-    Returns
-    -------
-    Tensor, scalar
-        The sum over the pairs, with a gradient for queries and items.
-    """
-    found: Tensor = _UnseenSoftmax.apply(
-        users_BD, items_SD, pairs_P, targets_P, weights_P, left_out
-    )  # type: ignore[no-untyped-call]
+    known = (users_BD, items_SD, pairs_P, targets_P, weights_P)
+    found: Tensor
+    if left_out is None:
+        found = _FullSoftmax.apply(*known, smoothing)  # type: ignore[no-untyped-call]
+    else:
+        assert not smoothing, "smoothing would raise the scores of items that are left out"
+        found = _UnseenSoftmax.apply(*known, left_out)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -317,15 +289,8 @@ class _FullSoftmax(_SoftmaxLoss):
             exp_bS = logits_bS.exp_()
             z_b = exp_bS.sum(1)
             total += weight_b @ z_b.log()
-            # scales the smaller factor of both products: cheaper
             share_b1 = (weight_b / z_b)[:, None]
-            exp_bS = exp_bS.to(chunk_bD.dtype)
-            user_grad[rows] = share_b1 * (exp_bS @ narrow_SD)
-            pull_bD = (share_b1 * chunk_bD).to(chunk_bD.dtype)
-            if pull_bD.dtype == item_grad.dtype:
-                item_grad.addmm_(exp_bS.T, pull_bD)
-            else:
-                item_grad += exp_bS.T @ pull_bD
+            user_grad[rows] = _push(exp_bS, share_b1, chunk_bD, narrow_SD, item_grad)
         _pull_targets(
             users_BD,
             items_SD,
@@ -347,7 +312,7 @@ class _FullSoftmax(_SoftmaxLoss):
 
 
 class _UnseenSoftmax(_SoftmaxLoss):
-    """As :class:`_FullSoftmax`; a target is part of the sum of its own pair only."""
+    """With items left out; a target is part of the sum of its own pair only."""
 
     @staticmethod
     def forward(
@@ -394,18 +359,27 @@ class _UnseenSoftmax(_SoftmaxLoss):
             total += weights_P[own] @ z_p.log()
             share_p = weights_P[own] / z_p
             less_P[own] = weights_P[own] - share_p * exp_p
-            # scales the smaller factor of both products: cheaper
             share_b1 = share_p.new_zeros(len(chunk_bD), 1).index_add_(0, pairs_p, share_p[:, None])
-            exp_bS = exp_bS.to(chunk_bD.dtype)
-            user_grad[rows] = share_b1 * (exp_bS @ narrow_SD)
-            pull_bD = (share_b1 * chunk_bD).to(chunk_bD.dtype)
-            if pull_bD.dtype == item_grad.dtype:
-                item_grad.addmm_(exp_bS.T, pull_bD)
-            else:
-                item_grad += exp_bS.T @ pull_bD
+            user_grad[rows] = _push(exp_bS, share_b1, chunk_bD, narrow_SD, item_grad)
         _pull_targets(users_BD, items_SD, pairs_P, targets_P, less_P, user_grad, item_grad)
         ctx.save_for_backward(user_grad.to(ctx.kinds[0]), item_grad.to(ctx.kinds[1]))
         return total
+
+
+def _push(
+    exp_bS: Tensor, share_b1: Tensor, chunk_bD: Tensor, narrow_SD: Tensor, item_grad: Tensor
+) -> Tensor:
+    """The gradient of Σ_b share_b Σ_i exp u·a_i for the users of a chunk; that of the items is
+    added in place.
+    """
+    exp_bS = exp_bS.to(chunk_bD.dtype)
+    # scales the smaller factor of both products: cheaper
+    pull_bD = (share_b1 * chunk_bD).to(chunk_bD.dtype)
+    if pull_bD.dtype == item_grad.dtype:
+        item_grad.addmm_(exp_bS.T, pull_bD)
+    else:
+        item_grad += exp_bS.T @ pull_bD
+    return share_b1 * (exp_bS @ narrow_SD)
 
 
 def _needs_shift(users_BD: Tensor, items_SD: Tensor) -> bool:

@@ -88,9 +88,7 @@ class Traits:
             timed=manifest.timed,
             trainable=can_train(dataset, Split.TRAIN, config.train.num_workers),
             tied=manifest.has_free_ties and tied_share(sample) >= _MANY_TIED,
-            look_ahead=default_look_ahead(dataset)
-            if manifest.ordered and manifest.split.get("kind") == "temporal"
-            else None,
+            look_ahead=default_look_ahead(dataset),
             leaves_out_seen=sees_many_items(dataset)
             if manifest.ordered and config.evaluate.exclude_seen
             else None,

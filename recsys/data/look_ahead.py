@@ -27,13 +27,14 @@ _MANY_APART: Final = 0.5  # share of neighbouring events
 _SEED: Final = 1 << 40
 
 
-def default_look_ahead(dataset: PreparedDataset) -> int:
+def default_look_ahead(dataset: PreparedDataset) -> int | None:
     """The default of ``train.look_ahead``: :data:`EVENTS` for a temporal split in which half of the
-    events are at least a day after the user's previous one, else 0.
+    events are at least a day after the user's previous one, 0 for other temporal splits, None for
+    other data.
     """
     manifest = dataset.manifest
     if manifest.split.get("kind") != "temporal" or not manifest.ordered:
-        return 0
+        return None
     sample = dataset.shard(manifest.shards[0]).through(Split.TRAIN)
     rows_E = np.repeat(np.arange(len(sample)), sample.lengths_U)
     gaps = np.diff(sample.times_E)[rows_E[1:] == rows_E[:-1]]

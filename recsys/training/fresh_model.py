@@ -195,7 +195,7 @@ def build_loader(
     """
     look_ahead = train.look_ahead
     if look_ahead is None:
-        look_ahead = default_look_ahead(dataset)
+        look_ahead = default_look_ahead(dataset) or 0
     settings = LoaderConfig(
         train.batch_size,
         model.max_history,

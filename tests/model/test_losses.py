@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recsys import losses
-from recsys.losses import LeftOut, full_softmax, sampled_softmax, unseen_softmax
+from recsys.losses import LeftOut, full_softmax, sampled_softmax
 
 
 def reference(
@@ -164,14 +164,14 @@ LEFT_OUT = LeftOut(torch.tensor([0, 0, 2, 2]), torch.tensor([2, 3, 6, 0]))
 
 @pytest.mark.parametrize("length", [1.0, 60.0])
 @pytest.mark.parametrize("most_logits", [7, 2**23])  # one query per chunk, and all in one
-def test_unseen_softmax_leaves_out_seen_items_and_other_targets(
+def test_full_softmax_leaves_out_seen_items_and_other_targets(
     length: float, most_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "_MAX_LOGITS", most_logits)
     users, items, pairs, targets = setup()
     users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
     weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
-    found = unseen_softmax(users, items, pairs, targets, weights, left_out=LEFT_OUT)
+    found = full_softmax(users, items, pairs, targets, weights, left_out=LEFT_OUT)
     kept = [[1, 0, 4, 5, 6], [2, 0, 4, 5, 6], [5, 0, 1, 2, 3, 4, 6], [0, 1, 2, 3, 4, 5]]
     naive = sum(
         (
@@ -189,11 +189,11 @@ def test_unseen_softmax_leaves_out_seen_items_and_other_targets(
         torch.testing.assert_close(got, expected)
 
 
-def test_unseen_softmax_of_a_query_with_all_items_seen_is_zero() -> None:
+def test_softmax_of_a_query_with_all_items_seen_is_zero() -> None:
     users, items = torch.full((2, 1), 80.0), torch.ones(3, 1)  # the second query has no target
     left_out = LeftOut(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 2, 0, 1, 2]))
     pair = (torch.tensor([0]), torch.tensor([1]), torch.ones(1))
-    assert float(unseen_softmax(users, items, *pair, left_out=left_out)) == 0.0
+    assert float(full_softmax(users, items, *pair, left_out=left_out)) == 0.0
 
 
 def test_sampled_softmax_leaves_out_seen_negatives() -> None:
