@@ -25,6 +25,7 @@ _CLOSED_FORM: Final = (
         "item_knn",
         "als",
         "user_cf",
+        "social_cf",
         "frequency",
         "repeat",
         "place",

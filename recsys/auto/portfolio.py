@@ -28,7 +28,7 @@ _LONG: Final = 60.0  # mean history length from which relative positions work be
 # which it has no time.
 _MANY_EVENTS: Final = 50_000_000
 _MANY_USERS: Final = 500_000  # above: user_cf, which compares users, is left out
-_HOLD_EVENTS: Final = ("item_cf", "item_knn", "als", "user_cf", "social")
+_HOLD_EVENTS: Final = ("item_cf", "item_knn", "als", "user_cf", "social", "social_cf")
 _FULL_SCORES: Final = 4e8  # largest number of targets × items for the exact softmax
 
 UNTRAINED: Final = (

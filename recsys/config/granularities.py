@@ -31,6 +31,7 @@ SECTIONS: Final = {
     "media": "recsys.granularities.media.section:MediaConfig",
     "item_cf": "recsys.granularities.item_cf.section:ItemCFConfig",
     "user_cf": "recsys.granularities.user_cf.section:UserCFConfig",
+    "social_cf": "recsys.granularities.social_cf.section:SocialCFConfig",
     "item_knn": "recsys.granularities.item_knn.section:ItemKnnConfig",
     "als": "recsys.granularities.als.section:AlsConfig",
     "content": "recsys.granularities.content.section:ContentConfig",

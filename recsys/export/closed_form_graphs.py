@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recsys.export.onnx_friends import friend_state, social_counts
+from recsys.export.onnx_friends import friend_state, social_cf, social_counts
 from recsys.export.onnx_links import item_cf, item_cf_additions, item_knn, linked_state
 from recsys.export.onnx_repeats import repeat
 from recsys.export.seen import Seen
@@ -35,6 +35,7 @@ from recsys.granularities.profile.counts import ProfileCounts
 from recsys.granularities.profile.model import known_rows
 from recsys.granularities.repeat.model import Repeat
 from recsys.granularities.social.counts import SocialCounts
+from recsys.granularities.social_cf.model import SocialCF
 from recsys.granularities.user_cf.model import UserCF
 
 _LEAST_COSINE: Final = 1e-5
@@ -274,7 +275,7 @@ def prepared(module: Granularity, state: State) -> State:
     """The state, extended by tables whose shape depends on the data, which a graph cannot
     compute.
     """
-    if isinstance(module, SocialCounts):
+    if isinstance(module, SocialCounts | SocialCF):
         return state | friend_state(state)
     return state | linked_state(state) if "starts_N1" in state else state
 
@@ -287,6 +288,7 @@ VECTORS: Final[dict[type[Granularity], Callable[..., Tensor]]] = {
     Moment: moment,
     Popularity: popularity,
     ProfileCounts: profile_counts,
+    SocialCF: social_cf,
 }
 OF_NEWEST: Final[dict[type[Granularity], Callable[..., Tensor]]] = {
     UserCF: user_cf,

@@ -1,4 +1,4 @@
-"""What friends chose, ``social`` with counts, with operations of ONNX.
+"""Members that read friends, ``social`` with counts and ``social_cf``, with operations of ONNX.
 
 Legend: as in :mod:`recsys.export.seen`; N items, G friends of a query, E events of a friend.
 """
@@ -12,6 +12,7 @@ from recsys.export.seen import Seen
 from recsys.granularities.base import State
 from recsys.granularities.history import DAY
 from recsys.granularities.social.counts import SocialCounts
+from recsys.granularities.social_cf.model import SocialCF
 
 
 def social_counts(module: SocialCounts, state: State, seen: Seen) -> Tensor:
@@ -48,6 +49,30 @@ def social_counts(module: SocialCounts, state: State, seen: Seen) -> Tensor:
     return sums_BN.scatter_add(1, items_BGE.flatten(1), values_BGE.flatten(1))
 
 
+def social_cf(module: SocialCF, state: State, seen: Seen) -> Tensor:
+    """Vectors of ``social_cf``: [B, R].
+
+    Parameters
+    ----------
+    module : SocialCF
+        The member.
+    state : State
+        Tensors from :func:`friend_state`, with the friends and the tastes of users.
+    seen : Seen
+        The queries; given friends replace the stored ones.
+
+    Returns
+    -------
+    Tensor
+        Float [B, R]: weighted sum of the tastes of friends.
+    """
+    friends_BG, weights_BG = _friends(state, seen)
+    tastes_BGR = state["tastes_VR"][friends_BG]
+    weights_BG = weights_BG * (tastes_BGR != 0).any(2)
+    weights_BG = weights_BG / weights_BG.sum(1, keepdim=True).clamp(min=1e-12).sqrt()
+    return (tastes_BGR * weights_BG[:, :, None]).sum(1)
+
+
 def _friends(state: State, seen: Seen) -> tuple[Tensor, Tensor]:
     """Friends and their weights, the given or the stored ones, weight zero for padding: [B, G]
     each.
@@ -76,16 +101,20 @@ def _ranges(state: State, name: str, rows_BG: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def friend_state(state: State) -> State:
-    """Add positions up to the longest row of friends and of events; an empty table gets one unused
-    entry.
+    """Add positions up to the longest row of friends and, where the member reads them, of events;
+    an empty table gets one unused entry.
     """
-    made = {"newest": state["times_E"].max() if len(state["times_E"]) else torch.tensor(0)}
+    made: State = {}
+    if "times_E" in state:
+        made["newest"] = state["times_E"].max() if len(state["times_E"]) else torch.tensor(0)
     for name in ("friend", "event"):
-        lengths_V = state[f"{name}_starts_V1"].diff()
-        made[f"{name}_places_E"] = torch.arange(
-            max(int(lengths_V.max()) if len(lengths_V) else 0, 1)
-        )
-    filled = {key: state[key] for key in ("friends_F", "weights_F", "items_E", "times_E")}
+        if f"{name}_starts_V1" in state:
+            lengths_V = state[f"{name}_starts_V1"].diff()
+            made[f"{name}_places_E"] = torch.arange(
+                max(int(lengths_V.max()) if len(lengths_V) else 0, 1)
+            )
+    tables = ("friends_F", "weights_F", "items_E", "times_E")
+    filled = {key: state[key] for key in tables if key in state}
     # a graph cannot index an empty table, not even where the mask hides the entry
     return made | {
         key: value if len(value) else value.new_zeros(1) for key, value in filled.items()

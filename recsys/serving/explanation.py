@@ -42,6 +42,7 @@ _REASONS: Final = {
     "media": "it looks or sounds like your past items",
     "item_cf": "users who chose your past items also chose it",
     "item_knn": "users who chose your past items also chose it",
+    "social_cf": "people with such friends chose it",
     "user_cf": "users with similar taste chose it",
     "als": "users with similar taste chose it",
     "popularity": "many users choose it",

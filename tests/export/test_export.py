@@ -56,6 +56,7 @@ EVERYTHING = {
     "profile": {**ON, "min_frequency": 1},
     "item_cf": {**ON, "rank": 4, "event_weights": "rank", "recency": 0.5},
     "user_cf": {**ON, "rank": 4, "neighbours": 5},
+    "social_cf": {**ON, "rank": 4},
     "item_knn": {**ON, "half_life": [30.0], "itself": [True]},
     "als": {**ON, "factors": 4},
     "content": {**ON, "half_life": [30.0]},
@@ -325,7 +326,7 @@ def test_manifest_lists_every_file_and_no_user(stacked: tuple[Path, Path], tmp_p
     for name, entry in found["files"].items():
         assert entry_of(folder / name).model_dump() == entry
     assert found["model"]["description_sha256"] == entry_of(bundle / "bundle.json").sha256
-    assert {"social", "profile", "user_cf"} <= set(found["onnx"]["holds_of_users"])
+    assert {"social", "profile", "user_cf", "social_cf"} <= set(found["onnx"]["holds_of_users"])
     export(bundle, tmp_path / "plain", ["parquet"])
     assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == [
         "items.parquet",

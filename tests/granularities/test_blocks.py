@@ -45,6 +45,7 @@ CLOSED: list[tuple[str, dict[str, Any]]] = [
     ("als", {"factors": 4, "iterations": 3}),
     ("als", {"factors": 4, "iterations": 3, "types": "targets"}),
     ("user_cf", {"rank": 5, "max_users": 20}),
+    ("social_cf", {"rank": 5}),
     ("profile", {"fit": "counts"}),
 ]
 

@@ -90,6 +90,7 @@ CASES = [
     ("place", {"recency": 1.0}),
     ("moment", {}),
     ("social", {"fit": "counts", "half_life": "none"}),
+    ("social_cf", {"rank": 12, "max_friends": 2}),
     ("repeat", {}),
     ("frequency", {"half_life": 2.0}),
 ]
@@ -257,7 +258,9 @@ class TestContract:
         items, state = view(module, graphs)
         new_user = replace(batch_of([0]), users_U=torch.tensor([-1]))
         _, present = answers(module, new_user, items, state)
-        needs_the_user = name in ("social", "profile") or options.get("input") == "user_text"
+        needs_the_user = (
+            name in ("social", "social_cf", "profile") or options.get("input") == "user_text"
+        )
         assert bool(present[0]) != needs_the_user, "a history is sufficient for all others"
 
 
