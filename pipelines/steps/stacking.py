@@ -22,6 +22,7 @@ from recsys.data.histories import Array, Split
 from recsys.data.repeats import no_targets
 from recsys.errors import DataError
 from recsys.evaluation.candidate_scores import gather
+from recsys.evaluation.short_histories import ShortHistories, with_own_weights
 from recsys.evaluation.stacking import Stacked, choose_stack
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
@@ -203,7 +204,13 @@ def weigh(
         raise DataError(no_targets("validation"))
     names = weighed_members(selected)
     earlier_GM = None if parent is None else parent.weights_of(names)
-    return choose_stack(candidates, names, NUM_GROUPS, train.metric, seed, earlier_GM)
+    found = choose_stack(candidates, names, NUM_GROUPS, train.metric, seed, earlier_GM)
+    if found.is_earlier:
+        return found
+    short = ShortHistories(
+        selected, queries, evaluate.exclude_seen, dataset.num_items, dataset.manifest.ordered
+    )
+    return with_own_weights(found, candidates, short, names, train.metric, seed)
 
 
 def weighed_members(selected: FrozenModel) -> list[str]:
@@ -258,6 +265,11 @@ def described(found: Stacked, members: list[str], metric: str) -> str:
             f"together {found.value:.4f}, cross-fitted {found.cross_fitted:.4f}; best single member"
             f" {found.single} {single:.4f}{within}"
         )
+    lines += [
+        f"histories of {group.events} events have weights of their own: {group.before:.4f} to"
+        f" {group.after:.4f} cross-fitted" + " on longer ones that were cut" * group.is_made
+        for group in found.own
+    ]
     if found.dropped:
         lines.append(f"dropped because they add nothing: {', '.join(found.dropped)}")
     return "\n".join(lines)

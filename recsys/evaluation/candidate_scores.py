@@ -12,7 +12,7 @@ Legend: b queries of a chunk, Q all queries, N items, M members, P candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import numpy as np
@@ -46,7 +46,13 @@ class MemberScorer(Protocol):
         ...
 
 
-def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items: int) -> Candidates:
+def gather(
+    model: MemberScorer,
+    queries: Queries,
+    exclude_seen: bool,
+    num_items: int,
+    cut: Callable[[Queries], Queries] | None = None,
+) -> Candidates:
     """The candidates of every query with a target that counts.
 
     Memory: 4 bytes per query, candidate and member, with at most :data:`BEST` candidates per
@@ -62,6 +68,9 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
         Whether items of the history are left out of lists and targets.
     num_items : int
         Number of items N.
+    cut : callable, Queries → Queries, or None
+        Makes histories shorter; members score these, but no item of the whole history is a
+        candidate, as the user has it.
 
     Returns
     -------
@@ -78,14 +87,17 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
     chunks = with_progress(
         "scoring validation users by every member", counted.chunks(chunk), -(-len(counted) // chunk)
     )
-    pieces = [_piece(model, piece, exclude_seen, tie_N, best) for piece in chunks]
+    pieces = [
+        _piece(model, piece, piece if cut is None else cut(piece), exclude_seen, tie_N, best)
+        for piece in chunks
+    ]
     width = max((scores.shape[1] for scores, _, _ in pieces), default=1)
     return Candidates(
         torch.cat([_padded(scores, width) for scores, _, _ in pieces]),
         torch.cat([_padded(hits, width) for _, hits, _ in pieces]),
         torch.cat([_padded(listed, width) for _, _, listed in pieces]),
         counted.num_targets_B.astype(np.int64),
-        groups_of(counted),
+        groups_of(counted if cut is None else cut(counted)),
     )
 
 
@@ -95,10 +107,17 @@ def groups_of(queries: Queries) -> Array:
 
 
 def _piece(
-    model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Tensor, best: int
+    model: MemberScorer,
+    queries: Queries,
+    asked: Queries,
+    exclude_seen: bool,
+    tie_N: Tensor,
+    best: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [b, P, M] with ties broken, hits [b, P], and which places hold a candidate [b, P]."""
-    scores = [scores_bN - tie_N for scores_bN in model.member_scores(queries)]
+    """Scores [b, P, M] of the members for ``asked`` with ties broken, hits [b, P], and which places
+    hold a candidate [b, P].
+    """
+    scores = [scores_bN - tie_N for scores_bN in model.member_scores(asked)]
     num_items = scores[0].shape[1]
     is_candidate_bN = torch.zeros(len(queries), num_items, dtype=torch.bool)
     for scores_bN in scores:

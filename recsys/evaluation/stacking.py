@@ -41,7 +41,7 @@ targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -61,12 +61,12 @@ _NOTHING: Final = 0.01  # share of the sum of weights below which a member is dr
 _LITTLE: Final = 0.02  # the same if one of the two methods gives it no weight …
 _NONE: Final = 0.001  # … or less than this share
 # group weights must gain this many standard errors of the paired difference
-_GROUP_NOISE: Final = 1.5
+GROUP_NOISE: Final = 1.5
 # the best single member must be better by this many standard errors
 _SINGLE_NOISE: Final = 1.0
 # new weights must be better than the parent's by this many standard errors
 _EARLIER_NOISE: Final = 1.0
-_LEAST_QUERIES: Final = 100  # a smaller group has no weights of its own
+LEAST_QUERIES: Final = 100  # a smaller group has no weights of its own
 _GROUP: Final = (0.0, 0.5, 2.0)  # tried factors on the weights of a group
 _RIDGE: Final = 10.0  # ridge of the softmax fit, divided by the number of queries
 _FIT_STEPS: Final = 40
@@ -104,6 +104,18 @@ class Candidates:
 
 
 @dataclass(frozen=True)
+class OwnWeights:
+    """What weights of its own gain for a group of history length: cross-fitted means of the metric,
+    see :mod:`recsys.evaluation.short_histories`.
+    """
+
+    events: str  # the lengths, such as "1 to 2"
+    before: float  # with the weights of most queries
+    after: float
+    is_made: bool  # whether measured on longer histories that were cut
+
+
+@dataclass(frozen=True)
 class Stacked:
     """The chosen weights and the figures behind them; all values are means of the metric over
     validation queries.
@@ -120,6 +132,8 @@ class Stacked:
     without: dict[str, float] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)  # members without any weight
     is_earlier: bool = False  # whether the weights are those of the parent
+    # groups of history length with weights of their own
+    own: list[OwnWeights] = field(default_factory=list)
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
         """Plain values for ``metrics.json`` and the training's choices."""
@@ -131,6 +145,7 @@ class Stacked:
             "cross_fitted": self.cross_fitted,
             "single_cross_fitted": self.single_cross_fitted,
             "dropped": [*self.dropped],
+            "own_weights": [asdict(group) for group in self.own],
             "members": {
                 name: {
                     "alone": self.alone[name],
@@ -167,18 +182,18 @@ def choose_stack(
     earlier_GM : Array | None, [G, M] float64
         The parent's weights, if this is an update; they were not chosen on these queries.
     """
-    measure = _measure(metric)
+    measure = metric_of(metric)
     alone_QM = np.stack(
         [measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1
     )
     best = int(np.argmax(alone_QM.mean(axis=0)))
-    folds = _Folds(candidates, measure, seed)
+    folds = Folds(candidates, measure, seed)
     singles = [
         _one(int(np.argmax(alone_QM[rest].mean(axis=0))), len(names), num_groups)
         for rest, _ in folds.pairs
     ]
     single_Q = folds.measured(singles)
-    blend = _Blend(metric, num_groups, seed)
+    blend = Blend(metric, num_groups, seed)
     # each fold is measured with weights that were chosen without it
     crossed = folds.fitted(blend)
     for pull in _PULLS:
@@ -186,14 +201,14 @@ def choose_stack(
             [_pulled(*pair, pull) for pair in zip(crossed, singles, strict=True)]
         )
         if not any(
-            _gains(member_Q, crossed_Q, _SINGLE_NOISE) for member_Q in (single_Q, alone_QM[:, best])
+            gains(member_Q, crossed_Q, _SINGLE_NOISE) for member_Q in (single_Q, alone_QM[:, best])
         ):
             break
     chosen_GM = _pulled(blend(candidates), _one(best, len(names), num_groups), pull)
     is_earlier = False
     if earlier_GM is not None and earlier_GM.any():
         earlier_Q = measure(candidates, earlier_GM)
-        is_earlier = not _gains(crossed_Q, earlier_Q, _EARLIER_NOISE)
+        is_earlier = not gains(crossed_Q, earlier_Q, _EARLIER_NOISE)
         if is_earlier:
             chosen_GM, crossed_Q = earlier_GM, earlier_Q
     # a common factor changes no ranking; the largest weight 1 makes weights readable
@@ -223,7 +238,8 @@ Measure = Callable[[Candidates, Array], Array]
 Fit = Callable[[Candidates], Array]
 
 
-def _measure(metric: str) -> Measure:
+def metric_of(metric: str) -> Measure:
+    """The function that gives the metric of every query [Q] for weights [G, M]."""
     kind, k = parse_metric(metric, tuple(QUERY_METRICS))
 
     def measure(candidates: Candidates, weights_GM: Array) -> Array:
@@ -281,7 +297,7 @@ def _one(member: int, num_members: int, num_groups: int) -> Array:
 
 
 @dataclass(frozen=True)
-class _Blend:
+class Blend:
     """The mean of the weights of both methods, which sum to 1, then changed by group: [G, M]."""
 
     metric: str
@@ -289,6 +305,7 @@ class _Blend:
     seed: int
 
     def __call__(self, candidates: Candidates) -> Array:
+        """The weights for these queries: float64 [G, M], none negative."""
         kind, k = parse_metric(self.metric, tuple(QUERY_METRICS))
         selected_M = select(candidates, kind, k, self.seed)
         likely_M = fit_softmax(candidates)
@@ -298,11 +315,11 @@ class _Blend:
         is_dropped_M = ((weights_M < _NOTHING) | is_little_M) & (weights_M < weights_M.max())
         weights_M = np.where(is_dropped_M, 0.0, weights_M)
         weights_GM = np.tile(weights_M / weights_M.sum(), (self.num_groups, 1))
-        return _by_group(candidates, _measure(self.metric), weights_GM)
+        return _by_group(candidates, metric_of(self.metric), weights_GM)
 
 
 @dataclass(frozen=True)
-class _Folds:
+class Folds:
     """Folds of the queries: weights are fitted without each fold and measured on it."""
 
     candidates: Candidates
@@ -323,6 +340,7 @@ class _Folds:
 
     @cached_property
     def held(self) -> list[Candidates]:
+        """The queries of every fold."""
         return [self.candidates.take(held) for _, held in self.pairs]
 
     def fitted(self, fit: Fit) -> list[Array]:
@@ -395,7 +413,7 @@ def _move_group(
 ) -> tuple[Array, Array]:
     """The weights, changed for one group if that improves its metric beyond noise."""
     rows_q = np.flatnonzero(candidates.groups_Q == group)
-    if len(rows_q) < _LEAST_QUERIES:
+    if len(rows_q) < LEAST_QUERIES:
         return weights_GM, value_Q
     own = candidates.take(rows_q)
     value_q = value_Q[rows_q]
@@ -407,13 +425,22 @@ def _move_group(
             if not proposed_GM[group].any():
                 continue
             found_q = measure(own, proposed_GM)
-            if _gains(found_q, value_q, _GROUP_NOISE):
+            if gains(found_q, value_q, GROUP_NOISE):
                 weights_GM, value_q = proposed_GM, found_q
     value_Q = value_Q.copy()
     value_Q[rows_q] = value_q
     return weights_GM, value_Q
 
 
-def _gains(values_Q: Array, than_Q: Array, noise: float) -> bool:
+def gains(values_Q: Array, than_Q: Array, noise: float) -> bool:
+    """Whether the values are better by this many standard errors of the paired difference.
+
+    Parameters
+    ----------
+    values_Q, than_Q : array, [Q] float64
+        The metric of the same queries with two settings.
+    noise : float
+        Number of standard errors.
+    """
     gain_Q = values_Q - than_Q
     return bool(gain_Q.mean() > noise * gain_Q.std() / np.sqrt(max(len(gain_Q), 1)))

@@ -89,7 +89,7 @@ def test_single_member_is_the_model_only_if_it_is_better_beyond_a_standard_error
     def poor(blend: Any, candidates: Candidates) -> Array:
         return np.tile(weights, (NUM_GROUPS, 1))
 
-    monkeypatch.setattr("recsys.evaluation.stacking._Blend.__call__", poor)
+    monkeypatch.setattr("recsys.evaluation.stacking.Blend.__call__", poor)
     found = choose_stack(world([1.0, 0.0]), names(2), NUM_GROUPS, "ndcg@10", seed=0)
     assert found.is_single == is_single and found.single == "member 0"
     if not is_single:

@@ -324,6 +324,26 @@ def test_social_is_the_mean_of_the_friends(graphs: Graphs) -> None:
     torch.testing.assert_close(z, module.output(expected))  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("conv", ["light", "sage"])
+def test_social_without_a_vector_for_each_edge_equals_the_convolution_of_pyg(
+    graphs: Graphs, conv: str
+) -> None:
+    module = make("social", conv=conv, dropout=0.0)
+    weight_F = torch.tensor([2.0, 0.5, 3.0, 1.0])
+    friends = replace(graphs["friends"], weight_F=weight_F)
+    is_active_V = torch.tensor([True, True, True, False, True])
+    features_VD = torch.randn(len(is_active_V), WIDTH, requires_grad=True)
+    found_VD = module._convolve(module.convs[0], features_VD, friends, is_active_V)  # type: ignore[operator, index]
+    kept_F = is_active_V[friends.src_F]
+    edges_2F = torch.stack([friends.src_F[kept_F], friends.dst_F[kept_F]])
+    weights = {"edge_weight": weight_F[kept_F]} if conv == "light" else {}
+    expected_VD = module.convs[0](features_VD, edges_2F, **weights)  # type: ignore[index, operator]
+    torch.testing.assert_close(found_VD, expected_VD)
+    (grad_VD,) = torch.autograd.grad(found_VD.square().sum(), features_VD, retain_graph=True)
+    (expected_grad_VD,) = torch.autograd.grad(expected_VD.square().sum(), features_VD)
+    torch.testing.assert_close(grad_VD, expected_grad_VD)
+
+
 def test_light_knowledge_equals_the_result_by_hand(graphs: Graphs) -> None:
     """One hop: the mean over kinds of edge of the mean of their other ends; kind 2r ends in tails
     of relation r, kind 2r + 1 in heads.

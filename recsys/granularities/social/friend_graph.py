@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
+from recsys.granularities.user_item_graph import Adjacency, adjacency
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,32 @@ class Friends:
         src, dst, weight = dataset.social_edges()
         src_F, dst_F = (torch.as_tensor(side.astype(np.int64)) for side in (src, dst))
         return Friends(src_F, dst_F, torch.as_tensor(weight.astype(np.float32)))
+
+    def means(self, is_active_V: Tensor, weighted: bool) -> Adjacency:
+        """The matrix [V, V] whose product is the mean over a user's active friends.
+
+        Parameters
+        ----------
+        is_active_V : Tensor, [V] bool
+            The users that count as friends.
+        weighted : bool
+            Whether a friend's vector is multiplied with the weight of the edge.
+
+        Returns
+        -------
+        Adjacency
+            The edges, sorted once, and a value for each: a product needs no vector for each edge.
+        """
+        num_users = len(is_active_V)
+        if "_sorted" not in self.__dict__:
+            places_F = torch.arange(len(self.src_F), device=self.src_F.device)
+            made = adjacency(self.dst_F, self.src_F, places_F, (num_users, num_users))
+            self.__dict__["_sorted"] = made
+        edges, places_F = self.__dict__["_sorted"]
+        is_active_F = is_active_V[self.src_F]
+        count_V = torch.bincount(self.dst_F[is_active_F], minlength=num_users).clamp(min=1)
+        value_F = is_active_F * (self.weight_F if weighted else 1.0) / count_V[self.dst_F]
+        return edges, value_F[places_F]
 
     def to(self, device: torch.device) -> Friends:
         """Move all tensors to a device."""

@@ -94,34 +94,34 @@ class Social(Granularity):
         # a friend without events has a zero vector, which would only dilute the mean
         active_V = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
         friends: Friends = graphs["friends"]
-        from_active_F = active_V[friends.src_F]
-        edges_2F = torch.stack([friends.src_F[from_active_F], friends.dst_F[from_active_F]])
-        weight_F = friends.weight_F[from_active_F]
         hidden_VD, found = taste_VD, {"active_V": active_V}
         for depth, conv in enumerate(self.convs):
             input_VD = self.dropout(hidden_VD)
-            passed_VD = self._convolve(conv, input_VD, edges_2F, weight_F)
+            passed_VD = self._convolve(conv, input_VD, friends, active_V)
             last = depth + 1 == len(self.convs)
             # no residual in the last one: z_u must not contain the user's own history
             hidden_VD = passed_VD if last else torch.relu(passed_VD) + hidden_VD
             # only a frozen model answers requests that name friends; a step saves the memory
             if last and not self.training:
                 found |= self._messages(conv, input_VD)
-        present_V = torch.bincount(edges_2F[1], minlength=graphs.num_users) > 0
+        reached_F = friends.dst_F[active_V[friends.src_F]]
+        present_V = torch.bincount(reached_F, minlength=graphs.num_users) > 0
         return found | {
             "users_VD": self.output(hidden_VD) * present_V[:, None],
             "present_V": present_V,
         }
 
-    def _convolve(
-        self, conv: nn.Module, input_VD: Tensor, edges_2F: Tensor, weight_F: Tensor
-    ) -> Tensor:
-        weights: dict[str, Any] = {
-            "gat": {"edge_attr": weight_F[:, None]},
-            "light": {"edge_weight": weight_F},
-        }
-        passed: Tensor = conv(input_VD, edges_2F, **weights.get(self.kind, {}))
-        return passed
+    def _convolve(self, conv: Any, input_VD: Tensor, friends: Friends, active_V: Tensor) -> Tensor:
+        """One convolution over active friends. Only attention needs a vector for each edge."""
+        if self.kind == "gat":
+            is_active_F = active_V[friends.src_F]
+            edges_2F = torch.stack([friends.src_F[is_active_F], friends.dst_F[is_active_F]])
+            passed: Tensor = conv(
+                input_VD, edges_2F, edge_attr=friends.weight_F[is_active_F][:, None]
+            )
+            return passed
+        mean_VD = spread(friends.means(active_V, weighted=self.kind == "light"), input_VD)
+        return mean_VD if self.kind == "light" else conv.lin_l(mean_VD)
 
     def _messages(self, conv: Any, input_VD: Tensor) -> State:
         """Message of every user in the last convolution, and for gat the terms of its attention."""

@@ -69,11 +69,14 @@ class SocialConfig(GranularityConfig):
                 # sorted twice: by pair and time, and by user and time
                 fitting=work.fit_events * HISTORY * 2,
             )
-        # of every layer the vectors of all users with their gradients, and one for each friendship
-        numbers = work.data.users * 2 * (self.layers + 2) + work.data.friends * self.layers
+        # of every layer the vectors of all users with their gradients; attention has one for each
+        # friendship too, the others an index of the friendships
+        numbers = work.data.users * 2 * (self.layers + 2)
+        if self.conv == "gat":
+            numbers += work.data.friends * self.layers
         return Estimate(
             reads_events=True,
-            graph=work.data.friends * 64 + indexed(work.data.events) + numbers * work.width * FLOAT,
+            graph=work.data.friends * 96 + indexed(work.data.events) + numbers * work.width * FLOAT,
             step=work.queries * work.width * FLOAT * 8,
         )
 
