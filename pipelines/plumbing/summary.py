@@ -7,7 +7,12 @@ from typing import Any, Final
 
 from pipelines.plumbing.progress import table
 from recsys.evaluation.bootstrap import THAN, outcome
-from recsys.evaluation.member_scores import better_without, same_names, single_line
+from recsys.evaluation.member_scores import (
+    better_without,
+    own_weights_line,
+    same_names,
+    single_line,
+)
 from recsys.evaluation.signal_certificate import OTHERS
 from recsys.report.first_screen import best_baseline
 from recsys.stack import TRAINED
@@ -33,7 +38,13 @@ def member_table(metrics: Mapping[str, Any]) -> str:
         rows += [[name, _number(entry["alone"]["test"]), "", "", "baseline"]]
     rows.append(["together", _number(members["together"]["test"]), "", "", ""])
     gone = f"dropped, so not measured on test: {', '.join(dropped)}" if dropped else ""
-    notes = [gone, same_names(members), single_line(members), better_without(members)]
+    notes = [
+        gone,
+        same_names(members),
+        single_line(members),
+        own_weights_line(members),
+        better_without(members),
+    ]
     return "\n".join([table(rows), *filter(None, notes)])
 
 

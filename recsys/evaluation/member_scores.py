@@ -214,6 +214,7 @@ def member_report(
         "single": choices.get("single"),
         "is_single": bool(choices.get("is_single", False)),
         "is_earlier": bool(choices.get("is_earlier", False)),
+        "own_weights": list(choices.get("own_weights", [])),
         "together": {
             "validation": choices.get("validation"),
             "cross_fitted": choices.get("cross_fitted"),
@@ -335,6 +336,9 @@ def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric
         return f"the model is this member: {no_sum}" if name == single else f"dropped: {no_sum}"
     if dropped:
         return "dropped: adding it gains nothing on validation beyond chance"
+    weights = choices["members"][name]["weights"]
+    if 0 < np.count_nonzero(weights) <= len(choices.get("own_weights", [])):
+        return "kept for some lengths of history, which have weights of their own"
     lost = choices["validation"] - choices["members"][name]["without"]
     return (
         f"kept: without it {metric} {'falls' if lost > 0 else 'does not fall'} on validation"
@@ -370,6 +374,29 @@ def single_line(members: Mapping[str, Any]) -> str:
     return (
         f"the model is its best single member, {members['single']}: no sum of members is better by "
         f"{members['metric']} on validation"
+    )
+
+
+def own_weights_line(members: Mapping[str, Any]) -> str:
+    """A sentence on the lengths of history that have weights of their own; empty if there are none.
+
+    >>> group = {"events": "1 to 2", "before": 0.09, "after": 0.12, "is_made": False}
+    >>> none = {"events": "0", "before": 0.1, "after": 0.11, "is_made": True}
+    >>> print(own_weights_line({"own_weights": [none, group], "metric": "ndcg@10"}))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    some lengths of history have weights of their own (ndcg@10 on validation, cross-fitted): 0
+    events 0.1000 to 0.1100, on longer histories that were cut; 1 to 2 events 0.0900 to 0.1200
+    """
+    found = [
+        f"{group['events']} events {group['before']:.4f} to {group['after']:.4f}"
+        + ", on longer histories that were cut" * group["is_made"]
+        for group in members.get("own_weights", [])
+    ]
+    if not found:
+        return ""
+    return (
+        f"some lengths of history have weights of their own ({members['metric']} on validation,"
+        f" cross-fitted): {'; '.join(found)}"
     )
 
 

@@ -10,7 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from recsys.evaluation.bootstrap import outcome
-from recsys.evaluation.member_scores import better_without, same_names, single_line
+from recsys.evaluation.member_scores import (
+    better_without,
+    own_weights_line,
+    same_names,
+    single_line,
+)
 from recsys.evaluation.rating_errors import ERRORS
 from recsys.evaluation.segments import COLD
 from recsys.report.chart_geometry import Axis, Curves, Line, axis
@@ -251,6 +256,7 @@ def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
         ],
         "baselines": beside,
         "single": single_line(members),
+        "own_weights": own_weights_line(members),
         "same_names": same_names(members),
         "better_without": better_without({**members, "metric": metric_name(evaluation["metric"])}),
     }
