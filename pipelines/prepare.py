@@ -7,22 +7,19 @@ Reads ``data.source``; writes ``data.dir`` (default RUN/dataset).
 from __future__ import annotations
 
 import sys
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import ray_session
-from recsys.config import Config, DataConfig
+from recsys.config import Config
 from recsys.errors import ArtifactError
 
 if TYPE_CHECKING:
     from recsys.data.dataset import PreparedDataset
 
 _WORK = ("recsys.preparation.prepare", "recsys.data.foresight")
-_READING = "recsys.preparation.reading"  # imports Ray Data, which reads all tables except events
-_ONLY_EVENTS = ("canonical", "sequences")  # kinds of sources that may have no other table
 
 
 def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
@@ -42,7 +39,7 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
                 config.dataset_dir, config.data.keep_events, source, folder.progress
             )
         if dataset is None:
-            with ray_session(config.train, config.ray, partial(_import_work, config.data)):
+            with ray_session(config.train, config.ray, _import_work):
                 from recsys.preparation.prepare import prepare as prepare_dataset
 
                 dataset = prepare_dataset(config, folder.progress, **how)
@@ -61,12 +58,9 @@ def _is_there(dataset_dir: str) -> bool:
     return True
 
 
-def _import_work(data: DataConfig) -> None:
+def _import_work() -> None:
     """Import the modules of this stage; runs while Ray starts."""
-    source = data.source
-    tables = [getattr(source, name, None) for name in ("items", "users", "social", "knowledge")]
-    reads_tables = source.kind not in _ONLY_EVENTS or any(tables)
-    for module in (*_WORK, _READING) if reads_tables else _WORK:
+    for module in _WORK:
         import_module(module)
 
 

@@ -17,6 +17,8 @@ from typing import Any, Final
 
 import pytest
 
+from pipelines.plumbing.bare_ray import without_dashboard
+
 # the longest first, so that no worker of pytest runs one of them alone at the end
 COSTLY_FILES: Final = (
     "test_update",
@@ -63,14 +65,15 @@ def _start_ray(attempts: int) -> None:
     import ray
 
     try:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=512 * 1024 * 1024,
-        )
+        with without_dashboard():  # as the commands start it
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=512 * 1024 * 1024,
+            )
     except Exception:  # a late start is a plain Exception
         ray.shutdown()
         if attempts == 1:

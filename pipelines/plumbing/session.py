@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
+from pipelines.plumbing.bare_ray import without_dashboard
 from pipelines.plumbing.signals import kept_from_ray
 from pipelines.plumbing.user_message import causes
 from recsys.config import RayConfig, TrainConfig
@@ -217,14 +218,15 @@ def _start(address: str, cpus: int) -> None:
         # to end only the processes of this attempt
         known = _ray_processes()
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **elsewhere,
-            )
+            with without_dashboard():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **elsewhere,
+                )
             return
         except Exception as error:  # Ray raises many types
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

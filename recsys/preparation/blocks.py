@@ -1,4 +1,4 @@
-"""Blocks of Ray Data for Ray tasks, without progress bars, logs and wrapped exceptions.
+"""Blocks of tables for Ray tasks, without progress bars, logs and wrapped exceptions.
 
 Why: tasks over blocks can return several objects and small reports, which ``map_batches`` cannot.
 They take milliseconds, whereas a shuffle of Ray Data takes seconds for data of any size. Workers
@@ -8,6 +8,7 @@ that run only such tasks do not import Ray Data, which takes a second in each of
 from __future__ import annotations
 
 import logging
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from recsys.errors import UserError
 if TYPE_CHECKING:
     import ray.data
 
+    from recsys.sources.base import Piece
+
+_FEW_PIECES: Final = 16
 _RETRY_ADVICE: Final = "\nFailed to apply UDF transform"
 
 
@@ -92,9 +96,34 @@ def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
             yield from bundle.block_refs
 
 
-def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
-    """All rows of a small dataset, such as items or users; None when it has no rows."""
-    tables = [table for ref in block_refs(dataset) if (table := fetch(ref)).num_rows]
+def piece_refs(pieces: Sequence[Piece]) -> Iterator[Any]:
+    """References to the blocks of a table's pieces, in order.
+
+    Ray Data reads many pieces. A few are read by plain tasks, because the import of Ray Data takes
+    a second in this process, in two actors and in a worker.
+
+    Yields
+    ------
+    ObjectRef
+        One block; the last one of a task that failed raises its error.
+    """
+    if len(pieces) > _FEW_PIECES:
+        from recsys.preparation.reading import dataset
+
+        yield from block_refs(dataset(pieces))
+        return
+    reader = task(_read_piece, "streaming")
+    for blocks in [reader.remote(pickle.dumps(piece)) for piece in pieces]:
+        yield from blocks
+
+
+def _read_piece(pickled: bytes) -> Iterator[pa.Table]:
+    yield from pickle.loads(pickled).read()
+
+
+def read_table(pieces: Sequence[Piece]) -> pa.Table | None:
+    """All rows of a small table, such as items or users; None when it has no rows."""
+    tables = [table for ref in piece_refs(pieces) if (table := fetch(ref)).num_rows]
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 

@@ -369,10 +369,8 @@ def image_fingerprint(source: SourceAdapter, config: ImagesConfig) -> str:
 
     Why not their content: a second ``prepare`` without changes should not read a million files.
     """
-    from recsys.preparation.reading import tables as tables_of
-
-    tables = tables_of(source)
-    items = read_table(tables["items"]) if "items" in tables else None
+    pieces = source.pieces()
+    items = read_table(pieces["items"]) if "items" in pieces else None
     good = items.filter(pc.is_null(items.column(schema.REASON))) if items is not None else None
     digest = hashlib.sha256()
     paths = (

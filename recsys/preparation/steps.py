@@ -21,7 +21,7 @@ from recsys.data.split import SplitPlan
 from recsys.data.vocabulary import dense, union
 from recsys.errors import DataError
 from recsys.pace import with_progress
-from recsys.preparation.blocks import block_refs, fetch, read_table, task
+from recsys.preparation.blocks import fetch, piece_refs, read_table, task
 from recsys.preparation.buckets import BucketSummary, Reading, exchange, overlap_notes
 from recsys.preparation.content_hash import settings_hash, settings_of
 from recsys.preparation.cut_offs import Counted, cut_offs
@@ -97,11 +97,10 @@ class Preparation:
         for note in self.source.notes:
             self.record.note(note)
         events = pieces.pop("events")
-        tables = {name: _dataset(of_table) for name, of_table in pieces.items()}
         with step("read_items"):
-            items = self._read_ids("items", tables.get("items"), schema.ITEM_ID)
+            items = self._read_ids("items", pieces.get("items"), schema.ITEM_ID)
         with step("read_users"):
-            users = self._read_ids("users", tables.get("users"), schema.USER_ID)
+            users = self._read_ids("users", pieces.get("users"), schema.USER_ID)
         with step("read_events"):
             buckets, summaries = self._read_events(events, items, users)
         with step("encode"):
@@ -124,7 +123,7 @@ class Preparation:
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
         features = without_html(align(items, item_ids, schema.ITEM_ID), self.data.text.html)
         with step("graphs"):
-            self._write_graphs(tables, user_ids, features, plan)
+            self._write_graphs(pieces, user_ids, features, plan)
         with step("text"):
             texts = self._write_items(items, features, terms)
             text = write_texts(
@@ -177,11 +176,11 @@ class Preparation:
 
     # -------------------------------------------------------------------------------------- reading
 
-    def _read_ids(self, name: str, blocks: Any, key: str) -> pa.Table | None:
+    def _read_ids(self, name: str, pieces: list[Piece] | None, key: str) -> pa.Table | None:
         """The good rows of the items or users table, each id once, and the rows of the earlier
         dataset for ids that it lacks; None without such rows.
         """
-        table = read_table(blocks) if blocks is not None else None
+        table = read_table(pieces) if pieces is not None else None
         if table is not None:
             table, repeated = unique_rows(table, key)
             self.record.add_bad_rows(name, repeated.num_rows, [bad_rows(repeated, [key])])
@@ -430,19 +429,23 @@ class Preparation:
     # ------------------------------------------------------------------------------ graphs and text
 
     def _write_graphs(
-        self, tables: dict[str, Any], user_ids: pa.Array, features: pa.Table, plan: SplitPlan
+        self,
+        pieces: dict[str, list[Piece]],
+        user_ids: pa.Array,
+        features: pa.Table,
+        plan: SplitPlan,
     ) -> None:
         data = self.data
         self.record.counts["social_edges"] = 0
-        if "social" in tables:
+        if "social" in pieces:
             social = SocialRules(data.social_directed, plan.valid_from)
-            blocks = list(block_refs(tables["social"]))
+            blocks = list(piece_refs(pieces["social"]))
             write_friendships(
                 self.folder, user_ids, social, blocks, data.min_overlap, self.timed, self.record
             )
         rules = TripleRules.of(data.knowledge, features, self.rules.cells)
-        knowledge = tables.get("knowledge")
-        of_triples = list(block_refs(knowledge)) if knowledge is not None else None
+        knowledge = pieces.get("knowledge")
+        of_triples = list(piece_refs(knowledge)) if knowledge is not None else None
         write_knowledge(self.folder, features, rules, self.base, of_triples, self.record)
 
     def _write_items(
@@ -454,12 +457,3 @@ class Preparation:
         self.folder.write_table("items/features.parquet", feature_table(features, text.whole))
         self.record.counts["items_with_text"] = text.num_items
         return text
-
-
-def _dataset(pieces: list[Piece]) -> Any:
-    """A lazy dataset of Ray Data. The import takes a second, which workers and sources with only
-    events do not need.
-    """
-    from recsys.preparation.reading import dataset
-
-    return dataset(pieces)

@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, WorkerCrashedError
 from ray.train import WorkerGroupError
 
 from pipelines.plumbing import session
+from pipelines.plumbing.bare_ray import without_dashboard
 from recsys.config import load_config
 from recsys.errors import ArtifactError, Unavailable
 
@@ -185,3 +186,24 @@ def test_lost_cluster_gives_one_message(monkeypatch: pytest.MonkeyPatch) -> None
         _ = 1 / 0
     with pytest.raises(ArtifactError), session._naming_a_lost_cluster():
         raise ArtifactError("a file is damaged")
+
+
+def test_local_ray_starts_without_the_processes_of_a_dashboard() -> None:
+    from ray._private import node, utils
+
+    before = utils.get_dashboard_dependency_error, node.Node.start_api_server
+    with without_dashboard():
+        assert utils.get_dashboard_dependency_error() is not None
+        started = SimpleNamespace()
+        node.Node.start_api_server(started, include_dashboard=False, raise_on_failure=True)
+        assert started._webui_url == ""
+    assert (utils.get_dashboard_dependency_error, node.Node.start_api_server) == before
+
+
+def test_ray_with_other_names_starts_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import node, utils
+
+    monkeypatch.delattr(node.Node, "start_api_server")
+    before = utils.get_dashboard_dependency_error
+    with without_dashboard():
+        assert utils.get_dashboard_dependency_error is before
