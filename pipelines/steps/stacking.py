@@ -106,7 +106,7 @@ def stacked(
     inputs = trained.frozen.sizes.inputs  # as the training or its parent stored them
     selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
     progress(f"choosing the weights of {len(weighed_members(selected))} members on validation")
-    found = weigh(config.train, config.evaluate, config.seed, dataset, selected, parent)
+    found = weigh(config.train, config.evaluate, config.seed, dataset, selected, parent, deadline)
     choices[STACK] = {
         **_stack_choice(found, selected),
         **({LEFT_OUT: left_out} if left_out else {}),
@@ -167,6 +167,7 @@ def weigh(
     dataset: PreparedDataset,
     selected: FrozenModel,
     parent: OfParent | None = None,
+    deadline: Deadline | None = None,
 ) -> Stacked:
     """Weights of the members of a model fitted on training events only.
 
@@ -184,6 +185,8 @@ def weigh(
         The model fitted on training events only; the scales of its members are set.
     parent : OfParent | None
         As in :func:`stacked`.
+    deadline : Deadline | None
+        Groups of history length get weights of their own only before it.
 
     Returns
     -------
@@ -210,7 +213,7 @@ def weigh(
     short = ShortHistories(
         selected, queries, evaluate.exclude_seen, dataset.num_items, dataset.manifest.ordered
     )
-    return with_own_weights(found, candidates, short, names, train.metric, seed)
+    return with_own_weights(found, candidates, short, names, train.metric, seed, deadline)
 
 
 def weighed_members(selected: FrozenModel) -> list[str]:

@@ -16,6 +16,7 @@ Legend: B queries, E events, Q queries of a group, M members, G groups of histor
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -36,6 +37,7 @@ from recsys.evaluation.stacking import (
     gains,
     metric_of,
 )
+from recsys.pace import Deadline
 from recsys.stack import BOUNDS, NUM_GROUPS
 
 _MADE: Final = 400  # queries that are made for a group
@@ -108,6 +110,7 @@ def with_own_weights(
     names: Sequence[str],
     metric: str,
     seed: int,
+    deadline: Deadline | None = None,
 ) -> Stacked:
     """Choose weights for each group of history length that needs others than most queries.
 
@@ -125,6 +128,8 @@ def with_own_weights(
         The metric, such as ``ndcg@20``.
     seed : int
         Seed of the folds.
+    deadline : Deadline or None
+        No group is begun that would not end before it.
 
     Returns
     -------
@@ -133,7 +138,11 @@ def with_own_weights(
     """
     measure, blend = metric_of(metric), Blend(metric, NUM_GROUPS, seed)
     weights_GM, own, gained = found.weights_GM.copy(), [], 0.0
+    deadline, longest = deadline or Deadline(), 0.0
     for group in range(NUM_GROUPS):
+        if deadline.left < longest:
+            break
+        begun = time.monotonic()
         rows = np.flatnonzero(candidates.groups_Q == group)
         is_made = len(rows) < LEAST_QUERIES
         if len(rows) > _MOST * len(candidates):
@@ -149,6 +158,7 @@ def with_own_weights(
             before, after = float(before_Q.mean()), float(after_Q.mean())
             own.append(OwnWeights(_words(group), before, after, is_made))
             gained += 0.0 if is_made else (after - before) * len(rows) / len(candidates)
+        longest = max(longest, time.monotonic() - begun)
     if not own:
         return found
     without = {}

@@ -16,6 +16,7 @@ from recsys.data.histories import Histories, Queries
 from recsys.evaluation.candidate_scores import gather
 from recsys.evaluation.short_histories import ShortHistories, shortened, with_own_weights
 from recsys.evaluation.stacking import Stacked, choose_stack
+from recsys.pace import Deadline
 from recsys.stack import NUM_GROUPS, Stack
 
 USERS, ITEMS, LENGTH, TASTES = 400, 60, 9, 6
@@ -53,12 +54,14 @@ class _Model:
         return [history_BN, of_taste_BN + noise_VN[users_B]]
 
 
-def _chosen(queries: Queries, model: _Model | None = None) -> Stacked:
+def _chosen(
+    queries: Queries, model: _Model | None = None, deadline: Deadline | None = None
+) -> Stacked:
     model = model or _Model()
     candidates = gather(model, queries, True, ITEMS)
     found = choose_stack(candidates, model.members, NUM_GROUPS, "ndcg@10", 0)
     short = ShortHistories(model, queries, exclude_seen=True, num_items=ITEMS, ordered=True)
-    return with_own_weights(found, candidates, short, model.members, "ndcg@10", 0)
+    return with_own_weights(found, candidates, short, model.members, "ndcg@10", 0, deadline)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -127,3 +130,7 @@ def test_no_weights_change_if_a_cut_history_needs_no_others() -> None:
 
 def test_few_long_histories_change_nothing() -> None:
     assert not _chosen(_queries(num_users=90)).own
+
+
+def test_no_group_is_begun_after_the_deadline() -> None:
+    assert not _chosen(_queries(), deadline=Deadline(at=0.0)).own
