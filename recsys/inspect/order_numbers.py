@@ -87,6 +87,8 @@ def _is_period(pair: Pair, column: Column) -> bool:
     if _is_of_owner(pair, column) or column.num_distinct < 3:
         return False
     words = words_of(column.name)
+    if "tag" in words and "id" in words:  # the code of a tag, not a German day
+        return False
     limits = [_PERIOD[word] for word in words if word in _PERIOD]
     if limits:  # the day of a week or of a month comes again
         return "of" not in words and column.high > max(limits)

@@ -147,18 +147,24 @@ def _parts(pair: Pair) -> dict[tuple[str, ...], dict[str, Column]]:
 
 def _date_of(pair: Pair) -> tuple[list[Column], tuple[str, ...]] | None:
     """The columns of year, month and, if there is one, day, and the other words of their names. A
-    date that the user or the item determines is an attribute, such as the year of a film.
+    date that the user or the item determines is an attribute, such as the release of a film. The
+    year alone may be the same for all events of a user who was there for some months.
     """
     for stem, group in _parts(pair).items():
         year, month, day = (group.get(part) for part in ("year", "month", "day"))
         if year is None or month is None or not _fits(year, "year") or not _is_month(month):
             continue
-        if max(determines(key, year) for key in (pair.user, pair.item)) > _OF_OWNER:
-            continue
         if day is None or not _are_numbers(day) or _may_be_weekday(day, year, month):
-            return [year, month], stem
-        if _fits(day, "day"):
-            return [year, month, day], stem
+            date = [year, month]
+        elif _fits(day, "day"):
+            date = [year, month, day]
+        else:
+            continue
+        if not any(
+            min(determines(key, part) for part in date) > _OF_OWNER
+            for key in (pair.user, pair.item)
+        ):
+            return date, stem
     return None
 
 
@@ -204,14 +210,17 @@ def _is_clock(column: Column) -> bool:
 
 
 def _fits(column: Column, part: str) -> bool:
-    """Whether all values are whole numbers that the part of a time may have."""
+    """Whether all values are whole numbers that the part of a time may have. A few years may be
+    wrong, as clocks of devices are.
+    """
     if column.kind == "time" or column.filled <= 0.5:
         return False
     first, last = _RANGES[part]
     values, wrong = numbers(column.values.drop_null(), CellRules())
     found = values.to_numpy(zero_copy_only=False)
     fine = (found >= first) & (found <= last) & (found == np.floor(found))
-    return bool(fine.all()) and not pc.any(wrong).as_py()
+    least = _ALL if part == "year" else 1.0
+    return bool(fine.mean() >= least) and not pc.any(wrong).as_py()
 
 
 def _is_month(column: Column) -> bool:

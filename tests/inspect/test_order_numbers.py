@@ -52,7 +52,12 @@ def test_numbers_from_zero_are_seconds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "numbers"),
-    [("day_of_week", [*range(7)] * 3), ("day", [*range(1, 31)]), ("quantity", [*range(1, 31)])],
+    [
+        ("day_of_week", [*range(7)] * 3),
+        ("day", [*range(1, 31)]),
+        ("quantity", [*range(1, 31)]),
+        ("tagID", [*range(1, 2000, 60)]),  # "Tag" is also a German day
+    ],
 )
 def test_numbers_that_start_again_are_no_order(
     name: str, numbers: list[int], tmp_path: Path

@@ -89,6 +89,17 @@ def test_other_years_and_months_are_no_time(
     assert source.date_columns == [] and found.config.data.order == "none"
 
 
+def test_date_may_have_one_year_for_each_user_and_a_few_wrong_years(tmp_path: Path) -> None:
+    """As the tags of Last.fm: most people were there for months, and some clocks were wrong."""
+    rows = [
+        (f"c{u}", f"p{i}", 1956 if number % 500 == 0 else 2005 + u % 5, *parts(t, "%m", "%d"))
+        for number, (u, i, t) in enumerate(pairs())
+    ]
+    names = ["userID", "artistID", "year", "month", "day"]
+    source = source_of(write(tmp_path / "tagged.csv", names, rows))
+    assert source.date_columns == ["year", "month", "day"]
+
+
 def test_whole_timestamp_is_preferred_to_its_components(tmp_path: Path) -> None:
     rows = [(f"c{u}", f"p{i}", at(t), *parts(t, "%Y", "%m", "%H")) for u, i, t in pairs()]
     names = ["customer", "product", "ordered_at", "year", "month", "hour"]
