@@ -67,7 +67,7 @@ def smallest_value(
         return (1.0 if column.is_whole else 1e-9), why, is_rating
     if is_rating and statistics.num_values <= 101:
         why, middle = _dislikes(values.to_numpy())
-        if why:
+        if why and not _leaves_out_a_type(events, middle):
             return middle, why, True
     return None, "", is_rating
 
@@ -113,3 +113,12 @@ def _dislikes(values_E: Array) -> tuple[str, float]:
     share = (values_E < middle).mean()
     why = f"{share:.0%} of the ratings are below the middle of the scale: dislikes"
     return (why, middle) if share > 0.5 else ("", middle)
+
+
+def _leaves_out_a_type(events: pa.Table, least: float) -> bool:
+    """Whether an event type has no value of at least ``least``, such as the 1 of each purchase next
+    to the hours of play: its values are no ratings.
+    """
+    columns = {"type": events.column(schema.EVENT_TYPE), "value": events.column(schema.VALUE)}
+    highest = pa.table(columns).group_by("type").aggregate([("value", "max")])
+    return bool(pc.any(pc.less(highest.column("value_max"), least)).as_py())

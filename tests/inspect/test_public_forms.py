@@ -217,6 +217,18 @@ def test_skipped_songs_are_left_out_and_other_flags_are_no_value(tmp_path: Path)
     assert found.config.registry.name == "multigrain-songs"
 
 
+def test_hours_of_play_next_to_purchases_of_value_one_are_no_ratings(tmp_path: Path) -> None:
+    """A least value in the middle of the scale would leave out every purchase."""
+    rows: list[Sequence[Any]] = []
+    for u, i, t in triples():
+        rows.append((1000 + u, f"Game {i}", "purchase", 1.0, 0))
+        if t % 2:
+            rows.append((1000 + u, f"Game {i}", "play", (1 + t % 5) * 3.5, 0))
+    found = look([write(tmp_path / "steam-200k.csv", rows)])
+    assert found.config.data.min_value is None
+    assert found.config.data.interactions == ["purchase"]
+
+
 def test_header_may_start_with_a_comment_mark(tmp_path: Path) -> None:
     people: list[Sequence[Any]] = [("#id", "gender", "country")]
     people += [(f"user_{u}", "mf"[u % 2], ("Peru", "Japan")[u % 2]) for u in range(1, 51)]
