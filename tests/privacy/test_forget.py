@@ -93,7 +93,14 @@ def _write_world(folder: Path) -> Path:
             "granularities": {
                 **{
                     name: enabled
-                    for name in ("evolution", "social", "popularity", "item_knn", "user_cf")
+                    for name in (
+                        "evolution",
+                        "social",
+                        "social_cf",
+                        "popularity",
+                        "item_knn",
+                        "user_cf",
+                    )
                 },
                 "stratum": {**enabled, "num_strata": [3]},
             },
