@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from recsys.data.histories import Array, Queries
+from recsys.evaluation.rough_scores import RoughScores, best_candidates, rough_scores_help
 from recsys.granularities.sparse import SparseScores
 from recsys.pace import Pace
 
@@ -141,7 +142,7 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
         keep_P[np.unique(pairs_P, return_index=True)[1]] = True
     dropped = 0
     if exclude_seen:
-        seen_P = np.isin(pairs_P, _pairs(*_seen(queries, True)))
+        seen_P = _among(pairs_P, _pairs(*_seen(queries, True)))
         dropped = int((seen_P & keep_P).sum())
         keep_P &= ~seen_P
     num_B = np.bincount(target_rows_P[keep_P], minlength=len(queries))
@@ -295,28 +296,79 @@ def top_by_vectors(
     scores_bK : array, [b, K] float32
         Their scores; −inf where the list ends early.
     """
-    num_items = len(vectors_ND)
-    size = max(
-        1,
-        min(max(_LEAST_ROWS, _NEAR_SCORES // max(1, num_items)), _MAX_SCORES // max(1, num_items)),
-    )
-    size = min(size, len(users_bD))
+    plain = change is None and not (added is not None and len(added))
+    if plain and rough_scores_help(users_bD, vectors_ND, k):
+        return _top_by_rough_scores(users_bD, vectors_ND, k, rows_E, hidden_E)
+    return _top_by_all_scores(users_bD, vectors_ND, k, rows_E, hidden_E, added, change)
+
+
+def _top_by_rough_scores(
+    users_bD: torch.Tensor, vectors_ND: torch.Tensor, k: int, rows_E: Array, hidden_E: Array
+) -> tuple[Array, Array]:
+    """:func:`top_by_vectors`, where rough scores choose the items that get float32 scores."""
+    rough = RoughScores(users_bD, vectors_ND)
+    buffer = rough.buffer(_block_size(users_bD, vectors_ND))
+    found = []
+    for rows in _blocks(users_bD, vectors_ND):
+        events = slice(*np.searchsorted(rows_E, [rows.start, rows.stop]))
+        rows_c, *rest = rough.candidates(
+            rows, k, rows_E[events] - rows.start, hidden_E[events], buffer
+        )
+        found.append((rows_c + rows.start, *rest))
+    rows_C, items_C, left_b = (np.concatenate(part) for part in zip(*found, strict=True))
+    shuffled = tie_order(len(vectors_ND)), _in_tie_order(len(vectors_ND))
+    items_bK, scores_bK = best_candidates(users_bD, vectors_ND, k, rows_C, items_C, shuffled)
+    if left_b.any():
+        left_E = left_b[rows_E]
+        items_bK[left_b], scores_bK[left_b] = _top_by_all_scores(
+            users_bD[torch.from_numpy(left_b)],
+            vectors_ND,
+            k,
+            np.cumsum(left_b)[rows_E[left_E]] - 1,
+            hidden_E[left_E],
+        )
+    return items_bK, scores_bK
+
+
+def _top_by_all_scores(
+    users_bD: torch.Tensor,
+    vectors_ND: torch.Tensor,
+    k: int,
+    rows_E: Array,
+    hidden_E: Array,
+    added: SparseScores | None = None,
+    change: Callable[[torch.Tensor, slice], None] | None = None,
+) -> tuple[Array, Array]:
+    """:func:`top_by_vectors` from float32 scores of all items."""
     # one buffer for all rows: allocating new scores costs more than the product (see above)
-    buffer = torch.empty(size, num_items, dtype=users_bD.dtype, device=users_bD.device)
+    buffer = users_bD.new_empty(_block_size(users_bD, vectors_ND), len(vectors_ND))
     items_bK = np.full((len(users_bD), k), -1, dtype=np.int32)
     scores_bK = np.full((len(users_bD), k), -np.inf, dtype=np.float32)
-    for start in range(0, len(users_bD), max(1, size)):
-        end = min(start + size, len(users_bD))
-        scores_rN = torch.mm(users_bD[start:end], vectors_ND.T, out=buffer[: end - start])
+    for rows in _blocks(users_bD, vectors_ND):
+        start, end = rows.start, rows.stop
+        scores_rN = torch.mm(users_bD[rows], vectors_ND.T, out=buffer[: end - start])
         if added is not None and len(added):
             # before the seen items are hidden: an addition must not bring one back
             added.between(start, end).add_to(scores_rN)
         if change is not None:
-            change(scores_rN, slice(start, end))
+            change(scores_rN, rows)
         events = slice(*np.searchsorted(rows_E, [start, end]))
         _hide(scores_rN, rows_E[events] - start, hidden_E[events])
-        items_bK[start:end], scores_bK[start:end] = top_items(scores_rN, k)
+        items_bK[rows], scores_bK[rows] = top_items(scores_rN, k)
     return items_bK, scores_bK
+
+
+def _block_size(users_bD: torch.Tensor, vectors_ND: torch.Tensor) -> int:
+    """Users whose scores are in the buffer at a time."""
+    num_items = max(1, len(vectors_ND))
+    most = max(_LEAST_ROWS, _NEAR_SCORES // num_items)
+    return max(1, min(most, _MAX_SCORES // num_items, len(users_bD)))
+
+
+def _blocks(users_bD: torch.Tensor, vectors_ND: torch.Tensor) -> Iterator[slice]:
+    size = _block_size(users_bD, vectors_ND)
+    for start in range(0, len(users_bD), size):
+        yield slice(start, min(start + size, len(users_bD)))
 
 
 Found = Iterator[tuple[Array, Array, Array]]  # rows of the queries, their items and scores
@@ -410,13 +462,13 @@ def _hide(scores_bN: torch.Tensor, rows_E: Array, items_E: Array) -> None:
 def mark_hits(items_BK: Array, queries: Queries) -> Array:
     """Where a list holds a target of its query: [B, K] bool."""
     listed_BK = _pairs(np.arange(len(items_BK))[:, None], items_BK)
-    return np.isin(listed_BK, _pairs(queries.target_rows(), queries.target_items)) & (items_BK >= 0)
+    return _among(listed_BK, _pairs(queries.target_rows(), queries.target_items)) & (items_BK >= 0)
 
 
 def mark_seen(items_BK: Array, queries: Queries) -> Array:
     """Where a list holds an item that ``exclude_seen`` would leave out: [B, K] bool."""
     listed_BK = _pairs(np.arange(len(items_BK))[:, None], items_BK)
-    return np.isin(listed_BK, _pairs(*_seen(queries, True))) & (items_BK >= 0)
+    return _among(listed_BK, _pairs(*_seen(queries, True))) & (items_BK >= 0)
 
 
 def _history_rows(queries: Queries) -> Array:
@@ -428,7 +480,21 @@ def _pairs(rows: Array, items: Array) -> Array:
     return rows.astype(np.int64) * 2**32 + items
 
 
+def _among(pairs: Array, others: Array) -> Array:
+    """Where a pair is among others; numpy's ``isin`` takes several times as long."""
+    if not len(others):
+        return np.zeros(pairs.shape, dtype=bool)
+    others = np.sort(others)
+    return np.asarray(others[np.searchsorted(others, pairs).clip(max=len(others) - 1)] == pairs)
+
+
 @lru_cache(maxsize=4)
 def tie_order(num_items: int) -> Array:
     """Order of every item among items of equal score: a fixed permutation."""
     return np.random.default_rng(_TIE_SEED).permutation(num_items).astype(np.int32)
+
+
+@lru_cache(maxsize=4)
+def _in_tie_order(num_items: int) -> Array:
+    """The items in :func:`tie_order`."""
+    return np.argsort(tie_order(num_items)).astype(np.int32)
