@@ -11,6 +11,7 @@ Legend: B queries, b queries of a chunk, K list length, N items, P targets, E ev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ _NEAR_SCORES: Final = 2**20  # scores in the buffer: 4 MB, …
 _LEAST_ROWS: Final = 16  # … or more for a large catalogue, as the items are read once for all rows
 # items in a group; the search for the k best first looks at the maximum of each group
 _GROUP: Final = 16
+_SCORED: Final = 512  # users whose candidates get scores at a time
 _TIE_SEED: Final = 0
 
 
@@ -115,8 +117,7 @@ def rank(
         The scorer returned NaN or a wrong shape.
     """
     counted, rows_B, dropped = countable(queries, exclude_seen)
-    items_BK = np.full((len(counted), k), -1, dtype=np.int32)
-    scores_BK = np.full((len(counted), k), -np.inf, dtype=np.float32)
+    items_BK, scores_BK = _empty_lists(len(counted), k)
     with torch.inference_mode():
         pace = Pace("ranking users", len(counted))
         for rows_b, found_bK, found_scores_bK in _lists(scorer, counted, k, exclude_seen, chunk):
@@ -166,8 +167,7 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     ValueError
         A score is NaN.
     """
-    items_bK = np.full((len(scores_bN), k), -1, dtype=np.int32)
-    scores_bK = np.full((len(scores_bN), k), -np.inf, dtype=np.float32)
+    items_bK, scores_bK = _empty_lists(len(scores_bN), k)
     left_b = np.ones(len(scores_bN), dtype=bool)
     # with few groups per listed item, almost every group would be near the bound
     if scores_bN.device.type == "cpu" and scores_bN.shape[1] // _GROUP >= 2 * k:
@@ -250,8 +250,7 @@ def _top_of_any(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     top, top_scores = top.gather(1, by_order), top_scores.gather(1, by_order)
     best = top_scores.argsort(dim=1, descending=True, stable=True)
     top, top_scores = top.gather(1, best), top_scores.gather(1, best)
-    items_bK = np.full((len(top), k), -1, dtype=np.int32)
-    scores_bK = np.full((len(top), k), -np.inf, dtype=np.float32)
+    items_bK, scores_bK = _empty_lists(len(top), k)
     items_bK[:, :size] = torch.where(top_scores == -torch.inf, -1, top).cpu().numpy()
     scores_bK[:, :size] = top_scores.cpu().numpy()
     return items_bK, scores_bK
@@ -306,18 +305,29 @@ def _top_by_rough_scores(
     users_bD: torch.Tensor, vectors_ND: torch.Tensor, k: int, rows_E: Array, hidden_E: Array
 ) -> tuple[Array, Array]:
     """:func:`top_by_vectors`, where rough scores choose the items that get float32 scores."""
-    rough = RoughScores(users_bD, vectors_ND)
+    rough, found = RoughScores(users_bD, vectors_ND), []
     buffer = rough.buffer(_block_size(users_bD, vectors_ND))
-    found = []
     for rows in _blocks(users_bD, vectors_ND):
-        events = slice(*np.searchsorted(rows_E, [rows.start, rows.stop]))
+        events = _of_rows(rows_E, rows)
         rows_c, *rest = rough.candidates(
             rows, k, rows_E[events] - rows.start, hidden_E[events], buffer
         )
         found.append((rows_c + rows.start, *rest))
     rows_C, items_C, left_b = (np.concatenate(part) for part in zip(*found, strict=True))
+    counts_b = np.bincount(rows_C, minlength=len(users_bD))
     shuffled = tie_order(len(vectors_ND)), _in_tie_order(len(vectors_ND))
-    items_bK, scores_bK = best_candidates(users_bD, vectors_ND, k, rows_C, items_C, shuffled)
+    items_bK, scores_bK = _empty_lists(len(users_bD), k)
+    # even parts: products of few vectors are not made by oneDNN, and may round differently
+    edges = np.linspace(0, len(users_bD), -(-len(users_bD) // _SCORED) + 1).astype(np.int64)
+    for start, end in itertools.pairwise(edges.tolist()):
+        items_bK[start:end], scores_bK[start:end] = best_candidates(
+            users_bD[start:end],
+            vectors_ND,
+            k,
+            counts_b[start:end],
+            items_C[_of_rows(rows_C, slice(start, end))],
+            shuffled,
+        )
     if left_b.any():
         left_E = left_b[rows_E]
         items_bK[left_b], scores_bK[left_b] = _top_by_all_scores(
@@ -342,8 +352,7 @@ def _top_by_all_scores(
     """:func:`top_by_vectors` from float32 scores of all items."""
     # one buffer for all rows: allocating new scores costs more than the product (see above)
     buffer = users_bD.new_empty(_block_size(users_bD, vectors_ND), len(vectors_ND))
-    items_bK = np.full((len(users_bD), k), -1, dtype=np.int32)
-    scores_bK = np.full((len(users_bD), k), -np.inf, dtype=np.float32)
+    items_bK, scores_bK = _empty_lists(len(users_bD), k)
     for rows in _blocks(users_bD, vectors_ND):
         start, end = rows.start, rows.stop
         scores_rN = torch.mm(users_bD[rows], vectors_ND.T, out=buffer[: end - start])
@@ -352,10 +361,23 @@ def _top_by_all_scores(
             added.between(start, end).add_to(scores_rN)
         if change is not None:
             change(scores_rN, rows)
-        events = slice(*np.searchsorted(rows_E, [start, end]))
+        events = _of_rows(rows_E, rows)
         _hide(scores_rN, rows_E[events] - start, hidden_E[events])
         items_bK[rows], scores_bK[rows] = top_items(scores_rN, k)
     return items_bK, scores_bK
+
+
+def _of_rows(rows_E: Array, rows: slice) -> slice:
+    """Where the numbers of some rows are among ascending ones."""
+    return slice(*np.searchsorted(rows_E, [rows.start, rows.stop]))
+
+
+def _empty_lists(num_rows: int, k: int) -> tuple[Array, Array]:
+    """Items and scores of lists without any item."""
+    return (
+        np.full((num_rows, k), -1, dtype=np.int32),
+        np.full((num_rows, k), -np.inf, dtype=np.float32),
+    )
 
 
 def _block_size(users_bD: torch.Tensor, vectors_ND: torch.Tensor) -> int:

@@ -5,13 +5,14 @@ half of the memory. Rough scores only choose candidates. A bound of their error 
 must be among these, and the candidates get float32 scores.
 
 The bound: let s be the product of u and v, and p that of the rounded û and v̂. Then
-|p − s| = |û · v̂ − u · v| ≤ ‖û − u‖ ‖v̂‖ + ‖u‖ ‖v̂ − v‖ by the Cauchy–Schwarz inequality. The sums
-of D products in float32 add at most D 2⁻²³ ‖u‖ ‖v‖ to each. Call the total e. If k items have rough
-scores of at least t, they have s ≥ t (1 − 2⁻⁸) − e, so each of the k best has
-p ≥ t (1 − 2⁻⁸) − 2e. Rounding keeps the order, so its rough score is at least that, rounded.
+|p − s| = |û · v̂ − u · v| ≤ ‖û − u‖ ‖v̂‖ + ‖u‖ ‖v̂ − v‖ by the Cauchy–Schwarz inequality, where
+‖v̂ − v‖ ≤ 2⁻⁸ ‖v‖. The sums of D products in float32 add at most D 2⁻²³ ‖u‖ ‖v‖ to each. Call the
+total for the longest v e. If k items have rough scores of at least t > 0, they have
+s ≥ t (1 − 2⁻⁸) − e, so each of the k best has p ≥ t (1 − 2⁻⁸) − 2e. Rounding keeps the order, so
+its rough score is at least that, rounded.
 
-Legend: b users, r users of a block, K list length, N items, D width, G groups, C candidates,
-M candidates of a user.
+Legend: b users, r users of a block, K list length, N items, X items and padding, D width, G groups,
+C candidates, M candidates or members of a group.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from recsys.data.histories import Array
 from recsys.processor import is_fast_in_bfloat16, multiplies_with_onednn
 
 _GROUP: Final = 16  # items in a group; the search first looks at the maximum of each group
-_LEAST_USERS: Final = 64  # rounding the items costs as much as is saved for about 40 users
-_LEAST_ITEMS: Final = 4096  # below, the scores of the candidates cost more than is saved
+_LEAST_USERS: Final = 128  # rounding the items costs as much as is saved for about 64 users
+_MOST_WIDTH: Final = 256  # the bound grows with the width; wider, there are too many candidates
+_MOST_GATHERED: Final = (
+    2**13
+)  # numbers of the k item vectors of a user, for 4 MB and more at a time
 _ROUNDING: Final = 2.0**-8  # largest relative error of rounding to bfloat16
 _NORMAL: Final = 2.0**-40, 2.0**40  # lengths whose products are far from float32's limits
-_HIDDEN: Final = -1  # as bits, below every candidate
-_LOW: Final = 2**32 - 1
+_HIDDEN: Final = -(2**15)  # the bits of −0, as int16 below all others
+_LOW: Final = 2**32 - 1  # the lower half of an int64
 
 
 def rough_scores_help(users_bD: Tensor, vectors_ND: Tensor, k: int) -> bool:
@@ -45,7 +49,9 @@ def rough_scores_help(users_bD: Tensor, vectors_ND: Tensor, k: int) -> bool:
         users_bD.device.type == "cpu"
         and users_bD.dtype == vectors_ND.dtype == torch.float32
         and len(users_bD) >= _LEAST_USERS
-        and len(vectors_ND) >= max(_LEAST_ITEMS, 2 * k * _GROUP)
+        and vectors_ND.shape[1] <= min(_MOST_WIDTH, _MOST_GATHERED // k)
+        # as for scores in float32: with few groups per listed item, almost every group is near
+        and len(vectors_ND) // _GROUP >= 2 * k
         and is_fast_in_bfloat16()
         and multiplies_with_onednn()
     )
@@ -62,8 +68,9 @@ class RoughScores:
         num_items, width = vectors_ND.shape
         self._rounded_bD = users_bD.bfloat16()
         # zero vectors fill the last group; no candidate has score 0
-        rows = num_items + -num_items % _GROUP
-        rounded_XD = vectors_ND.new_zeros(rows, width, dtype=torch.bfloat16)
+        rounded_XD = vectors_ND.new_zeros(
+            num_items + -num_items % _GROUP, width, dtype=torch.bfloat16
+        )
         rounded_XD[:num_items] = vectors_ND
         self._items_DX = rounded_XD.T
         length_b, longest = users_bD.norm(dim=1), float(vectors_ND.norm(dim=1).max())
@@ -76,18 +83,18 @@ class RoughScores:
         self._usable_b = (length_b > least) & (length_b < most) & (least < longest < most)
 
     def buffer(self, num_rows: int) -> Tensor:
-        """Memory for the rough scores of some users."""
+        """Memory for the rough scores of some users: [r, X]."""
         return torch.empty(num_rows, self._items_DX.shape[1], dtype=torch.bfloat16)
 
     def candidates(
-        self, rows: slice, k: int, rows_E: Array, hidden_E: Array, buffer_rN: Tensor
+        self, rows: slice, k: int, rows_E: Array, hidden_E: Array, buffer_rX: Tensor
     ) -> tuple[Array, Array, Array]:
         """Rows (ascending, from 0) and items [C] of the candidates of some users, and which of the
-        users [r] need float32 scores of all items.
+        users [r] were left out.
 
-        The candidates include the k best items and all items that tie with the last of them.
-        Without candidates are users with many rough scores near the bound, with a bound that is not
-        positive, or with vectors of extreme length.
+        The candidates include the k best items and all that tie with the last of them. Users are
+        left out if many rough scores are near the bound, if the bound is not positive, or if a
+        vector has an extreme length.
 
         Parameters
         ----------
@@ -98,15 +105,15 @@ class RoughScores:
         rows_E : Array
             Row of each hidden item, from 0.
         hidden_E : Array
-            Items that are left out.
-        buffer_rN : Tensor
+            Items that must not be listed.
+        buffer_rX : Tensor
             See :meth:`buffer`.
         """
         rounded_rD = self._rounded_bD[rows]
-        scores_rN = torch.mm(rounded_rD, self._items_DX, out=buffer_rN[: len(rounded_rD)])
-        bits_rN = scores_rN.view(torch.int16).numpy()
-        bits_rN[rows_E, hidden_E] = _HIDDEN
-        bits_rMG = bits_rN.reshape(len(bits_rN), _GROUP, -1)
+        scores_rX = torch.mm(rounded_rD, self._items_DX, out=buffer_rX[: len(rounded_rD)])
+        bits_rX = scores_rX.view(torch.int16).numpy()
+        bits_rX[rows_E, hidden_E] = _HIDDEN
+        bits_rMG = bits_rX.reshape(len(bits_rX), _GROUP, -1)
         best_rG = bits_rMG.max(axis=1)
         # k groups have a maximum of at least this bound
         groups = best_rG.shape[1]
@@ -121,7 +128,7 @@ class RoughScores:
         return rows_c[groups_C], groups_c[groups_C] + groups * members_C, left_r
 
     def _least(self, rows: slice, bound_r: Array) -> Array:
-        """The least rough score of a candidate as int16, 0 or less without candidates."""
+        """The least rough score of a candidate as int16, 0 or less where there is none."""
         bound = torch.from_numpy(bound_r).view(torch.bfloat16).float()
         least_r = bound * (1 - _ROUNDING) - 2 * self._error_b[rows]
         least_r = torch.where(self._usable_b[rows], least_r, 0.0)
@@ -132,7 +139,7 @@ def best_candidates(
     users_bD: Tensor,
     vectors_ND: Tensor,
     k: int,
-    rows_C: Array,
+    counts_b: Array,
     items_C: Array,
     shuffled: tuple[Array, Array],
 ) -> tuple[Array, Array]:
@@ -146,10 +153,10 @@ def best_candidates(
         Item vectors.
     k : int
         Length of the lists.
-    rows_C : array, [C] int
-        Row of the user of each candidate, ascending.
+    counts_b : array, [b] int
+        Number of candidates of each user.
     items_C : array, [C] int
-        The candidates.
+        The candidates of the first user, then those of the next.
     shuffled : tuple of array, [N] int
         Place of each item among items of equal score, and the item at each place.
 
@@ -161,18 +168,16 @@ def best_candidates(
         Their scores; meaningless there, too.
     """
     place_N, at_place_N = shuffled
-    counts_b = np.bincount(rows_C, minlength=len(users_bD))
-    # one product of a user with all of its candidates; padding repeats item 0
-    is_real_bM = np.arange(max(k, counts_b.max(initial=0))) < counts_b[:, None]
+    is_real_bM = np.arange(max(k, counts_b.max())) < counts_b[:, None]
     items_bM = np.zeros(is_real_bM.shape, dtype=np.int64)
     items_bM[is_real_bM] = items_C
-    # (indexing by brackets takes twice as long)
+    # indexing by brackets takes twice as long
     vectors_bMD = embedding(torch.from_numpy(items_bM), vectors_ND)
     scores_bM = torch.bmm(users_bD[:, None], vectors_bMD.transpose(1, 2))[:, 0].numpy()
-    # one whole number has the order of score, then shuffle; + 0 turns −0 into 0
-    ordered_bM = _swapped((scores_bM + np.float32(0)).view(np.int32))
-    keys_bM = (-ordered_bM.astype(np.int64) << 32) | place_N[items_bM]
-    keys_bM[~is_real_bM] = np.iinfo(np.int64).max - _LOW  # place 0
+    # one whole number has the order of score, then place; + 0 turns −0 into 0
+    order_bM = _swapped((scores_bM + np.float32(0)).view(np.int32)).astype(np.int64)
+    keys_bM = (-order_bM << 32) | place_N[items_bM]
+    keys_bM[~is_real_bM] = np.iinfo(np.int64).max - _LOW  # last; place 0
     keys_bM.sort(axis=1)
     best_bK = keys_bM[:, :k]
     scores_bK = _swapped((-(best_bK >> 32)).astype(np.int32)).view(np.float32)
@@ -182,4 +187,3 @@ def best_candidates(
 def _swapped(bits: Array) -> Array:
     """Bits of float32 numbers as int32 that have the order of the numbers, and back again."""
     return np.asarray(bits ^ ((bits >> 31) & np.int32(2**31 - 1)))
-
