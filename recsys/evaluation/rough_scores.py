@@ -27,7 +27,8 @@ from torch.nn.functional import embedding
 from recsys.data.histories import Array
 from recsys.processor import is_fast_in_bfloat16, multiplies_with_onednn
 
-_GROUP: Final = 16  # items in a group; the search first looks at the maximum of each group
+# items in a group; the search for the k best first looks at the maximum of each group
+GROUP: Final = 16
 _LEAST_USERS: Final = 128  # rounding the items costs as much as is saved for about 64 users
 _MOST_WIDTH: Final = 256  # the bound grows with the width; wider, there are too many candidates
 _MOST_GATHERED: Final = (
@@ -51,7 +52,7 @@ def rough_scores_help(users_bD: Tensor, vectors_ND: Tensor, k: int) -> bool:
         and len(users_bD) >= _LEAST_USERS
         and vectors_ND.shape[1] <= min(_MOST_WIDTH, _MOST_GATHERED // k)
         # as for scores in float32: with few groups per listed item, almost every group is near
-        and len(vectors_ND) // _GROUP >= 2 * k
+        and len(vectors_ND) // GROUP >= 2 * k
         and is_fast_in_bfloat16()
         and multiplies_with_onednn()
     )
@@ -69,7 +70,7 @@ class RoughScores:
         self._rounded_bD = users_bD.bfloat16()
         # zero vectors fill the last group; no candidate has score 0
         rounded_XD = vectors_ND.new_zeros(
-            num_items + -num_items % _GROUP, width, dtype=torch.bfloat16
+            num_items + -num_items % GROUP, width, dtype=torch.bfloat16
         )
         rounded_XD[:num_items] = vectors_ND
         self._items_DX = rounded_XD.T
@@ -113,7 +114,7 @@ class RoughScores:
         scores_rX = torch.mm(rounded_rD, self._items_DX, out=buffer_rX[: len(rounded_rD)])
         bits_rX = scores_rX.view(torch.int16).numpy()
         bits_rX[rows_E, hidden_E] = _HIDDEN
-        bits_rMG = bits_rX.reshape(len(bits_rX), _GROUP, -1)
+        bits_rMG = bits_rX.reshape(len(bits_rX), GROUP, -1)
         best_rG = bits_rMG.max(axis=1)
         # k groups have a maximum of at least this bound
         groups = best_rG.shape[1]
@@ -124,7 +125,7 @@ class RoughScores:
         near_rG[left_r] = False
         rows_c, groups_c = np.divmod(np.flatnonzero(near_rG), groups)
         near = np.flatnonzero(bits_rMG[rows_c, :, groups_c] >= least_r[rows_c, None])
-        groups_C, members_C = np.divmod(near, _GROUP)
+        groups_C, members_C = np.divmod(near, GROUP)
         return rows_c[groups_C], groups_c[groups_C] + groups * members_C, left_r
 
     def _least(self, rows: slice, bound_r: Array) -> Array:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.evaluation import ranking, rough_scores
-from recsys.evaluation.ranking import top_by_vectors
+from recsys.evaluation import rough_scores, top_items
 from recsys.evaluation.rough_scores import RoughScores, rough_scores_help
+from recsys.evaluation.top_items import top_by_vectors
 from recsys.granularities.sparse import SparseScores
 
 K = 10
@@ -20,7 +20,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that is fast in bfloat16."""
     monkeypatch.setattr(rough_scores, "is_fast_in_bfloat16", lambda: True)
     monkeypatch.setattr(rough_scores, "multiplies_with_onednn", lambda: True)
-    monkeypatch.setattr(ranking, "_NEAR_SCORES", 50 * 2000)  # several blocks
+    monkeypatch.setattr(top_items, "_NEAR_SCORES", 50 * 2000)  # several blocks
 
 
 def whole_numbers(num_users: int, num_items: int, width: int = 16) -> list[torch.Tensor]:
@@ -39,8 +39,8 @@ def test_lists_equal_those_of_float32_scores_where_rounding_would_change_them(fa
     rows_E = np.sort(generator.integers(0, 1100, 3000))
     best_bX = (users_bD @ vectors_ND.T).topk(12, dim=1).indices.numpy()
     hidden_E = best_bX[rows_E, generator.integers(0, 12, 3000)].astype(np.int64)
-    found = ranking._top_by_rough_scores(users_bD, vectors_ND, K, rows_E, hidden_E)
-    expected = ranking._top_by_all_scores(users_bD, vectors_ND, K, rows_E, hidden_E)
+    found = top_items._top_by_rough_scores(users_bD, vectors_ND, K, rows_E, hidden_E)
+    expected = top_items._top_by_all_scores(users_bD, vectors_ND, K, rows_E, hidden_E)
     for found_bK, expected_bK in zip(found, expected, strict=True):
         np.testing.assert_array_equal(found_bK, expected_bK)
     # the example is hard enough: rounded products alone give other lists
@@ -66,7 +66,7 @@ def test_the_best_item_is_found_where_all_its_numbers_are_rounded_down(fast: Non
     vectors_ND[:10, 8:] = up
     vectors_ND[:10, 15] -= 2.0**-7
     vectors_ND[10, :8] = down
-    items_bK, scores_bK = ranking._top_by_rough_scores(users_bD, vectors_ND, K, NOBODY, NOBODY)
+    items_bK, scores_bK = top_items._top_by_rough_scores(users_bD, vectors_ND, K, NOBODY, NOBODY)
     assert (items_bK[:, 0] == 10).all()
     np.testing.assert_allclose(scores_bK[:, :2], [[8.0626, 8.0587]] * 130, rtol=1e-5)
 
@@ -85,7 +85,7 @@ def test_users_without_a_positive_bound_get_float32_scores(fast: None, scale: fl
     hidden_E = np.concatenate([np.arange(1995), np.arange(7)])
     rows_E = np.repeat([3, 4], [1995, 7])
     query = users_bD * scale, vectors_ND, K, rows_E, hidden_E
-    found, expected = ranking._top_by_rough_scores(*query), ranking._top_by_all_scores(*query)
+    found, expected = top_items._top_by_rough_scores(*query), top_items._top_by_all_scores(*query)
     for found_bK, expected_bK in zip(found, expected, strict=True):
         np.testing.assert_array_equal(found_bK, expected_bK)
     assert (found[0][3] >= 0).sum() == 5
@@ -110,7 +110,7 @@ def test_rough_scores_are_for_many_users_of_plain_products_on_a_fast_processor(
     assert not rough_scores_help(users_bD, vectors_ND, 100), "too few groups for so long lists"
     assert not rough_scores_help(users_bD.double(), vectors_ND.double(), K)
     assert not rough_scores_help(users_bD.repeat(1, 20), vectors_ND.repeat(1, 20), K), "too wide"
-    monkeypatch.setattr(ranking, "_top_by_rough_scores", lambda *_: "rough")
+    monkeypatch.setattr(top_items, "_top_by_rough_scores", lambda *_: "rough")
     assert top_by_vectors(users_bD, vectors_ND, K, NOBODY, NOBODY) == "rough"
     added = SparseScores.of(torch.tensor([0]), torch.tensor([7]), torch.tensor([1e9]))
     assert top_by_vectors(users_bD, vectors_ND, K, NOBODY, NOBODY, added)[0][0, 0] == 7
