@@ -31,9 +31,8 @@ from recsys.processor import is_fast_in_bfloat16, multiplies_with_onednn
 GROUP: Final = 16
 _LEAST_USERS: Final = 128  # rounding the items costs as much as is saved for about 64 users
 _MOST_WIDTH: Final = 256  # the bound grows with the width; wider, there are too many candidates
-_MOST_GATHERED: Final = (
-    2**13
-)  # numbers of the k item vectors of a user, for 4 MB and more at a time
+# numbers in the vectors of a list; those of all candidates of 512 users are in memory at a time
+_MOST_GATHERED: Final = 2**13
 _ROUNDING: Final = 2.0**-8  # largest relative error of rounding to bfloat16
 _NORMAL: Final = 2.0**-40, 2.0**40  # lengths whose products are far from float32's limits
 _HIDDEN: Final = -(2**15)  # the bits of −0, as int16 below all others
@@ -45,6 +44,15 @@ def rough_scores_help(users_bD: Tensor, vectors_ND: Tensor, k: int) -> bool:
 
     oneDNN is required for float32, too: it rounds the product of two vectors as in the product of
     whole matrices.
+
+    Parameters
+    ----------
+    users_bD : Tensor, [b, D] float
+        User vectors.
+    vectors_ND : Tensor, [N, D] float
+        Item vectors.
+    k : int
+        Length of the lists.
     """
     return (
         users_bD.device.type == "cpu"

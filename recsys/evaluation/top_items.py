@@ -276,7 +276,17 @@ def _not_a_number() -> ValueError:
 
 
 def hide(scores_bN: torch.Tensor, rows_E: Array, items_E: Array) -> None:
-    """Set the scores of items that must not be listed to −inf."""
+    """Set the scores of items that must not be listed to −inf.
+
+    Parameters
+    ----------
+    scores_bN : Tensor, [b, N] float
+        Scores, changed in place.
+    rows_E : array, [E] int
+        Row of each item.
+    items_E : array, [E] int
+        The items.
+    """
     where = (torch.from_numpy(part).to(scores_bN.device) for part in (rows_E, items_E))
     scores_bN[tuple(where)] = -torch.inf
 
