@@ -31,7 +31,8 @@ from benchmarks.in_turns import ROOT, in_turns, medians, peer_python, ratios, sa
 from benchmarks.training_speed import prepare_ours, settings, write_events
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
-from recsys.evaluation.ranking import rank, top_by_vectors
+from recsys.evaluation.ranking import rank
+from recsys.evaluation.top_items import top_by_vectors
 from recsys.serving.answer_rows import user_table
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender

@@ -8,6 +8,7 @@ may be less precise (``fp32_precision`` "bf16"). oneDNN makes use of that only i
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
@@ -17,6 +18,8 @@ _VECTORS: Final = "avx512_bf16"  # without it, torch does not take oneDNN
 _MATRIX_UNITS: Final = frozenset({"amx_bf16", "amx_tile", "bf16"})
 _TINY: Final = 2.0**-10  # lost when 1 + _TINY is rounded to bfloat16
 _SIZE: Final = 64
+_TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+_MMAP_THRESHOLD: Final = -3
 
 
 @lru_cache(maxsize=1)
@@ -82,6 +85,20 @@ def choose_matrix_library() -> None:
     ones = torch.full((_SIZE, _SIZE), 1 + _TINY)
     if abs(float((ones @ ones)[0, 0]) / _SIZE - (1 + _TINY) ** 2) > 1e-6:
         products.fp32_precision = before
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 64 MB of freed memory, for the whole process.
+
+    By default glibc returns blocks of more than 128 KB to the system as soon as they are free. The
+    next tensor gets new pages, and the first write to each of them costs more than many operations
+    on it. glibc raises its limits to these values itself when it has freed a block of 32 MB.
+    """
+    # no such function outside glibc
+    with suppress(OSError, AttributeError):
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(_MMAP_THRESHOLD, 2**25)
+        c_library.mallopt(_TRIM_THRESHOLD, 2**26)
 
 
 def multiplies_with_onednn() -> bool:

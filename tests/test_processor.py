@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -85,3 +88,30 @@ def test_kernel_and_torch_name_the_same_fast_instructions() -> None:
     named = {name for name, has in torch.cpu.get_capabilities().items() if has is True}
     fast = {"amx_bf16", "amx_tile", "bf16", "avx512_bf16"}
     assert cpu_flags() & fast == named & fast
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_memory_that_was_freed_is_not_requested_again() -> None:
+    """In a process of its own, as the limits are for the whole process."""
+    program = """
+import resource
+import numpy as np
+from recsys.processor import keep_freed_memory
+
+keep_freed_memory()
+
+def fill():
+    parts = [np.empty(2**17) for _ in range(16)]
+    for part in parts:
+        part.fill(1.0)
+
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # 16 MB are 4096 pages, which by default are new in each of the ten rounds
+    assert int(done.stdout) < 4096

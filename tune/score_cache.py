@@ -25,7 +25,8 @@ from torch.nn.functional import embedding_bag, normalize, pad
 from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.metrics import coverage_of, exposure, novelty_of
-from recsys.evaluation.ranking import mark_hits, mask_seen, tie_order, top_items
+from recsys.evaluation.ranking import mark_hits, mask_seen
+from recsys.evaluation.top_items import tie_order, top_items
 from recsys.model import FrozenModel
 
 _NEVER: Final = -1e30  # below all scores; times a weight of zero it is 0, which −inf is not

@@ -13,7 +13,7 @@ import recsys.evaluation.ranking
 from benchmarks.gpu_checks.setting import Setting, attempt, ms, peak_mib, timed
 from benchmarks.gpu_checks.steps import LENGTH, sequence_model
 from recsys.data.histories import Histories, Queries
-from recsys.evaluation.ranking import top_by_vectors
+from recsys.evaluation.top_items import top_by_vectors
 from recsys.granularities.base import Graphs
 from recsys.model import FrozenModel
 

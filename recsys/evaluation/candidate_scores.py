@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from recsys.data.histories import Array, Queries
-from recsys.evaluation.ranking import countable, mask_seen, tie_order
+from recsys.evaluation.ranking import countable, mask_seen
 from recsys.evaluation.stacking import Candidates
+from recsys.evaluation.top_items import tie_order
 from recsys.pace import with_progress
 from recsys.stack import BOUNDS
 

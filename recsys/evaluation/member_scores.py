@@ -26,7 +26,8 @@ from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare, intervals, outcome
 from recsys.evaluation.metrics import QUERY_METRICS, Metric, parse_metric
-from recsys.evaluation.ranking import VectorScorer, mark_hits, mask_seen, top_items
+from recsys.evaluation.ranking import VectorScorer, mark_hits, mask_seen
+from recsys.evaluation.top_items import top_items
 from recsys.granularities.apart.section import KIND, ApartConfig
 from recsys.stack import TRAINED
 

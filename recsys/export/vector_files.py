@@ -21,7 +21,7 @@ from recsys.bundle.description import INDEX
 from recsys.bundle.layout import Bundle
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError, Refusal
-from recsys.evaluation.ranking import tie_order
+from recsys.evaluation.top_items import tie_order
 from recsys.export.questions import Examiner
 from recsys.retrieval.exact import exact_top
 from recsys.retrieval.index import LIST, recall

@@ -24,7 +24,7 @@ from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.granularities.sparse import SparseScores
 from recsys.model.frozen_members import FrozenMembers, StackUse
 from recsys.model.user_encoders import Encoders, States
-from recsys.processor import choose_matrix_library
+from recsys.processor import choose_matrix_library, keep_freed_memory
 from recsys.rating_prediction import RatingHead, standardised
 
 
@@ -104,7 +104,8 @@ class FrozenModel:
         queries: Queries,
         inputs: Mapping[str, Any] | None = None,
     ) -> Batch:
-        self.encoders.eval()
+        if self.encoders.training:  # as .eval() visits every module
+            self.encoders.eval()
         batch = last_position(queries, self.config.max_history)
         batch = replace(batch, inputs=dict(inputs or {}))
         return batch.to(self.item_vectors_ND.device)
@@ -391,7 +392,9 @@ class FrozenModel:
         FrozenModel
             The model for evaluation and serving.
         """
-        choose_matrix_library()  # here, because all that score with a saved model come by
+        # here, because all that score with a saved model come by
+        choose_matrix_library()
+        keep_freed_memory()
         encoders = Encoders(config, sizes, serving=True)
         encoders.load_state_dict(
             {

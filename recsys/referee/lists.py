@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
-from recsys.evaluation.ranking import mark_hits, mark_seen, tie_order
+from recsys.evaluation.ranking import mark_hits, mark_seen
+from recsys.evaluation.top_items import tie_order
 from recsys.referee.protocol import Protocol, Window, rows_of
 from recsys.referee.tables import read_any
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.histories import Array
-from recsys.evaluation.ranking import tie_order, top_by_vectors
+from recsys.evaluation.top_items import tie_order, top_by_vectors
 from recsys.granularities.sparse import SparseScores
 from recsys.retrieval.selection import Allowed
 

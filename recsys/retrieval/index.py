@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.histories import Array
-from recsys.evaluation.ranking import tie_order
+from recsys.evaluation.top_items import tie_order
 from recsys.granularities.sparse import SparseScores
 from recsys.pace import with_progress
 from recsys.retrieval.exact import allowed_top, exact_top

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.histories import Array
-from recsys.evaluation.ranking import tie_order
+from recsys.evaluation.top_items import tie_order
 from recsys.granularities.sparse import SparseScores
 from recsys.retrieval.exact import Raised, allowed_top, best_positions, exact_top
 from recsys.retrieval.index import ItemIndex

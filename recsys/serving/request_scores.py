@@ -17,7 +17,7 @@ from torch import Tensor
 from recsys.bundle.layout import Bundle
 from recsys.contributions import Contributions
 from recsys.data.histories import Array
-from recsys.evaluation.ranking import tie_order, top_items
+from recsys.evaluation.top_items import tie_order, top_items
 from recsys.retrieval.exact import best_positions
 from recsys.retrieval.search import find_top
 from recsys.retrieval.selection import Plan, Selection, by_selection

@@ -24,7 +24,7 @@ import torch
 from recsys.bundle.layout import Bundle
 from recsys.data.histories import Array
 from recsys.errors import RequestError
-from recsys.evaluation.ranking import tie_order
+from recsys.evaluation.top_items import tie_order
 from recsys.retrieval.exact import best_positions
 from recsys.retrieval.selection import Catalogue, Plan
 from recsys.serving.item_similarity import ItemSimilarity, exact_cosines

@@ -33,7 +33,7 @@ from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.granularities.stratum.section import STRATUM
-from recsys.processor import choose_matrix_library
+from recsys.processor import choose_matrix_library, keep_freed_memory
 from recsys.training.checkpoint import Progress, TrainResult, load_progress
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
@@ -320,6 +320,7 @@ def fit(
     """
     started = time.perf_counter()
     choose_matrix_library()
+    keep_freed_memory()
     resumed = context.resume_from
     progress = Progress() if resumed is None else load_progress(resumed)
     training = Training(config, dataset, validate, context, start, progress)

@@ -14,8 +14,9 @@ from recsys.config import EvaluateConfig, build_config
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation import baselines_in_time
 from recsys.evaluation.baselines import build_baseline, fit_baselines, left_out
-from recsys.evaluation.ranking import rank, top_items
+from recsys.evaluation.ranking import rank
 from recsys.evaluation.targets import NEW, REPEATED, had_before, target_report
+from recsys.evaluation.top_items import top_items
 
 DAY = 86_400
 REPEATS = EvaluateConfig(exclude_seen=False)

@@ -12,8 +12,10 @@ import torch
 
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation import ranking as ranking_module
+from recsys.evaluation import top_items as top_items_module
 from recsys.evaluation.metrics import query_metrics
-from recsys.evaluation.ranking import rank, top_items
+from recsys.evaluation.ranking import rank
+from recsys.evaluation.top_items import top_items
 from recsys.granularities.sparse import SparseScores
 
 
@@ -132,7 +134,7 @@ def test_scores_of_a_large_catalogue_stay_within_memory(monkeypatch) -> None:
     scores = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
     queries = random_queries(40, 60)
     expected = rank(Table(scores), queries, k=5, chunk=16)
-    monkeypatch.setattr(ranking_module, "_MAX_SCORES", 60 * 3)
+    monkeypatch.setattr(ranking_module, "MAX_SCORES", 60 * 3)
     table = Table(scores)
     np.testing.assert_array_equal(rank(table, queries, k=5, chunk=16).items_BK, expected.items_BK)
     assert max(table.asked) == 3 and sum(table.asked[1:]) == 40
@@ -199,8 +201,8 @@ def test_vector_scorer_ranks_like_its_scores(
     monkeypatch: pytest.MonkeyPatch, num_items: int, exclude_seen: bool, chunk: int, additions: int
 ) -> None:
     """Also for lists longer than the catalogue, ties at the end of a list, and unknown users."""
-    monkeypatch.setattr(ranking_module, "_NEAR_SCORES", 5 * num_items)
-    monkeypatch.setattr(ranking_module, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(top_items_module, "_NEAR_SCORES", 5 * num_items)
+    monkeypatch.setattr(top_items_module, "_LEAST_ROWS", 1)
     queries, model = random_queries(40, num_items), Vectors(40, num_items, 3, additions)
     assert isinstance(model, ranking_module.VectorScorer)
     found = rank(model, queries, 10, exclude_seen, chunk)
@@ -219,13 +221,13 @@ def test_top_items_of_a_large_catalogue(num_items: int) -> None:
     scores_bN[2, num_items - 7 :] = 100.0  # after the last whole group
     for k in (1, 10):
         items_bK, values_bK = top_items(scores_bN, k)
-        expected_bK, expected_values_bK = ranking_module._top_of_any(scores_bN, k)
+        expected_bK, expected_values_bK = top_items_module._top_of_any(scores_bN, k)
         np.testing.assert_array_equal(items_bK, expected_bK)
         np.testing.assert_array_equal(values_bK, expected_values_bK)
         torch.testing.assert_close(
             torch.from_numpy(values_bK), scores_bN.topk(k, dim=1).values, rtol=0, atol=0
         )
-    *_, left_b = ranking_module._candidates(scores_bN, 10)
+    *_, left_b = top_items_module._candidates(scores_bN, 10)
     assert left_b[1] and not left_b[3:].any(), (
         "rows with few finite scores take the slow path, the others the fast one"
     )

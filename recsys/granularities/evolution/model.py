@@ -131,9 +131,10 @@ class Evolution(Granularity):
 
     def _events(self, batch: Batch, items: ItemView) -> Tensor:
         """Input of the cell for every event: [U, L, D]."""
-        events_ULD = items.vectors_SD[batch.history_UL] * self.scale + self.type_embedding(
-            batch.types_UL
-        )
+        # indexing by brackets takes several times as long
+        vectors_ED = items.vectors_SD.index_select(0, batch.history_UL.flatten())
+        events_ULD = vectors_ED.view(*batch.history_UL.shape, -1) * self.scale
+        events_ULD = events_ULD + self.type_embedding(batch.types_UL)
         if self.gap_embedding is not None:
             events_ULD = events_ULD + self.gap_embedding(_gap_buckets(batch.ages_UL))
         if self.context is not None:
