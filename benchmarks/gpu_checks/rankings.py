@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import recsys.evaluation.ranking
+import recsys.evaluation.top_items
 from benchmarks.gpu_checks.setting import Setting, attempt, ms, peak_mib, timed
 from benchmarks.gpu_checks.steps import LENGTH, sequence_model
 from recsys.data.histories import Histories, Queries
@@ -24,13 +24,13 @@ EXTRAPOLATED = 1_000_000
 @contextmanager
 def rows_at_a_time(rows: int, items: int) -> Iterator[None]:
     """Let the ranking score this many rows at once instead of its own number."""
-    module = recsys.evaluation.ranking
-    before = module._LEAST_ROWS, module._MAX_SCORES
-    module._LEAST_ROWS, module._MAX_SCORES = rows, rows * items  # type: ignore[misc]
+    module = recsys.evaluation.top_items
+    before = module._LEAST_ROWS, module.MAX_SCORES
+    module._LEAST_ROWS, module.MAX_SCORES = rows, rows * items  # type: ignore[misc]
     try:
         yield
     finally:
-        module._LEAST_ROWS, module._MAX_SCORES = before  # type: ignore[misc]
+        module._LEAST_ROWS, module.MAX_SCORES = before  # type: ignore[misc]
 
 
 def users_a_second(setting: Setting) -> dict[str, Any]:

@@ -146,6 +146,10 @@ def forget_artefacts(
             else:
                 path.unlink()
             deleted.append(str((logged or path).relative_to(artefacts)))
+    # a killed command has deleted the files of a model, and not its record
+    for model_id in list(store.models_without_files()):
+        if _same(store.folder_of_run(store.run_of_model(model_id)), run_dir):
+            store.delete_record(model_id)
     if deleted:
         say(f"deleted from MLflow's artefacts: {', '.join(deleted)}")
     return deleted

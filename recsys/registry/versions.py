@@ -142,10 +142,25 @@ class Store:
             repository: Any = get_artifact_repository(location)
             repository.delete_artifacts()
         if version.model_id:
-            with suppress(
-                Exception
-            ):  # its files are deleted; a record that remains in the store does no harm
-                self._client.delete_logged_model(version.model_id)
+            self.delete_record(version.model_id)
+
+    def delete_record(self, model_id: str) -> None:
+        """Delete what the store knows about a logged model whose files are deleted."""
+        with suppress(Exception):  # a record that remains in the store does no harm
+            self._client.delete_logged_model(model_id)
+
+    def models_without_files(self) -> Iterator[str]:
+        """Ids of the logged models whose files were on this machine and are deleted."""
+        from mlflow.entities import ViewType
+
+        experiments = all_pages(self._client.search_experiments, view_type=ViewType.ALL)
+        ids = [experiment.experiment_id for experiment in experiments]
+        for model in (
+            all_pages(self._client.search_logged_models, experiment_ids=ids) if ids else ()
+        ):
+            here = local_path(str(model.artifact_location))
+            if here is not None and not here.exists():
+                yield str(model.model_id)
 
     def artefact_folders(self) -> list[Path]:
         """The folders on this machine in which experiments store artefacts."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from recsys.registry.resolve import resolve
 from recsys.registry.run_tags import working_commit
 from recsys.registry.tracking import Tracker, run_of_folder
 from recsys.registry.version_tags import _finding_tags
+from recsys.registry.versions import Store
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
@@ -364,6 +366,27 @@ def test_model_logged_before_an_interruption_is_deleted(
         (version,) = tracker.client.search_model_versions("name = 'purse'")
     assert version.source == kept.model_uri != lost.model_uri
     assert not list(files.rglob("bundle.json"))
+
+
+def test_record_of_a_model_whose_files_are_deleted_is_found_and_deleted(
+    registered: Registered,
+) -> None:
+    """`recsys forget` was killed between the files of a model and its record."""
+    sections = {"tracking": {"uri": registered.uri}, "registry": {"name": "sack"}}
+    config = make_config(registered.folder, **sections, run={"dir": str(registered.folder / "s")})
+    with Tracker(config) as tracker:
+        register(
+            tracker, registered.bundle, config.registry, METRICS, resumes=False, replaces=False
+        )
+        (model,) = of_run(tracker)
+        store = Store(registered.uri)
+        assert model.model_id not in store.models_without_files()
+        files = local_path(model.artifact_location)
+        assert files is not None
+        shutil.rmtree(files)
+        assert model.model_id in store.models_without_files()
+        store.delete_record(model.model_id)
+        assert not of_run(tracker) and model.model_id not in store.models_without_files()
 
 
 def of_run(tracker: Tracker) -> list[Any]:
