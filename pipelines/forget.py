@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.forgetting.copies import Copies, CopiesForgotten, find_copies
-from pipelines.forgetting.deletion_search import FOLDER as PROOFS
 from pipelines.forgetting.deletion_search import Evidence, conclude, searchable
 from pipelines.forgetting.models import (
     forget_lines,
@@ -34,7 +33,7 @@ from pipelines.forgetting.training import train_again
 from pipelines.forgetting.version_replacement import forget_artefacts, forget_versions
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.opened_model import ORIGIN
-from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_folder import PROOFS, RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.bundle.description import USERS
 from recsys.bundle.layout import read_files

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.forgetting.copies import Copies
-from pipelines.plumbing.run_folder import RunFolder
+from pipelines.plumbing.run_folder import PROOFS, RunFolder
 from recsys import __version__
 from recsys.config import Config, DataConfig, redact
 from recsys.config.privacy import ForgetConfig
@@ -32,7 +32,6 @@ from recsys.storage.mirror import download
 from recsys.storage.uris import is_remote, within, without_query
 from recsys.training.checkpoint import load_trained
 
-FOLDER: Final = "forgotten"  # in the run folder: proofs
 _SHOWN: Final = 5
 _MOST_USERS: Final = 500  # users per group in the membership test
 
@@ -250,7 +249,7 @@ def conclude(
         Users were found, or a file could not be searched.
     """
     traces = evidence.traces
-    target = folder.root / FOLDER
+    target = folder.root / PROOFS
     target.mkdir(exist_ok=True)
     # the source belongs to the user and is reported separately
     files = files_in(searchable.own, searchable.source)

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 # other verbs use the results of these
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")
 ANSWERS: Final = "answers"
+PROOFS: Final = "forgotten"
 _RECORDS: Final = ("config.yaml", "history.jsonl", "tracking.json")  # of every command
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
 _REDACTED: Final = (
@@ -446,8 +447,8 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
         from recsys.bundle.checksums import recover
         from recsys.storage.beside import remove_abandoned
 
-        remove_abandoned(root)
-        remove_abandoned(root / ANSWERS)
+        for place in (root, root / ANSWERS, root / PROOFS):
+            remove_abandoned(place)
         for name in ("model", "final", "bundle"):
             recover(root / name)
             remove_abandoned(root / name)
