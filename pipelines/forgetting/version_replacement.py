@@ -8,7 +8,6 @@ compare them. The new version takes over the aliases, so servers that follow one
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from recsys.config.privacy import ForgetConfig
 from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.proof import files_in, search_file
 from recsys.registry.tracking import run_of_folder
-from recsys.registry.versions import Store, Version, holds_users
+from recsys.registry.versions import Store, Version, delete_whole, holds_users
 
 
 def forget_versions(
@@ -128,6 +127,7 @@ def forget_artefacts(
     """
     registered = {version.folder.resolve() for version in versions if version.folder is not None}
     deleted = []
+    store.finish_deletions()
     for artefacts in store.artefact_folders():
         for path in files_in([artefacts]):
             if not path.is_file() or any(
@@ -142,11 +142,12 @@ def forget_artefacts(
             if not forget.delete_versions and not _same(store.folder_of_run(run_id), run_dir):
                 continue
             if logged is not None:
-                shutil.rmtree(logged, ignore_errors=True)
+                with suppress(OSError):  # the search at the end names what is left
+                    delete_whole(logged)
             else:
                 path.unlink()
             deleted.append(str((logged or path).relative_to(artefacts)))
-    # a killed command has deleted the files of a model, and not its record
+    # also of models whose files a killed command has deleted
     for model_id in list(store.models_without_files()):
         if _same(store.folder_of_run(store.run_of_model(model_id)), run_dir):
             store.delete_record(model_id)

@@ -21,6 +21,14 @@ from recsys.registry.mlflow_client import all_pages, client, name_is
 from recsys.storage.temporary import temporary_folder
 
 _KEPT_TAGS: Final = "promotion."
+_DELETED: Final = ".deleted"  # end of the name of a folder that is being deleted
+
+
+def delete_whole(folder: Path) -> None:
+    """Delete a folder of artefacts; after a kill there is none that looks whole."""
+    gone = folder.with_name(folder.name + _DELETED)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 @dataclass(frozen=True)
@@ -137,12 +145,21 @@ class Store:
                 location = str(self._client.get_logged_model(version.model_id).artifact_location)
         self._client.delete_model_version(version.name, version.number)
         if version.folder is not None:
-            shutil.rmtree(version.folder)
+            delete_whole(version.folder)
         elif location:
             repository: Any = get_artifact_repository(location)
             repository.delete_artifacts()
         if version.model_id:
             self.delete_record(version.model_id)
+
+    def finish_deletions(self) -> None:
+        """Delete what killed commands left of the folders that they deleted."""
+        for folder in self.artefact_folders():
+            for left in (
+                *folder.glob(f"models/*{_DELETED}"),
+                *folder.glob(f"models/*/*{_DELETED}"),
+            ):
+                shutil.rmtree(left)
 
     def delete_record(self, model_id: str) -> None:
         """Delete what the store knows about a logged model whose files are deleted."""

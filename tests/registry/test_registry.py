@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from recsys.registry.resolve import resolve
 from recsys.registry.run_tags import working_commit
 from recsys.registry.tracking import Tracker, run_of_folder
 from recsys.registry.version_tags import _finding_tags
-from recsys.registry.versions import Store
+from recsys.registry.versions import Store, delete_whole
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
@@ -368,10 +367,10 @@ def test_model_logged_before_an_interruption_is_deleted(
     assert not list(files.rglob("bundle.json"))
 
 
-def test_record_of_a_model_whose_files_are_deleted_is_found_and_deleted(
-    registered: Registered,
+def test_deletion_of_a_model_that_was_interrupted_is_completed(
+    registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`recsys forget` was killed between the files of a model and its record."""
+    """`recsys forget` was killed while it deleted the files of a model, before their record."""
     sections = {"tracking": {"uri": registered.uri}, "registry": {"name": "sack"}}
     config = make_config(registered.folder, **sections, run={"dir": str(registered.folder / "s")})
     with Tracker(config) as tracker:
@@ -383,8 +382,13 @@ def test_record_of_a_model_whose_files_are_deleted_is_found_and_deleted(
         assert model.model_id not in store.models_without_files()
         files = local_path(model.artifact_location)
         assert files is not None
-        shutil.rmtree(files)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+            delete_whole(files)
         assert model.model_id in store.models_without_files()
+        assert list(files.parent.rglob("bundle.json")), "the files are there under another name"
+        store.finish_deletions()
+        assert not list(files.parent.rglob("bundle.json"))
         store.delete_record(model.model_id)
         assert not of_run(tracker) and model.model_id not in store.models_without_files()
 
