@@ -109,8 +109,8 @@ def members_line(traits: Traits) -> str:
     >>> print(members_line(traits))  # doctest: +NORMALIZE_WHITESPACE
     members: popularity, frequency, repeat, content, moment, profile, knowledge
     left out: item_cf (more than 50,000,000 events), item_knn (more than 50,000,000 events),
-        als (more than 50,000,000 events), user_cf (more than 500,000 users), place (no columns),
-        social (more than 50,000,000 events)
+        als (more than 50,000,000 events), user_cf (more than 500,000 users), social_cf (more than
+        50,000,000 events), place (no columns), social (more than 50,000,000 events)
     """
     without = [f"{name} ({reason})" for name, reason in left_out(traits).items()]
     return f"members: {', '.join(members(traits))}" + (
