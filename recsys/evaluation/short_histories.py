@@ -8,8 +8,8 @@ and kept if weights that are chosen on four fifths of them are better on the res
 
 Many data sets have no users with one or two events in validation, but a service has them every day.
 For such a group, queries are made: those of other validation users, cut to the newest events, or in
-data without order to random ones. The items that are cut away are no candidates, because the user
-has them.
+data without order to random ones. Where lists leave out seen items, those that are cut away are no
+candidates, because the user has them.
 
 Legend: B queries, E events, Q queries of a group, M members, G groups of history length.
 """

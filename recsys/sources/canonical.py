@@ -163,7 +163,7 @@ class CanonicalAdapter(SourceAdapter):
         self._check_settings(found)
         heads = named_heads(tables, found)
         for name, of_table in heads.items():
-            _check_numbers(self.config.numbers.get(name, ()), of_table, tables[name].table)
+            _check_numbers(self.config.numbers.get(name, ()), of_table, tables[name])
         self.notes = _notes([head for of_table in found.values() for head in of_table])
         for name, of_table in heads.items():
             every = dict.fromkeys(column for head in of_table for column in head.types)
@@ -349,15 +349,19 @@ def _others(count: int) -> str:
     return f" and {count} more {'file' if count == 1 else 'files'}" if count else ""
 
 
-def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.TableSchema) -> None:
-    """Check the columns of ``data.source.numbers``.
+def _check_numbers(names: Sequence[str], heads: list[NamedHead], source: TableFiles) -> None:
+    """Check the columns of ``data.source.numbers``, which may also be in a table that the events
+    refer to.
 
     Raises
     ------
     SourceError
         A column does not exist, or is a known column of the table.
     """
-    extras = {name for head in heads for name in head.types if name not in table.columns}
+    table = source.table
+    found = {name for head in heads for name in head.types}
+    found |= {name for lookup in source.lookups for name, _ in lookup.types}
+    extras = found - {*table.columns}
     for name in names:
         if name not in extras and all(head.head.format != "jsonl" for head in heads):
             raise SourceError(

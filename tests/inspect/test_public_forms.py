@@ -147,16 +147,19 @@ def test_ratings_with_a_cell_that_is_no_number_are_read(mark: str, tmp_path: Pat
 def test_customers_with_a_number_for_each_order_are_found(tmp_path: Path) -> None:
     lines: list[Sequence[Any]] = [("order_id", "product_id", "price", "freight_value")]
     orders: list[Sequence[Any]] = [("order_id", "customer_id", "order_purchase_timestamp")]
-    people: list[Sequence[Any]] = [("customer_id", "customer_unique_id", "customer_state")]
+    people: list[Sequence[Any]] = [("customer_id", "customer_unique_id", "customer_zip")]
     for n, (u, i, t) in enumerate(triples()):
         lines.append((f"o{n}x", f"p{i}", 9.9, n % 17 / 10))
         orders.append((f"o{n}x", f"c{n}", np.datetime64(t, "s")))
-        people.append((f"c{n}", f"one{u}", "SP"))
+        people.append((f"c{n}", f"one{u}", 14400 + u % 9))
     tables = {"order_items.csv": lines, "orders.csv": orders, "customers.csv": people}
     paths = [write(tmp_path / name, rows) for name, rows in tables.items()]
     source = source_of(look(paths))
     assert source.lookup == {"order_id": [paths[1]], "customer_id": [paths[2]]}
     assert "freight_value" not in source.rename["events"]
+    assert source.user_columns == ["customer_zip"] and source.numbers == {
+        "events": ["customer_zip"]
+    }
     events = read_all(open_source(source).pieces()["events"])
     assert events["user_id"].to_pylist() == [f"one{u}" for u, _, _ in triples()]
 

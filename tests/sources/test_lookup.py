@@ -65,3 +65,16 @@ def test_events_without_the_column_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(SourceError, match="no column 'basket', by which data.source.lookup"):
         source.check()
+
+
+def test_columns_of_the_order_may_be_numbers(tmp_path: Path) -> None:
+    lines = written(tmp_path / "lines.csv", LINES)
+    lookup = {"order_id = id": [written(tmp_path / "orders.csv", ORDERS)]}
+    given = {"events": [lines], "lookup": lookup, "rename": RENAME}
+    source = open_source(CanonicalSource(**given, numbers={"events": ["till"]}))  # type: ignore[arg-type]
+    source.check()
+    found = read_all(source.pieces()["events"])
+    assert found.column("till").to_pylist()[:3] == [1.0, 1.0, 3.0]
+    wrong = open_source(CanonicalSource(**given, numbers={"events": ["tills"]}))  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match=r"'tills' is not a further column of the events.*till"):
+        wrong.check()
