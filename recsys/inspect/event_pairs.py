@@ -25,6 +25,7 @@ from recsys.inspect.common_names import (
     USER,
     USER_FILES,
     VALUE,
+    has_id,
     named_like,
 )
 from recsys.inspect.common_values import IdSet
@@ -274,6 +275,8 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     )
     score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
     score += 2 * (table.penalty(user) + table.penalty(item))
+    # a person's id rather than the name, which several people may have
+    score += 0.6 * (has_id(user.name) and table.like(user, USER) >= _NAMED)
     # in most files the user comes first
     score += 0.5 if user.position < item.position else 0.0
     score += 1.5 * (form_sign(item) - form_sign(user))

@@ -232,6 +232,14 @@ def test_hours_of_play_next_to_purchases_of_value_one_are_no_ratings(tmp_path: P
     assert found.config.data.interactions == ["purchase"]
 
 
+def test_id_of_a_person_is_preferred_to_the_name(tmp_path: Path) -> None:
+    rows: list[Sequence[Any]] = [("item_id", "user_name", "fit", "user_id")]
+    rows += [(i, f"Emily{u // 2}", "fit", 991571 + u) for u, i, _ in triples()]
+    source = source_of(look([write(tmp_path / "clothes.csv", rows)]))
+    events = read_all(open_source(source).pieces()["events"])
+    assert {*events["user_id"].to_pylist()} == {str(991571 + u) for u, _, _ in triples()}
+
+
 def test_header_may_start_with_a_comment_mark(tmp_path: Path) -> None:
     people: list[Sequence[Any]] = [("#id", "gender", "country")]
     people += [(f"user_{u}", "mf"[u % 2], ("Peru", "Japan")[u % 2]) for u in range(1, 51)]
