@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from recsys import schema
 from recsys.config import Config, SyntheticSource, build_config
@@ -30,6 +32,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.validation import Validator
+from recsys.granularities.social.friend_graph import Friends
 from recsys.model import FrozenModel
 from recsys.preparation.friend_edges import SocialRules, merge_shard, number_rows
 from recsys.preparation.graphs import encode_triples
@@ -39,6 +42,7 @@ from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.world import KNOBS
 from recsys.training.context import TrainContext
+from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.phases import fit
 from tests.handmade import Event, write_dataset
 
@@ -178,6 +182,24 @@ def both_ndcg(
 def margin(with_: Array, without: Array) -> float:
     """Relative gain of the mean: 0.3 is +30 %."""
     return float(with_.mean() / without.mean() - 1)
+
+
+def with_true_and_other_friends(
+    dataset: PreparedDataset, granularities: Mapping[str, Any]
+) -> tuple[FrozenModel, FrozenModel]:
+    """Closed-form granularities fitted with the friends of the dataset, and with other people's."""
+    config = build_config(
+        {"data": {"dir": dataset.root}, "model": {"granularities": granularities}}
+    )
+    model = build_model(config.model, config.train, dataset, Split.VALID)
+    graphs = build_graphs(dataset, Split.VALID, model)
+    true: Friends = graphs["friends"]
+    order = torch.randperm(dataset.num_users, generator=torch.Generator().manual_seed(0))
+    permuted = Friends(order[true.src_F], true.dst_F, true.weight_F)
+    frozen, mismatched = (
+        model.freeze(replace(graphs, inputs={"friends": each})) for each in (true, permuted)
+    )
+    return frozen, mismatched
 
 
 def is_no_loss(with_: Array, without: Array) -> bool:

@@ -36,6 +36,7 @@ from recsys.evaluation.stacking import (
     Stacked,
     gains,
     metric_of,
+    values_without,
 )
 from recsys.pace import Deadline
 from recsys.stack import BOUNDS, NUM_GROUPS
@@ -68,7 +69,7 @@ def shortened(queries: Queries, low: int, high: int, ordered: bool) -> Queries:
     place_E = np.arange(len(rows_E)) - histories.offsets_U1[rows_E]
     if ordered:
         behind_E = histories.lengths_U[rows_E] - 1 - place_E
-    else:
+    else:  # the place of an event in an order by hash
         drawn_E = hash_unit(users_B[rows_E], place_E, low)
         behind_E = np.empty_like(place_E)
         behind_E[np.lexsort((drawn_E, rows_E))] = place_E
@@ -161,11 +162,7 @@ def with_own_weights(
         longest = max(longest, time.monotonic() - begun)
     if not own:
         return found
-    without = {}
-    for m, name in enumerate(names):
-        if weights_GM[:, m].any():
-            rest_GM = weights_GM * (np.arange(len(names)) != m)
-            without[name] = float(measure(candidates, rest_GM).mean())
+    without = values_without(candidates, weights_GM, names, measure)
     return replace(
         found,
         weights_GM=weights_GM,

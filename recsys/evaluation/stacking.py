@@ -216,10 +216,7 @@ def choose_stack(
     is_single = bool(np.count_nonzero(chosen_GM.any(axis=0)) == 1)
     if is_single:
         best = int(np.argmax(chosen_GM[0]))
-    without = {}
-    for m, name in enumerate(names):
-        if chosen_GM[:, m].any() and not is_single:
-            without[name] = float(measure(candidates, _without(chosen_GM, m)).mean())
+    without = {} if is_single else values_without(candidates, chosen_GM, names, measure)
     return Stacked(
         weights_GM=chosen_GM,
         single=names[best],
@@ -393,11 +390,34 @@ def fit_softmax(candidates: Candidates) -> Array:
     return weights_M if np.isfinite(weights_M).all() else even_M
 
 
-def _without(weights_GM: Array, member: int) -> Array:
-    """The weights without one member; unchanged if no weight would be left."""
-    rest_GM = weights_GM.copy()
-    rest_GM[:, member] = 0.0
-    return rest_GM if rest_GM.any() else weights_GM
+def values_without(
+    candidates: Candidates, weights_GM: Array, names: Sequence[str], measure: Measure
+) -> dict[str, float]:
+    """The metric of the stack with the weight of one member set to zero, for each that has one.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        The queries.
+    weights_GM : array, [G, M] float64
+        The weights of the stack.
+    names : Sequence[str]
+        The members, in the order of M.
+    measure : Measure
+        Result of :func:`metric_of`.
+
+    Returns
+    -------
+    dict of str to float
+        The mean over the queries; that of the whole stack if no other member has a weight.
+    """
+    found = {}
+    for m, name in enumerate(names):
+        if weights_GM[:, m].any():
+            rest_GM = weights_GM * (np.arange(len(names)) != m)
+            used_GM = rest_GM if rest_GM.any() else weights_GM
+            found[name] = float(measure(candidates, used_GM).mean())
+    return found
 
 
 def _by_group(candidates: Candidates, measure: Measure, weights_GM: Array) -> Array:

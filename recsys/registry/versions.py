@@ -168,23 +168,17 @@ class Store:
 
     def models_without_files(self) -> Iterator[str]:
         """Ids of the logged models whose files were on this machine and are deleted."""
-        from mlflow.entities import ViewType
-
-        experiments = all_pages(self._client.search_experiments, view_type=ViewType.ALL)
-        ids = [experiment.experiment_id for experiment in experiments]
-        for model in (
-            all_pages(self._client.search_logged_models, experiment_ids=ids) if ids else ()
-        ):
+        ids = [experiment.experiment_id for experiment in self._experiments()]
+        search = self._client.search_logged_models
+        for model in all_pages(search, experiment_ids=ids) if ids else ():
             here = local_path(str(model.artifact_location))
             if here is not None and not here.exists():
                 yield str(model.model_id)
 
     def artefact_folders(self) -> list[Path]:
         """The folders on this machine in which experiments store artefacts."""
-        from mlflow.entities import ViewType
-
         found = []
-        for experiment in all_pages(self._client.search_experiments, view_type=ViewType.ALL):
+        for experiment in self._experiments():
             folder = local_path(str(experiment.artifact_location))
             if folder is not None and folder.is_dir() and folder not in found:
                 found.append(folder)
@@ -192,13 +186,14 @@ class Store:
 
     def remote_artefacts(self) -> list[str]:
         """The locations of artefacts of experiments that this machine cannot open as files."""
+        found = {str(experiment.artifact_location) for experiment in self._experiments()}
+        return sorted(uri for uri in found if local_path(uri) is None)
+
+    def _experiments(self) -> Iterator[Any]:
+        """All experiments, deleted ones included."""
         from mlflow.entities import ViewType
 
-        found = {
-            str(experiment.artifact_location)
-            for experiment in all_pages(self._client.search_experiments, view_type=ViewType.ALL)
-        }
-        return sorted(uri for uri in found if local_path(uri) is None)
+        return all_pages(self._client.search_experiments, view_type=ViewType.ALL)
 
 
 def holds_users(version_folder: Path, users: pa.Array) -> bool:

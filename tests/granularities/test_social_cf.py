@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config import build_config
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Histories, Queries, Split
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
@@ -19,8 +18,7 @@ from recsys.granularities.social.friend_graph import Friends
 from recsys.granularities.social_cf.model import SocialCF
 from recsys.granularities.social_cf.section import SocialCFConfig
 from recsys.model import FrozenModel
-from recsys.training.fresh_model import build_graphs, build_model
-from tests.planted import margin, ndcg, planted_dataset
+from tests.planted import margin, ndcg, planted_dataset, with_true_and_other_friends
 
 USERS, ITEMS, SILENT = 12, 9, 11
 VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
@@ -121,21 +119,9 @@ def test_one_fit_serves_several_values_of_the_penalty() -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_true_friends_help_and_random_friends_do_not(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path, {"social": 1.0})
-    config = build_config(
-        {
-            "data": {"dir": dataset.root},
-            "model": {"granularities": {"social_cf": {"enabled": True, "regularisation": 4.0}}},
-        }
-    )
-    model = build_model(config.model, config.train, dataset, Split.VALID)
-    graphs = build_graphs(dataset, Split.VALID, model)
     queries = dataset.histories().queries(Split.TEST)
-    true: Friends = graphs["friends"]
-    order = torch.randperm(dataset.num_users, generator=torch.Generator().manual_seed(0))
-    permuted = Friends(order[true.src_F], true.dst_F, true.weight_F)
-    frozen, mismatched = (
-        model.freeze(replace(graphs, inputs={"friends": each})) for each in (true, permuted)
-    )
+    section = {"enabled": True, "regularisation": 4.0}
+    frozen, mismatched = with_true_and_other_friends(dataset, {"social_cf": section})
     # measured: .41; the regression gives popular items to users with other people's friends
     assert margin(ndcg(frozen, queries), ndcg(mismatched, queries)) > 0.2
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config import build_config
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Histories, Queries, Split
 from recsys.granularities import granularity_class
@@ -20,9 +19,8 @@ from recsys.granularities.social.counts import SocialCounts
 from recsys.granularities.social.friend_graph import Friends
 from recsys.granularities.social.section import SocialConfig
 from recsys.model import FrozenModel
-from recsys.training.fresh_model import build_graphs, build_model
 from tests.handmade import DAY
-from tests.planted import margin, ndcg, planted_dataset
+from tests.planted import margin, ndcg, planted_dataset, with_true_and_other_friends
 
 ITEMS = 5
 # item and day of users; user 3 has none
@@ -107,18 +105,8 @@ def test_strongest_friends_and_latest_events_are_read() -> None:
 def test_true_friends_help_and_random_friends_do_not(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path, {"social": 1.0})
     section = {"enabled": True, "fit": "counts", "popularity_damping": 0.0, "half_life": "none"}
-    config = build_config(
-        {"data": {"dir": dataset.root}, "model": {"granularities": {"social": section}}}
-    )
-    model = build_model(config.model, config.train, dataset, Split.VALID)
-    graphs = build_graphs(dataset, Split.VALID, model)
     queries = dataset.histories().queries(Split.TEST)
-    true: Friends = graphs["friends"]
-    order = torch.randperm(dataset.num_users, generator=torch.Generator().manual_seed(0))
-    permuted = Friends(order[true.src_F], true.dst_F, true.weight_F)
-    frozen, mismatched = (
-        model.freeze(replace(graphs, inputs={"friends": each})) for each in (true, permuted)
-    )
+    frozen, mismatched = with_true_and_other_friends(dataset, {"social": section})
     assert margin(ndcg(frozen, queries), ndcg(mismatched, queries)) > 1.0
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))

@@ -21,24 +21,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import Config
 from recsys.data.batches import Batch
-from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Split
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.data.histories import Array
+from recsys.granularities.base import Graphs, ItemView, ModelSizes, State
 from recsys.granularities.history import DAY
-from recsys.granularities.social.friend_graph import Friends, why_friends_do_not_help
 from recsys.granularities.social.friend_lists import (
     first_of_each,
     friend_lists,
     friends_of,
+    over_root,
     spread_out,
 )
+from recsys.granularities.social.reads_friends import ReadsFriends
 from recsys.granularities.social.section import SocialConfig
 from recsys.granularities.sparse import SparseScores
 
 
-class SocialCounts(Granularity):
+class SocialCounts(ReadsFriends):
     """A closed-form sparse member; absent where no friend has an event before the request."""
 
     closed_form = True
@@ -46,45 +45,6 @@ class SocialCounts(Granularity):
     is_side_information = True
     reads_events = False
     reads_histories = True
-
-    @classmethod
-    def build_input(
-        cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
-    ) -> Friends:
-        """The friendships of the dataset.
-
-        Parameters
-        ----------
-        section : SocialConfig
-            Not read.
-        sizes : ModelSizes
-            Not read.
-        dataset : PreparedDataset
-            The dataset with the friendships.
-        through : Split
-            Not read, because friendships are not events.
-        """
-        return Friends.of(dataset)
-
-    @classmethod
-    def idle(cls, section: SocialConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Friends must have training events.
-
-        Parameters
-        ----------
-        section : SocialConfig
-            Not read.
-        dataset : PreparedDataset
-            The dataset with the friendships and the training events.
-        config : Config
-            Not read.
-
-        Returns
-        -------
-        str
-            Why friends do not help; "" if they may.
-        """
-        return why_friends_do_not_help(dataset)
 
     def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -133,8 +93,7 @@ class SocialCounts(Granularity):
             r_ui of every item that a friend had before the request.
         """
         rows_G, friends_G, weights_G = friends_of(batch, state)
-        total_B = weights_G.new_zeros(len(batch)).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
-        weights_G = weights_G / total_B.sqrt()[rows_G]
+        weights_G = over_root(weights_G, rows_G, len(batch))
         of_P, positions_P = spread_out(state["event_starts_V1"], friends_G)
         rows_P = rows_G[of_P]
         items_P = state["items_E"][positions_P].long()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Split
 from recsys.granularities.user_item_graph import Adjacency, adjacency
 
 
@@ -57,12 +56,3 @@ class Friends:
     def to(self, device: torch.device) -> Friends:
         """Move all tensors to a device."""
         return Friends(self.src_F.to(device), self.dst_F.to(device), self.weight_F.to(device))
-
-
-def why_friends_do_not_help(dataset: PreparedDataset) -> str:
-    """Why no friend can tell anything about a user; "" if friends may help."""
-    src_F, dst_F, _ = dataset.social_edges()
-    if not len(src_F):
-        return "no friendships between known users"
-    is_of_use_F = (src_F != dst_F) & dataset.active_users_V(Split.TRAIN)[src_F]
-    return "" if is_of_use_F.any() else "no friend has training events"

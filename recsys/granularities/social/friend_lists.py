@@ -83,6 +83,28 @@ def friends_of(batch: Batch, state: State) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(rows), torch.cat(friends), torch.cat(weights)
 
 
+def over_root(weights_G: Tensor, rows_G: Tensor, num_queries: int) -> Tensor:
+    """The weights, divided by the root of their sum over the friends of a query: more friends who
+    agree are more evidence.
+
+    Parameters
+    ----------
+    weights_G : Tensor, [G] float32
+        Weight of every pair.
+    rows_G : Tensor, [G] int64
+        Query of every pair.
+    num_queries : int
+        B.
+
+    Returns
+    -------
+    Tensor, [G] float32
+        w / √(Σ w).
+    """
+    total_B = weights_G.new_zeros(num_queries).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
+    return weights_G / total_B.sqrt()[rows_G]
+
+
 def first_of_each(owners_X: Array, num_owners: int, most: int) -> tuple[Array, Array]:
     """Keep at most so many rows of each owner.
 

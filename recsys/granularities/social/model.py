@@ -21,36 +21,16 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
 from recsys.data.batches import Batch
-from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Split
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, heads_error
+from recsys.granularities.base import Graphs, ItemView, ModelSizes, State, heads_error
 from recsys.granularities.dropout import Dropout
 from recsys.granularities.social.friend_graph import Friends
+from recsys.granularities.social.reads_friends import ReadsFriends
 from recsys.granularities.social.section import SocialConfig
 from recsys.granularities.user_item_graph import spread
 
 
-class Social(Granularity):
+class Social(ReadsFriends):
     """Graph convolutions over friends; users without a friend who has events are absent."""
-
-    @classmethod
-    def build_input(
-        cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
-    ) -> Friends:
-        """The friendships of the dataset.
-
-        Parameters
-        ----------
-        section : SocialConfig
-            Not read.
-        sizes : ModelSizes
-            Not read.
-        dataset : PreparedDataset
-            The dataset with the friendships.
-        through : Split
-            Not read, because friendships are not events.
-        """
-        return Friends.of(dataset)
 
     def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
         super().__init__()

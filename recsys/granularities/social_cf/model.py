@@ -32,66 +32,26 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from recsys.config import Config
 from recsys.data.batches import Batch
-from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Split
+from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.event_matrix import EventMatrix
-from recsys.granularities.social.friend_graph import Friends, why_friends_do_not_help
-from recsys.granularities.social.friend_lists import friend_lists, friends_of
+from recsys.granularities.social.friend_graph import Friends
+from recsys.granularities.social.friend_lists import friend_lists, friends_of, over_root
+from recsys.granularities.social.reads_friends import ReadsFriends
 from recsys.granularities.social_cf.section import SocialCFConfig
 from recsys.granularities.spectrum import spectrum
 
 _NUMBERS: Final = 2**24  # numbers of users in memory at a time
 
 
-class SocialCF(Granularity):
+class SocialCF(ReadsFriends):
     """A closed-form member with its own item vectors; absent where no friend has training
     events.
     """
 
     closed_form = True
     is_side_information = True
-
-    @classmethod
-    def build_input(
-        cls, section: SocialCFConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
-    ) -> Friends:
-        """The friendships of the dataset.
-
-        Parameters
-        ----------
-        section : SocialCFConfig
-            Not read.
-        sizes : ModelSizes
-            Not read.
-        dataset : PreparedDataset
-            The dataset with the friendships.
-        through : Split
-            Not read, because friendships are not events.
-        """
-        return Friends.of(dataset)
-
-    @classmethod
-    def idle(cls, section: SocialCFConfig, dataset: PreparedDataset, config: Config) -> str:
-        """Friends must have training events.
-
-        Parameters
-        ----------
-        section : SocialCFConfig
-            Not read.
-        dataset : PreparedDataset
-            The dataset with the friendships and the training events.
-        config : Config
-            Not read.
-
-        Returns
-        -------
-        str
-            Why friends do not help; "" if they may.
-        """
-        return why_friends_do_not_help(dataset)
 
     def __init__(self, config: SocialCFConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -187,11 +147,9 @@ class SocialCF(Granularity):
         """
         rows_G, friends_G, weights_G = friends_of(batch, state)
         tastes_GR = state["tastes_VR"][friends_G]
-        weights_G = weights_G * (tastes_GR != 0).any(
-            1
-        )  # a request may name a friend without events
-        total_B = weights_G.new_zeros(len(batch)).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
-        weights_G = weights_G / total_B.sqrt()[rows_G]
+        # a request may name a friend without events
+        weights_G = weights_G * (tastes_GR != 0).any(1)
+        weights_G = over_root(weights_G, rows_G, len(batch))
         z_BR = tastes_GR.new_zeros(len(batch), tastes_GR.shape[1])
         z_BR.index_add_(0, rows_G, tastes_GR * weights_G[:, None])
         return z_BR, (z_BR != 0).any(1)
