@@ -1,7 +1,7 @@
 """A local Ray without the processes of its dashboard, which no command here uses.
 
 Why: Ray starts an API server and an agent for the dashboard also with ``include_dashboard=False``.
-They import hundreds of modules, and Ray waits for them: more than half of its start, and 80 MB.
+They import hundreds of modules, and Ray waits for them: more than half of its start, and 70 MB.
 Ray has no option for this, only its own test whether the dashboard's dependencies are installed, so
 this replaces that test and the start of the API server during ``ray.init``. If another version of
 Ray has other names, Ray starts as usual.
