@@ -97,6 +97,16 @@ KNOWLEDGE: Final = TableSchema(
     key=(HEAD, RELATION, TAIL),
 )
 
+LINKS: Final = TableSchema(
+    "links",
+    required={ITEM_ID: pa.string(), ENTITY_ID: pa.string()},
+    optional={},
+    key=(ITEM_ID,),
+)
+"""Files with the entity of each item; an adapter adds them to its table of items."""
+
 TABLES: Final[dict[str, TableSchema]] = {
     t.name: t for t in (EVENTS, ITEMS, USERS, SOCIAL, KNOWLEDGE)
 }
+FILE_TABLES: Final[dict[str, TableSchema]] = {**TABLES, LINKS.name: LINKS}
+"""The tables that files can have."""

@@ -43,7 +43,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -258,9 +258,7 @@ class RunFolder:
             }
         shaping = {key: pair for key, pair in changed.items() if shapes_results(key)}
         if shaping:
-            shown = "\n  ".join(
-                f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(shaping.items())
-            )
+            shown = "\n  ".join(_shown_changes(shaping))
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
             self.progress(f"the configuration differs from the last one of {where}:\n  {shown}")
         line = {
@@ -468,3 +466,18 @@ def write_atomically(path: Path, text: str) -> None:
 
     with atomic_write(path) as aside, storage_errors(str(path), "write to"):
         aside.write_text(text, encoding="utf-8")
+
+
+def _shown_changes(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """A line for each changed key, and one for a whole section ``model`` that is new."""
+    of_model = {key: pair for key, pair in changed.items() if key.startswith("model.")}
+    if any(before is not None for before, _ in of_model.values()):
+        of_model = {}
+    shown = {
+        key: f"{key}: {before!r} → {after!r}"
+        for key, (before, after) in changed.items()
+        if key not in of_model
+    }
+    if of_model:
+        shown["model"] = f"model: not given → given, {len(of_model)} keys"
+    return [shown[key] for key in sorted(shown)]

@@ -96,6 +96,9 @@ def _are_names(value: list[Any]) -> bool:
     return is_text and len({*value}) == len(value)
 
 
+FileFormat = Literal["auto", "parquet", "csv", "tsv", "jsonl", "sequences"]
+
+
 class CanonicalSource(CellSource):
     """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps
     others).
@@ -115,6 +118,13 @@ class CanonicalSource(CellSource):
     knowledge: list[str] = Field(
         [], description="files, folders or globs of triples: head, relation, tail"
     )
+    links: list[str] = Field(
+        [],
+        description=(
+            "files, folders or globs with the entity of each item in the triples: item_id,"
+            " entity_id; not needed if the items have a column entity_id"
+        ),
+    )
     rename: Rename = Field(
         {},
         description=(
@@ -122,8 +132,12 @@ class CanonicalSource(CellSource):
             " tables"
         ),
     )
-    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = Field(
-        "auto", description="format of the files; auto: by the ending of each file's name"
+    format: FileFormat | dict[str, FileFormat] = Field(
+        "auto",
+        description=(
+            "format of the files; auto: by the ending of each file's name; {TABLE: format} for"
+            " single tables; {events: sequences}: lines of USER ITEM ITEM …, one line per user"
+        ),
     )
     separator: Separator | dict[str, Separator] = Field(
         "",
@@ -275,9 +289,10 @@ class CanonicalSource(CellSource):
                     f"{table.rstrip('s')}_columns makes the table of {table} from the events, and"
                     f" {table} names files of this table; give one of them"
                 )
-        for key in ("separator", "comment", "encoding"):
+        for key in ("separator", "comment", "encoding", "format"):
             given = getattr(self, key)
             check_tables(key, set(given) if isinstance(given, dict) else set())
+        self._check_sequences()
         for table, names in columns.items():
             given = [name.strip() for name in names if name.strip() not in ("", "_")]
             if twice := sorted({name for name in given if given.count(name) > 1}):
@@ -286,6 +301,35 @@ class CanonicalSource(CellSource):
                     " name, or _ to skip it"
                 )
         return self
+
+    def _check_sequences(self) -> None:
+        """Refuse sequences of other tables, and settings of columns that sequences do not have.
+
+        Raises
+        ------
+        ValueError
+            There is such a setting.
+        """
+        formats = self.format if isinstance(self.format, dict) else {"format": self.format}
+        lines = [table for table, form in formats.items() if form == "sequences"]
+        if not lines:
+            return
+        if lines != ["events"]:
+            raise ValueError(
+                "only the events may be sequences, lines of USER ITEM ITEM …; write format:"
+                " {events: sequences}"
+            )
+        columns = self.columns if isinstance(self.columns, list) else self.columns.get("events")
+        given = {
+            "columns": columns,
+            "lists": [key for key, value in self.lists.items() if isinstance(value, str)],
+            **{key: getattr(self, key) for key in ("lookup", "date_columns", "clock")},
+        }
+        if key := next((key for key, value in given.items() if value), ""):
+            raise ValueError(
+                f"{key} is for events with columns, and sequences have only users and items; remove"
+                f" {key} of the events"
+            )
 
 
 class RecBoleSource(CellSource):
@@ -476,7 +520,7 @@ def source_settings(source: Section) -> dict[str, Any]:
     dumped = source.model_dump(mode="json")
     for key in getattr(source, "places", ()):
         given = dumped.pop(key)
-        if key in TABLES[1:]:
+        if key in TABLES[1:] and (given or key != "links"):  # a later key: absent in older datasets
             dumped[key] = bool(given)
     return dumped
 

@@ -38,7 +38,7 @@ ABSENT_TEXTS: Final = (
 
 _PROBE: Final = datetime(2021, 11, 25, 13, 14, 15, 167_000, UTC)
 
-TABLES: Final = ("events", "items", "users", "social", "knowledge")
+TABLES: Final = ("events", "items", "users", "social", "knowledge", "links")
 
 _WORDS: Final = {
     "\\t": "\t",

@@ -45,7 +45,12 @@ from recsys.inspect.ratings import code_of_no_grade, smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample
-from recsys.inspect.sequences import understand_sequences
+from recsys.inspect.sequences import (
+    are_alone,
+    order_of_lines,
+    understand_sequences,
+    with_parts,
+)
 from recsys.inspect.siblings import event_files
 from recsys.inspect.source_keys import (
     TablePlan,
@@ -80,6 +85,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
             raise
         raise SourceError(f"the argument events: {error}") from None
     pair = with_order_numbers(without_canceled(pair))
+    tables, pair = with_parts(tables, pair)
     ours = {*pair.table.sample.files}
     tables = [pair.table, *(table for table in tables if not {*table.sample.files} <= ours)]
     for table in tables:
@@ -87,7 +93,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
             as_stated_friends(table, pair)
     assign_roles(tables, pair)
     pair.table.role = "events"
-    if pair.table.sample.format == "sequences":
+    if pair.table.sample.format == "sequences" and are_alone(tables, pair):
         return understand_sequences(looked, tables, pair)
     return _Canonical(looked, tables, pair).understood()
 
@@ -247,6 +253,8 @@ class _Canonical:
         elif statistics.timed > 0.5 and time is not None:
             found.order = "auto"
             found.order_why = f"{statistics.timed:.0%} of the events have a time in {named}"
+        elif self.sample.format == "sequences":
+            found.order, found.order_why = order_of_lines(self.rows)
         else:
             found.order = "none"
             found.order_why = "no column has times, and the order of rows is unknown"
@@ -300,7 +308,7 @@ class _Canonical:
     def _side_tables(self, found: Understood, plans: Sequence[TablePlan], rules: CellRules) -> None:
         """Describe friends and triples, and compute the share of unusable rows of each table."""
         for plan in plans[1:]:
-            table = schema.TABLES[plan.role]
+            table = schema.FILE_TABLES[plan.role]
             given = {
                 to: plan.sample.rows.column(name)
                 for name, to in plan.names.items()
@@ -338,7 +346,7 @@ class _Canonical:
             plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows"
         )
         for name, to in plan.names.items():
-            if to in schema.TABLES[plan.role].columns:
+            if to in schema.FILE_TABLES[plan.role].columns:
                 reason = plan.reasons.get(name, "")
                 if to == schema.TIMESTAMP and plan.role == schema.EVENTS.name:
                     name = self.settings.time_name()

@@ -8,6 +8,7 @@ from typing import Final
 
 import pyarrow.compute as pc
 
+from recsys import schema
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import (
     FRIEND,
@@ -23,6 +24,10 @@ from recsys.inspect.sampled_tables import Table
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.values.arrow_types import is_list, is_string
 
+_HALF: Final = 0.5  # least share of the ids of a link that are items
+_NEARLY_ALL: Final = 0.9
+_NO_ITEMS: Final = "triples whose ids match no item of the events"
+_NUMBERED: Final = 500  # most numbered relations
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
 _MARKS: Final = (",", "|", ";", " ")  # separators of lists of friends
 _ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
@@ -104,7 +109,7 @@ def _mark_of_friends(table: Table, column: Column, users: IdSet) -> str | None:
     return best
 
 
-def is_triples(table: Table) -> bool:
+def is_triples(table: Table, items: IdSet) -> bool:
     """Whether the columns are head, relation and tail."""
     by_name = [
         any(table.like(c, words) >= 0.8 for c in table.columns) for words in (HEAD, RELATION, TAIL)
@@ -116,16 +121,32 @@ def is_triples(table: Table) -> bool:
         return False
     middle = table.columns[1]
     ends = (table.columns[0], table.columns[2])
+    if middle.kind != "token":  # relations may be numbered, but then the heads must be items
+        heads = IdSet(ends[0])
+        is_numbered = middle.is_whole and middle.num_distinct <= _NUMBERED and not ends[0].is_key
+        if not is_numbered or heads.common(items) < _SOME * len(items):
+            return False
     return (
-        # relations are few words, and entities are many
-        middle.kind == "token"
-        and middle.num_distinct <= min(500, 0.1 * middle.num_values)
+        # relations are few, and entities are many
+        middle.num_distinct <= min(500, 0.1 * middle.num_values)
         and all(end.may_be_id and end.num_distinct > middle.num_distinct for end in ends)
     )
 
 
-def as_triples(table: Table, items: IdSet) -> None:
-    """Give a table the role of triples, if its heads or tails are items of the events."""
+def as_triples(table: Table, items: IdSet, tables: Sequence[Table]) -> None:
+    """Give a table the role of triples, if its heads or tails are items of the events, or entities
+    that another table gives the items.
+
+    Parameters
+    ----------
+    table : Table
+        The table; its role and names are set, or the reason why it has none.
+    items : IdSet
+        The items of the events.
+    tables : Sequence[Table]
+        All tables. One that gives the items their entities gets the column ``entity_id``, and the
+        role of items or of links.
+    """
     columns = table.columns
     if all(any(table.like(c, words) >= 0.8 for c in columns) for words in (HEAD, RELATION, TAIL)):
         found = [
@@ -134,14 +155,49 @@ def as_triples(table: Table, items: IdSet) -> None:
         ]
     else:
         found = list(columns[:3])
-    # items may be heads or tails
-    shared = max(IdSet(found[0]).common(items), IdSet(found[2]).common(items))
-    if len({column.name for column in found}) < 3 or not shared:
-        table.why = "triples whose ids match no item of the events"
+    if len({column.name for column in found}) < 3:
+        table.why = _NO_ITEMS
+        return
+    ends = IdSet(found[0]), IdSet(found[2])  # items may be heads or tails
+    shared = max(end.common(items) for end in ends)
+    link = _link(tables, ends, items) if shared < _NEARLY_ALL * len(items) else None
+    if link is None and not shared:
+        table.why = _NO_ITEMS
         return
     table.role = "knowledge"
     table.names = dict(zip((c.name for c in found), ("head", "relation", "tail"), strict=True))
     table.shares = f"about {shared:,} items in the events"
+    if link is not None:
+        other, key, entity = link
+        has_items = other.role != "items" and any(t.role == "items" for t in tables)
+        other.role, other.why = ("links" if has_items else "items"), ""
+        other.names = {key.name: schema.ITEM_ID, entity.name: schema.ENTITY_ID}
+        other.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items in the events"
+        table.shares = f"{entity.name} of {other.sample.name} gives the items their entities"
+
+
+def _link(
+    tables: Sequence[Table], ends: Sequence[IdSet], items: IdSet
+) -> tuple[Table, Column, Column] | None:
+    """The table that gives the items their entities in the triples, with its columns of items and
+    of entities; None if there is none. Besides the table of items, a table of two columns can.
+    """
+    for table in sorted(tables, key=lambda table: table.role != "items"):
+        is_pair = len(table.columns) == 2 and table.role in ("", "users", "items")
+        keys = [c for c in table.columns if table.names.get(c.name) == schema.ITEM_ID]
+        if not (is_pair or table.role == "items" and keys):
+            continue
+        for key in table.columns if is_pair else keys:
+            for entity in table.columns:
+                if (
+                    entity is not key
+                    and key.is_key
+                    and entity.may_be_id
+                    and IdSet(key).share_in(items) >= _HALF
+                    and max(IdSet(entity).share_in(end) for end in ends) >= _NEARLY_ALL
+                ):
+                    return table, key, entity
+    return None
 
 
 def as_categories(table: Table, key: Column, items: IdSet) -> None:

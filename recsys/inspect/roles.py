@@ -45,17 +45,23 @@ def assign_roles(tables: list[Table], events: Pair) -> None:
     in another table are added as a table.
     """
     users, items = IdSet(events.user), IdSet(events.item)
+    triples: list[Table] = []
     for table in tables:
         if table is events.table or table.role:
             continue
         if described := _described(table, tables, events):
             table.why = described
             continue
+        if not _is_part_of_events(table, events) and is_triples(table, items):
+            triples.append(table)
+            continue
         _assign_role(table, events, users, items)
     if not any(table.role == "social" for table in tables):
         add_friends(tables, users)
     for role in ("items", "users"):
         _keep_one(tables, role)
+    for table in triples:  # last: other tables may give the items their entities
+        as_triples(table, items, tables)
     _add_cures(tables)
 
 
@@ -168,9 +174,6 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         return
     if _lists_items(table, items):
         table.why = "each row lists many items, such as sampled negatives, which are not used"
-        return
-    if is_triples(table):
-        as_triples(table, items)
         return
     ids = _IdColumns.of(table, users, items)
     people, things = ids.people, ids.things

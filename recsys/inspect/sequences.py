@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,13 +15,18 @@ from recsys.inspect.column_uses import attributes_of, reserved
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.event_statistics import events_of, statistics_of
-from recsys.inspect.forms import SequenceForm
+from recsys.inspect.forms import SequenceForm, TextForm
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
 from recsys.inspect.sampled_tables import Table
-from recsys.inspect.samples import Sample
+from recsys.inspect.siblings import part_word
 from recsys.inspect.source_keys import form_words
 from recsys.inspect.understood import Setting, TableSummary, Understood
+from recsys.sources.separators import BLANKS
 from recsys.sources.validate import CellRules
+
+_SEVERAL: Final = 1.5  # mean test items of a user from which a split does not follow the order
+_MANY: Final = 1000  # pairs of neighbours in lines from which their order can be judged
+_SORTED: Final = 0.98  # share of pairs with rising ids from which lines are sorted by id
 
 
 def understand_sequences(
@@ -47,9 +55,9 @@ def understand_sequences(
         sample.rows, {pair.user.name: schema.USER_ID, pair.item.name: schema.ITEM_ID}, CellRules()
     )
     statistics = statistics_of(events, bad)
-    found = Understood(data_name(sample.files[0]), [], statistics, order="file")
+    found = Understood(data_name(sample.files[0]), [], statistics)
+    found.order, found.order_why = order_of_lines(sample.rows)
     found.is_sampled = not sample.is_whole
-    found.order_why = "the items of each line are in order; times are unknown"
     found.source = [
         Setting("kind", "sequences", "lines of USER ITEM ITEM …"),
         Setting(
@@ -64,7 +72,7 @@ def understand_sequences(
         )
     ]
     table = next(
-        (t for t in tables if t.role == "items" and t.sample.has_names and _is_plain(t.sample)),
+        (t for t in tables if t.role == "items" and _is_readable(t)),
         None,
     )
     if table is not None:
@@ -88,6 +96,69 @@ def understand_sequences(
         },
     }
     return found
+
+
+def with_parts(tables: Sequence[Table], pair: Pair) -> tuple[list[Table], Pair]:
+    """The tables and the pair if files of lines are splits: a file of one item a user, which looks
+    like a table of two columns, is a file of lines too, and the pair is that of the largest file.
+    """
+    form = pair.table.sample.form
+    if not isinstance(form, SequenceForm) or not part_word(pair.table.sample):
+        return [*tables], pair
+    tables = [_as_lines(table, form) for table in tables]
+    parts = [t for t in tables if t.sample.form == form and part_word(t.sample)]
+    table = max(parts, key=lambda part: part.sample.num_rows)
+    user, item = table.column(pair.user.name), table.column(pair.item.name)
+    return tables, Pair(table, user, item, pair.score)
+
+
+def _as_lines(table: Table, form: SequenceForm) -> Table:
+    """A file of pairs as a file of lines, if it is a split with the separator of the lines."""
+    sample = table.sample
+    if (
+        not isinstance(sample.form, TextForm)
+        or sample.form.has_header
+        or sample.rows.num_columns != 2
+        or sample.form.separator not in ((form.separator,) if form.separator else (BLANKS, "\t"))
+        or sample.form.comment != form.comment
+        or not part_word(sample)
+    ):
+        return table
+    rows = sample.rows.rename_columns(["user", "item"])
+    return Table.of(replace(sample, format="sequences", form=form, rows=rows))
+
+
+def are_alone(tables: Sequence[Table], pair: Pair) -> bool:
+    """Whether there are only the lines and at most a plain table of items, which the source of
+    sequences reads.
+    """
+    used = [table for table in tables if table.role and table is not pair.table]
+    return all(table.role == "items" and _is_readable(table) for table in used)
+
+
+def order_of_lines(rows: pa.Table) -> tuple[str, str]:
+    """``data.order`` of events in lines, and why.
+
+    Parameters
+    ----------
+    rows : pa.Table
+        The events, in the order of the lines: the columns ``user`` and ``item``, and ``split`` if
+        the files are splits.
+    """
+    sets = "the items of a user are a set"
+    if schema.SPLIT in rows.column_names:
+        users = rows.filter(pc.equal(rows.column(schema.SPLIT), "test")).column("user")
+        if len(users) > _SEVERAL * pc.count_distinct(users).as_py():
+            return "none", f"{sets}: the test file has several of them, and no times"
+    same = pc.equal(rows.column("user")[1:], rows.column("user")[:-1])
+    try:
+        items = np.asarray(pc.cast(rows.column("item"), pa.int64()))
+    except pa.ArrowInvalid:
+        items = np.empty(0, dtype=np.int64)
+    rises = np.diff(items)[np.asarray(same)] > 0 if len(items) else np.empty(0, dtype=bool)
+    if len(rises) >= _MANY and rises.mean() >= _SORTED:
+        return "none", f"{sets}: the ids of each line rise"
+    return "file", "the items of each line are in order; times are unknown"
 
 
 def _add_items(
@@ -123,11 +194,12 @@ def _add_items(
     found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
 
 
-def _is_plain(sample: Sample) -> bool:
-    """Whether a table can be read without settings for its form."""
-    form = sample.form
-    return form is None or (
-        not isinstance(form, SequenceForm)
+def _is_readable(table: Table) -> bool:
+    """Whether the source of sequences reads a table of items: it has no settings for its form."""
+    form = table.sample.form
+    return table.sample.has_names and (
+        form is None
+        or not isinstance(form, SequenceForm)
         and form.is_usual
         and form.encoding == "utf-8"
         and not form.comment

@@ -20,6 +20,7 @@ from recsys.inspect.samples import Sample, together
 from recsys.inspect.time_columns import with_time_columns
 from recsys.sources.validate import SPLIT_WORDS
 
+_NEGATIVES: Final = frozenset(("negative", "negatives", "neg", "negs"))
 _COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract
 
 
@@ -71,13 +72,13 @@ def event_files(
             table.why = _other_events(table, main)
     alike = [table for table in alike if not _is_extract(table, main, columns)]
     words = {id(table): part_word(table.sample) for table in (main, *alike)}
-    if (
-        alike
-        and all(words.values())
-        and {"train", "test"} <= {*words.values()}
-        and columns.split is None
-    ):
-        return _joined(looked, [main, *alike], schema.SPLIT, words)
+    parts = [table for table in (main, *alike) if words[id(table)]]
+    are_parts = {"train", "test"} <= {*words.values()} and main in parts
+    if are_parts and columns.split is None:
+        for table in alike:
+            if table not in parts:
+                table.role, table.why = "", _no_part(table, main)
+        return _joined(looked, parts, schema.SPLIT, words)
     kinds = {id(table): _type_word(table.sample, main.sample, alike) for table in (main, *alike)}
     if (
         alike
@@ -88,12 +89,18 @@ def event_files(
         main.clock = main.clock or next((table.clock for table in alike if table.clock), "")
         return replace(_joined(looked, [main, *alike], schema.EVENT_TYPE, kinds), names=names)
     for table in alike:
-        table.role = ""
-        table.why = (
-            f"a second file of events next to {main.sample.name}; its name tells neither split nor"
-            " event type"
-        )
+        table.role, table.why = "", _no_part(table, main)
     return EventFiles(main.sample.rows, main.sample)
+
+
+def _no_part(table: Table, main: Table) -> str:
+    """Why a file with the form of the events is left out."""
+    if _NEGATIVES & {*words_of(table.sample.name)}:
+        return "sampled negatives, which are not used: all items are ranked"
+    return (
+        f"a second file of events next to {main.sample.name}; its name tells neither split nor"
+        " event type"
+    )
 
 
 def _other_events(table: Table, main: Table) -> str:
@@ -247,7 +254,9 @@ def _joined(
 
 
 def part_word(sample: Sample) -> str:
-    """The split that a file's name says; empty if none."""
+    """The split that a file's name says; empty if none, or if it has sampled negatives."""
+    if _NEGATIVES & {*words_of(sample.name)}:
+        return ""
     words = {SPLIT_WORDS.get(word, "") for word in words_of(sample.name) if len(word) > 2} - {""}
     return words.pop() if len(words) == 1 else ""
 

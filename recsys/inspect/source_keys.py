@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from recsys import schema
 from recsys.inspect.column_uses import Attributes
 from recsys.inspect.common_names import ITEM, words_of
-from recsys.inspect.forms import TextForm
+from recsys.inspect.forms import SequenceForm, TextForm
 from recsys.inspect.input_files import ArgumentContent, shown_path
 from recsys.inspect.samples import Sample
 from recsys.inspect.understood import Setting
 from recsys.sources.guesses import DROP, NAMES
 from recsys.sources.separators import BLANKS
 
+ENTITIES: Final = "the item's entity in the triples"
 _WORDS: Final = {"\t": "tab", BLANKS: "spaces"}
 
 
@@ -52,6 +54,13 @@ def source_settings(looked: ArgumentContent, plans: Sequence[TablePlan]) -> list
         count = f"{plan.sample.num_rows:,} rows"
         about = "" if plan.sample.is_whole else "about "
         found.append(Setting(plan.role, files, f"{about}{count}, {form_words(plan.sample)}"))
+    if isinstance(lines := plans[0].sample.form, SequenceForm):
+        found.append(Setting("format.events", "sequences", "lines of USER ITEM ITEM …"))
+        if lines.separator:
+            found.append(Setting("separator.events", lines.separator, "separates ids of a line"))
+        if lines.comment:
+            why = "lines that start with this are comments"
+            found.append(Setting("comment.events", lines.comment, why))
     texts = [plan for plan in plans if plan.is_text]
     found += _separators(texts) + _columns(texts) + _by_table(texts)
     renames = {plan.role: _renamed(plan) for plan in plans if _renamed(plan)}
@@ -137,6 +146,8 @@ def _shown_words(texts: Sequence[TablePlan]) -> str:
 def _renamed(plan: TablePlan) -> dict[str, str]:
     """Renamed columns; ``columns`` names those of files without a header."""
     named = plan.names
+    if isinstance(plan.sample.form, SequenceForm):
+        return {}
     if plan.is_text and not plan.form.has_header:
         named = {name: to for name, to in named.items() if name in plan.sample.folders}
     return {name: to for name, to in named.items() if to and to != name}
@@ -204,9 +215,8 @@ def plan_of_attributes(
         for idle in found.idle:
             named[idle] = ""
         names = {**named, **key}
-    reasons = dict.fromkeys(key, why)
-    reasons |= {name: "from its name and values" for name in found.rename}
-    reasons |= {name: f"renamed, because {name!r} has a reserved meaning" for name in reserved}
-    if not sample.has_names:
-        reasons = dict.fromkeys(key, why)
+    reasons = {name: ENTITIES if to == schema.ENTITY_ID else why for name, to in key.items()}
+    if sample.has_names:
+        reasons |= {name: "from its name and values" for name in found.rename}
+        reasons |= {name: f"renamed, because {name!r} has a reserved meaning" for name in reserved}
     return TablePlan(role, sample, names, reasons, list(found.numbers))

@@ -14,7 +14,7 @@ from recsys.inspect.event_columns import EventColumns
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample, together
-from recsys.inspect.source_keys import TablePlan, plan_of_attributes, relation_of
+from recsys.inspect.source_keys import ENTITIES, TablePlan, plan_of_attributes, relation_of
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ class TablePlans:
             table = next((table for table in self.tables if table.role == role), None)
             if table is None:
                 continue
-            column = next(table.column(name) for name, to in table.names.items() if to == key)
-            rest = [c for c in table.columns if c is not column]
+            rest = [c for c in table.columns if c.name not in table.names]
             moved = reserved(table, kind, table.names)
             ids = (
                 {"items": item_ids}
@@ -110,7 +109,7 @@ class TablePlans:
                 events, of_users, [*names.values()], None, moved_events, of=self.columns.user
             )
             of_users = self._take(plan, of_users, users)
-        for role in ("social", "knowledge"):
+        for role in ("social", "knowledge", "links"):
             plans += self._pairs_of(role)
         return Planned(plans, items or None, users or None, of_items, of_users)
 
@@ -150,12 +149,10 @@ class TablePlans:
                 table.why = f"a second table of {role} next to {first.sample.name}, in another form"
         used = [table for table in tables if table.role == role]
         sample = together([table.sample for table in used]) if len(used) > 1 else first.sample
-        kind = schema.TABLES[role]
+        kind = schema.FILE_TABLES[role]
         names = {**first.names, **reserved(first, kind, first.names)}
-        own = (schema.RELATION, schema.TAIL)
-        reasons = {
-            name: "the fact" if to in own else first.shares for name, to in first.names.items()
-        }
+        own = {schema.RELATION: "the fact", schema.TAIL: "the fact", schema.ENTITY_ID: ENTITIES}
+        reasons = {name: own.get(to, first.shares) for name, to in first.names.items()}
         plan = TablePlan(role, sample, names, reasons)
         if role == "knowledge" and schema.RELATION not in first.names.values():
             tail = next(name for name, to in first.names.items() if to == schema.TAIL)

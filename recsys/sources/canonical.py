@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 
@@ -23,9 +23,11 @@ from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find, folder_values
 from recsys.sources.first_rows import Form
+from recsys.sources.links import linked
 from recsys.sources.list_cells import ListForm
 from recsys.sources.names import unused_names
 from recsys.sources.table_heads import (
+    SEQUENCES,
     TEXT_FORMATS,
     FileHead,
     NamedHead,
@@ -37,6 +39,9 @@ from recsys.sources.table_pieces import layout_of, lookup_of, pieces_of_heads
 from recsys.sources.text_checks import check_codec
 from recsys.sources.time_columns import TimeColumns
 from recsys.sources.validate import CellRules, Layout
+
+_LINKED: Final = Layout(schema.ITEMS)
+_Value = TypeVar("_Value")
 
 
 class CanonicalAdapter(SourceAdapter):
@@ -107,6 +112,10 @@ class CanonicalAdapter(SourceAdapter):
         tables = self._with_lookups(self._tables())
         heads = self._heads(tables)
         pieces = {name: pieces_of_heads(source, heads[name]) for name, source in tables.items()}
+        if links := pieces.pop(schema.LINKS.name, None):
+            items = tables.get(schema.ITEMS.name)
+            layout = layout_of(items, heads[schema.ITEMS.name]) if items else _LINKED
+            pieces["items"] = linked(pieces.get("items", []), links, layout)
         return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
 
     def _with_lookups(self, tables: dict[str, TableFiles]) -> dict[str, TableFiles]:
@@ -170,11 +179,11 @@ class CanonicalAdapter(SourceAdapter):
             if all(
                 head.head.format != "jsonl" for head in of_table
             ):  # a JSON key may first occur late in the file
-                self.columns[name] = {*every, *schema.TABLES[name].columns}
+                self.columns[name] = {*every, *schema.FILE_TABLES[name].columns}
             if name == schema.EVENTS.name:
                 self.columns |= {made.name: {*names} for made, names in self._made_of_events()}
             self.notes += [
-                f"{name}: {note}" for note in unused_names([*every], schema.TABLES[name])
+                f"{name}: {note}" for note in unused_names([*every], schema.FILE_TABLES[name])
             ]
             if any(
                 head.types.get(schema.TIMESTAMP) in (pa.float32(), pa.float16())
@@ -209,7 +218,7 @@ class CanonicalAdapter(SourceAdapter):
         texts = {
             name
             for name, heads in found.items()
-            if any(head.format in TEXT_FORMATS for head in heads)
+            if any(head.format in (*TEXT_FORMATS, SEQUENCES) for head in heads)
         }
         for key, value in given.items():
             if value and not texts:
@@ -264,7 +273,7 @@ class CanonicalAdapter(SourceAdapter):
                 constants[file.path][schema.EVENT_TYPE] = kind
         named = [file for group in (*splits.values(), *types.values()) for file in group]
         tables = {}
-        for name, table in schema.TABLES.items():
+        for name, table in schema.FILE_TABLES.items():
             patterns: list[str] = getattr(config, name)
             files = find(patterns)
             if table is schema.EVENTS:
@@ -276,7 +285,7 @@ class CanonicalAdapter(SourceAdapter):
                     table,
                     tuple(files),
                     config.rename,
-                    config.format,
+                    _of_table(config.format, name, "auto"),
                     _form(config, name),
                     constants if table is schema.EVENTS else {},
                     config.constants.get(name, {}),
@@ -300,21 +309,22 @@ def _content(file: Mapping[str, Any]) -> tuple[Any, ...]:
     return file["size"], file["fingerprint"], tuple(sorted(file["values"].items()))
 
 
+def _of_table(setting: _Value | Mapping[str, _Value], table: str, default: _Value) -> _Value:
+    """The value of a setting for one table; ``setting`` has one value for all, or one a table."""
+    return setting.get(table, default) if isinstance(setting, Mapping) else setting
+
+
 def _form(config: CanonicalSource, table: str) -> Form:
     """The settings of the text files of one table."""
-
-    def of_table(setting: str | dict[str, str], default: str) -> str:
-        return setting.get(table, default) if isinstance(setting, dict) else setting
-
     columns = (
         config.columns if isinstance(config.columns, dict) else {schema.EVENTS.name: config.columns}
     )
     return Form(
-        of_table(config.separator, ""),
+        _of_table(config.separator, table, ""),
         tuple(columns.get(table, ())),
         config.header,
-        of_table(config.comment, ""),
-        of_table(config.encoding, "utf-8"),
+        _of_table(config.comment, table, ""),
+        _of_table(config.encoding, table, "utf-8"),
         table,
     )
 
@@ -340,7 +350,7 @@ def _notes(heads: list[FileHead]) -> list[str]:
     """The notes of all files; equal notes are one line."""
     found: dict[str, list[str]] = {}
     for head in heads:
-        for note in head.header.notes if head.header else ():
+        for note in head.notes:
             found.setdefault(note, []).append(head.file.name)
     return [f"{names[0]}{_others(len(names) - 1)}: {note}" for note, names in found.items()]
 

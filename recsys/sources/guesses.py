@@ -216,7 +216,7 @@ def comment_hint(line: str, dialect: Dialect) -> str:
 
 def example_names(cells: Sequence[str], table: str) -> str:
     """Likely column names for the cells of a row: the ids of the table, then numbers and times."""
-    kinds, names = schema.TABLES[table], list[str]()
+    kinds, names = schema.FILE_TABLES[table], list[str]()
     number = next((name for name in (schema.VALUE, schema.WEIGHT) if name in kinds.optional), DROP)
     for cell in cells:
         is_time = _TIME.fullmatch(cell) or (

@@ -381,7 +381,7 @@ def _separator(
 
 def _header_in_comment(head: bytes, dialect: Dialect, form: Form) -> str:
     """The cure if a line that ``data.source.comment`` skips names the columns, else ""."""
-    known = schema.TABLES[form.table].required
+    known = schema.FILE_TABLES[form.table].required
     for row in first_rows(head, replace(dialect, comment="")) if form.comment else ():
         if not row.text.startswith(form.comment):
             break

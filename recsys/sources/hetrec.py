@@ -126,7 +126,7 @@ class HetRecLastFmAdapter(SourceAdapter):
             links = _open_bare(
                 links_file, (schema.ITEM_ID, schema.ENTITY_ID), Layout(schema.ITEMS, rules=rules)
             )
-            tables["items"] = linked(artists, links)
+            tables["items"] = linked(artists, links, named)
         return tables
 
     def _split(self, listens: list[DelimitedPiece], file: InputFile) -> list[Piece]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.sources.base import Piece, read_all
-from recsys.sources.delimited import DelimitedPiece
 from recsys.sources.validate import Layout
 
 
@@ -18,7 +17,7 @@ from recsys.sources.validate import Layout
 class LinkedPiece:
     """Items with their entities; the links are held in memory, one for each item."""
 
-    items: DelimitedPiece
+    items: Piece
     item_ids: pa.Array
     entity_ids: pa.Array
 
@@ -44,22 +43,45 @@ class BadLinks:
 
     def read(self) -> Iterator[pa.Table]:
         """Yield finished blocks."""
-        wanted = self.layout.arrow
-        known = {
-            name: self.links.column(name)
-            for name in self.links.column_names
-            if name in wanted.names
-        }
-        count = self.links.num_rows
-        yield pa.table([known.get(f.name, pa.nulls(count, f.type)) for f in wanted], schema=wanted)
+        yield _in_layout(self.links, self.layout)
 
 
-def linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Piece]:
-    """Join items with their entities; the first link of an item counts. Without items, the links
-    are the items.
+def _in_layout(rows: pa.Table, layout: Layout) -> pa.Table:
+    """The rows with the columns of the layout; columns that they lack are null."""
+    columns = [
+        rows.column(f.name) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
+        for f in layout.arrow
+    ]
+    return pa.table(columns, schema=layout.arrow)
+
+
+@dataclass(frozen=True)
+class ItemsOfLinks:
+    """The links as items that have only an entity."""
+
+    links: Piece
+    layout: Layout
+
+    def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
+        for block in self.links.read():
+            yield _in_layout(block, self.layout)
+
+
+def linked(items: Sequence[Piece], links: Sequence[Piece], layout: Layout) -> list[Piece]:
+    """Join items with their entities; the first link of an item counts.
+
+    Parameters
+    ----------
+    items : sequence of Piece
+        Pieces of the items; none: the links are the items.
+    links : sequence of Piece
+        Pieces with the columns item_id and entity_id.
+    layout : Layout
+        The layout of the items.
     """
     if not items:
-        return [*links]
+        return [ItemsOfLinks(piece, layout) for piece in links]
     table = read_all(links)
     entity_missing = pc.is_null(table.column(schema.ENTITY_ID))
     reasons = pc.coalesce(
@@ -73,4 +95,4 @@ def linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Pie
         good.column(name).combine_chunks() for name in (schema.ITEM_ID, schema.ENTITY_ID)
     )
     pieces: list[Piece] = [LinkedPiece(piece, item_ids, entity_ids) for piece in items]
-    return [*pieces, BadLinks(bad, items[0].layout)] if bad.num_rows else pieces
+    return [*pieces, BadLinks(bad, layout)] if bad.num_rows else pieces

@@ -284,7 +284,7 @@ def suggestion(
     free = [
         c
         for c, n in zip(columns, names, strict=True)
-        if c == n and c and n not in schema.TABLES[table].required
+        if c == n and c and n not in schema.FILE_TABLES[table].required
     ]
     pairs: dict[str, str] = {}
     for wanted in absent:

@@ -84,7 +84,8 @@ class RecBoleAdapter(SourceAdapter):
             if suffix != ".link":
                 tables[_TABLES[suffix].name] = [*pieces]
         if ".link" in found:
-            tables["items"] = linked(found.get(".item", []), found[".link"])
+            items, links = found.get(".item", []), found[".link"]
+            tables["items"] = linked(items, links, (items or links)[0].layout)
         return tables
 
     def check(self) -> None:

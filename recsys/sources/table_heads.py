@@ -19,6 +19,7 @@ from recsys.sources.list_cells import ListForm
 from recsys.sources.lookup import Lookup
 from recsys.sources.names import Renames, canonical_names, require_columns
 from recsys.sources.parquet import read_footer
+from recsys.sources.sequence_lines import read_line_head
 from recsys.sources.time_columns import TimeColumns
 from recsys.sources.validate import CellRules
 
@@ -34,6 +35,7 @@ _FORMATS: Final = {
 }
 
 TEXT_FORMATS: Final = ("csv", "tsv")
+SEQUENCES: Final = "sequences"  # lines of USER ITEM ITEM …
 
 _OR_COLUMNS: Final = ", or, if the file has no header, all of them with data.source.columns"
 
@@ -73,9 +75,10 @@ class FileHead:
     file: InputFile
     format: str
     columns: tuple[tuple[str, pa.DataType], ...]
-    rows: Any  # rows of every group (Parquet), None (text, JSON lines)
+    rows: Any  # rows of every group (Parquet), start of the lines (sequences), else None
     header: Header | None  # of a text file
     folders: dict[str, str]  # columns from the names of folders
+    notes: tuple[str, ...] = ()  # what the user should know about the file
 
     @property
     def names(self) -> list[str]:
@@ -116,13 +119,23 @@ def read_head(file: InputFile, source: TableFiles) -> FileHead:
     if kind in TEXT_FORMATS:
         header = read_header(file, dialect_of(kind, source.form), source.form)
         return FileHead(
-            file, kind, tuple((name, pa.string()) for name in header.columns), None, header, folders
+            file,
+            kind,
+            tuple((name, pa.string()) for name in header.columns),
+            None,
+            header,
+            folders,
+            header.notes,
         )
     if source.form.columns:
         raise SourceError(
             f"{file.path}: data.source.columns names the columns of text files without a header,"
             f" but this file is {kind} and has column names; use data.source.rename"
         )
+    if kind == SEQUENCES:
+        lines = read_line_head(file, source.form.separator, source.form.comment)
+        ids = tuple((name, pa.string()) for name in (schema.USER_ID, schema.ITEM_ID))
+        return FileHead(file, kind, ids, lines.start, None, folders, lines.notes)
     columns, groups = read_footer(file) if kind == "parquet" else (read_keys(file), None)
     return FileHead(file, kind, tuple(columns.items()), groups, None, folders)
 

@@ -20,6 +20,7 @@ from recsys.sources.lookup import Lookup, names_of_key, table_of_lookup
 from recsys.sources.names import Renames
 from recsys.sources.parquet import ParquetPiece, parquet_pieces
 from recsys.sources.partitions import PieceInFolder
+from recsys.sources.sequence_lines import LineForm, SequencePiece, sequence_pieces
 from recsys.sources.table_heads import (
     NamedHead,
     TableFiles,
@@ -252,7 +253,7 @@ def pieces_of_heads(source: TableFiles, heads: list[NamedHead]) -> list[Piece]:
     layout = layout_of(source, heads)
     pieces: list[Piece] = []
     for index, named in enumerate(heads):
-        of_file = _pieces(index, named, layout, source.chunk_bytes)
+        of_file = _pieces(index, named, layout, source)
         inside = named.agreeing
         pieces += (
             [PieceInFolder(piece, named.head.file.path, inside) for piece in of_file]
@@ -262,8 +263,8 @@ def pieces_of_heads(source: TableFiles, heads: list[NamedHead]) -> list[Piece]:
     return [FilteredPiece(piece, dict(layout.drop)) for piece in pieces] if layout.drop else pieces
 
 
-def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> list[Piece]:
-    head, constants = named.head, named.constants
+def _pieces(index: int, named: NamedHead, layout: Layout, source: TableFiles) -> list[Piece]:
+    head, constants, chunk_bytes = named.head, named.constants, source.chunk_bytes
     match head.format:
         case "parquet":
             names = tuple(
@@ -309,5 +310,10 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
                 titles,
             )
             return [*delimited_pieces(pattern)]
+        case "sequences":
+            form = LineForm(
+                layout, head.rows, source.form.separator, source.form.comment, index, constants
+            )
+            return [*sequence_pieces(SequencePiece(head.file, None, form, chunk_bytes))]
         case _:
             assert_never(head.format)  # type: ignore[arg-type]

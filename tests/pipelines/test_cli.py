@@ -555,3 +555,14 @@ def test_demo_configuration_uses_every_granularity_that_its_data_support() -> No
         if knob in KNOBS and value
     }
     assert granularities == fed | {"item_cf"}
+
+
+def test_new_section_model_is_one_line_of_changes(tmp_path: Path) -> None:
+    base = [("run.dir", str(tmp_path)), ("data.source.kind", "synthetic")]
+    given = ("model.granularities.als.enabled", "true")
+    for more in ([], [given], [given, ("model.width", "32")]):
+        with open_run(load_config(None, [*base, *more]), "train"):
+            pass
+    log = (tmp_path / "run.log").read_text()
+    assert log.count("model: not given → given") == 1 and "model.width: 64 → 32" in log
+    assert log.count("model.granularities.als") == 0

@@ -30,7 +30,7 @@ from recsys.sources.byte_ranges import CSV, TSV
 from recsys.sources.delimited import DelimitedPiece, delimited_pieces
 from recsys.sources.files import find, input_file
 from recsys.sources.headers import read_header
-from recsys.sources.sequences import LINE_STRIDE
+from recsys.sources.sequence_lines import LINE_STRIDE
 from recsys.sources.table_heads import TableFiles
 from recsys.sources.table_pieces import table_pieces
 from recsys.sources.validate import Layout
