@@ -50,7 +50,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.histories import Array
-from recsys.evaluation.ensemble_selection import select
+from recsys.evaluation.ensemble_selection import FEW_TARGETS, hits_of_lists, select
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 FOLDS: Final = 5
@@ -70,8 +70,6 @@ LEAST_QUERIES: Final = 100  # a smaller group has no weights of its own
 _GROUP: Final = (0.0, 0.5, 2.0)  # tried factors on the weights of a group
 _RIDGE: Final = 10.0  # ridge of the softmax fit, divided by the number of queries
 _FIT_STEPS: Final = 40
-# with at most so many targets per query, ranks are counted instead of sorting
-_FEW_TARGETS: Final = 3
 _LEAST: Final = 1e-12  # least sum of weights
 
 
@@ -273,17 +271,16 @@ def values_of(scores_QP: Tensor, candidates: Candidates, kind: str, k: int) -> A
         One value per query.
     """
     rows_T, positions_T = candidates.targets
-    hits_QK = np.zeros((len(candidates), k), dtype=bool)
     scores_QP = scores_QP.masked_fill(~candidates.listed_QP, -torch.inf)
-    if len(rows_T) <= _FEW_TARGETS * len(candidates):
+    if len(rows_T) <= FEW_TARGETS * len(candidates):
+        hits_QK = np.zeros((len(candidates), k), dtype=bool)
         own_T = scores_QP[rows_T, positions_T]
         # only larger scores count: among equal ones the target is first, for all weights alike
         ranks_T = (scores_QP[rows_T] > own_T[:, None]).sum(dim=1).numpy()
         listed = ranks_T < k
         hits_QK[rows_T.numpy()[listed], ranks_T[listed]] = True
     else:
-        top_QK = scores_QP.topk(min(k, scores_QP.shape[1]), dim=1).indices
-        hits_QK[:, : top_QK.shape[1]] = torch.gather(candidates.hits_QP, 1, top_QK).numpy()
+        hits_QK = hits_of_lists(scores_QP.numpy(), candidates.hits_QP.numpy(), k)
     return QUERY_METRICS[kind](hits_QK, candidates.num_targets_Q, k)
 
 

@@ -6,11 +6,12 @@ value of each key, and keeps it if validation cannot tell the values apart. It g
 one after the other and takes the value with the best score, with the other keys as they are by
 then. So the number of fits is the sum over the keys, not the product.
 
-If there is a deadline, every granularity is first fitted once, the cheapest first, so that the
-choice among the values of one does not use up the time of another. The cost of a fit is measured;
-before a granularity's first fit it is estimated from its ``effort``. A key whose values would take
-too long keeps its first value. A granularity that would take too long even with one value is left
-out.
+If there is a deadline, every granularity is first fitted once, the cheapest first. Then each
+chooses its first key, then each its second key, and so on: a section names its keys in the order of
+their effect, and the small choices of one granularity must not use up the time of the large choices
+of another. The cost of a fit is measured; before a granularity's first fit it is estimated from its
+``effort``. A key whose values would take too long keeps its first value. A granularity that would
+take too long even with one value is left out.
 
 The score is the validation metric of the granularity alone, as for the baselines, so that no member
 is tuned worse than the baseline of the same kind. The fits use training events only; no test event
@@ -180,9 +181,16 @@ def choose_in_time(
             costs.promise(section)
         elif has_deadline:
             bench.measure(name, section, costs)
-    for name, section in fitted:
-        if name in sections and name not in left_out:
-            found[name] = bench.choose(name, section, costs)
+    searches = [
+        _Search(bench, name, section, costs)
+        for name, section in fitted
+        if name in sections and name not in left_out
+    ]
+    for place in range(max((len(search.keys) for search in searches), default=0)):
+        for search in searches:
+            search.choose(place)
+    for search in searches:
+        found[search.name] = search.found()
     return {name: found[name] for name in sections if name in found}, left_out
 
 
@@ -266,41 +274,15 @@ class _Bench:
     def measure(self, name: str, section: GranularityConfig, costs: _Costs) -> None:
         """Fit and score the first value of every key, for the time that it takes."""
         begun = costs.clock()
-        first = section.with_values(section.first_values)
-        [(module, state)] = self._fits(granularity_class(name, section), [first])
-        self._merit(module, state)
+        self.merits(name, [section.with_values(section.first_values)])
         costs.took(name, section, 1, costs.clock() - begun)
 
-    def choose(self, name: str, section: GranularityConfig, costs: _Costs) -> dict[str, Any]:
-        cls = granularity_class(name, section)
-        values = section.first_values
-        tried: dict[str, dict[str, float]] = {}
-        unchosen: list[str] = []
-        for key in section.open_on(self.sizes):
-            candidates = getattr(section, key)
-            if not costs.holds(name, section, len(candidates)):
-                unchosen.append(key)
-                continue
-            begun = costs.clock()
-            sections = [section.with_values({**values, key: value}) for value in candidates]
-            merits = [self._merit(module, state) for module, state in self._fits(cls, sections)]
-            best = (
-                max(range(len(merits)), key=lambda index: (merits[index], -index))
-                if self._can_tell(merits)
-                else 0
-            )
-            values[key] = candidates[int(self.context.from_first(torch.tensor(best)))]
-            tried[key] = {
-                str(value): merit
-                for value, merit in zip(candidates, merits, strict=True)
-                if merit == merit
-            }
-            costs.took(name, section, len(candidates), costs.clock() - begun)
-        if unchosen:
-            self.context.note(
-                f"no time is left to choose {name}.{f', {name}.'.join(unchosen)}: the defaults stay"
-            )
-        return {"chosen": values, "merit": self.config.train.metric, "candidates": tried}
+    def merits(self, name: str, sections: list[GranularityConfig]) -> list[float]:
+        """The validation metric of a granularity with each of these settings; NaN without queries
+        that count.
+        """
+        fits = self._fits(granularity_class(name, sections[0]), sections)
+        return [self._merit(module, state) for module, state in fits]
 
     def _fits(
         self, cls: type[Granularity], sections: list[GranularityConfig]
@@ -308,12 +290,52 @@ class _Bench:
         with torch.no_grad():
             yield from cls.fits(sections, self.sizes, self.items, self.graphs)
 
-    @staticmethod
-    def _can_tell(merits: list[float]) -> bool:
-        return not any(map(math.isnan, merits))
-
     def _merit(self, module: Granularity, state: State) -> float:
         length = max(self.config.model.max_history, self.config.model.fitted_history)
         alone = Alone(module, state, self.items, self.graphs.degree_N, length)
         values_B = self.validate(alone, self.queries)
         return float(values_B.mean()) if len(values_B) else math.nan
+
+
+class _Search:
+    """The choice of the values of one granularity, a key at a time."""
+
+    def __init__(self, bench: _Bench, name: str, section: GranularityConfig, costs: _Costs) -> None:
+        self.bench, self.name, self.section, self.costs = bench, name, section, costs
+        self.keys = section.open_on(bench.sizes)
+        self.values = section.first_values
+        self.tried: dict[str, dict[str, float]] = {}
+        self.unchosen: list[str] = []
+
+    def choose(self, place: int) -> None:
+        """Choose the value of the key at this place, if there is one and there is time."""
+        if place >= len(self.keys):
+            return
+        key = self.keys[place]
+        candidates = getattr(self.section, key)
+        if not self.costs.holds(self.name, self.section, len(candidates)):
+            self.unchosen.append(key)
+            return
+        begun = self.costs.clock()
+        sections = [self.section.with_values({**self.values, key: value}) for value in candidates]
+        merits = self.bench.merits(self.name, sections)
+        best = max(range(len(merits)), key=lambda index: (merits[index], -index))
+        if any(map(math.isnan, merits)):
+            best = 0
+        self.values[key] = candidates[int(self.bench.context.from_first(torch.tensor(best)))]
+        self.tried[key] = {
+            str(value): merit
+            for value, merit in zip(candidates, merits, strict=True)
+            if merit == merit
+        }
+        self.costs.took(self.name, self.section, len(candidates), self.costs.clock() - begun)
+
+    def found(self) -> dict[str, Any]:
+        """The chosen values and what was tried."""
+        if self.unchosen:
+            keys = f", {self.name}.".join(self.unchosen)
+            self.bench.context.note(
+                f"no time is left to choose {self.name}.{keys}: the defaults stay"
+            )
+        metric = self.bench.config.train.metric
+        return {"chosen": self.values, "merit": metric, "candidates": self.tried}

@@ -12,7 +12,7 @@ import torch
 
 from recsys.config import build_config
 from recsys.data.histories import Array
-from recsys.evaluation.ensemble_selection import _Lists, _Ranks
+from recsys.evaluation.ensemble_selection import _Lists, _Ranks, hits_of_lists
 from recsys.evaluation.metrics import QUERY_METRICS
 from recsys.evaluation.stacking import Candidates, choose_stack, values_of
 from recsys.stack import NUM_GROUPS, Stack, covariance, inverse, spread
@@ -219,3 +219,16 @@ def test_lists_for_many_targets_have_the_hits_that_ranks_find() -> None:
         assert lists.hits_MQK().any()
         lists.add(member)
         ranks.add(member)
+
+
+@pytest.mark.parametrize("places", [7, 20, 21, 300])
+def test_hits_of_lists_are_those_of_the_best_places(places: int) -> None:
+    generator = torch.Generator().manual_seed(places)
+    scores_QP = torch.randn(50, places, generator=generator)
+    hits_QP = torch.rand(50, places, generator=generator) < 0.2
+    scores_QP[:, 0], hits_QP[:, 0] = -torch.inf, False  # no candidate
+    top_QK = scores_QP.topk(min(20, places), dim=1).indices
+    wanted_QK = torch.zeros(50, 20, dtype=torch.bool)
+    wanted_QK[:, : top_QK.shape[1]] = hits_QP.gather(1, top_QK)
+    found_QK = hits_of_lists(scores_QP.clone().numpy(), hits_QP.numpy(), 20)
+    assert (found_QK == wanted_QK.numpy()).all()

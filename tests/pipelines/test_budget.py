@@ -465,6 +465,17 @@ def test_choice_for_one_member_takes_no_time_from_the_fit_of_another(tmp_path: P
     assert any("choose item_cf." in note for note in notes), "some choices had no time"
 
 
+def test_first_key_of_every_member_is_chosen_before_the_second_key_of_another(
+    tmp_path: Path,
+) -> None:
+    dataset, config = _members(tmp_path)
+    found, _, notes = _in_time(dataset, config, until=45.0)
+    assert notes, "some choices had no time"
+    for name in found:
+        [first, *_] = getattr(config.model.granularities, name).open_keys
+        assert first in found[name]["candidates"], name
+
+
 def test_keys_without_time_for_a_choice_keep_their_first_value(tmp_path: Path) -> None:
     dataset, config = _members(tmp_path)
     found, _, notes = _in_time(dataset, config, until=20.0)
