@@ -16,6 +16,7 @@ from recsys.inspect.columns import Column
 from recsys.inspect.common_names import (
     ADDRESS,
     is_code,
+    lists_codes,
     similarity,
 )
 from recsys.inspect.common_values import IdSet
@@ -38,7 +39,8 @@ _KINDS: Final = {
     "rating": "ratings",
 }  # fmt: skip
 _IDLE: Final = {
-    "empty": "empty", "constant": "the same value in every row", "object": "nested objects",
+    "empty": "empty", "constant": "the same value in every row",
+    "object": "nested objects or lists of numbers",
     "url": "web addresses", "image": "paths of images",
     "time": "times, which are used for events only",
 }  # fmt: skip
@@ -334,7 +336,7 @@ def _is_sparse(column: Column, name: str) -> bool:
 
 def _are_counts(column: Column) -> bool:
     """Whether the list members are numbers, and not codes, such as the counts of tags."""
-    if is_code(column.name):
+    if lists_codes(column.name):
         return False
     texts = column.values.drop_null().slice(0, 2000)
     texts = texts.filter(pc.not_equal(texts, ""))

@@ -23,6 +23,7 @@ from recsys.inspect.common_names import (
     TIME,
     VALUE,
     has_id,
+    lists_codes,
     similarity,
 )
 from recsys.inspect.scales import MOST_GRADES, Scale, scale_of
@@ -335,13 +336,15 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
         sizes = pc.unique(lengths.drop_null()).to_pylist()
         # a vector has one length in all rows
         is_vector = len(sizes) == 1 and sizes[0] >= _VECTOR
-        return Column(name, position, "vector" if is_vector else "object", nothing, **base)
-    if not is_string(kind):
+        if is_vector or not (pa.types.is_integer(kind) and lists_codes(name)):
+            return Column(name, position, "vector" if is_vector else "object", nothing, **base)
+    elif not is_string(kind):
         return Column(name, position, "object", nothing, **base)
     members = pc.list_flatten(cells).cast(pa.string()).drop_null()
     if not len(members):
         return Column(name, position, "empty", nothing, **base)
-    joined = pc.binary_join(cells.cast(pa.list_(pa.string())), " | ")
+    cells = cells.cast(pa.list_(pa.string()))
+    joined = pc.binary_join(cells, " | ")
     wordy = (
         _share(members.slice(0, _SAMPLED), _WORD) >= 0.7
         and _share(members.slice(0, _SAMPLED), r"\d{3,}") < 0.3

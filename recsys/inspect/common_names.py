@@ -331,6 +331,17 @@ def is_code(name: str) -> bool:
     return has_id(name) or any(word in (*CODED, *USER) for word in words_of(name)[-1:])
 
 
+def lists_codes(name: str) -> bool:
+    """Whether a name says that lists of numbers are lists of codes, such as tags or labels.
+
+    >>> [lists_codes(name) for name in ("genre_ids", "labels", "Tags", "scores")]
+    [True, True, True, False]
+    """
+    return is_code(name) or any(
+        singular(word) in (*CODED, "label", "topic") for word in words_of(name)
+    )
+
+
 def is_known_name(cell: str) -> bool:
     """Whether a cell is a common column name."""
     groups = (

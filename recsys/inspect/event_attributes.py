@@ -118,7 +118,7 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
     fixed = {
         "empty": "empty",
         "constant": "the same value in every row",
-        "object": "nested objects",
+        "object": "nested objects or lists of numbers",
         "time": "a second time; only the time of the event is used",
         "vector": "vectors are read from a table of items only",
         "lists": "lists are read from a table of items only",
