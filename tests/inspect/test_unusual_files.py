@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys import schema
@@ -468,3 +470,15 @@ def test_long_texts_of_many_items_are_read_in_part(
     items = write(tmp_path / "items.csv", ["item_id", "description"], texts)
     text = look([str(events), str(items)]).config.data.text
     assert text.enabled and text.max_tokens == (limit or type(text)().max_tokens)
+
+
+def test_lists_of_whole_numbers_are_codes_if_their_name_says_so(tmp_path: Path) -> None:
+    rows = [(f"u{user}", f"i{item}", time) for user, item, time in pairs()]
+    log = write(tmp_path / "log.csv", ("user_id", "item_id", "timestamp"), rows)
+    lists = [[item % 5, 5 + item % 3][: 1 + item % 2] for item in range(NUM_ITEMS)]
+    columns = {"item_id": [f"i{item}" for item in range(NUM_ITEMS)], "labels": lists}
+    pq.write_table(pa.table({**columns, "counts": lists}), tmp_path / "items.parquet")
+    found = look([str(log), str(tmp_path / "items.parquet")])
+    assert found.config.data.knowledge.item_columns == ["labels"]
+    assert found.found.items is not None
+    assert "lists of numbers" in found.found.items.idle["counts"]
