@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,6 +26,7 @@ from recsys.sources.validate import CellRules
 _MOST_PIECES: Final = 2  # pieces of 32 MiB that are read of a large file of events
 _FEW_WORDS: Final = 0.05  # share of distinct words, up to which a text is a list
 _TABLES: Final = {"items": schema.ITEM_ID, "users": schema.USER_ID}
+_HISTORY: Final = "item_id_list"  # the events before that of the row, in sequential benchmark files
 _NOT_READ: Final = "this kind of source reads its own files only"
 
 
@@ -35,24 +37,30 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
     source = RecBoleSource(folder=folder, name=name)
     adapter = open_source(source)
     pieces = adapter.pieces()
-    events, bad = _good(pieces["events"])
+    files = [file.name for file in adapter.files() if file.suffix == ".inter"]
+    events, bad = _good(pieces["events"], are_parts=len(files) > 1)
     statistics = statistics_of(events, bad)
     found = Understood(name, [], statistics)
     found.source = [
         Setting("kind", "recbole", "RecBole's atomic files, with types in their headers"),
         Setting("folder", shown_path(folder), "folder of the files"),
-        Setting("name", name, f"reads {name}.inter, {statistics.num_rows:,} rows"),
+        Setting("name", name, f"reads {', '.join(files)}, {statistics.num_rows:,} rows"),
     ]
+    if len(files) > 1:
+        count = ", ".join(f"{split} {number:,}" for split, number in statistics.splits.items())
+        found.split = {"kind": "given"}, f"split by file names: {count}"
     found.order = "time" if statistics.has_times else "none"
     found.order_why = (
         "every event has a timestamp" if statistics.has_times else "the events have no timestamp"
     )
+    if not statistics.has_times and _histories_grow(events):
+        found.order, found.order_why = "file", f"{_HISTORY} grows from row to row of each user"
     found.value_name, found.is_rating = (
         "rating",
         statistics.num_values > 2 and statistics.high <= 10,
     )
     found.tables.append(
-        TableSummary("events", f"{folder}/{name}.inter", f"{statistics.num_rows:,} rows")
+        TableSummary("events", f"{folder}/{', '.join(files)}", f"{statistics.num_rows:,} rows")
     )
     ids = {"items": _ids(events, schema.ITEM_ID), "users": _ids(events, schema.USER_ID)}
     for role in _TABLES:
@@ -185,9 +193,25 @@ def _is_pairs(sample: Sample) -> bool:
     return tuple(sample.rows.column_names) == ("userID", "artistID")
 
 
-def _good(pieces: list[Piece]) -> tuple[pa.Table, dict[str, float]]:
-    """Return the valid events of the first pieces, and the share of the others by reason."""
-    rows = read_all(pieces[:_MOST_PIECES] if len(pieces) > 2 * _MOST_PIECES else pieces)
+def _histories_grow(events: pa.Table) -> bool:
+    """Whether each row of a user has a longer history than the row before, in a column of them."""
+    if _HISTORY not in events.column_names:
+        return False
+    user, words = pl.col(schema.USER_ID), pl.col(_HISTORY).str.count_matches(" ")
+    steps = pl.from_arrow(events.select([schema.USER_ID, _HISTORY])).select(  # type: ignore[union-attr]
+        words.cast(pl.Int64).diff().over(user)
+    )
+    return bool((steps.to_series().drop_nulls() > 0).all()) and steps.to_series().count() > 0
+
+
+def _good(pieces: list[Piece], are_parts: bool = False) -> tuple[pa.Table, dict[str, float]]:
+    """Return the valid events of the first pieces, and the share of the others by reason.
+
+    The events of several files are sampled at their end too, because each file has its split.
+    """
+    if len(pieces) > 2 * _MOST_PIECES:
+        pieces = [*pieces[:_MOST_PIECES], *pieces[-1:] * are_parts]
+    rows = read_all(pieces)
     reasons = rows.column(schema.REASON)
     lost = reasons.drop_null().to_pylist()
     return rows.filter(pc.is_null(reasons)), {

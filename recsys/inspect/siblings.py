@@ -23,6 +23,9 @@ from recsys.sources.validate import SPLIT_WORDS
 _COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract
 
 
+_SPLIT_NAMES: Final = {**SPLIT_WORDS, "trn": "train", "tst": "test"}
+
+
 @dataclass(frozen=True)
 class EventFiles:
     """The event files as one sample."""
@@ -71,6 +74,8 @@ def event_files(
             table.why = _other_events(table, main)
     alike = [table for table in alike if not _is_extract(table, main, columns)]
     words = {id(table): part_word(table.sample) for table in (main, *alike)}
+    if {*words.values()} == {"train", "valid"}:  # the only events that are kept back
+        words = {key: word.replace("valid", "test") for key, word in words.items()}
     if (
         alike
         and all(words.values())
@@ -247,9 +252,16 @@ def _joined(
 
 
 def part_word(sample: Sample) -> str:
-    """The split that a file's name says; empty if none."""
-    words = {SPLIT_WORDS.get(word, "") for word in words_of(sample.name) if len(word) > 2} - {""}
-    return words.pop() if len(words) == 1 else ""
+    """The split that a file's name says; empty if none.
+
+    Of users who are held out, a file of input events (``test_tr.csv``) is for training, and one of
+    events to predict (``test_te.csv``) is the split itself.
+    """
+    words = [word.removesuffix("set") for word in words_of(sample.name)]
+    given = {_SPLIT_NAMES.get(word, "") for word in words if len(word) > 2} - {""}
+    if len(given) == 1 and "tr" in words:
+        return "train"
+    return given.pop() if len(given) == 1 else ""
 
 
 def _type_word(sample: Sample, main: Sample, others: Sequence[Table]) -> str:

@@ -1,0 +1,133 @@
+"""`recsys init`: the files of benchmark repositories, with their splits; one property each."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys.config import CanonicalSource
+from recsys.inspect.look import Look, look
+from recsys.sources import open_source
+from recsys.sources.base import read_all
+
+START = 1_572_000_000
+NUM_USERS, NUM_ITEMS, NUM_EVENTS = 50, 60, 1000
+
+
+def events() -> list[tuple[int, int, int]]:
+    """Users, items and times (seconds), by user and time; each pair of user and item once."""
+    random = np.random.default_rng(0)
+    pairs = random.permutation(NUM_USERS * NUM_ITEMS)[:NUM_EVENTS]
+    times = START + random.integers(0, 90 * 86_400, NUM_EVENTS)
+    rows = [
+        (int(pair) // NUM_ITEMS + 1, int(pair) % NUM_ITEMS + 1, int(time))
+        for pair, time in zip(pairs, times, strict=True)
+    ]
+    return sorted(rows, key=lambda row: (row[0], row[2]))
+
+
+def parts() -> dict[str, list[tuple[int, int, int]]]:
+    """The events by split: the last event of each user is test, the one before it valid."""
+    found: dict[str, list[tuple[int, int, int]]] = {"train": [], "valid": [], "test": []}
+    rows = events()
+    for n, row in enumerate(rows):
+        later = sum(other[0] == row[0] for other in rows[n + 1 :])
+        found[("test", "valid")[later] if later < 2 else "train"].append(row)
+    return found
+
+
+def write(path: Path, rows: Iterable[Sequence[Any]], mark: str = ",") -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(mark.join(map(str, row)) + "\n" for row in rows))
+    return str(path)
+
+
+def canonical(found: Look) -> CanonicalSource:
+    source = found.config.data.source
+    assert isinstance(source, CanonicalSource)
+    return source
+
+
+def splits(found: Look) -> Counter[str]:
+    """The number of events of each split, as the reader of the source gives them."""
+    rows = read_all(open_source(found.config.data.source).pieces()["events"])
+    assert found.config.data.split.kind == "given"
+    return Counter(rows["split"].to_pylist())
+
+
+def recbole(folder: Path, columns: Sequence[str], rows: dict[str, list[tuple[Any, ...]]]) -> None:
+    for part, of_part in rows.items():
+        write(folder / f"toy.{part}.inter", [columns, *of_part], "\t")
+
+
+def test_benchmark_files_of_recbole_are_one_data_set_with_its_split(tmp_path: Path) -> None:
+    columns = ["user_id:token", "item_id:token", "timestamp:float"]
+    recbole(tmp_path / "toy", columns, parts())  # type: ignore[arg-type]
+    items = [("item_id:token", "kind:token_seq"), *((i, "a b") for i in range(1, NUM_ITEMS + 1))]
+    write(tmp_path / "toy" / "toy.item", items, "\t")
+    found = look([str(tmp_path / "toy")])
+    assert splits(found) == Counter({part: len(rows) for part, rows in parts().items()})
+    assert found.found.has_items and not found.found.ignored
+
+
+def test_growing_histories_of_recbole_say_the_order(tmp_path: Path) -> None:
+    rows: dict[str, list[tuple[Any, ...]]] = {}
+    seen: dict[int, list[str]] = defaultdict(list)
+    place = {row: part for part, of_part in parts().items() for row in of_part}
+    for row in events():
+        if seen[row[0]]:
+            history = " ".join(seen[row[0]])
+            rows.setdefault(place[row], []).append((row[0], history, row[1]))
+        seen[row[0]].append(str(row[1]))
+    recbole(tmp_path / "toy", ["user_id:token", "item_id_list:token_seq", "item_id:token"], rows)
+    found = look([str(tmp_path / "toy")])
+    assert found.config.data.order == "file" and splits(found)["test"] == NUM_USERS
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"train": ["trainset.txt"], "test": ["testset.txt"]},
+        {"train": ["trn.txt"], "valid": ["val.txt"], "test": ["tst.txt"]},
+        {"train": ["train.txt"], "test": ["valid.txt"]},
+        {
+            "train": ["train.txt", "validation_tr.txt", "test_tr.txt"],
+            "valid": ["validation_te.txt"],
+            "test": ["test_te.txt"],
+        },
+    ],
+)
+def test_names_of_files_say_their_splits(names: dict[str, list[str]], tmp_path: Path) -> None:
+    rows, count = events(), sum(map(len, names.values()))
+    for n, name in enumerate(name for of_split in names.values() for name in of_split):
+        write(tmp_path / name, [(*row[:2], 1) for row in rows[n::count]], " ")
+    source = canonical(look([str(tmp_path)]))
+    found = {
+        split: {Path(file).name for file in files} for split, files in source.split_files.items()
+    }
+    assert found == {split: {*files} for split, files in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_split"), [("x_label", True), ("x_label", False), ("split", True)]
+)
+def test_numbers_of_splits_are_the_split(name: str, is_split: bool, tmp_path: Path) -> None:
+    codes = {row: code for code, rows in enumerate(parts().values()) for row in rows}
+    if name == "split":  # of all users at one time
+        codes = {
+            row: (row[2] > START + 70 * 86_400) + (row[2] > START + 80 * 86_400) for row in codes
+        }
+    if not is_split:  # the label of an event, such as its mood
+        codes = {row: (0, 0, 0, 1, 2)[row[2] % 5] for row in codes}
+    rows = [(*row, codes[row]) for row in events()]
+    path = write(tmp_path / "toy.inter", [("userID", "itemID", "timestamp", name), *rows], "\t")
+    found = look([path])
+    assert (found.config.data.split.kind == "given") == is_split
+    if is_split:
+        words = dict(enumerate(("train", "valid", "test")))
+        assert splits(found) == Counter(words[code] for code in codes.values())
