@@ -62,8 +62,10 @@ def test_table_with_the_kinds_of_items_is_preferred_to_one_with_their_counts(
     assert found.config.data.knowledge.item_columns == ["author_id", "tag"]
 
 
-def test_codes_without_a_name_are_categories_and_no_place(tmp_path: Path) -> None:
-    codes = [80, 4_145_813, 2_355_072, 982_926, 5_161_669, 1_320_293]
+@pytest.mark.parametrize(
+    "codes", [[80, 4_145_813, 2_355_072, 982_926, 5_161_669, 1_320_293], [1, 2, 3, 4, 5, 9]]
+)
+def test_codes_without_a_name_are_categories_and_no_place(codes: list[int], tmp_path: Path) -> None:
     rows = [(u + 10**6, i + 3 * 10**6, codes[i % 6], "pv", t) for u, i, t in triples()]
     found = look([write(tmp_path / "behavior.csv", rows)])
     assert found.config.data.knowledge.item_columns == ["number_3"]
