@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from recsys.config import CanonicalSource
+from recsys.errors import SourceError
 from recsys.inspect.look import Look, look
 from recsys.sources import open_source
 from recsys.sources.base import read_all
@@ -131,3 +132,21 @@ def test_numbers_of_splits_are_the_split(name: str, is_split: bool, tmp_path: Pa
     if is_split:
         words = dict(enumerate(("train", "valid", "test")))
         assert splits(found) == Counter(words[code] for code in codes.values())
+
+
+def test_colon_after_the_user_is_not_a_part_of_it(tmp_path: Path) -> None:
+    lines: dict[int, str] = {}
+    for user, item, _ in events():
+        lines[user] = f"{lines[user]} {item}" if user in lines else f"{user}:{item}"
+    path = write(tmp_path / "train.txt", [[line] for line in lines.values()])
+    with pytest.raises(SourceError, match=r"'1:\d+'.*USER ITEM ITEM.*sed"):
+        look([path])
+    (tmp_path / "test.txt").write_text("".join(f"{user}:{user}\n" for user in lines))
+    with pytest.raises(SourceError, match="a colon between the user and the first item"):
+        look([str(tmp_path / "test.txt")])
+
+
+def test_cells_of_nested_features_are_refused(tmp_path: Path) -> None:
+    rows = [(n, u % 2, f"{u:x}f", f"301\x02{i}\x031.0") for n, (u, i, _) in enumerate(events())]
+    with pytest.raises(SourceError, match="lists of features.*a row per event"):
+        look([write(tmp_path / "sample_skeleton_train.csv", rows)])
