@@ -136,9 +136,9 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         )
     if any(map(_NESTED.search, rows)):
         raise SourceError(
-            "cells that hold lists of features, separated by control characters such as \\x02, as in"
-            " row per event with its own columns, such as user_id, item_id and"
-            " click, which are some of these features"
+            "cells that hold lists of features, separated by control characters such as \\x02; write"
+            " a row per event with its own columns, such as user_id, item_id and click, which are"
+            " some of these features"
         )
     separator = stated[1] if stated else _separator(rows, suffix)
     if not separator or separator == BLANKS:
