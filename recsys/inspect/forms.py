@@ -136,7 +136,7 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         )
     if any(map(_NESTED.search, rows)):
         raise SourceError(
-            "cells that hold lists of features, separated by control characters such as \\x02; write"
+            "cells that hold lists of features, divided by control characters such as \\x02; write"
             " a row per event with its own columns, such as user_id, item_id and click, which are"
             " some of these features"
         )
