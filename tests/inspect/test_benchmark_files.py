@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from recsys.config import CanonicalSource
 from recsys.errors import SourceError
 from recsys.inspect.look import Look, look
 from recsys.sources import open_source
 from recsys.sources.base import read_all
-
-START = 1_572_000_000
-NUM_USERS, NUM_ITEMS, NUM_EVENTS = 50, 60, 1000
+from tests.inspect.test_public_forms import (
+    NUM_ITEMS,
+    NUM_USERS,
+    START,
+    source_of,
+    triples,
+    write,
+)
 
 
 def events() -> list[tuple[int, int, int]]:
-    """Users, items and times (seconds), by user and time; each pair of user and item once."""
-    random = np.random.default_rng(0)
-    pairs = random.permutation(NUM_USERS * NUM_ITEMS)[:NUM_EVENTS]
-    times = START + random.integers(0, 90 * 86_400, NUM_EVENTS)
-    rows = [
-        (int(pair) // NUM_ITEMS + 1, int(pair) % NUM_ITEMS + 1, int(time))
-        for pair, time in zip(pairs, times, strict=True)
-    ]
-    return sorted(rows, key=lambda row: (row[0], row[2]))
+    """Users, items and times (seconds), by user and time."""
+    return sorted(triples(), key=lambda row: (row[0], row[2]))
 
 
 def parts() -> dict[str, list[tuple[int, int, int]]]:
@@ -42,18 +38,6 @@ def parts() -> dict[str, list[tuple[int, int, int]]]:
     return found
 
 
-def write(path: Path, rows: Iterable[Sequence[Any]], mark: str = ",") -> str:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(mark.join(map(str, row)) + "\n" for row in rows))
-    return str(path)
-
-
-def canonical(found: Look) -> CanonicalSource:
-    source = found.config.data.source
-    assert isinstance(source, CanonicalSource)
-    return source
-
-
 def splits(found: Look) -> Counter[str]:
     """The number of events of each split, as the reader of the source gives them."""
     rows = read_all(open_source(found.config.data.source).pieces()["events"])
@@ -62,6 +46,7 @@ def splits(found: Look) -> Counter[str]:
 
 
 def recbole(folder: Path, columns: Sequence[str], rows: dict[str, list[tuple[Any, ...]]]) -> None:
+    folder.mkdir()
     for part, of_part in rows.items():
         write(folder / f"toy.{part}.inter", [columns, *of_part], "\t")
 
@@ -107,7 +92,7 @@ def test_names_of_files_say_their_splits(names: dict[str, list[str]], tmp_path: 
     rows, count = events(), sum(map(len, names.values()))
     for n, name in enumerate(name for of_split in names.values() for name in of_split):
         write(tmp_path / name, [(*row[:2], 1) for row in rows[n::count]], " ")
-    source = canonical(look([str(tmp_path)]))
+    source = source_of(look([str(tmp_path)]))
     found = {
         split: {Path(file).name for file in files} for split, files in source.split_files.items()
     }

@@ -51,8 +51,9 @@ def test_table_with_the_kinds_of_items_is_preferred_to_one_with_their_counts(
 ) -> None:
     items = range(1, NUM_ITEMS + 1)
     kinds: Rows = [("book_id", "author_id", "tag"), *((i, i // 3, i % 5) for i in items)]
-    counts: Rows = [("book_id", "shown", "played", "liked")]
-    counts += [(i, i * 7.5, i * 3.25, i * 1.75) for i in items]
+    more = [f"{action}_user_num" for action in ("show", "play", "like", "share", "hate", "skip")]
+    counts: Rows = [("book_id", "shown", "played", "liked", *more)]
+    counts += [(i, i * 7.5, i * 3.25, i * 1.75, *(i * n for n in range(2, 8))) for i in items]
     names = ("basic.csv", "statistics.csv")
     paths = [
         write(tmp_path / name, rows) for name, rows in zip(names, (kinds, counts), strict=True)
@@ -60,6 +61,18 @@ def test_table_with_the_kinds_of_items_is_preferred_to_one_with_their_counts(
     found = look([ratings(tmp_path), *paths])
     assert source_of(found).items == paths[:1]
     assert found.config.data.knowledge.item_columns == ["author_id", "tag"]
+
+
+def test_table_of_a_split_is_no_table_of_users_next_to_another_one(tmp_path: Path) -> None:
+    """Its users have labels to predict, such as the shop to which they come back."""
+    users = range(1, NUM_USERS + 1)
+    people: Rows = [("user_id", "age"), *((u, 20 + u % 40) for u in users)]
+    labels: Rows = [("user_id", "merchant_id", "city_id"), *((u, u % 9, u % 7) for u in users)]
+    paths = [
+        write(tmp_path / name, rows)
+        for name, rows in (("user_info.csv", people), ("train_format1.csv", labels))
+    ]
+    assert source_of(look([ratings(tmp_path), *paths])).users == paths[:1]
 
 
 @pytest.mark.parametrize(
