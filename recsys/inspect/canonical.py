@@ -43,6 +43,7 @@ from recsys.inspect.order_numbers import with_order_numbers
 from recsys.inspect.orders import with_orders
 from recsys.inspect.ratings import code_of_no_grade, smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
+from recsys.inspect.row_order import SEEM_ORDERED, are_in_order
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample
 from recsys.inspect.sequences import understand_sequences
@@ -250,6 +251,8 @@ class _Canonical:
         else:
             found.order = "none"
             found.order_why = "no column has times, and the order of rows is unknown"
+            if self._rows_are_in_order():
+                found.order, found.order_why = "file", SEEM_ORDERED
         if self._is_split:
             count = ", ".join(f"{split} {number:,}" for split, number in statistics.splits.items())
             column = self.columns.split
@@ -259,6 +262,15 @@ class _Canonical:
                 else "split by file names"
             )
             found.split = {"kind": "given"}, f"{where}: {count}"
+
+    def _rows_are_in_order(self) -> bool:
+        """Whether the rows of one file seem to be in order of time."""
+        if self.files.splits or self.files.types:
+            return False
+        columns = self.columns
+        numbers = [c.values for c in (columns.value, *columns.left) if c and c.kind == "number"]
+        types = columns.type.values if columns.type is not None else None
+        return are_in_order(columns.user.values, columns.item.values, numbers, types)
 
     def _unknown_items(self, events: pa.Table) -> float:
         table = next((table for table in self.tables if table.role == "items"), None)

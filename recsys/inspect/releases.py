@@ -15,6 +15,7 @@ from recsys.inspect.columns import Column, column_of
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_statistics import statistics_of
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
+from recsys.inspect.row_order import SEEM_ORDERED, are_in_order
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample
 from recsys.inspect.understood import Setting, TableSummary, Understood
@@ -55,6 +56,11 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
     )
     if not statistics.has_times and _histories_grow(events):
         found.order, found.order_why = "file", f"{_HISTORY} grows from row to row of each user"
+    elif not statistics.has_times and are_in_order(
+        *(events.column(name).combine_chunks() for name in (schema.USER_ID, schema.ITEM_ID)),
+        [events.column(schema.VALUE).combine_chunks()],
+    ):
+        found.order, found.order_why = "file", SEEM_ORDERED
     found.value_name, found.is_rating = (
         "rating",
         statistics.num_values > 2 and statistics.high <= 10,

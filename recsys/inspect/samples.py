@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.errors import SourceError, first_line
-from recsys.inspect.binary_files import why_unread
 from recsys.inspect.forms import SequenceForm, TextForm, form_of
+from recsys.inspect.other_files import refuse_map, why_unread
 from recsys.sources.byte_ranges import ByteRange, Dialect, byte_ranges
 from recsys.sources.delimited import translated
 from recsys.sources.files import InputFile, folder_values
@@ -335,6 +335,7 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
         raise SourceError(f"no JSON objects; expected one per line, or all in one array{cure}")
     if not objects:
         raise SourceError("has no JSON object; expected one object per row")
+    refuse_map(objects)
     kinds = kinds_of(objects)
     check_column_count(len(kinds), file.path)
     absent = CellRules().absent

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from recsys.errors import SourceError
@@ -135,3 +136,42 @@ def test_cells_of_nested_features_are_refused(tmp_path: Path) -> None:
     rows = [(n, u % 2, f"{u:x}f", f"301\x02{i}\x031.0") for n, (u, i, _) in enumerate(events())]
     with pytest.raises(SourceError, match="lists of features.*a row per event"):
         look([write(tmp_path / "sample_skeleton_train.csv", rows)])
+
+
+def in_order(kind: str) -> list[tuple[int, int]]:
+    """Users and items of walks along a ring of items, in this or in another order."""
+    random = np.random.default_rng(0)
+    rows: list[tuple[int, int]] = []
+    for user in range(400):
+        steps = random.choice([1, 1, 1, -1, 7], 12)
+        items = list(dict.fromkeys(((random.integers(60) + np.cumsum(steps)) % 60).tolist()))
+        if kind == "shuffled":
+            random.shuffle(items)
+        if kind == "sorted":  # by a name, so one order of all items
+            items.sort(key=lambda item: item * 37 % 61)
+        rows += [(user, item) for item in items]
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["walks", "shuffled", "sorted"])
+def test_neighbours_tell_whether_rows_are_in_order_of_time(kind: str, tmp_path: Path) -> None:
+    found = look([write(tmp_path / "ml-1m.txt", in_order(kind), " ")])
+    is_ordered = kind == "walks"
+    assert found.config.data.order == ("file" if is_ordered else "none")
+    assert found.config.data.split.kind == ("leave-last" if is_ordered else "ratio")
+
+
+def test_rows_sorted_by_their_counts_are_in_no_order_of_time(tmp_path: Path) -> None:
+    rows = [(user, item, 500 - n % 12 * 9) for n, (user, item) in enumerate(in_order("walks"))]
+    rows = sorted(rows, key=lambda row: (row[0], -row[2]))
+    assert look([write(tmp_path / "plays.txt", rows, " ")]).config.data.order == "none"
+
+
+def test_numbers_at_the_end_of_codes_are_no_other_form_of_ids(tmp_path: Path) -> None:
+    lines: dict[int, list[int]] = {}
+    for user, item, _ in events():
+        lines.setdefault(user, [user]).append(item)
+    path = write(tmp_path / "sequential_data.txt", lines.values(), " ")
+    titles = [("asin", "title"), *((f"B{n:x}X{n % 50}", f"Title of {n}") for n in range(90, 300))]
+    meta = write(tmp_path / "meta.csv", titles)
+    assert look([path, meta]).found.ignored[meta] == "no ids in common with the events"

@@ -1,13 +1,15 @@
-"""Files of Python, SciPy and MATLAB that hold matrices or vectors: what to write instead.
+"""Files that hold matrices, vectors or maps in place of rows: what to write instead.
 
-Why: benchmark repositories often publish events as pickled sparse matrices and features of items as
-arrays. They have no names or ids, and reading a pickle may run any code.
+Why: benchmark repositories often publish events as pickled sparse matrices, and features of items
+as arrays. They have no names or ids, and reading a pickle may run any code.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
+from recsys.errors import SourceError
 from recsys.sources.files import InputFile
 
 _CELLS: Final = '[print(i, j, v, sep=",") for i, j, v in zip(m.row, m.col, m.data)]\' > FILE.csv'
@@ -52,6 +54,7 @@ _STARTS: Final = {
     b"\x89HDF\r\n": ".h5",
 }
 _HEAD: Final = 10  # bytes
+_LARGE_MAP: Final = 20  # keys from which a JSON object is a map
 
 
 def why_unread(file: InputFile) -> str:
@@ -63,3 +66,23 @@ def why_unread(file: InputFile) -> str:
     suffix = _ALIKE.get(file.suffix, file.suffix)
     by_start = next((kind for start, kind in _STARTS.items() if head.startswith(start)), "")
     return _WORDS.get(suffix) or _WORDS.get(by_start, "")
+
+
+def refuse_map(objects: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a single object of maps, such as from ids to other ids.
+
+    Raises
+    ------
+    SourceError
+        The values of the only object are maps of texts or numbers.
+    """
+    if len(objects) != 1:
+        return
+    maps = [name for name, value in objects[0].items() if isinstance(value, dict)]
+    values = [value for name in maps for value in objects[0][name].values()]
+    if len(values) >= _LARGE_MAP and not any(isinstance(value, (dict, list)) for value in values):
+        raise SourceError(
+            f"one object with maps ({', '.join(maps[:4])}), not rows; write a row per pair,"
+            ' e.g. with python -c \'import json; [print(*pair, sep=",") for pair in'
+            f' json.load(open("FILE"))["{maps[0]}"].items()]\' > FILE.csv'
+        )
