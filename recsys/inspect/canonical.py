@@ -15,7 +15,7 @@ from recsys.inspect.canceled import without_canceled
 from recsys.inspect.columns import Column, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.event_attributes import why_unused
+from recsys.inspect.event_attributes import refuse_histories, why_unused
 from recsys.inspect.event_columns import (
     EventColumns,
     columns_of_events,
@@ -80,6 +80,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
         if "events" not in stated.values():
             raise
         raise SourceError(f"the argument events: {error}") from None
+    refuse_histories(pair)
     pair = with_order_numbers(without_canceled(pair))
     ours = {*pair.table.sample.files}
     tables = [pair.table, *(table for table in tables if not {*table.sample.files} <= ours)]

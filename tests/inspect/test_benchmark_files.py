@@ -175,3 +175,20 @@ def test_numbers_at_the_end_of_codes_are_no_other_form_of_ids(tmp_path: Path) ->
     titles = [("asin", "title"), *((f"B{n:x}X{n % 50}", f"Title of {n}") for n in range(90, 300))]
     meta = write(tmp_path / "meta.csv", titles)
     assert look([path, meta]).found.ignored[meta] == "no ids in common with the events"
+
+
+def test_sessions_with_history_and_last_item_in_a_row_are_refused_with_the_cure(
+    tmp_path: Path,
+) -> None:
+    lines: dict[int, list[int]] = {}
+    for user, item, _ in events():
+        lines.setdefault(user, []).append(item)
+    rows = [
+        (f"s{user}-{n}", " ".join(map(str, items[:n])), items[n])
+        for user, items in lines.items()
+        for n in range(1, len(items))
+    ]
+    columns = ("session_id:token", "item_id_list:token_seq", "item_id:token")
+    path = write(tmp_path / "train.tsv", [columns, *rows], "\t")
+    with pytest.raises(SourceError, match=r"awk -F '\\t' 'NR > 1 \{print \$1, \$2, \$3\}'"):
+        look([path])
