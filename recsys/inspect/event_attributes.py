@@ -101,13 +101,33 @@ def refuse_histories(pair: Pair) -> None:
     history = next((c for c in pair.table.columns if c is not item and _has_items(c, item)), None)
     if history is None or history is user or (history.mark or " ") != " ":
         return
-    own = [f"${column.position + 1}" for column in (user, history, item)]
+    positions = tuple(column.position + 1 for column in (user, history, item))
     begin = "NR > 1 " if sample.has_names else ""
-    raise SourceError(
-        f"{sample.name} has a row for each user, with the items before in {history.name} and the"
-        f" last one in {item.name}; write lines of USER ITEM ITEM …, e.g. with awk -F"
-        f" {form.separator!r} '{begin}{{print {', '.join(own)}}}' {sample.name} >"
-        " sequences.txt, of the file with the longest histories"
+    raise SourceError(history_message(sample.name, positions, form.separator, begin))
+
+
+def history_message(
+    file: str, positions: tuple[int, int, int], separator: str, begin: str = "NR > 1 "
+) -> str:
+    """Say how to write rows of a user, its history and its last item as sequences.
+
+    Parameters
+    ----------
+    file : str
+        Name of the file.
+    positions : tuple[int, int, int]
+        Columns of the user, the history and the last item, from 1.
+    separator : str
+        What separates the columns.
+    begin : str
+        Condition of awk, which skips a header.
+    """
+    own = ", ".join(f"${position}" for position in positions)
+    return (
+        f"{file} has a row for each user or session, with the items before in column {positions[1]}"
+        f" and the last one in column {positions[2]}; write lines of USER ITEM ITEM …, e.g. with"
+        f" awk -F {separator!r} '{begin}{{print {own}}}' {file} > sequences.txt, of the file with"
+        " the longest histories"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import polars as pl
@@ -10,9 +11,12 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import HetRecLastFmSource, RecBoleSource
+from recsys.errors import SourceError
 from recsys.inspect.column_uses import attributes_of
 from recsys.inspect.columns import Column, column_of
+from recsys.inspect.common_names import ITEM, SESSION, USER, VALUE, similarity
 from recsys.inspect.common_values import IdSet
+from recsys.inspect.event_attributes import history_message
 from recsys.inspect.event_statistics import statistics_of
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
 from recsys.inspect.row_order import SEEM_ORDERED, are_in_order
@@ -21,12 +25,15 @@ from recsys.inspect.samples import Sample
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.sources import open_source
 from recsys.sources.base import Piece, read_all
-from recsys.sources.files import input_file
+from recsys.sources.files import InputFile, input_file
 from recsys.sources.validate import CellRules
 
 _MOST_PIECES: Final = 2  # pieces of 32 MiB that are read of a large file of events
 _FEW_WORDS: Final = 0.05  # share of distinct words, up to which a text is a list
 _TABLES: Final = {"items": schema.ITEM_ID, "users": schema.USER_ID}
+_SAYS: Final = 0.8  # least similarity of a name
+_ALONE: Final = 0.9  # share of the events, from which users have one event each
+_LABEL: Final = ("label", "click", "clicked")
 _HISTORY: Final = "item_id_list"  # the events before that of the row, in sequential benchmark files
 _NOT_READ: Final = "this kind of source reads its own files only"
 
@@ -35,18 +42,34 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
     """Interpret atomic files: the headers have columns and types."""
     assert looked.recbole is not None
     folder, name = looked.recbole
-    source = RecBoleSource(folder=folder, name=name)
+    rename = _renamed(open_source(RecBoleSource(folder=folder, name=name)).files()[0])
+    source = RecBoleSource(folder=folder, name=name, rename={**rename})
     adapter = open_source(source)
     pieces = adapter.pieces()
     files = [file.name for file in adapter.files() if file.suffix == ".inter"]
     events, bad = _good(pieces["events"], are_parts=len(files) > 1)
     statistics = statistics_of(events, bad)
+    if _HISTORY in events.column_names and statistics.num_users > _ALONE * statistics.num_events:
+        fields = [*_fields(adapter.files()[0])]
+        names = (_field_of(schema.USER_ID, rename), _HISTORY, _field_of(schema.ITEM_ID, rename))
+        one, two, three = (fields.index(field) + 1 for field in names)
+        raise SourceError(history_message(files[0], (one, two, three), "\t"))
     found = Understood(name, [], statistics)
     found.source = [
         Setting("kind", "recbole", "RecBole's atomic files, with types in their headers"),
         Setting("folder", shown_path(folder), "folder of the files"),
         Setting("name", name, f"reads {', '.join(files)}, {statistics.num_rows:,} rows"),
+        *(Setting(f"rename.{field}", to, "by its name") for field, to in rename.items()),
     ]
+    if (
+        schema.VALUE in rename.values()
+        and statistics.num_values == 2
+        and statistics.low == 0
+        and statistics.high == 1
+    ):
+        label = _field_of(schema.VALUE, rename)
+        found.min_value, found.min_value_why = 1.0, f"events with {label} 0 were only shown"
+        found.statistics = statistics = statistics_of(events, bad, (), 1.0)
     if len(files) > 1:
         count = ", ".join(f"{split} {number:,}" for split, number in statistics.splits.items())
         found.split = {"kind": "given"}, f"split by file names: {count}"
@@ -62,7 +85,7 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
     ):
         found.order, found.order_why = "file", SEEM_ORDERED
     found.value_name, found.is_rating = (
-        "rating",
+        _field_of(schema.VALUE, rename) if schema.VALUE in rename.values() else "rating",
         statistics.num_values > 2 and statistics.high <= 10,
     )
     found.tables.append(
@@ -100,6 +123,41 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
         **looked.ignored,
         **{sample.files[0].path: _NOT_READ for sample in looked.tables},
     }
+    return found
+
+
+def _fields(file: InputFile) -> dict[str, str]:
+    """The fields of an atomic file and their types."""
+    with file.stream() as stream:
+        first = bytes(stream.read(1 << 16)).split(b"\n")[0].decode(errors="replace")
+    return {
+        cell.strip().partition(":")[0]: cell.strip().partition(":")[2] for cell in first.split("\t")
+    }
+
+
+def _field_of(column: str, rename: Mapping[str, str]) -> str:
+    return next((field for field, to in rename.items() if to == column), column)
+
+
+def _renamed(file: InputFile) -> dict[str, str]:
+    """The fields of an events file that are its users, items and values under other names."""
+    typed = _fields(file)
+    ids = [name for name, kind in typed.items() if kind == "token"]
+    numbers = [name for name, kind in typed.items() if kind == "float"]
+    found: dict[str, str] = {}
+    for to, fields, kinds in (
+        (schema.USER_ID, ids, (USER, SESSION)),
+        (schema.ITEM_ID, ids, (ITEM,)),
+        (schema.VALUE, numbers, (VALUE, _LABEL)),
+    ):
+        if to in typed or to == schema.VALUE and "rating" in typed:
+            continue
+        free = [name for name in fields if name not in (*found, schema.USER_ID, schema.ITEM_ID)]
+        for words in kinds:
+            best = max(free, key=lambda name: similarity(name, words), default="")  # noqa: B023
+            if best and similarity(best, words) >= _SAYS:
+                found[best] = to
+                break
     return found
 
 

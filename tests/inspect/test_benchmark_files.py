@@ -192,3 +192,26 @@ def test_sessions_with_history_and_last_item_in_a_row_are_refused_with_the_cure(
     path = write(tmp_path / "train.tsv", [columns, *rows], "\t")
     with pytest.raises(SourceError, match=r"awk -F '\\t' 'NR > 1 \{print \$1, \$2, \$3\}'"):
         look([path])
+
+
+def test_fields_of_recbole_with_other_names_are_users_items_and_values(tmp_path: Path) -> None:
+    columns = ["session_id:token", "artist_id:token", "weight:float", "tag:token_seq"]
+    rows = [(u, i, u + i, "pop") for u, i, _ in events()]
+    (tmp_path / "toy").mkdir()
+    write(tmp_path / "toy" / "toy.inter", [columns, *rows], "\t")
+    names = [(i, f"Name of {i}") for i in range(1, NUM_ITEMS + 1)]
+    write(tmp_path / "toy" / "toy.item", [("artist_id:token", "name:token_seq"), *names], "\t")
+    found = look([str(tmp_path / "toy")])
+    read = read_all(open_source(found.config.data.source).pieces()["events"])
+    assert read["value"].to_pylist() == [u + i for u, i, _ in events()]
+    assert found.found.has_items and found.config.data.text.fields == ["name"]
+
+
+def test_label_of_recbole_leaves_out_what_was_only_shown(tmp_path: Path) -> None:
+    columns = ["user_id:token", "item_id:token", "label:float", "timestamp:float"]
+    rows = [(u, i, n % 3 // 2, t) for n, (u, i, t) in enumerate(events())]
+    (tmp_path / "toy").mkdir()
+    write(tmp_path / "toy" / "toy.inter", [columns, *rows], "\t")
+    found = look([str(tmp_path / "toy")])
+    assert found.config.data.min_value == 1.0
+    assert found.found.statistics.num_events == sum(row[2] for row in rows)
