@@ -188,8 +188,11 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         people
         and things
         and people[0] is not things[0]  # a column that is as like users as items
-        and not (people[0].is_key or things[0].is_key)
-        and _may_be_events(table, people[0], events)
+        and (
+            not (people[0].is_key or things[0].is_key)
+            and _may_be_events(table, people[0], events)
+            or _has_one_event_each(table, things[0], items)
+        )
     ):
         table.names = {people[0].name: "user_id", things[0].name: "item_id"}
         table.role = "more events"
@@ -206,6 +209,16 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         as_categories(table, things[0], items)
         return
     table.why = _why_no_role(ids, users, items)
+
+
+def _has_one_event_each(table: Table, item: Column, items: IdSet) -> bool:
+    """Whether rows of different users have an item and a time, such as the purchases of sessions.
+
+    Why: as attributes of the users, these items would tell what to predict.
+    """
+    is_item = not table.sample.has_names or table.like(item, ITEM) >= _NAMED
+    has_time = any(column.kind == "time" for column in table.columns)
+    return has_time and is_item and not item.is_key and IdSet(item).share_in(items) >= _REFERS
 
 
 def _is_part_of_events(table: Table, events: Pair) -> bool:

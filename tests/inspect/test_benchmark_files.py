@@ -215,3 +215,32 @@ def test_label_of_recbole_leaves_out_what_was_only_shown(tmp_path: Path) -> None
     found = look([str(tmp_path / "toy")])
     assert found.config.data.min_value == 1.0
     assert found.found.statistics.num_events == sum(row[2] for row in rows)
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_one_purchase_of_each_session_is_no_attribute_of_it(
+    has_names: bool, tmp_path: Path
+) -> None:
+    rows = [
+        (n // 4 + 500, i + 9000, np.datetime64(START + n * 60, "s"), 0)
+        for n, (_, i, _) in enumerate(events())
+    ]
+    last = {row[0]: (*row[:3], 900, 1) for row in rows}
+    names = ("session", "item_id", "time", "category", "pieces")
+    paths = [
+        write(tmp_path / name, [*[names[: len(of_file[0])]] * has_names, *of_file])
+        for name, of_file in (("clicks.dat", rows), ("buys.dat", [*last.values()]))
+    ]
+    found = look(paths)
+    assert source_of(found).users == [] and source_of(found).events == paths[:1]
+    assert "events" in found.found.ignored[paths[1]]
+
+
+def test_extract_with_another_name_is_no_event_type(tmp_path: Path) -> None:
+    """The extract comes first, and more of its users have one event."""
+    rows = [("user_id", "movie_id", "timestamp"), *events()]
+    paths = [write(tmp_path / "a_1M.csv", [rows[0], *rows[1::5]])]
+    paths.append(write(tmp_path / "video.csv", rows))
+    found = look(paths)
+    assert source_of(found).events == paths[1:] and not source_of(found).type_files
+    assert "an extract" in found.found.ignored[paths[0]]
