@@ -18,6 +18,7 @@ from recsys.inspect.input_files import ArgumentContent, shown_path
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.time_columns import with_time_columns
+from recsys.sources.dropped import has_values
 from recsys.sources.validate import SPLIT_WORDS
 
 _COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract
@@ -216,7 +217,10 @@ def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:
     """Whether the main file contains the events of a table too; sets the reason in the table."""
     keys = (schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP)
     names = [name for name, to in columns.names.items() if to in keys]
-    ours, theirs = (_keys(sample.rows, names) for sample in (main.sample, table.sample))
+    rows = table.sample.rows
+    if main.drop and {*main.drop} <= {*rows.column_names}:
+        rows = rows.filter(pc.invert(has_values(rows, main.drop)))
+    ours, theirs = _keys(main.sample.rows, names), _keys(rows, names)
     share = pc.mean(pc.is_in(theirs, value_set=pc.unique(ours)).cast(pa.int8())).as_py() or 0.0
     if share < _COPIES or part_word(main.sample):
         return False

@@ -238,7 +238,8 @@ def test_one_purchase_of_each_session_is_no_attribute_of_it(
 
 def test_extract_with_another_name_is_no_event_type(tmp_path: Path) -> None:
     """The extract comes first, and more of its users have one event."""
-    rows = [("user_id", "movie_id", "timestamp"), *events()]
+    rows: list[tuple[object, ...]] = [("user_id", "movie_id", "timestamp", "click")]
+    rows += [(*row, int(n % 4 > 0)) for n, row in enumerate(events())]
     paths = [write(tmp_path / "a_1M.csv", [rows[0], *rows[1::5]])]
     paths.append(write(tmp_path / "video.csv", rows))
     found = look(paths)
