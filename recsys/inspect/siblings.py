@@ -222,7 +222,12 @@ def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:
         rows = rows.filter(pc.invert(has_values(rows, main.drop)))
     ours, theirs = _keys(main.sample.rows, names), _keys(rows, names)
     share = pc.mean(pc.is_in(theirs, value_set=pc.unique(ours)).cast(pa.int8())).as_py() or 0.0
-    if share < _COPIES or part_word(main.sample):
+    # without times, a user's test events may be of the items in the training events
+    part = part_word(main.sample)
+    is_part = (
+        part and part != part_word(table.sample) and schema.TIMESTAMP not in columns.names.values()
+    )
+    if share < _COPIES or is_part:
         return False
     table.role = ""
     table.why = f"{share:.0%} of its events are in {main.sample.name} too: an extract"
@@ -263,6 +268,8 @@ def part_word(sample: Sample) -> str:
     """
     words = [word.removesuffix("set") for word in words_of(sample.name)]
     given = {_SPLIT_NAMES.get(word, "") for word in words if len(word) > 2} - {""}
+    if given == {"train", "valid"}:  # cut from the training events
+        return "valid"
     if len(given) == 1 and "tr" in words:
         return "train"
     return given.pop() if len(given) == 1 else ""

@@ -245,3 +245,20 @@ def test_extract_with_another_name_is_no_event_type(tmp_path: Path) -> None:
     found = look(paths)
     assert source_of(found).events == paths[1:] and not source_of(found).type_files
     assert "an extract" in found.found.ignored[paths[0]]
+
+
+def test_parts_of_the_training_file_are_extracts_of_it(tmp_path: Path) -> None:
+    of_part = parts()
+    files = {
+        "rsc15_train_full.txt": [*of_part["train"], *of_part["valid"]],
+        "rsc15_train_tr.txt": of_part["train"],
+        "rsc15_train_valid.txt": of_part["valid"],
+        "rsc15_test.txt": of_part["test"],
+    }
+    names = ("SessionId", "ItemId", "Time")
+    for name, rows in files.items():
+        write(tmp_path / name, [names, *rows], "\t")
+    found = look([str(tmp_path)])
+    assert splits(found) == Counter({"train": 950, "test": 50}) and len(found.found.ignored) == 2
+    (tmp_path / "rsc15_train_full.txt").unlink()
+    assert splits(look([str(tmp_path)])) == Counter({"train": 900, "valid": 50, "test": 50})

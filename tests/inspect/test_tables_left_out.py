@@ -211,3 +211,12 @@ def test_column_that_may_be_users_as_well_as_items_makes_no_events(tmp_path: Pat
     homes = [("65+", "B", u % 40 + 1, "None", n) for n, (u, _, _) in enumerate(triples()[:80])]
     paths = [write(tmp_path / "sales.csv", sales), write(tmp_path / "homes.csv", homes)]
     assert source_of(look(paths)).events == paths[:1]
+
+
+@pytest.mark.parametrize("mark", [",", "|"])
+def test_few_items_with_several_codes_have_lists(mark: str, tmp_path: Path) -> None:
+    """Most videos have one tag."""
+    tags = [f"{i % 7}" + f"{mark}{(i + 1) % 7}" * (i % 8 == 0) for i in range(1, NUM_ITEMS + 1)]
+    rows = [("book_id", "tag"), *((i, f'"{tag}"') for i, tag in enumerate(tags, 1))]
+    found = look([ratings(tmp_path), write(tmp_path / "books.csv", rows)])
+    assert found.config.data.knowledge.separators == {"tag": mark}
