@@ -101,7 +101,7 @@ def refuse_histories(pair: Pair) -> None:
     history = next((c for c in pair.table.columns if c is not item and _has_items(c, item)), None)
     if history is None or history is user or (history.mark or " ") != " ":
         return
-    positions = tuple(column.position + 1 for column in (user, history, item))
+    positions = user.position + 1, history.position + 1, item.position + 1
     begin = "NR > 1 " if sample.has_names else ""
     raise SourceError(history_message(sample.name, positions, form.separator, begin))
 

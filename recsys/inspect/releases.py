@@ -80,7 +80,8 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
     if not statistics.has_times and _histories_grow(events):
         found.order, found.order_why = "file", f"{_HISTORY} grows from row to row of each user"
     elif not statistics.has_times and are_in_order(
-        *(events.column(name).combine_chunks() for name in (schema.USER_ID, schema.ITEM_ID)),
+        events.column(schema.USER_ID).combine_chunks(),
+        events.column(schema.ITEM_ID).combine_chunks(),
         [events.column(schema.VALUE).combine_chunks()],
     ):
         found.order, found.order_why = "file", SEEM_ORDERED
