@@ -15,7 +15,7 @@ from recsys.inspect.canceled import without_canceled
 from recsys.inspect.columns import Column, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.event_attributes import why_unused
+from recsys.inspect.event_attributes import refuse_histories, why_unused
 from recsys.inspect.event_columns import (
     EventColumns,
     columns_of_events,
@@ -43,6 +43,7 @@ from recsys.inspect.order_numbers import with_order_numbers
 from recsys.inspect.orders import with_orders
 from recsys.inspect.ratings import code_of_no_grade, smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
+from recsys.inspect.row_order import SEEM_ORDERED, are_in_order
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample
 from recsys.inspect.sequences import (
@@ -84,6 +85,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
         if "events" not in stated.values():
             raise
         raise SourceError(f"the argument events: {error}") from None
+    refuse_histories(pair)
     pair = with_order_numbers(without_canceled(pair))
     tables, pair = with_parts(tables, pair)
     ours = {*pair.table.sample.files}
@@ -258,6 +260,8 @@ class _Canonical:
         else:
             found.order = "none"
             found.order_why = "no column has times, and the order of rows is unknown"
+            if self._rows_are_in_order():
+                found.order, found.order_why = "file", SEEM_ORDERED
         if self._is_split:
             count = ", ".join(f"{split} {number:,}" for split, number in statistics.splits.items())
             column = self.columns.split
@@ -267,6 +271,15 @@ class _Canonical:
                 else "split by file names"
             )
             found.split = {"kind": "given"}, f"{where}: {count}"
+
+    def _rows_are_in_order(self) -> bool:
+        """Whether the rows of one file seem to be in order of time."""
+        if self.files.splits or self.files.types:
+            return False
+        columns = self.columns
+        numbers = [c.values for c in (columns.value, *columns.left) if c and c.kind == "number"]
+        types = columns.type.values if columns.type is not None else None
+        return are_in_order(columns.user.values, columns.item.values, numbers, types)
 
     def _unknown_items(self, events: pa.Table) -> float:
         table = next((table for table in self.tables if table.role == "items"), None)

@@ -31,6 +31,7 @@ _MOST_TRIPLE_COLUMNS: Final = 8
 _COPIES: Final = 1.02  # most pairs of values per value of two columns that group items alike
 _LISTS: Final = ("path", "list", "lists")
 _MANY_ROWS: Final = 500  # from this size, distinct whole numbers are ids
+_FEW_CODES: Final = 0.2  # share of the items, up to which unnamed numbers are codes
 _SPARSE: Final = 50  # ratio of range to number of codes
 _KINDS: Final = {
     "text": "text", "html": "HTML", "price": "prices", "number": "numbers", "url": "addresses",
@@ -123,9 +124,7 @@ def attributes_of(
             )
             continue
         num_owners = column.num_values if of is None else of.num_distinct
-        # a value of a single item or user groups nothing
-        groups = 1 < column.num_distinct <= _CATEGORY * num_owners
-        _sort(found, column, name, items, _is_text(table, column), groups)
+        _sort(found, column, name, items, _is_text(table, column), num_owners)
     _without_copies(found, given)
     for name in found.triples[_MOST_TRIPLE_COLUMNS:]:
         found.idle[name] = f"there are already {_MOST_TRIPLE_COLUMNS} columns of triples"
@@ -252,10 +251,12 @@ def _sort(
     name: str,
     items: IdSet | None,
     is_text: bool,
-    groups: bool,
+    num_owners: int,
 ) -> None:
-    """Classify one column; ``groups`` says whether several items or users share its values."""
+    """Classify one column of so many items or users."""
     kind = column.kind
+    # a value of a single item or user groups nothing
+    groups = 1 < column.num_distinct <= _CATEGORY * num_owners
     # first of all, so that no rule below can make personal data an attribute
     if similarity(column.name, ADDRESS) >= 0.8:
         found.idle[column.name] = "contact data, which is not predictive"
@@ -294,7 +295,10 @@ def _sort(
         if column.mark:
             found.separators[name] = column.mark.strip() or column.mark
     elif kind in ("number", "price", "rating"):
-        _sort_number(found, column, name, is_text, items is not None)
+        # few numbers are codes: a quantity has many, except an age
+        are_few = items is not None and column.num_distinct <= _FEW_CODES * num_owners
+        is_code_like = name.startswith("number_") and (are_few or _is_sparse(column))
+        _sort_number(found, column, name, is_text, items is not None, is_code_like)
     elif kind == "flag" or items is None and groups:
         found.others.append(name)
     elif column.is_wordy and items is not None:
@@ -308,11 +312,11 @@ def _sort(
 
 
 def _sort_number(
-    found: Attributes, column: Column, name: str, is_text: bool, is_item: bool
+    found: Attributes, column: Column, name: str, is_text: bool, is_item: bool, is_code_like: bool
 ) -> None:
     """Classify a number: a quantity, the code of a category, or an id of something else."""
     is_category = column.is_whole and (
-        is_code(column.name) or found.kinds[name] == "numbers" and _is_sparse(column, name)
+        is_code(column.name) or found.kinds[name] == "numbers" and is_code_like
     )
     if is_category and name not in ("latitude", "longitude"):
         if 1 < column.num_distinct <= _CATEGORY * column.num_values:
@@ -329,9 +333,9 @@ def _sort_number(
         found.others.append(name)
 
 
-def _is_sparse(column: Column, name: str) -> bool:
-    """Whether unnamed whole numbers have a large range with few values, like codes."""
-    return name.startswith("number_") and column.high - column.low > _SPARSE * column.num_distinct
+def _is_sparse(column: Column) -> bool:
+    """Whether whole numbers have a large range with few values, like codes."""
+    return column.high - column.low > _SPARSE * column.num_distinct
 
 
 def _are_counts(column: Column) -> bool:

@@ -40,6 +40,8 @@ Kind = Literal[
 ]  # fmt: skip
 _SAMPLED: Final = 20_000  # cells that are searched for patterns
 _MOST: Final = 0.8
+_LEAST_LISTS: Final = 0.02  # share of lists, where the other cells have their members
+_ALONE: Final = 0.9  # share of these members
 _NEARLY: Final = 0.98
 _URL: Final = r"(?i)^(?:https?://|ftp://|s3://|gs://|www\.)\S+$"
 _IMAGE: Final = r"(?i)\.(?:jpe?g|png|gif|webp|bmp)(?:\?.*)?$"
@@ -302,7 +304,7 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
     ):
         for mark in marks:
             share = float(pc.mean(pc.match_substring(few, mark).cast(pa.int8())).as_py() or 0.0)
-            if share < 0.3:
+            if share < 0.3 and not (kind == "list" and _are_few_lists(few, mark)):
                 continue
             members = [
                 member.strip()
@@ -319,6 +321,21 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
             if len(set(members)) <= 0.5 * len(members) and long <= 0.1 * len(members):
                 return ("path" if kind == "path" else "list"), mark
     return None
+
+
+def _are_few_lists(texts: pa.Array, mark: str) -> bool:
+    """Whether cells with the mark list texts that are cells of their own, such as ``12,65``.
+
+    >>> _are_few_lists(pa.array(["12", "65", "7", "12,65"] * 9), ",")
+    True
+    """
+    has_mark = pc.match_substring(texts, mark)
+    if not (pc.mean(has_mark.cast(pa.int8())).as_py() or 0.0) > _LEAST_LISTS:
+        return False
+    members = pc.list_flatten(pc.split_pattern(texts.filter(has_mark), mark))
+    alone = pc.unique(texts.filter(pc.invert(has_mark)))
+    known = pc.is_in(pc.utf8_trim_whitespace(members), value_set=alone)
+    return float(pc.mean(known.cast(pa.int8())).as_py() or 0.0) > _ALONE
 
 
 def _has_branches(texts: pa.Array, mark: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Final
 
 import pyarrow.compute as pc
 
+from recsys.errors import SourceError
 from recsys.inspect.column_uses import are_ids
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import (
@@ -19,6 +20,8 @@ from recsys.inspect.common_names import (
     similarity,
 )
 from recsys.inspect.common_values import IdSet
+from recsys.inspect.event_pairs import Pair
+from recsys.inspect.forms import TextForm
 from recsys.inspect.sampled_tables import Table, determines
 
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
@@ -78,6 +81,54 @@ def attributes_of_events(
         elif by_user >= least:
             of_users.append(column)
     return of_items, of_users
+
+
+def refuse_histories(pair: Pair) -> None:
+    """Refuse rows of a session each, with its history in a list and its last item in a column.
+
+    Why: read as events they are one event per user, from which nothing can be learned.
+
+    Raises
+    ------
+    SourceError
+        The table of events has such rows; the message says how to write them as sequences.
+    """
+    sample, user, item = pair.table.sample, pair.user, pair.item
+    form = sample.form
+    are_repeated = item.num_distinct < _CATEGORY * item.num_values
+    if not (user.is_key and are_repeated and isinstance(form, TextForm)):
+        return
+    history = next((c for c in pair.table.columns if c is not item and _has_items(c, item)), None)
+    if history is None or history is user or (history.mark or " ") != " ":
+        return
+    positions = user.position + 1, history.position + 1, item.position + 1
+    begin = "NR > 1 " if sample.has_names else ""
+    raise SourceError(history_message(sample.name, positions, form.separator, begin))
+
+
+def history_message(
+    file: str, positions: tuple[int, int, int], separator: str, begin: str = "NR > 1 "
+) -> str:
+    """Say how to write rows of a user, its history and its last item as sequences.
+
+    Parameters
+    ----------
+    file : str
+        Name of the file.
+    positions : tuple[int, int, int]
+        Columns of the user, the history and the last item, from 1.
+    separator : str
+        What separates the columns.
+    begin : str
+        Condition of awk, which skips a header.
+    """
+    own = ", ".join(f"${position}" for position in positions)
+    return (
+        f"{file} has a row for each user or session, with the items before in column {positions[1]}"
+        f" and the last one in column {positions[2]}; write lines of USER ITEM ITEM …, e.g. with"
+        f" awk -F {separator!r} '{begin}{{print {own}}}' {file} > sequences.txt, of the file with"
+        " the longest histories"
+    )
 
 
 def _has_items(column: Column, item: Column) -> bool:

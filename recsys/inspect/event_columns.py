@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,7 +28,7 @@ from recsys.inspect.common_names import (
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.sampled_tables import Table, determines
 from recsys.inspect.scales import is_short
-from recsys.sources.validate import SPLIT_WORDS, CellRules
+from recsys.sources.validate import SPLIT_CODES, SPLIT_WORDS, CellRules
 from recsys.values.times import timestamps
 
 _MOST_TYPES: Final = 30
@@ -37,6 +38,8 @@ _SAYS: Final = 0.8
 _COMPARED: Final = 5000  # times that are compared
 _MONEY: Final = {"price", "freight", "shipping", "payment", "tax", "discount", "cost"}
 _FILLED: Final = 0.8  # least share of the cells of the fullest time
+_SPLIT_NAMES: Final = ("split", "subset", "partition", "phase")
+_EVEN: Final = 0.8  # share of the users with as many events in valid as in test
 _LATE: Final = 0.02  # most rows in which the time of the event is after another time
 
 
@@ -71,7 +74,7 @@ def columns_of_events(pair: Pair) -> EventColumns:
     """Find the roles of the columns besides the ids."""
     table, found = pair.table, EventColumns(pair.user, pair.item)
     left = [column for column in table.columns if column not in (pair.user, pair.item)]
-    found.split = next((column for column in left if _is_split(table, column)), None)
+    found.split = next((column for column in left if _is_split(pair, column)), None)
     left = [column for column in left if column is not found.split]
     found.time = _time(table, pair, left)
     left = [column for column in left if column is not found.time]
@@ -84,12 +87,36 @@ def columns_of_events(pair: Pair) -> EventColumns:
     return found
 
 
-def _is_split(table: Table, column: Column) -> bool:
+def _is_split(pair: Pair, column: Column) -> bool:
+    if column.kind == "number" and pair.table.sample.has_names:
+        return _is_numbered_split(pair, column)
     if column.kind not in ("token", "flag") or not 2 <= column.num_distinct <= 4:
         return False
     splits = {SPLIT_WORDS.get(word.lower(), "") for word in bare_tokens(column)}
     # every value must be a split, because "test" alone is also an ordinary word
     return "" not in splits and {"train", "test"} <= splits
+
+
+def _is_numbered_split(pair: Pair, column: Column) -> bool:
+    """Whether 0, 1 and 2 are train, valid and test: by the name, and as most events are train.
+
+    A name such as ``label`` may mean anything, so there each user needs as many events of 1 as of
+    2, which a split by user gives.
+    """
+    words = {*words_of(column.name)}
+    if not words & {*_SPLIT_NAMES, "label"} or {*map(str, bare_tokens(column))} != {*SPLIT_CODES}:
+        return False
+    cells = {"user": pl.from_arrow(pair.user.values), "code": pl.from_arrow(column.values)}
+    counts = [
+        (pl.col("code") == text).sum().cast(pl.Int64).alias(split)
+        for text, split in SPLIT_CODES.items()
+    ]
+    by_user = pl.DataFrame(cells).group_by("user").agg(counts)
+    train, valid, test = (int(by_user[split].sum()) for split in SPLIT_CODES.values())
+    is_even = ((by_user["valid"] - by_user["test"]).abs() <= 1) & (by_user["test"] > 0)
+    return train > valid + test and (
+        bool(words & {*_SPLIT_NAMES}) or float(is_even.mean() or 0.0) > _EVEN  # type: ignore[arg-type]
+    )
 
 
 def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:

@@ -101,7 +101,19 @@ def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
             f" repeated values; found {seen}; add the table with the events, or name the columns in"
             " data.source.rename (docs/files.md)"
         )
-    return best
+    return max((pair for pair in found if _is_alike(pair, best)), key=_num_rows)
+
+
+def _is_alike(one: Pair, other: Pair) -> bool:
+    """Whether the tables of two pairs have the same named columns, as an extract and its whole."""
+    samples = one.table.sample, other.table.sample
+    names = {(pair.user.name, pair.item.name) for pair in (one, other)}
+    are_named = samples[0].has_names and samples[0].signature == samples[1].signature
+    return one is other or are_named and len(names) == 1 and one.score >= _LEAST
+
+
+def _num_rows(pair: Pair) -> int:
+    return pair.table.sample.num_rows
 
 
 def find_events_in_lists(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None:

@@ -59,6 +59,8 @@ class TextForm:
 
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_GLUED: Final = re.compile(r"[\w.@+\-]{1,64}:[\w.@+\-]{1,64}")
+_NESTED: Final = re.compile("[\x02\x03]")  # marks of features inside a cell
 _PAIR: Final = re.compile(r"\d+:-?\d+(?:\.\d+)?")
 _FIELD: Final = re.compile(r"([A-Za-z][\w/.-]*): ")
 _FIELDS: Final = 0.8  # least share of lines with a name that occurs again
@@ -132,6 +134,12 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
             ' \'/:$/ {sub(":", ""); id=$0; next} {print $0 "," id}\' FILE, for blocks of users with'
             ' {print id "," $0}'
         )
+    if any(map(_NESTED.search, rows)):
+        raise SourceError(
+            "cells that hold lists of features, divided by control characters such as \\x02; write"
+            " a row per event with its own columns, such as user_id, item_id and click, which are"
+            " some of these features"
+        )
     separator = stated[1] if stated else _separator(rows, suffix)
     if not separator or separator == BLANKS:
         # blocks have blank lines between them
@@ -143,8 +151,10 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         sequences = _sequence_form(rows, comment)
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
             _refuse_pairs(rows, sequences)
+            _refuse_glued_owners(rows, sequences.separator)
             return sequences
     if not separator and not any(mark in row for mark in (*_SEPARATORS, " ") for row in rows):
+        _refuse_glued_owners(rows, "")
         raise SourceError("it has only one column; a table needs two or more")
     if not separator:
         _refuse_lines_without_user(rows)
@@ -176,6 +186,23 @@ def _refuse_pairs(rows: Sequence[str], form: SequenceForm) -> None:
             " write a row per user, item and value, e.g. with awk"
             ' \'{for (i = 2; i <= NF; i++) {split($i, pair, ":"); print $1 "," pair[1] ","'
             " pair[2]}}' FILE"
+        )
+
+
+def _refuse_glued_owners(rows: Sequence[str], separator: str) -> None:
+    """Refuse lines of ``user:item item``, whose first item would be a part of the user.
+
+    Raises
+    ------
+    SourceError
+        The first word of each line, and no other one, has a colon inside.
+    """
+    lines = [row.split(separator or None) for row in rows]
+    members = [word for line in lines for word in line[1:]]
+    if all(_GLUED.fullmatch(line[0].strip()) for line in lines) and ":" not in "".join(members):
+        raise SourceError(
+            f"a colon between the user and the first item, such as {lines[0][0]!r}; expected lines"
+            " of USER ITEM ITEM …: write a blank instead, e.g. with sed 's/:/ /' FILE"
         )
 
 

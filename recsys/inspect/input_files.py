@@ -14,6 +14,7 @@ from recsys.errors import EmptyFile, SourceError, StorageError, first_line
 from recsys.inspect.common_names import words_of
 from recsys.inspect.samples import Sample, sample_of, together
 from recsys.sources.files import InputFile, find
+from recsys.sources.recbole import base_name
 from recsys.storage.uris import expanded, is_remote
 
 # files per folder and name that are sampled; the rest are assumed to have the same form
@@ -227,7 +228,9 @@ def _without_releases(
                 and looked.recbole is None
                 and _is_atomic(file)
             ):
-                looked.recbole = folder or ".", file.name.removesuffix(".inter")
+                base = base_name(file.name)
+                whole = {f"{base}.inter", f"{base}.train.inter"} & names
+                looked.recbole = folder or ".", base if whole else file.name.removesuffix(".inter")
     taken: dict[str, tuple[InputFile, str]] = {}
     for path, (file, argument) in files.items():
         folder = file.path.rpartition("/")[0] or "."
@@ -248,8 +251,14 @@ def _without_releases(
             )
             continue
         if looked.recbole and folder == looked.recbole[0] and file.suffix in _ATOMIC:
-            if file.name.removesuffix(file.suffix) != looked.recbole[1]:
-                looked.ignored[file.path] = f"a second data set next to {looked.recbole[1]}.inter"
+            name = looked.recbole[1]
+            is_whole = f"{folder}/{name}.inter" in files or f"{name}.inter" in files
+            if file.name.removesuffix(file.suffix) == name:
+                continue
+            if base_name(file.name) != name:
+                looked.ignored[file.path] = f"a second data set next to {name}.inter"
+            elif is_whole:
+                looked.ignored[file.path] = f"a part of {name}.inter"
             continue
         taken[path] = (file, argument)
     return taken

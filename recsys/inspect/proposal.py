@@ -13,6 +13,7 @@ from recsys.config.text_files import TABLES
 from recsys.inspect.column_uses import Attributes
 from recsys.inspect.draft import Draft
 from recsys.inspect.event_statistics import EventStatistics
+from recsys.inspect.row_order import SEEM_ORDERED
 from recsys.inspect.understood import Understood, percent
 
 _TOKENS_A_WORD: Final = 1.5
@@ -109,6 +110,8 @@ def _rules(draft: Draft, found: Understood) -> None:
     draft.set("data.order", found.order, found.order_why)
     if found.order == "none" and found.event_text is None:
         draft.other("data.order", "file", "if the rows of each user are in order of time")
+    if found.order_why == SEEM_ORDERED:
+        draft.other("data.order", "none", "if they are not, together with split.kind: ratio")
     if found.meaning.history:
         others = [kind for kind in statistics.all_types if kind not in found.meaning.history]
         draft.set(

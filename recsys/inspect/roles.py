@@ -16,6 +16,7 @@ from recsys.inspect.common_names import (
     ITEM,
     USER,
     is_code,
+    words_of,
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
@@ -38,6 +39,8 @@ _REFERS: Final = 0.9  # share of the codes of a column that a table of their nam
 _MANY_COLUMNS: Final = 10
 _OTHER_IDS: Final = "it has only other ids of the same users or items"
 _OF_COUNT: Final = 0.3  # what a column of counts is worth, if one of categories is worth 1
+_COUNTS: Final = {"cnt", "count", "counts", "num"}
+_OF_COUNTS: Final = 2.0  # what all of them are worth at most
 
 
 def assign_roles(tables: list[Table], events: Pair) -> None:
@@ -188,8 +191,11 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         people
         and things
         and people[0] is not things[0]  # a column that is as like users as items
-        and not (people[0].is_key or things[0].is_key)
-        and _may_be_events(table, people[0], events)
+        and (
+            not (people[0].is_key or things[0].is_key)
+            and _may_be_events(table, people[0], events)
+            or _has_one_event_each(table, things[0], items)
+        )
     ):
         table.names = {people[0].name: "user_id", things[0].name: "item_id"}
         table.role = "more events"
@@ -206,6 +212,16 @@ def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None
         as_categories(table, things[0], items)
         return
     table.why = _why_no_role(ids, users, items)
+
+
+def _has_one_event_each(table: Table, item: Column, items: IdSet) -> bool:
+    """Whether rows of different users have an item and a time, such as the purchases of sessions.
+
+    Why: as attributes of the users, these items would tell what to predict.
+    """
+    is_item = not table.sample.has_names or table.like(item, ITEM) >= _NAMED
+    has_time = any(column.kind == "time" for column in table.columns)
+    return has_time and is_item and not item.is_key and IdSet(item).share_in(items) >= _REFERS
 
 
 def _is_part_of_events(table: Table, events: Pair) -> bool:
@@ -322,16 +338,21 @@ def _keep_one(tables: Sequence[Table], role: str) -> None:
         "number": 1,
     }
 
-    def value(table: Table) -> float:
-        total = sum(
-            # counts, such as those of views, tell less of an item than codes of its kind
-            _OF_COUNT
-            if column.kind == "number" and not (column.is_whole and is_code(column.name))
-            else worth.get(column.kind, 0)
+    def value(table: Table) -> tuple[bool, float]:
+        # counts, such as those of views, tell less of an item than codes of its kind
+        counts = [
+            column
             for column in table.columns
+            if column.kind in ("number", "token")
+            and {*words_of(column.name)} & _COUNTS
+            or column.kind == "number"
+            and not (column.is_whole and is_code(column.name))
+        ]
+        total = min(_OF_COUNT * len(counts), _OF_COUNTS) + sum(
+            worth.get(column.kind, 0) for column in table.columns if column not in counts
         )
-        # the size only decides between tables of equal columns
-        return total + 0.001 * math.log1p(table.sample.num_rows)
+        # a file of a split has labels to predict; the size only decides between equal columns
+        return not part_word(table.sample), total + 0.001 * math.log1p(table.sample.num_rows)
 
     best = max(found, key=value)
     for table in found:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from recsys.errors import SourceError, first_line
 from recsys.inspect.forms import SequenceForm, TextForm, form_of
+from recsys.inspect.other_files import refuse_map, why_unread
 from recsys.sources.byte_ranges import ByteRange, Dialect, byte_ranges
 from recsys.sources.delimited import translated
 from recsys.sources.files import InputFile, folder_values
@@ -49,7 +50,7 @@ _TO_JSON: Final = (
 )
 _NEVER: Final = (
     ".py", ".ipynb", ".md", ".rst", ".pdf", ".docx", ".xlsx", ".xls", ".png", ".jpg", ".jpeg",
-    ".gif", ".html", ".htm", ".sh", ".pl", ".yaml", ".yml", ".toml", ".npy", ".npz", ".pkl", ".pt",
+    ".gif", ".html", ".htm", ".sh", ".pl", ".yaml", ".yml", ".toml",
     ".bin", ".xml", ".log.md", ".tex", ".sql",
 )  # fmt: skip
 
@@ -129,6 +130,8 @@ def sample_of(file: InputFile, given: str = "") -> Sample:
     suffix = file.suffix
     if suffix in _SHEETS:
         raise SourceError("a spreadsheet; save its table as CSV or Parquet")
+    if why := why_unread(file):
+        raise SourceError(why)
     if suffix in _NEVER and not file.compressed:
         raise SourceError(
             f"{suffix} files are not supported; if it holds a table, save it as CSV or Parquet"
@@ -332,6 +335,7 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
         raise SourceError(f"no JSON objects; expected one per line, or all in one array{cure}")
     if not objects:
         raise SourceError("has no JSON object; expected one object per row")
+    refuse_map(objects)
     kinds = kinds_of(objects)
     check_column_count(len(kinds), file.path)
     absent = CellRules().absent

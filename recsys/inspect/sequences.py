@@ -100,16 +100,23 @@ def understand_sequences(
 
 def with_parts(tables: Sequence[Table], pair: Pair) -> tuple[list[Table], Pair]:
     """The tables and the pair if files of lines are splits: a file of one item a user, which looks
-    like a table of two columns, is a file of lines too, and the pair is that of the largest file.
+    like a table of two columns, is a file of lines too, and the pair is that of the largest split.
     """
     form = pair.table.sample.form
-    if not isinstance(form, SequenceForm) or not part_word(pair.table.sample):
+    if not isinstance(form, SequenceForm):
         return [*tables], pair
-    tables = [_as_lines(table, form) for table in tables]
-    parts = [t for t in tables if t.sample.form == form and part_word(t.sample)]
-    table = max(parts, key=lambda part: part.sample.num_rows)
+    read = [_as_lines(table, form) for table in tables]
+    parts = {
+        part_word(table.sample): table
+        for table in sorted(read, key=lambda table: table.sample.num_rows)
+        if table.sample.form == form
+    }
+    if "train" not in parts or not {"valid", "test"} & {*parts}:
+        return [*tables], pair
+    parts.pop("", None)
+    table = max(parts.values(), key=lambda part: part.sample.num_rows)
     user, item = table.column(pair.user.name), table.column(pair.item.name)
-    return tables, Pair(table, user, item, pair.score)
+    return read, Pair(table, user, item, pair.score)
 
 
 def _as_lines(table: Table, form: SequenceForm) -> Table:

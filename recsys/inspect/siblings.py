@@ -18,10 +18,12 @@ from recsys.inspect.input_files import ArgumentContent, shown_path
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.time_columns import with_time_columns
+from recsys.sources.dropped import has_values
 from recsys.sources.validate import SPLIT_WORDS
 
 _NEGATIVES: Final = frozenset(("negative", "negatives", "neg", "negs"))
 _COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract
+_SPLIT_NAMES: Final = {**SPLIT_WORDS, "trn": "train", "tst": "test"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def event_files(
             table.why = _other_events(table, main)
     alike = [table for table in alike if not _is_extract(table, main, columns)]
     words = {id(table): part_word(table.sample) for table in (main, *alike)}
+    if {*words.values()} - {""} == {"train", "valid"}:  # the only events that are kept back
+        words = {key: word.replace("valid", "test") for key, word in words.items()}
     parts = [table for table in (main, *alike) if words[id(table)]]
     are_parts = {"train", "test"} <= {*words.values()} and main in parts
     if are_parts and columns.split is None:
@@ -218,9 +222,17 @@ def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:
     """Whether the main file contains the events of a table too; sets the reason in the table."""
     keys = (schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP)
     names = [name for name, to in columns.names.items() if to in keys]
-    ours, theirs = (_keys(sample.rows, names) for sample in (main.sample, table.sample))
+    rows = table.sample.rows
+    if main.drop and {*main.drop} <= {*rows.column_names}:
+        rows = rows.filter(pc.invert(has_values(rows, main.drop)))
+    ours, theirs = _keys(main.sample.rows, names), _keys(rows, names)
     share = pc.mean(pc.is_in(theirs, value_set=pc.unique(ours)).cast(pa.int8())).as_py() or 0.0
-    if share < _COPIES or part_word(main.sample):
+    # without times, a user's test events may be of the items in the training events
+    part = part_word(main.sample)
+    is_part = (
+        part and part != part_word(table.sample) and schema.TIMESTAMP not in columns.names.values()
+    )
+    if share < _COPIES or is_part:
         return False
     table.role = ""
     table.why = f"{share:.0%} of its events are in {main.sample.name} too: an extract"
@@ -254,11 +266,20 @@ def _joined(
 
 
 def part_word(sample: Sample) -> str:
-    """The split that a file's name says; empty if none, or if it has sampled negatives."""
-    if _NEGATIVES & {*words_of(sample.name)}:
+    """The split that a file's name says; empty if none, or if it has sampled negatives.
+
+    Of users who are held out, a file of input events (``test_tr.csv``) is for training, and one of
+    events to predict (``test_te.csv``) is the split itself.
+    """
+    words = [word.removesuffix("set") for word in words_of(sample.name)]
+    if _NEGATIVES & {*words}:
         return ""
-    words = {SPLIT_WORDS.get(word, "") for word in words_of(sample.name) if len(word) > 2} - {""}
-    return words.pop() if len(words) == 1 else ""
+    given = {_SPLIT_NAMES.get(word, "") for word in words if len(word) > 2} - {""}
+    if given == {"train", "valid"}:  # cut from the training events
+        return "valid"
+    if len(given) == 1 and "tr" in words:
+        return "train"
+    return given.pop() if len(given) == 1 else ""
 
 
 def _type_word(sample: Sample, main: Sample, others: Sequence[Table]) -> str:

@@ -3,11 +3,13 @@ float_seq).
 
 ``.inter`` → events, ``.item`` → items, ``.user`` → users, ``.kg`` → knowledge, ``.net`` → social;
 ``.link`` gives items their entities. A ``token_seq`` stays a text, a ``float_seq`` becomes a list
-of numbers. Source: https://recbole.io/docs/user_guide/data/atomic_files.html
+of numbers. Without NAME.inter, the benchmark files NAME.train.inter, NAME.valid.inter and
+NAME.test.inter are the events, each with its split. Source: https://recbole.io/docs/user_guide/data/atomic_files.html
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import pyarrow as pa
@@ -39,11 +41,25 @@ _TABLES: Final = {
     ".kg": schema.KNOWLEDGE,
     ".link": schema.ITEMS,
 }
+PARTS: Final = ("train", "valid", "test")
+"""The splits of benchmark files NAME.train.inter, NAME.valid.inter and NAME.test.inter."""
 _RENAME: Final = {
     ".inter": {"rating": schema.VALUE},
     ".net": {"source_id": schema.SRC_USER_ID, "target_id": schema.DST_USER_ID},
     ".kg": {"head_id": schema.HEAD, "relation_id": schema.RELATION, "tail_id": schema.TAIL},
 }
+
+
+def base_name(name: str) -> str:
+    """The name of the data set of a file: without the split of a benchmark file, and without its
+    ending.
+
+    >>> base_name("beauty.train.inter"), base_name("beauty.item")
+    ('beauty', 'beauty')
+    """
+    stem = name.rpartition(".")[0]
+    base, _, part = stem.rpartition(".")
+    return base if part in PARTS and name.endswith(".inter") else stem
 
 
 class RecBoleAdapter(SourceAdapter):
@@ -68,6 +84,9 @@ class RecBoleAdapter(SourceAdapter):
         """
         stem = f"{self.config.folder.rstrip('/')}/{self.name}"
         present = [suffix for suffix in _TABLES if suffix == ".inter" or exists(stem + suffix)]
+        if not exists(f"{stem}.inter"):
+            parts = [f".{part}.inter" for part in PARTS if exists(f"{stem}.{part}.inter")]
+            present = [*parts, *present[1:]] if parts else present
         try:
             return [input_file(stem + suffix) for suffix in present]
         except SourceError as error:
@@ -78,7 +97,9 @@ class RecBoleAdapter(SourceAdapter):
 
     def pieces(self) -> dict[str, list[Piece]]:
         """The pieces of all tables."""
-        found = {pattern.file.suffix: delimited_pieces(pattern) for pattern in self._patterns()}
+        found: dict[str, list[DelimitedPiece]] = {}
+        for pattern in self._patterns():
+            found.setdefault(pattern.file.suffix, []).extend(delimited_pieces(pattern))
         tables: dict[str, list[Piece]] = {}
         for suffix, pieces in found.items():
             if suffix != ".link":
@@ -115,10 +136,20 @@ class RecBoleAdapter(SourceAdapter):
         for file, kinds in typed.items():
             fields.setdefault(_TABLES[file.suffix].name, set()).update(kinds)
         renames = Renames.of(self.config.rename).matched(fields)
+        suffixes = [file.suffix for file in headers]
         return [
-            self._pattern(file, header, typed[file], renames.table(_TABLES[file.suffix].name))
-            for file, header in headers.items()
+            replace(
+                self._pattern(file, header, typed[file], renames.table(_TABLES[file.suffix].name)),
+                index=suffixes[:position].count(file.suffix),
+                constants=self._split(file),
+            )
+            for position, (file, header) in enumerate(headers.items())
         ]
+
+    def _split(self, file: InputFile) -> dict[str, str]:
+        """The split that the name of a benchmark file states; empty for other files."""
+        part = file.name.removeprefix(f"{self.name}.").removesuffix(".inter")
+        return {schema.SPLIT: part} if file.suffix == ".inter" and part in PARTS else {}
 
     def _pattern(
         self, file: InputFile, header: Header, typed: dict[str, pa.DataType], given: dict[str, str]

@@ -46,6 +46,8 @@ SPLIT_WORDS: Final = {
     **dict.fromkeys(("test", "testing", "te", "holdout", "eval", "evaluation"), "test"),
 }
 """The usual names of the splits in files, in lower case."""
+SPLIT_CODES: Final = {"0": "train", "1": "valid", "2": "test"}
+"""The usual numbers of the splits in a column."""
 HINTS: Final = {
     BAD_TIMESTAMP: (
         f"{ACCEPTED}; for any other format set data.source.time_format (strptime, e.g. '%d/%m/%Y"
@@ -281,7 +283,8 @@ def _standard_splits(texts: pa.Array) -> pa.Array:
     """Standard names of splits, from usual names in any case; other texts stay."""
     # there are few different texts, so Python looks at each once
     spelled = pc.unique(texts).drop_null().to_pylist()
-    words = {text: SPLIT_WORDS[text.lower()] for text in spelled if text.lower() in SPLIT_WORDS}
+    usual = {**SPLIT_WORDS, **SPLIT_CODES}
+    words = {text: usual[text.lower()] for text in spelled if text.lower() in usual}
     words = {text: word for text, word in words.items() if text != word}
     for text, word in words.items():
         texts = pc.if_else(pc.equal(texts, text), word, texts)

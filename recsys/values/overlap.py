@@ -20,6 +20,7 @@ from recsys.errors import DataError
 
 NUM_EXAMPLES: Final = 3
 _MIN_PAIRS: Final = 3  # pairs of ids that differ only in form, from which the cause is named
+_ONE_PREFIX: Final = 0.5  # least share of the pairs that have the most frequent prefix
 _SEVERAL: Final = 0.01  # share of a column's ids with several forms, from which there is a note
 _MOST: Final = 1_000_000  # unmatched ids that are compared by form
 # bytes that a plain id does not have; zeros at the start and scientific notation are found apart
@@ -146,6 +147,9 @@ def _pairs_by_form(ours: pa.Array, theirs: pa.Array) -> tuple[list[tuple[str, st
         a, b = (table.with_columns(form=plain(table["id"])).drop_nulls() for table in (a, b))
         both = a.join(b, on="form", suffix="_b").unique("id", keep="first", maintain_order=True)
         both = both.unique("id_b", keep="first", maintain_order=True)
+        if general:  # codes that happen to end with the same number have many prefixes
+            prefixes = [pl.col(name).str.replace(r"\d+\D*$", "") for name in ("id", "id_b")]
+            both = both.filter(pl.len().over(prefixes) > _ONE_PREFIX * both.height)
         if both.height >= min(_MIN_PAIRS, len(ours), len(theirs)):
             some = both.sort("id").head(NUM_EXAMPLES)
             pairs = list(zip(some["id"].to_list(), some["id_b"].to_list(), strict=True))

@@ -51,8 +51,9 @@ def test_table_with_the_kinds_of_items_is_preferred_to_one_with_their_counts(
 ) -> None:
     items = range(1, NUM_ITEMS + 1)
     kinds: Rows = [("book_id", "author_id", "tag"), *((i, i // 3, i % 5) for i in items)]
-    counts: Rows = [("book_id", "shown", "played", "liked")]
-    counts += [(i, i * 7.5, i * 3.25, i * 1.75) for i in items]
+    more = [f"{action}_user_num" for action in ("show", "play", "like", "share", "hate", "skip")]
+    counts: Rows = [("book_id", "shown", "played", "liked", *more)]
+    counts += [(i, i * 7.5, i * 3.25, i * 1.75, *(i * n for n in range(2, 8))) for i in items]
     names = ("basic.csv", "statistics.csv")
     paths = [
         write(tmp_path / name, rows) for name, rows in zip(names, (kinds, counts), strict=True)
@@ -62,8 +63,22 @@ def test_table_with_the_kinds_of_items_is_preferred_to_one_with_their_counts(
     assert found.config.data.knowledge.item_columns == ["author_id", "tag"]
 
 
-def test_codes_without_a_name_are_categories_and_no_place(tmp_path: Path) -> None:
-    codes = [80, 4_145_813, 2_355_072, 982_926, 5_161_669, 1_320_293]
+def test_table_of_a_split_is_no_table_of_users_next_to_another_one(tmp_path: Path) -> None:
+    """Its users have labels to predict, such as the shop to which they come back."""
+    users = range(1, NUM_USERS + 1)
+    people: Rows = [("user_id", "age"), *((u, 20 + u % 40) for u in users)]
+    labels: Rows = [("user_id", "merchant_id", "city_id"), *((u, u % 9, u % 7) for u in users)]
+    paths = [
+        write(tmp_path / name, rows)
+        for name, rows in (("user_info.csv", people), ("train_format1.csv", labels))
+    ]
+    assert source_of(look([ratings(tmp_path), *paths])).users == paths[:1]
+
+
+@pytest.mark.parametrize(
+    "codes", [[80, 4_145_813, 2_355_072, 982_926, 5_161_669, 1_320_293], [1, 2, 3, 4, 5, 9]]
+)
+def test_codes_without_a_name_are_categories_and_no_place(codes: list[int], tmp_path: Path) -> None:
     rows = [(u + 10**6, i + 3 * 10**6, codes[i % 6], "pv", t) for u, i, t in triples()]
     found = look([write(tmp_path / "behavior.csv", rows)])
     assert found.config.data.knowledge.item_columns == ["number_3"]
@@ -196,3 +211,12 @@ def test_column_that_may_be_users_as_well_as_items_makes_no_events(tmp_path: Pat
     homes = [("65+", "B", u % 40 + 1, "None", n) for n, (u, _, _) in enumerate(triples()[:80])]
     paths = [write(tmp_path / "sales.csv", sales), write(tmp_path / "homes.csv", homes)]
     assert source_of(look(paths)).events == paths[:1]
+
+
+@pytest.mark.parametrize("mark", [",", "|"])
+def test_few_items_with_several_codes_have_lists(mark: str, tmp_path: Path) -> None:
+    """Most videos have one tag."""
+    tags = [f"{i % 7}" + f"{mark}{(i + 1) % 7}" * (i % 8 == 0) for i in range(1, NUM_ITEMS + 1)]
+    rows = [("book_id", "tag"), *((i, f'"{tag}"') for i, tag in enumerate(tags, 1))]
+    found = look([ratings(tmp_path), write(tmp_path / "books.csv", rows)])
+    assert found.config.data.knowledge.separators == {"tag": mark}

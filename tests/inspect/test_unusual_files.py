@@ -383,6 +383,16 @@ def test_day_and_time_of_day_in_two_columns_are_one_time(
     ("name", "content", "message"),
     [
         ("shop.db", b"SQLite format 3\0....", "an SQLite database; export its tables"),
+        ("trn_mat.pkl", b"\x80\x04\x95....", "pickle of Python.*a line per cell"),
+        ("trn_buy", b"\x80\x03csc\0ipy", "pickle of Python.*a line per cell"),
+        ("train.npz", b"PK\3\4........", "arrays of NumPy.*scipy.sparse.load_npz"),
+        ("image_feat.npy", b"\x93NUMPY\1\0v\0", "an id and a list of numbers per item"),
+        (
+            "datamaps.json",
+            b'{"item2id": {' + b", ".join(b'"B%d": "%d"' % (n, n) for n in range(40)) + b"}}",
+            r"maps \(item2id\), not rows.*a row per pair",
+        ),
+        ("rating.mat", b"MATLAB 5.0 MAT-file\0", "arrays of MATLAB.*scipy.io.loadmat"),
         ("a.txt", "u\ti\nv\tj\n".encode("utf-16"), "Unicode text.*save it as UTF-8"),
         (
             "report.csv",
