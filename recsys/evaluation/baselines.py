@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,6 +26,10 @@ from recsys.evaluation.baselines_in_time import Frequency, RecentPopularity
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import rank
 from recsys.pace import with_progress
+
+MOST_QUERIES: Final = 10_000
+"""Validation queries that choose constants: enough to tell them apart, and a dozen rankings of all
+users would take longer than the fits."""
 
 
 class Popularity(Baseline):
@@ -290,12 +294,14 @@ def fit_baselines(
 ) -> dict[str, Baseline]:
     """Choose every baseline's constants on validation and fit it for test.
 
-    The choice fits on training events only and maximises ``metric``. With ``refit``, the chosen
-    constants are fitted again on training and validation events, as the model is; otherwise the fit
-    on training events stays. Without validation queries the defaults stay and ``validation`` is
-    None. If not all event types are predicted, each baseline is tried with all events and with
-    events of the predicted types only; its constant ``events`` says which. ``evaluated_V`` marks
-    the evaluated users; None for all. The result does not contain those of :func:`left_out`.
+    The choice fits on training events only and maximises ``metric`` on at most
+    :data:`MOST_QUERIES` validation queries, evenly spaced over the users. With ``refit``, the
+    chosen constants are fitted again on training and validation events, as the model is; otherwise
+    the fit on training events stays. Without validation queries the defaults stay and
+    ``validation`` is None. If not all event types are predicted, each baseline is tried with all
+    events and with events of the predicted types only; its constant ``events`` says which.
+    ``evaluated_V`` marks the evaluated users; None for all. The result does not contain those of
+    :func:`left_out`.
 
     Parameters
     ----------
@@ -329,6 +335,8 @@ def fit_baselines(
     queries = histories.queries(Split.VALID)
     if evaluated_V is not None and not evaluated_V.all():
         queries = queries.take(np.flatnonzero(evaluated_V[queries.histories.users_U]))
+    if len(queries) > MOST_QUERIES:
+        queries = queries.take(np.linspace(0, len(queries) - 1, MOST_QUERIES).astype(np.int64))
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
     ruled_out = left_out(names, histories, config)

@@ -15,6 +15,7 @@ import torch
 from recsys.config import EvaluateConfig
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
+from recsys.evaluation import baselines
 from recsys.evaluation.baselines import Ease, ItemKnn, build_baseline, fit_baselines, matrix
 from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
@@ -211,6 +212,22 @@ def test_best_constants_of_the_grid_are_chosen_and_fitted(name: str) -> None:
     again.constants = dict(chosen.constants)
     again.fit(train, NUM_ITEMS)
     torch.testing.assert_close(chosen.scores(asked), again.scores(asked), rtol=1e-4, atol=1e-5)
+
+
+def test_constants_are_chosen_on_an_even_sample_of_many_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(baselines, "MOST_QUERIES", 7)
+    histories = world()
+    asked = histories.queries(Split.VALID)
+    sample = asked.take(np.linspace(0, len(asked) - 1, 7).astype(np.int64))
+    [found] = fit_baselines(
+        ["popularity"], histories, NUM_ITEMS, EvaluateConfig(), "ndcg@5", refit=False
+    ).values()
+    result = rank(found, sample, 5)
+    values_B = query_metrics(result.hits_BK, result.num_targets_B, [5])["ndcg@5"]
+    assert found.validation == pytest.approx(values_B.mean())
+    assert len(asked) > 7
 
 
 def test_refit_learns_from_validation_events() -> None:
