@@ -106,6 +106,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         nodes, is_measured = reachable_nodes(config.ray), folder.budget is not None
         preflight(config, folder.progress, nodes, dataset.manifest, with_time=not is_measured)
 
+        if config.run.budget and folder.budget is None:
+            folder.progress("run.budget limits only `recsys run`: this training has no time limit")
         start, report = descent.start if descent else None, reporter(folder, log_epoch)
         seconds = math.inf if folder.budget is None else folder.budget.training_s()
         how = report, folder.progress, folder.budget, seconds, validate, start
