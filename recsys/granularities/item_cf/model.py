@@ -16,7 +16,8 @@ from the scores of these items. The triples come from the smaller Gram matrix if
 
 ``neighbours``: each item is predicted from the few items that are most similar to it, by a ridge
 regression on these alone (see ``item_links``): a sparse member of N K weights, whose fit grows with
-N instead of N³. With 20,000 items it is as good as the exact B, and better than 2,000 factors.
+N instead of N³. With 200 neighbours it is about as good as the exact B, with 50 it is not
+(docs/members.md).
 
 A query's newer events may have more weight than older ones (``recency``); the fit weights all
 events alike.
@@ -156,7 +157,8 @@ class ItemCF(Granularity):
         self, events_VN: EventMatrix, text_NT: Array, chosen_N: Array, lambdas: list[float]
     ) -> Iterator[State]:
         pairs_NN = together(events_VN)
-        items_NK, _ = most_similar(pairs_NN, self.config.neighbours, _SHRINKAGE)
+        neighbours = self.config.num_neighbours(events_VN.shape[1])
+        items_NK, _ = most_similar(pairs_NN, neighbours, _SHRINKAGE)
         for weights_NK in regressions(pairs_NN, items_NK, text_NT, lambdas):
             yield links(items_NK, weights_NK, by_target=True)
 

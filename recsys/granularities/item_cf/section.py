@@ -9,6 +9,8 @@ from pydantic import Field
 from recsys.config.granularity import GranularityConfig, Several, Types
 from recsys.config.workload import FLOAT, Estimate, Workload, histories, singular_vectors
 
+MOST_LINKS = 2**23  # links in the model: 64 MB
+_LEAST_NEIGHBOURS = 50
 FULL_SIDE = 2048  # users plus text width, or items: up to this size all factors take seconds
 
 
@@ -30,7 +32,14 @@ class ItemCFConfig(GranularityConfig):
     )
     rank: int = Field(0, ge=0, description="number of factors; 0: all, or as many as fit in max_mb")
     max_mb: int = Field(256, ge=1, description="memory limit of the factors in MB, for rank 0")
-    neighbours: int = Field(50, ge=1, description="number of similar items that predict an item")
+    neighbours: int = Field(
+        200,
+        ge=1,
+        description=(
+            "number of similar items that predict an item; with more than"
+            f" {MOST_LINKS // 200:,} items fewer, at least {_LEAST_NEIGHBOURS}"
+        ),
+    )
     regularisation: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = (
         Field([100.0, 30.0, 300.0, 1000.0], description="λ, one or several")
     )
@@ -84,6 +93,10 @@ class ItemCFConfig(GranularityConfig):
             return not self.rank and self.largest_rank(users, items, text_width) > FULL_SIDE
         return self.form == "neighbours"
 
+    def num_neighbours(self, items: int) -> int:
+        """The number of neighbours of each item that is fitted."""
+        return min(self.neighbours, max(_LEAST_NEIGHBOURS, MOST_LINKS // max(items, 1)))
+
     def num_factors(self, users: int, items: int, text_width: int) -> int:
         """The rank that is fitted.
 
@@ -112,10 +125,11 @@ class ItemCFConfig(GranularityConfig):
             pairs = min(
                 data.items**2, data.events * max(data.events / max(data.users, 1), 1.0) * 4, 2**26
             )
-            fitting = pairs * 8 * 2 + data.items * self.neighbours * FLOAT * (
+            neighbours = self.num_neighbours(data.items)
+            fitting = pairs * 8 * 2 + data.items * neighbours * FLOAT * (
                 len(self.regularisation) + 4
             )
-            fitting += min(data.items * self.neighbours**2, 2**26) * FLOAT
+            fitting += min(data.items * neighbours**2, 2**26) * FLOAT
         else:
             rank = self.num_factors(data.users, data.items, data.text_width) + 32
             fitting = singular_vectors(data, rank)
