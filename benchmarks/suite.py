@@ -70,6 +70,7 @@ BENCHMARKS: Final = {
     "serving": Benchmark("serving items --num 1000000"),
     "gpu": Benchmark("gpu"),
     "shops": Benchmark("shops", True),
+    "million": Benchmark("million", True),
     "sharded-rows": Benchmark("sharded_rows --rows 4000000 --width 64 --workers 4", True),
     "cluster": Benchmark("cluster_model --data beauty --epochs 1 --rounds 2", True),
     "arriving": Benchmark("arriving --files 10", True),
