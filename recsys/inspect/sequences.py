@@ -71,10 +71,7 @@ def understand_sequences(
             "events", sample.files[0].path, f"one line per user, {sample.num_rows:,} events"
         )
     ]
-    table = next(
-        (t for t in tables if t.role == "items" and _is_readable(t)),
-        None,
-    )
+    table = next((t for t in tables if t.role == "items" and _is_readable(t)), None)
     if table is not None:
         _add_items(found, looked, table, pair, events)
     if sample.form.comment:

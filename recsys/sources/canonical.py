@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -40,7 +40,6 @@ from recsys.sources.text_checks import check_codec
 from recsys.sources.time_columns import TimeColumns
 from recsys.sources.validate import CellRules, Layout
 
-_LINKED: Final = Layout(schema.ITEMS)
 _Value = TypeVar("_Value")
 
 
@@ -112,11 +111,15 @@ class CanonicalAdapter(SourceAdapter):
         tables = self._with_lookups(self._tables())
         heads = self._heads(tables)
         pieces = {name: pieces_of_heads(source, heads[name]) for name, source in tables.items()}
+        pieces |= self._derived(tables["events"], heads["events"], pieces["events"])
         if links := pieces.pop(schema.LINKS.name, None):
-            items = tables.get(schema.ITEMS.name)
-            layout = layout_of(items, heads[schema.ITEMS.name]) if items else _LINKED
-            pieces["items"] = linked(pieces.get("items", []), links, layout)
-        return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
+            items: list[Any] = pieces.get(schema.ITEMS.name, [])
+            if table := tables.get(schema.ITEMS.name):
+                layout = layout_of(table, heads[schema.ITEMS.name])
+            else:  # from columns of the events, or none
+                layout = items[0].layout if items else Layout(schema.ITEMS)
+            pieces[schema.ITEMS.name] = linked(items, links, layout)
+        return pieces
 
     def _with_lookups(self, tables: dict[str, TableFiles]) -> dict[str, TableFiles]:
         """The tables, with the tables that the events refer to."""

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.sources.base import Piece, read_all
-from recsys.sources.validate import Layout
+from recsys.sources.validate import Layout, finish
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,7 @@ class BadLinks:
 
     def read(self) -> Iterator[pa.Table]:
         """Yield finished blocks."""
-        yield _in_layout(self.links, self.layout)
-
-
-def _in_layout(rows: pa.Table, layout: Layout) -> pa.Table:
-    """The rows with the columns of the layout; columns that they lack are null."""
-    columns = [
-        rows.column(f.name) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
-        for f in layout.arrow
-    ]
-    return pa.table(columns, schema=layout.arrow)
+        yield finish(self.links, self.layout, {})
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ class ItemsOfLinks:
     def read(self) -> Iterator[pa.Table]:
         """Yield finished blocks."""
         for block in self.links.read():
-            yield _in_layout(block, self.layout)
+            yield finish(block, self.layout, {})
 
 
 def linked(items: Sequence[Piece], links: Sequence[Piece], layout: Layout) -> list[Piece]:

@@ -103,3 +103,14 @@ def test_links_alone_are_the_items(tmp_path: Path) -> None:
         "1": "Q8",
         "2": "Q9",
     }
+
+
+def test_items_from_columns_of_the_events_get_their_links(tmp_path: Path) -> None:
+    log = write(tmp_path / "events.csv", "user_id,item_id,title\na,1,One\na,2,Two\n")
+    links = write(tmp_path / "links.csv", "item_id,entity_id\n2,Q9\n")
+    source = CanonicalSource(events=[log], links=[links], item_columns=["title"])
+    found = read(source, "items").to_pylist()
+    assert [(r["item_id"], r["title"], r["entity_id"]) for r in found] == [
+        ("1", "One", None),
+        ("2", "Two", "Q9"),
+    ]
