@@ -169,8 +169,8 @@ def as_triples(table: Table, items: IdSet, tables: Sequence[Table]) -> None:
     table.shares = f"about {shared:,} items in the events"
     if link is not None:
         other, key, entity = link
-        has_items = other.role != "items" and any(t.role == "items" for t in tables)
-        other.role, other.why = ("links" if has_items else "items"), ""
+        # items only with attributes, so that they can also come from columns of the events
+        other.role, other.why = ("links" if len(other.columns) == 2 else "items"), ""
         other.names = {key.name: schema.ITEM_ID, entity.name: schema.ENTITY_ID}
         other.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items in the events"
         table.shares = f"{entity.name} of {other.sample.name} gives the items their entities"

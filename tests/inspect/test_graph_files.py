@@ -157,3 +157,16 @@ def test_triples_without_link_are_left_out(tmp_path: Path) -> None:
     found, _, tables = proposed(log(tmp_path), triples)
     assert "knowledge" not in tables
     assert "match no item" in found.found.ignored[str(triples)]
+
+
+def test_links_leave_items_to_columns_of_the_events(tmp_path: Path) -> None:
+    cells = [
+        (f"u{u}", f"m{i}", f"The tale of {i % 5} and {i}")
+        for u, items in listens().items()
+        for i in items
+    ]
+    events = rows(tmp_path / "log.csv", [("user_id", "movie_id", "title"), *cells])
+    triples = rows(tmp_path / "triples.csv", [("subject", "predicate", "object"), *facts()])
+    _, _, tables = proposed(events, triples, *linked_by_file_alone(tmp_path))
+    found = {r["item_id"]: (r["title"], r["entity_id"]) for r in good(tables["items"]).to_pylist()}
+    assert found["m7"] == ("The tale of 2 and 7", "Q1007")
