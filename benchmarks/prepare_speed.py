@@ -5,8 +5,9 @@
 The job: events of a Parquet file → sorted ids and dense numbers, exact repeats dropped, users'
 events in order, the last one test and the one before it validation, the events of every item
 counted, all written as Parquet. Polars does that in one process and two threads, everything in
-memory. Ours, in tasks on two Ray CPUs, also checks every row, keeps the bad ones, and audits its
-output. Start-up (Ray, and imports in its workers) is not included and is reported separately.
+memory. Ours, in tasks on two Ray CPUs or for small files in threads, also checks every row, keeps
+the bad ones, and audits its output. Start-up (Ray, and imports) is not included and is reported
+separately.
 """
 
 from __future__ import annotations
@@ -113,11 +114,12 @@ def prepare_ours(folder: Path) -> dict[str, Any]:
     """The job through ``recsys.preparation.prepare``; memory is that of this process and all
     processes of Ray together.
 
-    Start-up is that of Ray and the import of our packages in its workers: they prepare a few events
-    first.
+    Start-up is that of Ray, if the file is large enough for it, and the import of our packages: a
+    few events are prepared first.
     """
-    from pipelines.plumbing.session import ray_session
+    from pipelines.prepare import workers
     from recsys.preparation.prepare import prepare
+    from recsys.sources import open_source
 
     run = folder / f"run-{os.getpid()}"
     config = _config(folder / "events.parquet", run)
@@ -126,7 +128,7 @@ def prepare_ours(folder: Path) -> dict[str, Any]:
         (folder / "few").mkdir()
         write_events(folder / "few", 1000)
     started = time.perf_counter()
-    with ray_session(config.train, config.ray), Watch() as watch:
+    with workers(config, open_source(config.data.source)), Watch() as watch:
         prepare(small, progress=lambda _: None)
         start_s, began = time.perf_counter() - started, time.perf_counter()
         prepared = prepare(config, progress=lambda _: None)

@@ -6,9 +6,12 @@ Reads ``data.source``; writes ``data.dir`` (default RUN/dataset).
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.run_folder import RunFolder
@@ -18,33 +21,68 @@ from recsys.errors import ArtifactError
 
 if TYPE_CHECKING:
     from recsys.data.dataset import PreparedDataset
+    from recsys.sources.base import SourceAdapter
 
+# With more, tasks on several cores save more time than Ray needs to start.
+_SMALL_BYTES: Final = 2**24
 _WORK = ("recsys.preparation.prepare", "recsys.data.foresight")
 
 
 def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
-    """Make the dataset, or find it up to date, which needs no Ray.
+    """Make the dataset, or find it up to date. Only large data and texts without vectors need Ray.
 
     The options ``base``, ``earlier`` and ``least`` go to
     :func:`recsys.preparation.prepare.prepare`.
     """
+    from recsys.sources import open_source
+
     with folder.progress.stage("prepare"):
         dataset = None
-        if not how and _is_there(config.dataset_dir):
+        # it hashes its files once
+        source = how.setdefault("source", open_source(config.data.source))
+        if len(how) == 1 and _is_there(config.dataset_dir):
             from recsys.preparation.identity import Identity
-            from recsys.sources import open_source
 
-            how["source"] = source = open_source(config.data.source)  # it hashes its files once
             dataset = Identity.of(config.data, config.dataset_dir, config.seed, source).existing(
                 config.dataset_dir, config.data.keep_events, source, folder.progress
             )
         if dataset is None:
-            with ray_session(config.train, config.ray, _import_work):
+            with workers(config, source, appends=how.get("earlier") is not None):
                 from recsys.preparation.prepare import prepare as prepare_dataset
 
                 dataset = prepare_dataset(config, folder.progress, **how)
         _say_what_there_is(dataset, folder)
     return open_dataset(config.data, config.dataset_dir, config.seed)
+
+
+@contextmanager
+def workers(config: Config, source: SourceAdapter, appends: bool = False) -> Iterator[None]:
+    """What runs the tasks of a preparation in the block: Ray, or threads if the data are small.
+
+    With threads, Ray starts only when texts or images must be encoded.
+
+    Parameters
+    ----------
+    config : Config
+        The sections ``train`` and ``ray``; a cluster is always used.
+    source : SourceAdapter
+        The source that is prepared.
+    appends : bool
+        Whether the events join an earlier dataset, which may be large.
+    """
+    if config.ray.address != "local" or appends or source.size() > _SMALL_BYTES:
+        with ray_session(config.train, config.ray, _import_work):
+            yield
+        return
+    from recsys.preparation.blocks import in_this_process
+
+    with ExitStack() as stack:
+
+        def start_ray() -> None:  # a session inside another one uses its Ray
+            stack.enter_context(ray_session(config.train, config.ray))
+
+        with in_this_process(start_ray, config.ray.num_cpus or os.cpu_count() or 1):
+            yield
 
 
 def _is_there(dataset_dir: str) -> bool:

@@ -101,6 +101,20 @@ def ray_local() -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.fixture(params=["ray", "threads"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The tasks of a preparation in Ray, and in threads of this process. With threads, Ray starts
+    when it is needed."""
+    from recsys.preparation.blocks import in_this_process
+
+    if request.param == "ray":
+        request.getfixturevalue("ray_local")
+        yield
+    else:
+        with in_this_process(lambda: request.getfixturevalue("ray_local"), num_threads=2):
+            yield
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an S3-compatible server in a separate process, for the whole session."""

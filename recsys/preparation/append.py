@@ -24,13 +24,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.split import SplitPlan, plan_of
 from recsys.data.vocabulary import dense
 from recsys.pace import with_progress
-from recsys.preparation.blocks import fetch, task
+from recsys.preparation.blocks import fetch, put, task
 from recsys.preparation.buckets import BucketSummary
 from recsys.preparation.cut_offs import Counted, OutOfReach
 from recsys.preparation.dataset_writer import folder_of
@@ -123,7 +122,7 @@ class Appending(Preparation):
         other buckets an empty list.
         """
         self._code, self._touched = coding, [summary.users for summary in summaries]
-        self._ids = ray.put(user_ids), ray.put(item_ids)
+        self._ids = put(user_ids), put(item_ids)
         self._whole_buckets = self._buckets_to_renew(len(user_ids))
         encoder, reader = task(encode_touched, 3), task(StoredEvents.rows)
         encoded: list[list[Any]] = []
@@ -246,7 +245,7 @@ class Appending(Preparation):
             for bucket, (times,) in enumerate(before)
             if bucket not in self._whole_buckets
         }
-        user_ids = ray.get(self._ids[0])
+        user_ids = fetch(self._ids[0])
         for bucket, found in moved.items():
             numbers = np.setdiff1d(fetch(found), self._numbers[bucket])
             if len(numbers):

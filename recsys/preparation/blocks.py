@@ -3,6 +3,9 @@
 Why: tasks over blocks can return several objects and small reports, which ``map_batches`` cannot.
 They take milliseconds, whereas a shuffle of Ray Data takes seconds for data of any size. Workers
 that run only such tasks do not import Ray Data, which takes a second in each of them.
+
+Inside :func:`in_this_process` the same tasks run in threads of this process. For small data this
+takes less time than the start of Ray.
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ import logging
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
-import ray
 
 from recsys.errors import UserError
+from recsys.preparation.local_tasks import LocalTasks, held, value_of
 
 if TYPE_CHECKING:
     import ray.data
@@ -26,6 +32,38 @@ if TYPE_CHECKING:
 
 _FEW_PIECES: Final = 16
 _RETRY_ADVICE: Final = "\nFailed to apply UDF transform"
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Tasks run in this process."""
+
+    tasks: LocalTasks
+    start_ray: Callable[[], object]
+
+
+_HERE: ContextVar[_Here | None] = ContextVar("here", default=None)
+
+
+@contextmanager
+def in_this_process(start_ray: Callable[[], object], num_threads: int) -> Iterator[None]:
+    """Run the tasks of the block in this process.
+
+    Parameters
+    ----------
+    start_ray : Callable[[], object]
+        Starts Ray, or does nothing if it runs. It is called before work that stays with Ray: the
+        language model, images, and tasks on a GPU.
+    num_threads : int
+        Number of tasks that run at a time.
+    """
+    here = _Here(LocalTasks(num_threads), start_ray)
+    token = _HERE.set(here)
+    try:
+        yield
+    finally:
+        _HERE.reset(token)
+        here.tasks.close()
 
 
 @contextmanager
@@ -72,11 +110,10 @@ def _user_error(error: BaseException | None, depth: int = 0) -> UserError | None
             and (found := _user_error(candidate, depth + 1)) is not None
         ):
             return found
-    return (
-        error
-        if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError)
-        else None
-    )
+    from ray.exceptions import RayTaskError
+
+    is_own = isinstance(error, UserError) and not isinstance(error, RayTaskError)
+    return error if is_own else None
 
 
 def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
@@ -107,7 +144,7 @@ def piece_refs(pieces: Sequence[Piece]) -> Iterator[Any]:
     ObjectRef
         One block; the last one of a task that failed raises its error.
     """
-    if len(pieces) > _FEW_PIECES:
+    if len(pieces) > _FEW_PIECES and _HERE.get() is None:
         from recsys.preparation.reading import dataset
 
         yield from block_refs(dataset(pieces))
@@ -127,8 +164,28 @@ def read_table(pieces: Sequence[Piece]) -> pa.Table | None:
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 
-def task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int = 0) -> Any:
-    """The function as a Ray task; ``num_returns`` "streaming" is for generators.
+def task(function: Callable[..., Any], num_returns: int | str = 1) -> Any:
+    """The function as a task; ``num_returns`` "streaming" is for generators.
+
+    Parameters
+    ----------
+    function : Callable[..., Any]
+        Runs in another process, with pickled arguments, or in this one; it must not change them.
+    num_returns : int | str
+        Number of objects that it returns, each with its own reference.
+
+    Returns
+    -------
+    Any
+        An object with a method ``remote``, like a remote function of Ray.
+    """
+    if (here := _HERE.get()) is not None:
+        return here.tasks.task(function, num_returns)
+    return ray_task(function, num_returns)
+
+
+def ray_task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int = 0) -> Any:
+    """The function as a task of Ray in every case, because it needs a GPU or much memory.
 
     Parameters
     ----------
@@ -144,7 +201,25 @@ def task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int
     Any
         A Ray remote function.
     """
+    import ray
+
+    needs_ray()
     return ray.remote(function).options(num_returns=num_returns, num_gpus=num_gpus or None)
+
+
+def needs_ray() -> None:
+    """Start Ray if the tasks run in this process and it does not run yet."""
+    if (here := _HERE.get()) is not None:
+        here.start_ray()
+
+
+def put(value: Any) -> Any:
+    """A reference to a value that several tasks read."""
+    if _HERE.get() is not None:
+        return held(value)
+    import ray
+
+    return ray.put(value)
 
 
 def results_of(
@@ -168,7 +243,7 @@ def results_of(
     object
         The result of one piece.
     """
-    remote: Any = task(_apply, num_gpus=num_gpus)
+    remote: Any = ray_task(_apply, num_gpus=num_gpus)
     running: deque[Any] = deque()
     for piece in pieces:
         if len(running) >= limit:
@@ -184,11 +259,20 @@ def _apply(function: Callable[..., Any], piece: Any) -> Any:
 
 def cluster_resources() -> dict[str, float]:
     """The resources of the cluster: CPU, GPU, …."""
+    import ray
+
+    needs_ray()
     resources: Any = ray.cluster_resources
     return dict(resources())
 
 
 def fetch(ref: Any) -> Any:
-    """``ray.get`` of one reference or a list; see :func:`user_errors` for its exceptions."""
+    """The value of one reference, or of each in a list; see :func:`user_errors` for exceptions."""
+    if isinstance(ref, Future):
+        return value_of(ref)
+    if isinstance(ref, list) and all(isinstance(one, Future) for one in ref):
+        return list(map(value_of, ref))
+    import ray
+
     with user_errors():
         return ray.get(ref)

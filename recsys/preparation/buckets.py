@@ -17,14 +17,13 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from recsys import schema
 from recsys.data.hashing import string_hashes
 from recsys.data.vocabulary import Vocabulary, no_ids
 from recsys.errors import ConfigError
 from recsys.pace import Pace
-from recsys.preparation.blocks import task
+from recsys.preparation.blocks import put, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.event_roles import (
     CODED_COLUMNS,
@@ -346,7 +345,7 @@ def exchange(
     """
     splitter: Any = task(split_piece, "streaming")
     gatherer = task(gather_bucket, 3)
-    known = ray.put(known_items)
+    known = put(known_items)
     buckets: list[list[Any]] = [[] for _ in range(num_buckets)]
     arguments = (num_buckets, rules, reading.first_file, reading.continues)
     with Pace("blocks of events read", 0) as pace:

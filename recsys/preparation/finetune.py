@@ -24,14 +24,13 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 
 from recsys.config import FinetuneConfig, TextConfig
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.history_table import histories_from_table
 from recsys.encoders.adapter import CONFIG, WEIGHTS, Adapter, with_adapter
 from recsys.encoders.text import load_language_model, mean_pooled, usable_cores
-from recsys.preparation.blocks import cluster_resources, fetch, task
+from recsys.preparation.blocks import cluster_resources, fetch, put, ray_task, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.vector_cache import encode_texts
 from recsys.processor import choose_matrix_library
@@ -91,7 +90,7 @@ def finetune(
         return None, described
     gpus = int(cluster_resources().get("GPU", 0) > 0)
     trained: tuple[Adapter, list[float]] = fetch(
-        task(train_adapter, num_gpus=gpus).remote(list(texts), pairs_P2, config, seed, gpus > 0)
+        ray_task(train_adapter, num_gpus=gpus).remote(list(texts), pairs_P2, config, seed, gpus > 0)
     )
     adapter, losses = trained
     queries_Q2 = np.random.default_rng(seed).permutation(queries_Q2)[:MAX_QUERIES]
@@ -130,7 +129,7 @@ def _pairs_of_shards(
     seed: int,
 ) -> tuple[Array, Array]:
     """:func:`pairs_of` for all histories, in a task for each shard."""
-    has_text_N = ray.put(np.array([text is not None for text in texts]))
+    has_text_N = put(np.array([text is not None for text in texts]))
     finder = task(shard_pairs, 2)
     limit = -(-options.max_pairs // len(shards))
     refs = [

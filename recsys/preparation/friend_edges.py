@@ -14,12 +14,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from recsys import schema
 from recsys.data.histories import Array
 from recsys.data.split import NEVER
-from recsys.preparation.blocks import fetch, task
+from recsys.preparation.blocks import fetch, put, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.event_roles import NO_TIME
 from recsys.preparation.keys import coded, lex_order, own_codes, parts_of
@@ -89,7 +88,7 @@ class Friendships:
     def __init__(self, users: pa.Array, rules: SocialRules, blocks: Sequence[Any]) -> None:
         num_parts = min(max(len(blocks), 1), _MAX_PARTS)
         splitter, merger = task(number_rows, 2 + num_parts), task(merge_shard, 2)
-        known, num_pieces = ray.put(users), min(max(len(blocks), 1), _MAX_PIECES)
+        known, num_pieces = put(users), min(max(len(blocks), 1), _MAX_PIECES)
         pieces = [blocks[piece::num_pieces] for piece in range(num_pieces)]
         numbered = [splitter.remote(known, rules, num_parts, *piece) for piece in pieces]
         self._merged = [

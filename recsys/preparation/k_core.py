@@ -16,12 +16,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from recsys import schema
 from recsys.data.histories import Array
 from recsys.data.vocabulary import Vocabulary, union
-from recsys.preparation.blocks import fetch, task
+from recsys.preparation.blocks import fetch, put, task
 from recsys.preparation.buckets import BucketSummary, summarise
 from recsys.preparation.event_encoding import Coding, encode_bucket
 from recsys.preparation.event_roles import EventRules
@@ -53,14 +52,14 @@ def cut_to_core(
         Ids that always stay.
     """
     items = union([summary.items for summary in summaries])
-    encoder, cutter, known = task(core_pairs), task(cut_bucket, 2), ray.put(items)
+    encoder, cutter, known = task(core_pairs), task(cut_bucket, 2), put(items)
     pairs = [
         encoder.remote(b[0], coding, s.users, known)
         for b, s in zip(buckets, summaries, strict=True)
     ]
     kept = (base.users, base.items) if base else (None, None)
     core = find_core(pairs, [summary.users for summary in summaries], items, least, kept)
-    in_core = ray.put(core.items)
+    in_core = put(core.items)
     cut = [
         cutter.remote(b[0], coding.rules, u, in_core)
         for b, u in zip(buckets, core.users, strict=True)
@@ -120,11 +119,11 @@ def find_core(
     """
     counter = task(core_counts, 2)
     stays_N = _is_in(items, kept[1])
-    stays_UB = [ray.put(_is_in(of_bucket, kept[0])) for of_bucket in users]
+    stays_UB = [put(_is_in(of_bucket, kept[0])) for of_bucket in users]
     item_N, rounds = np.ones(len(items), dtype=bool), 0
     while True:
         rounds += 1
-        known = ray.put(item_N)
+        known = put(item_N)
         refs = [
             counter.remote(p, known, stays, least[0])
             for p, stays in zip(pairs, stays_UB, strict=True)

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from recsys.data.cold_start import CUT
 from recsys.data.context_columns import ColumnStatistics, ContextColumn, tally
@@ -20,7 +19,7 @@ from recsys.data.histories import COLD_VALID, Array, Split
 from recsys.data.history_table import history_schema
 from recsys.data.split import SplitPlan, assign, bin_counts
 from recsys.data.vocabulary import Vocabulary
-from recsys.preparation.blocks import fetch, task
+from recsys.preparation.blocks import fetch, put, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.event_roles import CONTEXT, EVENT_SCHEMA, NO_TIME, SPLITS, EventRules
 from recsys.preparation.terms import terms_by_task
@@ -426,7 +425,7 @@ def with_context(
     if not event_rules.context:
         return rules
     counter = task(tally_context)
-    user_ref, item_ref = ray.put(users), ray.put(items)
+    user_ref, item_ref = put(users), put(items)
     total: list[ColumnStatistics] = []
     for ref in [
         counter.remote(bucket[0], event_rules, rules, user_ref, item_ref) for bucket in encoded
@@ -469,7 +468,7 @@ def start_shards(
         them.
     """
     writer = task(write_shard, 1 + rules.num_term_tasks)
-    user_ref, item_ref = ray.put(users), ray.put(items)
+    user_ref, item_ref = put(users), put(items)
     return [
         writer.remote(bucket[0], bucket[1], folder, index, rules, user_ref, item_ref)
         for index, bucket in enumerate(encoded)

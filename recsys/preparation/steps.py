@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from recsys import schema
 from recsys.config import SplitConfig
@@ -21,7 +20,7 @@ from recsys.data.split import SplitPlan
 from recsys.data.vocabulary import dense, union
 from recsys.errors import DataError
 from recsys.pace import with_progress
-from recsys.preparation.blocks import fetch, piece_refs, read_table, task
+from recsys.preparation.blocks import fetch, piece_refs, put, read_table, task
 from recsys.preparation.buckets import BucketSummary, Reading, exchange, overlap_notes
 from recsys.preparation.content_hash import settings_hash, settings_of
 from recsys.preparation.cut_offs import Counted, cut_offs
@@ -328,7 +327,7 @@ class Preparation:
         the good rows.
         """
         encoder = task(encode_bucket, 4)
-        items = ray.put(item_ids)
+        items = put(item_ids)
         numbers = dense([summary.users for summary in summaries], user_ids)
         encoded = [
             encoder.remote(bucket[0], coding, summary.users, number, items)

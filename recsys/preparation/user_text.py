@@ -27,7 +27,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from recsys.config import TextConfig
 from recsys.data.hashing import string_hashes
@@ -37,7 +36,7 @@ from recsys.data.history_table import histories_from_table
 from recsys.data.text_rows import ENTRIES, VECTORS, WHOLE, TextRules, compose
 from recsys.encoders.adapter import Adapter
 from recsys.encoders.text import language_model_fingerprint
-from recsys.preparation.blocks import fetch, task
+from recsys.preparation.blocks import fetch, put, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.vector_cache import encode_texts
 
@@ -126,7 +125,7 @@ def write_user_texts(
     dict[str, Any]
         Description of the texts for the manifest.
     """
-    composer, names = task(_compose_shard), ray.put(list(titles))
+    composer, names = task(_compose_shard), put(list(titles))
     entries = pa.concat_tables(
         fetch([composer.remote(folder, shard, names, rules) for shard in shards])
     )

@@ -31,7 +31,14 @@ from recsys.encoders.text import (
     usable_cores,
 )
 from recsys.pace import Pace
-from recsys.preparation.blocks import cluster_resources, fetch, quiet, results_of, task, user_errors
+from recsys.preparation.blocks import (
+    cluster_resources,
+    fetch,
+    quiet,
+    ray_task,
+    results_of,
+    user_errors,
+)
 from recsys.storage.filesystems import filesystem_of
 
 _ONE_TASK_TEXTS: Final = 2000  # up to this number one task is faster than several
@@ -141,7 +148,7 @@ def cluster_dtype(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     num_gpus = min(int(cluster_resources().get("GPU", 0)), 1)
-    return str(fetch(task(resolve_dtype, num_gpus=num_gpus).remote(wanted, num_gpus > 0)))
+    return str(fetch(ray_task(resolve_dtype, num_gpus=num_gpus).remote(wanted, num_gpus > 0)))
 
 
 def encode_texts(

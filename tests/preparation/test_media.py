@@ -93,7 +93,7 @@ def test_columns_without_vectors_are_refused(
 EVENTS = [event("u", item, second) for second, item in enumerate(["i0", "i1", "i2", "new"])]
 
 
-def test_dataset_has_media_in_dense_order(ray_local: None, tmp_path: Path) -> None:
+def test_dataset_has_media_in_dense_order(both_ways: None, tmp_path: Path) -> None:
     items = items_of([[1.0, 2.0], None, [float("inf"), 0.0]])
     settings = config(tmp_path, media={"columns": {"image": "vector"}})
     dataset = prepare(
@@ -109,7 +109,7 @@ def test_dataset_has_media_in_dense_order(ray_local: None, tmp_path: Path) -> No
         dataset.media_vectors("audio")
 
 
-def test_too_many_bad_vectors_stop_the_run(ray_local: None, tmp_path: Path) -> None:
+def test_too_many_bad_vectors_stop_the_run(both_ways: None, tmp_path: Path) -> None:
     items = items_of([[1.0, 2.0], [float("inf"), 0.0], [1.0, 3.0]])
     settings = config(
         tmp_path, media={"columns": {"image": "vector"}}, quarantine={"max_share": 0.1}
@@ -118,7 +118,7 @@ def test_too_many_bad_vectors_stop_the_run(ray_local: None, tmp_path: Path) -> N
         prepare(settings, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items))
 
 
-def test_dataset_without_media_has_no_vectors(ray_local: None, tmp_path: Path) -> None:
+def test_dataset_without_media_has_no_vectors(both_ways: None, tmp_path: Path) -> None:
     dataset = prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", EVENTS)))
     assert dataset.media_names == []
     with pytest.raises(ConfigError, match="the column 'vector', which items lack"):
@@ -207,7 +207,7 @@ def test_pooling_layer_that_was_not_saved_is_not_used(
 
 
 def test_images_are_encoded_once_by_content(
-    ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
+    both_ways: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     settings = ImagesConfig(
         column="picture", model=str(vision_model), dtype="float32", cache_dir=str(tmp_path)
@@ -244,7 +244,7 @@ def prepared(
 
 
 def test_prepare_encodes_the_images_of_items(
-    ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
+    both_ways: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     paths = ["a.png", "words.png", str(pictures / "b.png"), None, "gone.png"]
     dataset = prepared(tmp_path, vision_model, paths, root=str(pictures))
@@ -277,7 +277,7 @@ def test_prepare_encodes_the_images_of_items(
 
 
 def test_images_that_cannot_be_encoded_are_refused(
-    ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
+    both_ways: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
         ConfigError, match=r"none of the 1 images of the column 'picture' exists; .*images\.root"
@@ -295,7 +295,7 @@ def test_images_that_cannot_be_encoded_are_refused(
 
 @pytest.mark.slow
 def test_relative_paths_start_at_the_file_of_items(
-    ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
+    both_ways: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     lines = ["user_id,item_id,timestamp", *(f"u,i{item},{item + 1}" for item in range(3))]
     (tmp_path / "events.csv").write_text("\n".join(lines) + "\n")

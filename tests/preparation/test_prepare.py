@@ -28,7 +28,7 @@ from recsys.sources import open_source
 from recsys.sources.base import Piece, SourceAdapter
 from tests.pieces import BrokenPiece, MemoryPiece
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 PROVENANCE = {
     schema.FILE: pa.string(),

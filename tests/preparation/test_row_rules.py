@@ -104,7 +104,7 @@ def test_unknown_items_are_reported_for_comparison() -> None:
     ("quarantine", 4, 4, 0), ("keep", 5, 0, 0), ("drop", 4, 0, 4),
 ])  # fmt: skip
 def test_events_of_unknown_items_follow_the_setting(
-    policy: str, items: int, bad: int, dropped: int, tmp_path: Path, ray_local: None
+    policy: str, items: int, bad: int, dropped: int, tmp_path: Path, both_ways: None
 ) -> None:
     rows = [event(f"u{u}", f"i{i}", 10 * i) for u in range(4) for i in range(1, 5)]
     rows += [event(f"u{u}", "new", 5) for u in range(4)]
@@ -168,7 +168,7 @@ def test_repeats_are_events_in_file_order_and_duplicates_without_order() -> None
     ],
 )
 def test_refused_rows_stop_prepare(
-    data: dict[str, str], table: str, match: str, tmp_path: Path, ray_local: None
+    data: dict[str, str], table: str, match: str, tmp_path: Path, both_ways: None
 ) -> None:
     rows = [event(f"u{u}", f"i{i}", 10 * i) for u in range(2) for i in range(1, 5)]
     tables = {
@@ -241,7 +241,7 @@ class AtOnce:
 def test_core_matches_its_definition(user: int, item: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_module, "task", AtOnce)
     monkeypatch.setattr(core_module, "fetch", lambda value: value)
-    monkeypatch.setattr(core_module.ray, "put", lambda value: value)
+    monkeypatch.setattr(core_module, "put", lambda value: value)
     random = np.random.default_rng(user)
     pairs = {
         (f"u{u}", f"i{i}")
@@ -273,7 +273,7 @@ def test_core_matches_its_definition(user: int, item: int, monkeypatch: pytest.M
 def test_ids_of_the_parent_model_stay_in_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_module, "task", AtOnce)
     monkeypatch.setattr(core_module, "fetch", lambda value: value)
-    monkeypatch.setattr(core_module.ray, "put", lambda value: value)
+    monkeypatch.setattr(core_module, "put", lambda value: value)
     rules, good, _, summary = gathered(
         [event("old", "a", 1), event("new", "a", 1), event("new", "b", 2)]
     )
@@ -388,7 +388,7 @@ def test_quarantine_limit_is_per_table() -> None:
     assert config(quarantine={"max_share": 0.3}).data.quarantine.limit("media") == 0.3
 
 
-def test_filters_act_before_the_split_and_are_reported(tmp_path: Path, ray_local: None) -> None:
+def test_filters_act_before_the_split_and_are_reported(tmp_path: Path, both_ways: None) -> None:
     rows = [event(f"u{u}", f"i{i}", 10 * i, value=5.0) for u in range(4) for i in range(1, 5)]
     rows += [
         event("u0", "i1", 1),

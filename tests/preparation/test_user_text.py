@@ -373,7 +373,7 @@ def prepared(folder: Path, events: list[dict[str, Any]], **text: Any) -> Prepare
     return prepare(config(folder, text=section), silent, source)
 
 
-def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> None:
+def test_prepare_writes_texts_and_groups(both_ways: None, tmp_path: Path) -> None:
     events = [
         event("u", item, second, event_type="buy" if item == "b" else "view")
         for second, item in enumerate("abcd")
@@ -408,7 +408,7 @@ def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> Non
     )
 
 
-def test_wrong_text_groups_are_refused(ray_local: None, tmp_path: Path) -> None:
+def test_wrong_text_groups_are_refused(both_ways: None, tmp_path: Path) -> None:
     events = [event("u", item, second) for second, item in enumerate("abcd")]
     with pytest.raises(ConfigError, match="nothing not among the columns"):
         prepared(tmp_path, events, groups={"title": ["nothing"]})
