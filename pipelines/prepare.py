@@ -17,7 +17,6 @@ from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import ray_session
 from recsys.config import Config
-from recsys.errors import ArtifactError
 
 if TYPE_CHECKING:
     from recsys.data.dataset import PreparedDataset
@@ -37,10 +36,8 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
     from recsys.sources import open_source
 
     with folder.progress.stage("prepare"):
-        dataset = None
-        # it hashes its files once
-        source = how.setdefault("source", open_source(config.data.source))
-        if len(how) == 1 and _is_there(config.dataset_dir):
+        dataset, source = None, open_source(config.data.source)  # it hashes its files once
+        if not how:
             from recsys.preparation.identity import Identity
 
             dataset = Identity.of(config.data, config.dataset_dir, config.seed, source).existing(
@@ -50,7 +47,7 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
             with workers(config, source, appends=how.get("earlier") is not None):
                 from recsys.preparation.prepare import prepare as prepare_dataset
 
-                dataset = prepare_dataset(config, folder.progress, **how)
+                dataset = prepare_dataset(config, folder.progress, source, **how)
         _say_what_there_is(dataset, folder)
     return open_dataset(config.data, config.dataset_dir, config.seed)
 
@@ -83,17 +80,6 @@ def workers(config: Config, source: SourceAdapter, appends: bool = False) -> Ite
 
         with in_this_process(start_ray, config.ray.num_cpus or os.cpu_count() or 1):
             yield
-
-
-def _is_there(dataset_dir: str) -> bool:
-    """Whether there is a dataset. Why: a new one is prepared while Ray starts."""
-    from recsys.data.dataset import PreparedDataset
-
-    try:
-        PreparedDataset(dataset_dir)
-    except ArtifactError:
-        return False
-    return True
 
 
 def _import_work() -> None:
