@@ -17,7 +17,7 @@ from tune.trial_lines import Children, TrialLines
 
 MOST_APART: Final = 3  # separately trained models, at most
 _FIRST: Final = 0.6  # share of the search for its first trial
-_LEAST_SHARE: Final = 1 / 3  # of the epochs of another trial, for a comparison after as many epochs
+_LEAST_SHARE: Final = 2 / 3  # of the epochs of another trial, for a comparison after as many epochs
 _SPEAKS_S: Final = 15.0  # seconds between two lines about running trials
 
 
@@ -132,8 +132,8 @@ def is_cut(trial: Trial) -> bool:
 def _is_ahead(trial: Trial, other: Trial) -> bool:
     """Whether a trial is better than another after the same number of epochs.
 
-    The first epochs of a training say little: with less than a third of the other's epochs, each
-    counts with its best one.
+    The first epochs of a training say little, and a higher learning rate is ahead in them: with less
+    than two thirds of the other's epochs, each counts with its best one.
     """
     ends = sorted((max(trial.epochs), max(other.epochs)))
     most = ends[0] if _LEAST_SHARE * ends[1] <= ends[0] else ends[1]
