@@ -132,8 +132,8 @@ def is_cut(trial: Trial) -> bool:
 def _is_ahead(trial: Trial, other: Trial) -> bool:
     """Whether a trial is better than another after the same number of epochs.
 
-    The first epochs of a training say little, and a higher learning rate is ahead in them: with less
-    than two thirds of the other's epochs, each counts with its best one.
+    The first epochs say little, and a higher learning rate is ahead in them: with less than two
+    thirds of the other's epochs, each trial counts with its best one.
     """
     ends = sorted((max(trial.epochs), max(other.epochs)))
     most = ends[0] if _LEAST_SHARE * ends[1] <= ends[0] else ends[1]

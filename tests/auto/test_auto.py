@@ -143,6 +143,18 @@ def test_quantity_columns_are_named_in_the_configuration(tmp_path: Path, mapped:
     ]
 
 
+@pytest.mark.parametrize("events", [150_000, 300_000, 5_000_000])
+def test_wide_models_take_many_small_steps(events: int) -> None:
+    traits = replace(PLAIN, users=events // 8, items=15_000, events=events)
+    train = settings(traits)[0].train
+    targets_a_step = train["batch_size"] * traits.length
+    assert 300 * 0.9 <= targets_a_step <= 2000
+    steps = train["epochs"] * (events - traits.users) / targets_a_step
+    assert steps > 2500 and train["lr"] == 1e-3
+    few = settings(PLAIN)[0].train
+    assert few["batch_size"] == 2000 / PLAIN.length and few["lr"] == 2e-3
+
+
 def test_training_keys_of_the_user_override_the_setting() -> None:
     config = configured(
         build_config(

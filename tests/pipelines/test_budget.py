@@ -176,10 +176,10 @@ def test_cut_trials_are_compared_after_the_same_number_of_epochs(tmp_path: Path)
 
 def test_cut_trial_with_few_epochs_is_compared_by_its_best_epoch(tmp_path: Path) -> None:
     plan, _ = _plan(tmp_path)
-    _report(plan, 0, {1: 0.10, 4: 0.30}, cut=True)
-    _report(plan, 1, {1: 0.15}, cut=True)
+    _report(plan, 0, {1: 0.10, 3: 0.20, 8: 0.35}, cut=True)
+    _report(plan, 1, {1: 0.12, 3: 0.25}, cut=True)
     best = plan.best_trial()
-    assert best is not None and best.number == 0, "one epoch of four says little"
+    assert best is not None and best.number == 0, "three epochs of eight say little"
 
 
 def test_only_trainings_that_surely_fit_reserve_time_for_all_events() -> None:
