@@ -112,8 +112,9 @@ def _user_error(error: BaseException | None, depth: int = 0) -> UserError | None
             return found
     from ray.exceptions import RayTaskError
 
-    is_own = isinstance(error, UserError) and not isinstance(error, RayTaskError)
-    return error if is_own else None
+    if isinstance(error, UserError) and not isinstance(error, RayTaskError):
+        return error
+    return None
 
 
 def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
