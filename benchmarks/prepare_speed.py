@@ -127,8 +127,9 @@ def prepare_ours(folder: Path) -> dict[str, Any]:
     if not (folder / "few").exists():
         (folder / "few").mkdir()
         write_events(folder / "few", 1000)
+    source = open_source(config.data.source)
     started = time.perf_counter()
-    with workers(config, open_source(config.data.source)), Watch() as watch:
+    with workers(config.train, config.ray, source), Watch() as watch:
         prepare(small, progress=lambda _: None)
         start_s, began = time.perf_counter() - started, time.perf_counter()
         prepared = prepare(config, progress=lambda _: None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pipelines.plumbing.opened_dataset import open_dataset
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import ray_session
-from recsys.config import Config
+from recsys.config import Config, RayConfig, TrainConfig
 
 if TYPE_CHECKING:
     from recsys.data.dataset import PreparedDataset
@@ -44,7 +44,8 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
                 config.dataset_dir, config.data.keep_events, source, folder.progress
             )
         if dataset is None:
-            with workers(config, source, appends=how.get("earlier") is not None):
+            appends = how.get("earlier") is not None
+            with workers(config.train, config.ray, source, appends):
                 from recsys.preparation.prepare import prepare as prepare_dataset
 
                 dataset = prepare_dataset(config, folder.progress, source, **how)
@@ -53,22 +54,26 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
 
 
 @contextmanager
-def workers(config: Config, source: SourceAdapter, appends: bool = False) -> Iterator[None]:
+def workers(
+    train: TrainConfig, cluster: RayConfig, source: SourceAdapter, appends: bool = False
+) -> Iterator[None]:
     """What runs the tasks of a preparation in the block: Ray, or threads if the data are small.
 
     With threads, Ray starts only when texts or images must be encoded.
 
     Parameters
     ----------
-    config : Config
-        The sections ``train`` and ``ray``; a cluster is always used.
+    train : TrainConfig
+        Number of workers, for the size of a local Ray.
+    cluster : RayConfig
+        The section ``ray``; a cluster is always used.
     source : SourceAdapter
         The source that is prepared.
     appends : bool
         Whether the events join an earlier dataset, which may be large.
     """
-    if config.ray.address != "local" or appends or source.size() > _SMALL_BYTES:
-        with ray_session(config.train, config.ray, _import_work):
+    if cluster.address != "local" or appends or source.size() > _SMALL_BYTES:
+        with ray_session(train, cluster, _import_work):
             yield
         return
     from recsys.preparation.blocks import in_this_process
@@ -76,9 +81,9 @@ def workers(config: Config, source: SourceAdapter, appends: bool = False) -> Ite
     with ExitStack() as stack:
 
         def start_ray() -> None:  # a session inside another one uses its Ray
-            stack.enter_context(ray_session(config.train, config.ray))
+            stack.enter_context(ray_session(train, cluster))
 
-        with in_this_process(start_ray, config.ray.num_cpus or os.cpu_count() or 1):
+        with in_this_process(start_ray, cluster.num_cpus or os.cpu_count() or 1):
             yield
 
 
