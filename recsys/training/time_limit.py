@@ -16,9 +16,9 @@ _SLACK: Final = 0.25  # a pass that selects nothing may be late by this share of
 class TimeLimit:
     """The time of one pass, which begins now.
 
-    In the phase *select*, there must be time for another epoch and the refit of the best epoch so
-    far; in other phases, for the remaining epochs. A private training and the phase *join* never
-    end early.
+    In the phase *select*, there must be time for another epoch and for a refit if that epoch is the
+    best one; in other phases, for the remaining epochs. A private training and the phase *join*
+    never end early.
     """
 
     def __init__(self, train: TrainConfig, context: TrainContext, progress: Progress) -> None:
@@ -33,8 +33,7 @@ class TimeLimit:
         own = [report for report in history if report["phase"] == self._progress.phase]
         pace, done = seconds_an_epoch(own), own[-1]["epoch"]
         if self._selects:
-            again = self._train.refit * (self._progress.best_epoch or done)
-            return self._context.lacks(pace * (1 + again))
+            return self._context.lacks(pace * (1 + self._train.refit * (done + 1)))
         return self._context.lacks(pace * (last - done) - self._allowance)
 
     def is_over(self) -> bool:
