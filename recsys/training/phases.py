@@ -44,7 +44,7 @@ from recsys.training.private import private_progress
 from recsys.training.pruned import KEPT, choose_pruned, pruned_names, scaled, without
 from recsys.training.rating_head import RATINGS, choose_constants
 from recsys.training.shared_validation import Validate
-from recsys.training.time_limit import seconds_an_epoch
+from recsys.training.time_limit import SLACK, seconds_an_epoch
 from recsys.training.user_clusters import STRATA, choose_user_clusters
 
 UNREFITTED: Final = "unrefitted"  # key of the choices of a training: why there was no refit
@@ -243,9 +243,10 @@ def _is_too_late(train: TrainConfig, progress: Progress, context: TrainContext) 
     """Whether a refit would not end in time, at the pace of the selected epochs.
 
     That pace includes the validations, which makes up for the additional events of the refit. A
+    refit may be late by ``SLACK``, because one slow epoch of the selection must not prevent it. A
     private training is never too late, as it has no selected weights that could stay.
     """
-    seconds = progress.best_epoch * seconds_an_epoch(progress.history)
+    seconds = progress.best_epoch * seconds_an_epoch(progress.history) / (1 + SLACK)
     return not train.privacy.epsilon and context.lacks(seconds)
 
 

@@ -10,7 +10,7 @@ from recsys.config import TrainConfig
 from recsys.training.checkpoint import Progress
 from recsys.training.context import Report, TrainContext
 
-_SLACK: Final = 0.25  # a pass that selects nothing may be late by this share of its time
+SLACK: Final = 0.25  # a pass that selects nothing may be late by this share of its time
 
 
 class TimeLimit:
@@ -47,7 +47,7 @@ class TimeLimit:
     @property
     def _allowance(self) -> float:
         """Seconds by which a pass that selects nothing may be late."""
-        return _SLACK * (time.perf_counter() - self._begun)
+        return SLACK * (time.perf_counter() - self._begun)
 
 
 def seconds_an_epoch(history: Sequence[Report]) -> float:
