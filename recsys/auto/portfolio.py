@@ -20,9 +20,9 @@ from recsys.data.look_ahead import EVENTS
 from recsys.granularities.apart.section import KIND
 
 # targets of a step for ordered data: 40 long histories of Last.fm
-_TARGETS_A_STEP: Final = 2000
-_LEAST_TARGETS: Final = 300  # of a step of a wide model: 55 short histories of Beauty
-_STEPS: Final = 3000  # of a wide model; with larger steps than this gives, it learns less
+_TARGETS_A_STEP: Final = 2000.0
+_LEAST_TARGETS: Final = 300.0  # of a step of a wide model; reached where few users have two events
+_STEPS: Final = 3000  # of a wide model, at least; with fewer and larger ones it learns less
 _TARGETS: Final = 1.6e6  # training targets in total; determines the number of epochs
 _FEW_EVENTS: Final = 120_000  # below: narrow models, which overfit less
 _LONG: Final = 60.0  # mean history length from which relative positions work better
@@ -238,10 +238,11 @@ def _ordered_training(traits: Traits, width: int) -> Tree:
     targets = max(traits.events - traits.users, 1)
     epochs = int(min(max(_TARGETS / targets, 10), 40))
     far = traits.length > _LONG
-    a_step, lr = float(_TARGETS_A_STEP), 4e-3 if far else 2e-3
+    a_step, lr = _TARGETS_A_STEP, 4e-3 if far else 2e-3
     if not _is_narrow(traits):
         # many small steps with a low rate: +12 % on Sports, +2 % on Beauty (validation)
-        a_step, lr = min(max(targets * epochs / _STEPS, _LEAST_TARGETS), a_step), 1e-3
+        a_step = min(max(targets * epochs / _STEPS, _LEAST_TARGETS), _TARGETS_A_STEP)
+        lr = 1e-3
     batch = int(min(max(a_step / max(traits.length, 1.0), 16), 512))
     loss: Tree = {"kind": "full_softmax"}
     if targets * traits.items > _FULL_SCORES:
