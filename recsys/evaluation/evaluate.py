@@ -27,7 +27,7 @@ from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import fit_baselines, left_out
 from recsys.evaluation.comparison import accuracy_values, certainty, main_values
 from recsys.evaluation.fit_audit import check_fits
-from recsys.evaluation.member_scores import Shares, SummedModel, member_report, shares
+from recsys.evaluation.member_scores import Shares, SummedModel, member_report, shares, weights_alone
 from recsys.evaluation.metrics import (
     QUERY_METRICS,
     list_metrics,
@@ -151,7 +151,7 @@ def evaluate(
     confidence, comparison = certainty(
         test.values, baselines, MODEL, config.train, config.evaluate, config.seed
     )
-    granularities = _granularities(test, without)
+    granularities = _granularities(members.weights, without, config.train.metric)
     extras = _extras(test, _members(test, members, granularities, stack or {}), checked)
     return Evaluation(
         metric=config.train.metric,
@@ -328,9 +328,10 @@ def _segments(test: _Test, without: Mapping[str, Array]) -> dict[str, Any]:
 
 def _member_shares(test: _Test) -> Shares:
     """The main metric with every member alone and without it, if it should be measured."""
-    if not test.config.evaluate.ablate:
-        return Shares({}, {})
-    return shares(test.model, test.ranking.queries, test.config.train, test.config.evaluate)
+    queries, evaluate = test.ranking.queries, test.config.evaluate
+    if not evaluate.ablate:
+        return weights_alone(test.model, queries, evaluate.chunk_users)
+    return shares(test.model, queries, test.config.train, evaluate)
 
 
 def _members(
@@ -355,23 +356,13 @@ def _signals(test: _Test) -> list[dict[str, Any]]:
     return certificate(found, of_main, MODEL, test.config.evaluate.bootstrap, test.config.seed)
 
 
-def _granularities(test: _Test, without: Mapping[str, Array]) -> dict[str, dict[str, float]]:
-    """Weight of every granularity and, if it was measured, the main metric without it.
-
-    The weight is the mean of λ over the ranked queries, zero where the signal was missing.
-    """
-    queries = test.ranking.queries
-    sums_K = sum(
-        test.model.contributions(chunk).weights_BK.double().sum(dim=0)
-        for chunk in queries.chunks(test.config.evaluate.chunk_users)
-    )
-    weights_K = torch.as_tensor(sums_K) / len(queries)
-    result = {
-        name: {"weight": weight}
-        for name, weight in zip(test.model.names, weights_K.tolist(), strict=True)
-    }
+def _granularities(
+    weights: Mapping[str, float], without: Mapping[str, Array], metric: str
+) -> dict[str, dict[str, float]]:
+    """Weight of every granularity and, if it was measured, the main metric without it."""
+    result = {name: {"weight": weight} for name, weight in weights.items()}
     for name, values_B in without.items():
-        result[name][f"{test.config.train.metric}_without"] = float(values_B.mean())
+        result[name][f"{metric}_without"] = float(values_B.mean())
     return result
 
 

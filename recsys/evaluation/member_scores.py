@@ -71,10 +71,12 @@ class SummedModel(Protocol):
 
 @dataclass(frozen=True)
 class Shares:
-    """By member: the main metric of every query [B] with the member alone, and without it."""
+    """By member: the main metric of every query [B] with the member alone, and without it; by
+    granularity: the mean λ over the queries, zero where its signal is missing."""
 
     alone: dict[str, Array]
     without: dict[str, Array]
+    weights: dict[str, float]
 
 
 def shares(
@@ -110,13 +112,14 @@ def shares(
         members = {TRAINED: [names.index(name) for name in trained], **members}
     alone: dict[str, list[Array]] = {name: [] for name in members}
     without: dict[str, list[Array]] = {name: [] for name in members}
-    weighs_K = np.zeros(len(names), dtype=bool)
+    weighs_K, sums_K = np.zeros(len(names), dtype=bool), np.zeros(len(names))
     most = max(1, _MAX_SCORES // max(len(model.item_vectors_ND), 1))
     chunk, metric = min(evaluate.chunk_users, most), parse_metric(train.metric)
     with torch.inference_mode():
         for piece in queries.chunks(chunk):
             contributions = model.contributions(piece).cpu()
             weighs_K |= contributions.weights_BK.any(0).numpy()
+            sums_K += contributions.weights_BK.double().sum(0).numpy()
             scores = _Scores(model, contributions, piece, evaluate.exclude_seen)
             own = scores
             # a member whose weight is zero for some queries ranks these, too, when it is alone
@@ -131,7 +134,19 @@ def shares(
     return Shares(
         {name: np.concatenate(values) for name, values in alone.items() if name in weighing},
         {name: np.concatenate(values) for name, values in without.items()},
+        dict(zip(names, (sums_K / len(queries)).tolist(), strict=True)),
     )
+
+
+def weights_alone(model: SummedModel, queries: Queries, chunk: int) -> Shares:
+    """The weights of :func:`shares` without any ranking; ``chunk``: queries at a time."""
+    with torch.inference_mode():
+        sums_K = sum(
+            model.contributions(piece).weights_BK.double().sum(0).cpu().numpy()
+            for piece in queries.chunks(chunk)
+        )
+    weights = dict(zip(model.names, (sums_K / len(queries)).tolist(), strict=True))
+    return Shares({}, {}, weights)
 
 
 class _Scores:
@@ -153,8 +168,10 @@ class _Scores:
         for k in range(contributions.weights_BK.shape[1]):
             if not contributions.weights_BK[:, k].any():
                 continue
-            used_D = contributions.vectors_BKD[:, k].any(0)
-            scores_bN = contributions.vectors_BKD[:, k, used_D] @ items_ND[:, used_D].T
+            # from the first to the last direction that it uses: a view, not a copy of the items
+            used_d = contributions.vectors_BKD[:, k].any(0).nonzero()[:, 0].tolist() or [0]
+            used = slice(used_d[0], used_d[-1] + 1)
+            scores_bN = contributions.vectors_BKD[:, k, used] @ items_ND[:, used].T
             if k in contributions.sparse:
                 scores_bN = contributions.sparse[k].add_to(scores_bN)
             self.scores_by_k[k] = scores_bN

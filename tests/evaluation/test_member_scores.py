@@ -180,7 +180,7 @@ def test_gain_of_a_member_is_paired_difference_to_the_model_without_it() -> None
     class Two:
         names = trained_names = ("behaviour", "evolution")
 
-    found = Shares({"behaviour": rest_B}, {"behaviour": rest_B, "evolution": whole_B})
+    found = Shares({"behaviour": rest_B}, {"behaviour": rest_B, "evolution": whole_B}, {})
     report = member_report(
         whole_B, found, Two(), {"behaviour": 0.4, "evolution": 0.0}, {}, {}, config
     )
