@@ -21,7 +21,8 @@ def with_shuffled_ties(histories: Histories, seed: int) -> Histories:
     """The same histories with each user's events of one known time in a random order.
 
     A query that is earlier than its target (``ahead_E``) is then before all events that have the
-    time of the first touch.
+    time of the first touch. If the first touch is before the row, which may be a window of a long
+    history, the query stays before the row.
 
     Parameters
     ----------
@@ -52,7 +53,11 @@ def with_shuffled_ties(histories: Histories, seed: int) -> Histories:
     places_E = np.arange(num_events)
     starts_G = np.flatnonzero(~is_tied_E)
     touches_E = (places_E - histories.ahead_E)[order_E]
-    ahead_E = np.where(shuffled.ahead_E > 0, places_E - starts_G[groups_E[touches_E]], 0)
+    begins_E = histories.offsets_U1[rows_E]
+    asked_E = np.where(
+        touches_E >= begins_E, starts_G[groups_E[np.maximum(touches_E, 0)]], begins_E - 1
+    )
+    ahead_E = np.where(shuffled.ahead_E > 0, places_E - asked_E, 0)
     return replace(shuffled, ahead_E=ahead_E.astype(np.int32))
 
 

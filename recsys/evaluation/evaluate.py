@@ -27,7 +27,13 @@ from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import fit_baselines, left_out
 from recsys.evaluation.comparison import accuracy_values, certainty, main_values
 from recsys.evaluation.fit_audit import check_fits
-from recsys.evaluation.member_scores import Shares, SummedModel, member_report, shares, weights_alone
+from recsys.evaluation.member_scores import (
+    Shares,
+    SummedModel,
+    member_report,
+    shares,
+    weights_alone,
+)
 from recsys.evaluation.metrics import (
     QUERY_METRICS,
     list_metrics,

@@ -72,7 +72,8 @@ class SummedModel(Protocol):
 @dataclass(frozen=True)
 class Shares:
     """By member: the main metric of every query [B] with the member alone, and without it; by
-    granularity: the mean λ over the queries, zero where its signal is missing."""
+    granularity: the mean λ over the queries, zero where its signal is missing.
+    """
 
     alone: dict[str, Array]
     without: dict[str, Array]

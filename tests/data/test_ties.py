@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recsys.data.batches import every_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
@@ -57,6 +58,22 @@ def test_query_before_a_first_touch_is_before_all_events_of_that_time() -> None:
         assert asked_E[found.items_E == 4].tolist() == [1]
         assert asked_E[found.items_E == 5].tolist() == [1]
         assert asked_E[found.items_E == 2].tolist() == np.flatnonzero(found.items_E == 2).tolist()
+
+
+def test_query_before_a_first_touch_before_the_row_stays_before_the_row() -> None:
+    """A row may be a window of a long history; the first touch of a target may be in an earlier
+    one."""
+    row = [HOUR, 2 * HOUR, 2 * HOUR, 3 * HOUR, 3 * HOUR]
+    whole = histories([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], [row, row])
+    # 3, 5, 8 and 10 were touched first seven events before, the others never
+    whole = replace(whole, ahead_E=np.array([0, 0, 7, 0, 7] * 2, dtype=np.int32))
+    for seed in range(10):
+        found = with_shuffled_ties(whole, seed)
+        places_E = np.arange(10) % 5
+        assert (found.ahead_E[np.isin(found.items_E, [3, 5, 8, 10])] > 0).all()
+        asked_E = (places_E - found.ahead_E)[found.ahead_E > 0]
+        assert len(asked_E) == 4 and (asked_E < 0).all(), "no query sees an event of the row"
+        assert len(every_position(found, 5).targets_P) == 4, "2 and 4, 7 and 9, without 3, 5, 8, 10"
 
 
 def test_histories_without_ties_are_returned_as_they_are() -> None:
