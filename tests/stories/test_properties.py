@@ -14,6 +14,7 @@ import string
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,13 @@ from hypothesis import strategies as st
 
 from recsys.config import Config, build_config, dump_config, parse_value, set_path
 from recsys.data.batches import every_position, last_position, whole_history
+from recsys.data.first_touch import with_first_touches
 from recsys.data.hashing import string_hashes
 from recsys.data.hidden import Hidden
 from recsys.data.histories import Histories, Split
+from recsys.data.look_ahead import with_look_ahead
 from recsys.data.split import SplitPlan, assign, bin_counts, cut_off
+from recsys.data.ties import with_shuffled_ties
 from recsys.data.vocabulary import Vocabulary, dense, extend, union
 from recsys.errors import ConfigError
 from recsys.evaluation.metrics import list_metrics, query_metrics
@@ -303,6 +307,39 @@ def test_windows_have_every_event_once_in_order(rows: list[list[int]], size: int
     assert behind == Counter(
         10 * user + place for user, row in enumerate(rows) for place in range(1, len(row))
     )
+
+
+VISITS = st.lists(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(1, 4)), max_size=12),
+    min_size=1,
+    max_size=4,
+)
+
+
+@examples(300)
+@given(VISITS, st.integers(2, 5), st.integers(0, 9), st.integers(0, 9))
+def test_no_query_sees_its_target_or_a_touch_of_it_in_the_same_visit(
+    rows: list[list[tuple[int, bool, int]]], limit: int, seed: int, most: int
+) -> None:
+    """In windows of long histories, with events of one time in a new order, and with queries that
+    look ahead."""
+    rows = [sorted(row, key=lambda event: event[2]) for row in rows]
+    events = [event for row in rows for event in row]
+    histories = replace(
+        named([[item for item, _, _ in row] for row in rows]),
+        types_E=np.array([is_bought for _, is_bought, _ in events], dtype=np.uint8),
+        times_E=np.array([hour * 3600 for _, _, hour in events], dtype=np.int64),
+        targets_T=np.array([False, True]),
+    )
+    windows = with_first_touches(histories).windows(limit + 1)
+    batch = every_position(
+        with_look_ahead(with_shuffled_ties(windows, seed), most, seed) if most else windows, limit
+    )
+    for query, target in zip(batch.pairs_P.tolist(), batch.targets_P.tolist(), strict=True):
+        row, seen = batch.rows_B[query], int(batch.seen_B[query])
+        touched = {hour for item, _, hour in rows[batch.users_U[row]] if item == target}
+        assert seen > 0 and target not in batch.history_UL[row, :seen].tolist()
+        assert (batch.times_UL[row, :seen] <= min(touched) * 3600).all(), "all is one visit"
 
 
 @examples(100)
