@@ -140,7 +140,17 @@ def shares(
 
 
 def weights_alone(model: SummedModel, queries: Queries, chunk: int) -> Shares:
-    """The weights of :func:`shares` without any ranking; ``chunk``: queries at a time."""
+    """The weights of :func:`shares` without any ranking.
+
+    Parameters
+    ----------
+    model : SummedModel
+        The model, which gives the weights of its granularities.
+    queries : Queries
+        Queries, at least one.
+    chunk : int
+        Queries at a time.
+    """
     with torch.inference_mode():
         sums_K = sum(
             model.contributions(piece).weights_BK.double().sum(0).cpu().numpy()
