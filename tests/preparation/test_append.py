@@ -36,7 +36,7 @@ from recsys.training.phases import fit
 
 DAY = 86_400
 NUM_DAYS = 6
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("ray_local")
 
 
 def write_days(folder: Path, seed: int = 0) -> list[Path]:
