@@ -349,18 +349,23 @@ class _UnseenSoftmax(_SoftmaxLoss):
             for places in (places_P[own], places_H[firsts_H[chunk] : firsts_H[chunk + 1]]):
                 logits_bS.view(-1).index_fill_(0, places - start * len(items_SD), nothing)
             if shift:
-                top_b = logits_bS.amax(1).scatter_reduce_(0, pairs_p, hits_p, "amax")
-                top_b.clamp_(min=torch.finfo(top_b.dtype).min)  # a query without pairs and items
-                total += weights_P[own] @ top_b[pairs_p]
+                top_b = logits_bS.amax(1)
+                top_b.clamp_(min=torch.finfo(top_b.dtype).min)  # a query without any item
                 logits_bS -= top_b[:, None]
-                hits_p = hits_p - top_b[pairs_p]
-            exp_bS, exp_p = logits_bS.exp_(), hits_p.exp()
-            z_p = exp_bS.sum(1)[pairs_p] + exp_p
-            total += weights_P[own] @ z_p.log()
-            share_p = weights_P[own] / z_p
-            less_P[own] = weights_P[own] - share_p * exp_p
+                rest_p = logits_bS.exp_().sum(1)[pairs_p]
+                # a target may be far from all other items, and from the other targets of its query
+                log_z_p = torch.logaddexp(top_b[pairs_p] + rest_p.log(), hits_p)
+                share_p = weights_P[own] * (top_b[pairs_p] - log_z_p).exp()
+                own_p = weights_P[own] * (hits_p - log_z_p).exp()
+            else:
+                exp_p = hits_p.exp()
+                z_p = logits_bS.exp_().sum(1)[pairs_p] + exp_p
+                log_z_p, share_p = z_p.log(), weights_P[own] / z_p
+                own_p = share_p * exp_p
+            total += weights_P[own] @ log_z_p
+            less_P[own] = weights_P[own] - own_p
             share_b1 = share_p.new_zeros(len(chunk_bD), 1).index_add_(0, pairs_p, share_p[:, None])
-            user_grad[rows] = _push(exp_bS, share_b1, chunk_bD, narrow_SD, item_grad)
+            user_grad[rows] = _push(logits_bS, share_b1, chunk_bD, narrow_SD, item_grad)
         _pull_targets(users_BD, items_SD, pairs_P, targets_P, less_P, user_grad, item_grad)
         ctx.save_for_backward(user_grad.to(ctx.kinds[0]), item_grad.to(ctx.kinds[1]))
         return total

@@ -302,15 +302,32 @@ def first_times(times_E: Array, starts_B: Array) -> Array:
 
 def event_keys(histories: Histories) -> Array:
     """A hash of user, item and time of every event: [E] uint64."""
-    users_E = np.repeat(histories.users_U, histories.lengths_U).astype(np.uint64)
-    key = np.zeros(len(users_E), dtype=np.uint64)
+    users_E = np.repeat(histories.users_U, histories.lengths_U)
+    return _hashed(users_E, histories.items_E, histories.times_E)
+
+
+def numbered_keys(histories: Histories) -> Array:
+    """As :func:`event_keys`, with the type of the event and its number among equal ones of its
+    history: [E] uint64.
+
+    Why: where times are unknown, a user's second event with an item differs by its number alone.
+    A history that grows at its end keeps the keys of its events.
+    """
+    key_E = _hashed(event_keys(histories), histories.types_E)
+    order_E = np.argsort(key_E, kind="stable")
+    is_first_E = np.append(True, np.diff(key_E[order_E]) != 0)[: len(order_E)]
+    places_E = np.arange(len(order_E))
+    number_E = np.empty(len(order_E), dtype=np.int64)
+    number_E[order_E] = places_E - np.maximum.accumulate(np.where(is_first_E, places_E, 0))
+    return _hashed(key_E, number_E)
+
+
+def _hashed(*columns: Array) -> Array:
+    """A hash of the values of every event: [E] uint64."""
+    key = np.zeros(len(columns[0]), dtype=np.uint64)
     with np.errstate(over="ignore"):
-        for values in (
-            users_E,
-            histories.items_E.astype(np.uint64),
-            histories.times_E.astype(np.uint64),
-        ):
-            key = (key ^ values) * GOLDEN
+        for values in columns:
+            key = (key ^ values.astype(np.uint64)) * GOLDEN
             key ^= key >> np.uint64(29)
             key *= MULTIPLIER
             key ^= key >> np.uint64(32)

@@ -25,7 +25,7 @@ import numpy as np
 
 from recsys.config import PromoteConfig
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Histories, event_keys
+from recsys.data.histories import Array, Histories, numbered_keys
 
 _GROUPS: Final = 10
 _HALF: Final = 0.5  # events added to every group, so that none is empty
@@ -63,11 +63,11 @@ def drift_of(dataset: PreparedDataset, earlier: Histories, num_items: int) -> Dr
     num_items : int
         Number of items that the earlier model knows.
     """
-    known = np.unique(event_keys(earlier))
+    known = np.unique(numbered_keys(earlier))
     items: list[Array] = []
     num_strangers = 0
     for shard in dataset.shards():
-        is_newer_E = ~np.isin(event_keys(shard), known)
+        is_newer_E = ~np.isin(numbered_keys(shard), known)
         items.append(shard.items_E[is_newer_E])
         num_strangers += int(
             # an update keeps dense ids, so new users have the numbers after the old ones

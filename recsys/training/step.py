@@ -159,8 +159,9 @@ class StepLoss(nn.Module):
     def _draw(self, key: StepKey) -> Tensor:
         """M item ids with replacement, by q."""
         seed, epoch, step = key
-        # factors far apart, so that two steps of a training never share a seed
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
+        # factors far apart, so that two steps of a training never share a seed; torch takes 64 bits
+        number = (seed * 1_000_003 + epoch) * 1_000_003 + step
+        generator = torch.Generator().manual_seed(number % 2**64)
         if self._up_to_N is not None:
             drawn_M = torch.rand(self.num_negatives, generator=generator, dtype=torch.float64)
             found_M = torch.searchsorted(self._up_to_N, drawn_M * self._up_to_N[-1], right=True)

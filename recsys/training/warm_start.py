@@ -23,7 +23,7 @@ from torch import Tensor
 
 from recsys.config import ModelConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Histories, Queries, Split, event_keys
+from recsys.data.histories import Array, Histories, Queries, Split, numbered_keys
 from recsys.errors import ArtifactError, DataError
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, ModelSizes
@@ -218,11 +218,11 @@ def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
         It was trained on test events, which would make every figure of the evaluation invalid, or
         no user has only new validation events.
     """
-    known = np.unique(event_keys(trained))
+    known = np.unique(numbered_keys(trained))
     newer_V = np.zeros(dataset.num_users, dtype=bool)
     num_test = num_leaked = num_new = 0
     for shard in dataset.shards():
-        is_known_E = np.isin(event_keys(shard), known)
+        is_known_E = np.isin(numbered_keys(shard), known)
         is_test_E, is_valid_E = shard.splits_E == Split.TEST, shard.splits_E == Split.VALID
         num_test += int(is_test_E.sum())
         num_leaked += int((is_test_E & is_known_E).sum())

@@ -21,6 +21,7 @@ from recsys.data.attributes import (
     UNKNOWN,
     Field,
     ProfileEncoding,
+    as_numbers,
     encode_table,
 )
 from recsys.data.request_attributes import RequestEncoder
@@ -215,3 +216,8 @@ def test_malformed_attributes_name_request_and_field(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         RequestEncoder((AGE, CITY, LIKES)).encode([None, attributes])
+
+
+def test_whole_numbers_of_any_size_are_numbers() -> None:
+    found = as_numbers(pa.chunked_array([[2**60 + 1, None, 3]]))
+    np.testing.assert_allclose(found, [2.0**60, math.nan, 3.0])

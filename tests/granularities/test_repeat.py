@@ -189,6 +189,19 @@ def test_long_after_the_data_and_without_times_the_scores_stay_in_range(fitted: 
         assert torch.isfinite(found).all() and found.max() < 5 * usual.max()
 
 
+def test_scores_are_finite_if_no_event_follows_another_one() -> None:
+    """As with three events a user and leave-last: one of them is for training."""
+    none = torch.zeros(0, dtype=torch.int64)
+    module = Repeat(RepeatConfig(enabled=True), SimpleNamespace())  # type: ignore[arg-type]
+    graphs = Graphs(2, NUM_ITEMS, none, none, histories=histories_of([(0, 1)], [(1, 2)]))
+    items = ItemView(torch.zeros(NUM_ITEMS, 4), torch.zeros(NUM_ITEMS, 0))
+    queries = Queries.without_targets(
+        histories_of([(0, 1), (1, 2)]), asked_at_B=np.array([3 * DAY])
+    )
+    added = module.boost(last_position(queries, 10), items, module.state(items, graphs))
+    assert added.add_to(torch.zeros(1, NUM_ITEMS)).isfinite().all()
+
+
 def test_repeat_contradicts_exclude_seen() -> None:
     tree: dict[str, Any] = {
         "model": {"granularities": {"behaviour": {"enabled": True}, "repeat": {"enabled": True}}}

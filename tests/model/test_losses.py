@@ -189,6 +189,25 @@ def test_full_softmax_leaves_out_seen_items_and_other_targets(
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("gap", [50.0, 95.0, 120.0])
+def test_targets_of_a_query_may_have_logits_that_are_far_apart(gap: float) -> None:
+    user = torch.ones(1, 1, requires_grad=True)
+    items = torch.tensor([[gap], [0.0], [-1.0]], requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    both = (torch.tensor([0, 0]), torch.tensor([0, 1]), torch.ones(2))
+    found = full_softmax(user, items, *both, left_out=LeftOut(nothing, nothing))
+    naive = sum(
+        -torch.log_softmax((items @ user[0])[[own, 2]], dim=0)[0] for own in (0, 1)
+    ) + torch.zeros(())
+    torch.testing.assert_close(found, naive)
+    for got, expected in zip(
+        torch.autograd.grad(found, [user, items]),
+        torch.autograd.grad(naive, [user, items]),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
 def test_softmax_of_a_query_with_all_items_seen_is_zero() -> None:
     users, items = torch.full((2, 1), 80.0), torch.ones(3, 1)  # the second query has no target
     left_out = LeftOut(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 2, 0, 1, 2]))

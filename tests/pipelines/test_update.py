@@ -278,6 +278,25 @@ def test_validation_and_test_use_only_users_with_events_unknown_to_the_parent(
         newer_users(write_dataset(tmp_path / "drawn", drawn, 8), seen)
 
 
+@pytest.mark.parametrize("day", [DAY, 0])  # 0: times are unknown
+def test_an_item_again_is_a_new_event(tmp_path: Path, day: int) -> None:
+    """The first user chooses an item again; the second one has viewed an item and buys it now."""
+    old: list[list[Event]] = [leave_last(0, 1, 2, 3), leave_last(4, 5, 6, 7)]
+    new = [leave_last(0, 1, 2, 3, 5, 0), leave_last(4, 5, 6, 7, 4, 5)]
+    new[1][4:] = [(item, 1, time, split) for item, _, time, split in new[1][4:]]
+    datasets = [
+        write_dataset(
+            tmp_path / name,
+            [[(i, kind, min(time, day * time), split) for i, kind, time, split in r] for r in rows],
+            8,
+            event_types=("view", "buy"),
+        )
+        for name, rows in (("old", old), ("new", new))
+    ]
+    seen = datasets[0].histories().through(Split.TEST)
+    assert newer_users(datasets[1], seen).tolist() == [True, True]
+
+
 def test_weights_with_too_few_validation_users_are_not_continued(tmp_path: Path) -> None:
     """The final weights have seen all old events; the measured ones leave every user with a new
     event.

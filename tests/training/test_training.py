@@ -248,6 +248,13 @@ def test_same_seed_same_metrics(tmp_path: Path) -> None:
     assert [r["loss"] for r in first.history] == [r["loss"] for r in second.history]
 
 
+@pytest.mark.parametrize("seed", [20_261_130, 2**63 - 1])
+def test_any_seed_trains(tmp_path: Path, seed: int) -> None:
+    config = settings(epochs=1, loss={"kind": "sampled_softmax", "num_negatives": 4})
+    config.seed = seed
+    assert np.isfinite(run(config, cycles(tmp_path)).history[0]["loss"])
+
+
 def test_early_stopping_counts_validations_without_gain(tmp_path: Path) -> None:
     config = settings(epochs=30, patience=2, lr=1e-12)
     result = run(config, cycles(tmp_path))

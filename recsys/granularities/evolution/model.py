@@ -133,7 +133,8 @@ class Evolution(Granularity):
         """Input of the cell for every event: [U, L, D]."""
         # indexing by brackets takes several times as long
         vectors_ED = items.vectors_SD.index_select(0, batch.history_UL.flatten())
-        events_ULD = vectors_ED.view(*batch.history_UL.shape, -1) * self.scale
+        # the width by name: of a batch without rows it cannot be inferred
+        events_ULD = vectors_ED.view(*batch.history_UL.shape, vectors_ED.shape[1]) * self.scale
         events_ULD = events_ULD + self.type_embedding(batch.types_UL)
         if self.gap_embedding is not None:
             events_ULD = events_ULD + self.gap_embedding(_gap_buckets(batch.ages_UL))

@@ -139,7 +139,8 @@ class Basis:
 
     @staticmethod
     def of(raw_PX: Array) -> Basis:
-        """Fit the basis on a sample of pairs."""
+        """Fit the basis on a sample of pairs; without any, every feature is constant."""
+        raw_PX = raw_PX if len(raw_PX) else np.zeros((1, raw_PX.shape[1]))
         known_PX = np.where(np.isfinite(raw_PX).any(axis=0), raw_PX, 0.0)
         low_X, high_X = np.nanquantile(known_PX, _RANGE, axis=0)
         mean_X = np.nanmean(np.clip(known_PX, low_X, high_X), axis=0)

@@ -2,8 +2,8 @@
 
     r_ui = Σ_v w_uv 2^(−(t − t_vi) / h) d_i^(−γ) / √(Σ_v w_uv)
 
-over the friends v who had item i before t, where t is the time of the request, t_vi that of v's
-newest event with the item, and d the number of users of an item. If the data has times, events of
+over the friends v whose newest event with item i is before t, where t is the time of the request,
+t_vi that of the event, and d the number of users of an item. If the data has times, events of
 friends at or after the request count nothing. Friends named in a request replace the stored ones,
 with weight one each. Validation chooses γ and h; a graph that is not predictive gets no weight in
 the fusion.

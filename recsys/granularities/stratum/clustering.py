@@ -254,6 +254,7 @@ def _kmeans(users: UserVectors, root_TT: Array, num_clusters: int, seed: int) ->
     """Centres in the mapped space: [num_clusters, T]."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
+    seed %= 2**32  # scikit-learn accepts 32 bits only
     if len(users) <= WHOLE:
         found = KMeans(num_clusters, n_init=_STARTS, random_state=seed).fit(
             users.of(users.active_U) @ root_TT
