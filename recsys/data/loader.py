@@ -57,7 +57,7 @@ class Step:
 
 def can_train(dataset: PreparedDataset, through: Split, num_workers: int) -> bool:
     """Whether there is at least one user with a target for every worker; in ordered data a target
-    needs an earlier event.
+    needs an earlier event, before its first touch if queries are there.
 
     Parameters
     ----------
@@ -68,12 +68,13 @@ def can_train(dataset: PreparedDataset, through: Split, num_workers: int) -> boo
     num_workers : int
         Number of training workers.
     """
-    skipped, found = int(dataset.manifest.ordered), 0
+    is_early, found = asks_before_first_touch(dataset), 0
     for shard in dataset.shards():
         seen = shard.through(through)
+        seen = with_first_touches(seen) if is_early else seen
         rows_E = np.repeat(np.arange(len(seen)), seen.lengths_U)
-        place_E = np.arange(len(rows_E)) - seen.offsets_U1[rows_E]
-        found += len(np.unique(rows_E[seen.are_targets_E & (place_E >= skipped)]))
+        counts_E = seen.have_queries_E if dataset.manifest.ordered else seen.are_targets_E
+        found += len(np.unique(rows_E[counts_E]))
         if found >= num_workers:
             return True
     return False

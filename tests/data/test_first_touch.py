@@ -15,7 +15,7 @@ from recsys.data.batches import Batch, every_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.first_touch import asks_before_first_touch, with_first_touches
 from recsys.data.histories import Array, Histories, Split
-from recsys.data.loader import LoaderConfig, TrainingLoader
+from recsys.data.loader import LoaderConfig, TrainingLoader, can_train
 from recsys.errors import DataError
 from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
@@ -165,6 +165,20 @@ def written(folder: Path, rows: list[list[Event]], kind: str, num_items: int) ->
     )
     dataset.manifest.split = {"kind": kind}
     return dataset
+
+
+def test_nothing_can_be_trained_if_every_history_begins_with_the_visit_of_its_target(
+    tmp_path: Path,
+) -> None:
+    visits: list[list[Event]] = [
+        [(user, VIEW, DAY, Split.TRAIN), (user, BUY, DAY + 60, Split.TRAIN)] for user in range(4)
+    ]
+    dataset = written(tmp_path / "one", visits, "temporal", 7)
+    assert not can_train(dataset, Split.TRAIN, 1)
+    with pytest.raises(DataError, match="before their first touch"):
+        TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 4, 0.0, 1.0, 10_000, 0))
+    visits[0].insert(0, (5, VIEW, DAY - 60, Split.TRAIN))
+    assert can_train(written(tmp_path / "two", visits, "temporal", 7), Split.TRAIN, 1)
 
 
 def test_split_decides_whether_queries_are_before_the_first_touch(tmp_path: Path) -> None:
