@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from recsys.config import redact
 from recsys.errors import ArtifactError
+from recsys.registry.mlflow_client import is_absence
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"  # the champion before this one, for a rollback
@@ -40,8 +41,7 @@ class Aliases:
         try:
             return str(self._client.get_model_version_by_alias(self.name, alias).version)
         except MlflowException as error:
-            # MLflow reports a missing alias in two ways; anything else is an outage
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if not is_absence(error):
                 raise
             return ""
 
@@ -142,7 +142,9 @@ class Aliases:
 
         try:
             self._client.get_model_version(self.name, version)
-        except MlflowException:
+        except MlflowException as error:
+            if not is_absence(error):
+                raise
             return False
         return True
 

@@ -127,6 +127,13 @@ def outage(error: BaseException) -> str | None:
     )
 
 
+def is_absence(error: Any) -> bool:
+    """Whether an ``MlflowException`` says that a model, version or alias does not exist; MLflow
+    reports that in two ways. Any other one is an outage.
+    """
+    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
 @contextmanager
 def short_timeouts(retries: int = 0) -> Iterator[None]:
     """Give up on an MLflow server after seconds within a block; by default MLflow retries for

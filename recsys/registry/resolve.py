@@ -15,7 +15,7 @@ from recsys.bundle.description import DESCRIPTION
 from recsys.errors import ArtifactError, NotRegistered
 from recsys.registry.digest import check_version, unreadable
 from recsys.registry.minimum import BELOW, MINIMUM_TAG, WHY_TAG, newest_versions
-from recsys.registry.mlflow_client import active_uris, client, sqlite_path
+from recsys.registry.mlflow_client import active_uris, client, is_absence, sqlite_path
 from recsys.storage.filesystems import check_bucket, filesystem_of, read_bytes, storage_errors
 from recsys.storage.mirror import download, downloaded
 from recsys.storage.temporary import temporary_folder
@@ -102,7 +102,9 @@ def _name_and_version(uri: str, tracking_uri: str) -> tuple[str, str]:
             or registry.get_model_version_by_alias(match["name"], match["alias"]).version
         )
         registry.get_model_version(match["name"], str(number))
-    except MlflowException:
+    except MlflowException as error:
+        if not is_absence(error):
+            raise
         newest = newest_versions(registry, match["name"], 1)
         raise NotRegistered(
             f"{uri} is not registered; {_registered(registry, match['name'])}",

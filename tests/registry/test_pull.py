@@ -185,6 +185,20 @@ def test_invalid_pulls_are_refused(
     ).exists()
 
 
+def test_registry_that_does_not_answer_is_no_missing_model(
+    store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient, MlflowException
+
+    def fails(*_: Any) -> None:
+        raise MlflowException("API request to http://127.0.0.1:9 failed")
+
+    _, uri = store
+    monkeypatch.setattr(MlflowClient, "get_model_version", fails)
+    with pytest.raises(MlflowException, match="API request"):
+        resolve("models:/pocket@champion", uri)
+
+
 def test_pull_is_recorded_before_files_are_copied(
     store: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
