@@ -316,6 +316,17 @@ def test_our_baselines_have_the_figures_of_our_evaluation(tmp_path: Path) -> Non
     assert not [note for note in found["notes"] if "hash" in note]
 
 
+def test_main_metric_has_its_own_cut_off(dataset: PreparedDataset, tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"data": {"dir": dataset.root}, "evaluate": {"ks": [2]}}
+    protocol = protocol_of(dataset, build_config({**tree, "train": {"metric": "ndcg@5"}}))
+    assert protocol.ks == [2, 5]
+    write_protocol(protocol, tmp_path / "p", "csv")
+    found = score(tmp_path / "p", f"a={saved(lists(lambda user: 2), tmp_path / 'a.csv')}")
+    assert found["methods"]["a"]["metrics"]["ndcg@5"]["value"] == pytest.approx(1 / np.log2(3))
+    with pytest.raises(ConfigError, match="the referee computes recall, ndcg, .*, got 'stat"):
+        protocol_of(dataset, build_config({**tree, "train": {"metric": "statistics:mean@5"}}))
+
+
 def test_pairs_are_tested_with_holm(folder: Path, tmp_path: Path) -> None:
     better, worse = (
         saved(lists(lambda user, n=n: user % n), tmp_path / f"{n}.csv") for n in (3, 6)
