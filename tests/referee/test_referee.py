@@ -29,7 +29,7 @@ from recsys.referee.judge import holm
 from recsys.referee.leaderboard import board
 from recsys.referee.lists import read_lists
 from recsys.referee.protocol import Protocol, read_protocol, write_protocol
-from tests.handmade import DAY, leave_last, write_dataset
+from tests.handmade import DAY, leave_last, leave_last_without_validation, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Captured = pytest.CaptureFixture[str]
@@ -318,21 +318,15 @@ def test_our_baselines_have_the_figures_of_our_evaluation(tmp_path: Path) -> Non
     assert not [note for note in found["notes"] if "hash" in note]
 
 
-def without_validation(folder: Path) -> PreparedDataset:
-    """The walks, whose events before the target of test are all training."""
-    rows = [leave_last(*((5 * user + step) % ITEMS for step in range(6))) for user in range(USERS)]
-    trained = [
-        [(*event[:3], Split.TRAIN if event[3] == Split.VALID else event[3]) for event in row]
-        for row in rows
-    ]
-    return write_dataset(folder, trained, ITEMS)
-
-
 def test_protocol_without_validation_has_lists_of_the_default_settings(
     tmp_path: Path, capsys: Captured
 ) -> None:
     folder, out = tmp_path / "p", tmp_path / "l"
-    write_protocol(made(without_validation(tmp_path / "data")), folder, "parquet")
+    rows = [
+        leave_last_without_validation(*((5 * user + step) % ITEMS for step in range(6)))
+        for user in range(USERS)
+    ]
+    write_protocol(made(write_dataset(tmp_path / "data", rows, ITEMS)), folder, "parquet")
     words = ["--out", str(out), "--evaluate.baselines", "[popularity, item_knn]"]
     assert main(["referee", "lists", "--protocol", str(folder), *words]) == 0
     said = capsys.readouterr().out
