@@ -193,6 +193,8 @@ def lists(evaluate: EvaluateConfig, referee: RefereeConfig, command: str) -> lis
     named = [_named(word) for word in referee.runs]
     wanted = "baselines" in evaluate.model_fields_set or not named
     baselines: Sequence[str] = evaluate.baselines if wanted else ()
+    if baselines and not protocol.has_validation:
+        print("the protocol has no validation query, so baselines keep their default settings")
     written = (
         write_baselines(protocol, baselines, evaluate, out, referee.format, command)
         if baselines

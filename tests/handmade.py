@@ -122,6 +122,12 @@ def leave_last(*items: int, kind: int = 0) -> list[Event]:
     ]
 
 
+def leave_last_without_validation(*items: int) -> list[Event]:
+    """Events a day apart: the last is test, all before it are training."""
+    *earlier, last = train_events(*items)
+    return [*earlier, (*last[:3], Split.TEST)]
+
+
 def _write(path: Path, columns: dict[str, pa.Array]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)

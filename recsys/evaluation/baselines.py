@@ -185,6 +185,8 @@ class Ease(Baseline):
 class Als(Baseline):
     """Implicit alternating least squares (Hu et al. 2008), 64 factors, users folded in by one exact
     solve.
+
+    For an empty history, or one of items without users in the fit, it recommends by popularity.
     """
 
     name = "als"
@@ -201,6 +203,7 @@ class Als(Baseline):
         import threadpoolctl
         from implicit.cpu.als import AlternatingLeastSquares
 
+        interactions_UN = matrix(train, num_items)
         # implicit is slow, and warns, if BLAS uses its own threads inside the threads of ALS
         with threadpoolctl.threadpool_limits(1, "blas"):
             self._model = AlternatingLeastSquares(
@@ -210,14 +213,16 @@ class Als(Baseline):
                 random_state=0,
                 **self.constants,
             )
-            self._model.fit(matrix(train, num_items), show_progress=False)
-        self._num_items = num_items
+            self._model.fit(interactions_UN, show_progress=False)
+        self._counts_N = users_of_items(interactions_UN)
 
     def scores(self, queries: Queries) -> torch.Tensor:
         """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
-        history_bN = matrix(queries.histories, self._num_items)
+        history_bN = matrix(queries.histories, len(self._counts_N))
         users_bR = self._model.recalculate_user(np.arange(len(queries)), history_bN)
-        return torch.from_numpy(np.asarray(users_bR @ self._model.item_factors.T, dtype=np.float32))
+        scores_bN = np.asarray(users_bR @ self._model.item_factors.T, dtype=np.float32)
+        scores_bN[history_bN @ self._counts_N == 0] = self._counts_N
+        return torch.from_numpy(scores_bN)
 
 
 _ALL: tuple[type[Baseline], ...] = (Popularity, ItemKnn, Ease, Als, Frequency, RecentPopularity)

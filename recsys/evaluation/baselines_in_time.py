@@ -93,10 +93,12 @@ class Frequency(Baseline):
 
 class RecentPopularity(Baseline):
     """Number of events of an item before the time of the query; an event counts half for each
-    half-life of age.
+    half-life between it and the newest of these events.
 
     All-time popularity breaks ties. A query without a time is placed after the last event. Counts
     are stored at snapshots between the events; the events since are added, so scores are exact.
+    Ages end at the newest event, not at the query: the order is the same, and counts do not
+    underflow if the query is much later.
     """
 
     name = "recent_popularity"
@@ -141,25 +143,26 @@ class RecentPopularity(Baseline):
         )
 
     def _take_snapshots(self) -> None:
-        """The decayed counts of the events before each snapshot: [M, N], as of the time of its
-        event.
+        """The decayed counts of the events before each snapshot: [M, N], as of the newest of
+        them.
         """
         counts_N, counts, done = np.zeros(len(self._behind_N)), [], 0
         for position in self._snapshots_M:
-            counts_N = self._since(counts_N, done, position, self._time_of(position))
+            counts_N = self._since(counts_N, done, position)
             counts.append(counts_N)
             done = position
         self._counts_MN = np.stack(counts)
 
-    def _time_of(self, position: int) -> float:
-        return float(self._days_E[position]) if position < len(self._days_E) else 0.0
+    def _newest(self, end: int) -> float:
+        """Day of the newest event before position ``end``; of the first event for position 0."""
+        return float(self._days_E[max(end - 1, 0)]) if len(self._days_E) else 0.0
 
-    def _since(self, counts_N: Array, start: int, end: int, day: float) -> Array:
-        """Counts as of a day: those as of event ``start``, decayed, plus the events from ``start``
-        to before ``end``.
+    def _since(self, counts_N: Array, start: int, end: int) -> Array:
+        """Counts of the events before ``end``, from those of the events before ``start``; both as
+        of the newest event that they count.
         """
-        rate = 1.0 / self.constants["half_life_days"]
-        faded_N = counts_N * 2.0 ** (-rate * max(day - self._time_of(start), 0.0))
+        rate, day = 1.0 / self.constants["half_life_days"], self._newest(end)
+        faded_N = counts_N * 2.0 ** (-rate * (day - self._newest(start)))
         weights_E = 2.0 ** (-rate * (day - self._days_E[start:end]))
         added_N: Array = np.bincount(self._items_E[start:end], weights_E, minlength=len(counts_N))
         found_N: Array = faded_N + added_N
@@ -179,9 +182,7 @@ class RecentPopularity(Baseline):
     def _at(self, day: float) -> Array:
         end = int(np.searchsorted(self._days_E, day, side="left"))  # strictly before the query
         moment = int(np.searchsorted(self._snapshots_M, end, side="right")) - 1
-        day = day if np.isfinite(day) else float(self._days_E[-1]) if len(self._days_E) else 0.0
-        counts_N: Array = self._counts_MN[moment]
-        return self._since(counts_N, int(self._snapshots_M[moment]), end, day)
+        return self._since(self._counts_MN[moment], int(self._snapshots_M[moment]), end)
 
 
 def _ranks(rows_P: Array, values_P: Array) -> Array:

@@ -76,7 +76,8 @@ def gather(
     Returns
     -------
     Candidates
-        Scores of every member, hits and listed places of Q queries and P candidates.
+        Scores of every member, hits and listed places of Q queries and P candidates; empty if no
+        query has a target that counts.
     """
     counted, _, _ = countable(queries, exclude_seen)
     if len(counted) > MAX_QUERIES:
@@ -88,11 +89,13 @@ def gather(
     chunks = with_progress(
         "scoring validation users by every member", counted.chunks(chunk), -(-len(counted) // chunk)
     )
-    pieces = [
+    none_bP = torch.zeros(0, 1, dtype=torch.bool)
+    pieces = [(torch.zeros(0, 1, len(model.members)), none_bP, none_bP)]  # if no query counts
+    pieces += [
         _piece(model, piece, piece if cut is None else cut(piece), exclude_seen, tie_N, best)
         for piece in chunks
     ]
-    width = max((scores.shape[1] for scores, _, _ in pieces), default=1)
+    width = max(scores.shape[1] for scores, _, _ in pieces)
     return Candidates(
         torch.cat([_padded(scores, width) for scores, _, _ in pieces]),
         torch.cat([_padded(hits, width) for _, hits, _ in pieces]),

@@ -46,7 +46,8 @@ def certainty(
     confidence : dict
         ``level``, ``resamples``, and intervals of the model and the baselines.
     comparison : dict
-        Paired differences on the main metric, and the best baseline on test and on validation.
+        Paired differences on the main metric, and the best baseline on test and on validation; the
+        latter is None without validation queries.
     """
     main, resamples = train.metric, evaluate.bootstrap
     confidence = {
@@ -68,17 +69,14 @@ def certainty(
     of_main = main_values(values, train)
     validation = {name: baseline.validation for name, baseline in baselines.items()}
     best = max(baselines, key=lambda name: float(of_main[name].mean()))
-    on_validation = max(
-        validation,
-        key=lambda name: -1.0 if validation[name] is None else float(validation[name] or 0.0),
-    )
+    measured = {name: value for name, value in validation.items() if value is not None}
     comparison = {
         "metric": main,
         "resamples": resamples,
         "best_baseline": best,
         "chosen_by": f"test {main}",
         "best_on_test": best,
-        "best_on_validation": on_validation,
+        "best_on_validation": max(measured, key=lambda name: measured[name], default=None),
         "against": {
             name: {
                 **compare(of_main[model], of_main[name], resamples, seed).to_json(),

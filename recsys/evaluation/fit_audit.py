@@ -21,7 +21,7 @@ from recsys.data.leak_audit import Audit
 from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import TargetEventsOnly
 
-_ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease")  # for an empty history
+_ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease", "als")  # for an empty history
 
 
 def check_fits(

@@ -26,6 +26,7 @@ import numpy as np
 from recsys.data.hidden import hash_unit
 from recsys.data.histories import Queries
 from recsys.evaluation.candidate_scores import MemberScorer, gather
+from recsys.evaluation.ranking import countable
 from recsys.evaluation.stacking import (
     GROUP_NOISE,
     LEAST_QUERIES,
@@ -87,17 +88,18 @@ class ShortHistories:
     ordered: bool
 
     def candidates(self, group: int) -> Candidates | None:
-        """The candidates of made queries of a group; None if there are too few longer histories."""
+        """The candidates of made queries of a group; None if too few longer histories count."""
         if group >= len(BOUNDS):
             return None
         low, high = _lengths(group)
-        longer = np.flatnonzero(self.queries.histories.lengths_U > high)
+        counted, _, _ = countable(self.queries, self.exclude_seen)
+        longer = np.flatnonzero(counted.histories.lengths_U > high)
         if len(longer) < LEAST_QUERIES:
             return None
         some = longer[np.linspace(0, len(longer) - 1, min(len(longer), _MADE)).astype(np.int64)]
         return gather(
             self.model,
-            self.queries.take(some),
+            counted.take(some),
             self.exclude_seen,
             self.num_items,
             lambda whole: shortened(whole, low, high, self.ordered),

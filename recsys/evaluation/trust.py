@@ -322,7 +322,7 @@ def user_groups(column: pa.ChunkedArray) -> dict[str, Array]:
     missing value is "unknown".
     """
     if is_plain_number(column.type) and pc.count_distinct(column.drop_null()).as_py() > _MAX_GROUPS:
-        return _bands(column.cast(pa.float64()).to_numpy())
+        return _bands(column.cast(pa.float64(), safe=False).to_numpy())
     texts = ["unknown" if v in (None, "", []) else str(v) for v in column.to_pylist()]
     names, codes, numbers = np.unique(
         np.array(texts, dtype=object).astype(str), return_inverse=True, return_counts=True
@@ -339,10 +339,26 @@ def _bands(values_U: Array) -> dict[str, Array]:
     """Quarters by quantile, named by their ends; equal numbers are in the same quarter."""
     known = np.isfinite(values_U)
     cuts = np.unique(np.quantile(values_U[known], np.linspace(0, 1, _NUM_BANDS + 1)))
+    if len(cuts) == 1:  # large integers can be equal in float64
+        cuts = np.repeat(cuts, 2)
     band_U = np.clip(np.searchsorted(cuts, values_U, side="right") - 1, 0, len(cuts) - 2)
-    labels = [f"{low:g} to {high:g}" for low, high in zip(cuts[:-1], cuts[1:], strict=True)]
+    ends = _distinct(cuts)
+    labels = [f"{low} to {high}" for low, high in zip(ends[:-1], ends[1:], strict=True)]
     groups = {label: known & (band_U == band) for band, label in enumerate(labels)}
     return groups if known.all() else {**groups, "unknown": ~known}
+
+
+def _distinct(numbers: Array) -> list[str]:
+    """Numbers as texts: with six digits, or with more if different numbers would look the same.
+
+    >>> _distinct(np.array([0, 3.75])), _distinct(np.array([20240101.0, 20240107.25]))
+    (['0', '3.75'], ['20240101', '20240107.25'])
+    """
+    for digits in (6, 15, 17):  # 15 show a decimal number as it was written, 17 tell all apart
+        texts = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(texts)) == len(np.unique(numbers)):
+            break
+    return texts
 
 
 def user_group_report(

@@ -40,11 +40,17 @@ def social_counts(module: SocialCounts, state: State, seen: Seen) -> Tensor:
     is_before_BGE = (times_BGE < asked_B11) | (times_BGE == 0) | (asked_B11 == 0)
     damped_N = state["degree_N"].clamp(min=1) ** -module.damping
     values_BGE = weights_BG[:, :, None] * damped_N[items_BGE]
+    kept_BGE = is_before_BGE & is_there_BGE & (values_BGE > 0)
     if module.half_life is not None:
         asked_B11 = torch.where(asked_B11 == 0, state["newest"], asked_B11)
         days_BGE = (asked_B11 - times_BGE).clamp(min=0) / DAY
-        values_BGE = values_BGE * torch.exp2(-days_BGE / module.half_life)
-    values_BGE = values_BGE.where(is_before_BGE & is_there_BGE, 0.0)
+        logs_BGE = -days_BGE / module.half_life
+        # finite, because −∞ minus −∞ is NaN for a query without events of friends
+        most_B11 = torch.where(kept_BGE, logs_BGE, -1e30).amax((1, 2), keepdim=True)
+        is_some_B11 = kept_BGE.any(2, keepdim=True).any(1, keepdim=True)
+        raised_B11 = torch.where(is_some_B11, (-20.0 - most_B11).clamp(min=0), 0.0)
+        values_BGE = values_BGE * torch.exp2(logs_BGE + raised_B11)
+    values_BGE = values_BGE.where(kept_BGE, 0.0)
     sums_BN = values_BGE.new_zeros(values_BGE.shape[0], len(damped_N))
     return sums_BN.scatter_add(1, items_BGE.flatten(1), values_BGE.flatten(1))
 

@@ -126,6 +126,27 @@ def event_weights(
     logs_E = -recency * (seen.lags_E + 1).float().log2()
     if half_life is not None:
         logs_E = logs_E - seen.days_before(asked_at_B) / half_life
-    most_B = torch.full((seen.num_queries,), -torch.inf, device=logs_E.device)
-    most_B = most_B.scatter_reduce(0, seen.rows_E, logs_E, "amax")
-    return torch.exp2(logs_E + (-20.0 - most_B).clamp(min=0)[seen.rows_E])
+    return raised(logs_E, seen.rows_E, seen.num_queries)
+
+
+def raised(logs_E: Tensor, rows_E: Tensor, num_queries: int) -> Tensor:
+    """Weights from their logarithms to base 2, where the largest weight of a query is at least
+    2^-20: its weights are raised by one factor, which keeps their order.
+
+    Parameters
+    ----------
+    logs_E : Tensor, [E] float32
+        Logarithms.
+    rows_E : Tensor, [E] int64
+        Query of each event.
+    num_queries : int
+        Number of queries.
+
+    Returns
+    -------
+    Tensor, [E] float32
+        The weights.
+    """
+    most_B = torch.full((num_queries,), -torch.inf, device=logs_E.device)
+    most_B = most_B.scatter_reduce(0, rows_E, logs_E, "amax")
+    return torch.exp2(logs_E + (-20.0 - most_B).clamp(min=0)[rows_E])

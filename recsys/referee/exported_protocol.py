@@ -20,6 +20,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.split import parse_time
 from recsys.errors import ConfigError, DataError
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.referee.negatives import drawn
 from recsys.referee.protocol import EVENTS, PAIRS, SPLITS, Protocol, Window
 
@@ -32,11 +33,18 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
     Raises
     ------
     ConfigError
-        The split has cold-start users, or is too short for the windows.
+        The split has cold-start users, or is too short for the windows, or the referee does not
+        compute ``train.metric``.
     DataError
         No user can be evaluated.
     """
     settings, manifest = config.referee, dataset.manifest
+    main, kinds = parse_metric(config.train.metric), list(QUERY_METRICS)
+    if main.kind not in kinds:  # whoever scores the lists may not have a metric of another package
+        raise ConfigError(
+            f"train.metric: the referee computes {', '.join(kinds)}, got {config.train.metric!r};"
+            f" give one of them for the protocol, such as --train.metric ndcg@{main.k}"
+        )
     histories = dataset.histories()
     if (histories.splits_E == COLD_VALID).any():
         raise ConfigError(
@@ -55,7 +63,7 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
         "targets": manifest.targets,
         "event_types": manifest.event_types,
         "mask": settings.mask,
-        "ks": sorted(set(config.evaluate.ks)),
+        "ks": sorted({*config.evaluate.ks, main.k}),
         "metric": config.train.metric,
         "sample": settings.sample,
         "sampler": settings.sampler if settings.sample else "",

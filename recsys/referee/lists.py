@@ -76,8 +76,13 @@ def read_lists(
     DataError
         An id is unknown, an item is listed twice or must be left out, the file belongs to another
         protocol, or only a sample of the catalogue was ranked although the protocol ranks all of
-        it.
+        it; or the protocol has no query of the split.
     """
+    if not any(len(queries) for queries in questions):
+        raise DataError(
+            f"{path}: the protocol has no {'validation' if split == Split.VALID else 'test'} query,"
+            " so there is nothing to list; leave this file out"
+        )
     table = read_any(path)
     missing = [name for name in ("user_id", "item_id") if name not in table.column_names]
     order = next((name for name in ("rank", "score") if name in table.column_names), None)
@@ -107,6 +112,8 @@ def _judged(
     notes: list[str],
 ) -> Judged:
     where = f"{path} ({window.name})" if window.name else str(path)
+    if not len(queries):  # another window has some
+        return Judged(queries, np.full((0, max(protocol.ks)), -1, dtype=np.int32))
     row_of_user = np.full(len(protocol.users) + 1, -1, dtype=np.int64)
     row_of_user[queries.histories.users_U] = np.arange(len(queries))
     queries_E = row_of_user[rows.users_E]

@@ -1,7 +1,8 @@
 """Our own lists for a protocol: the baselines with every setting of their grids, and models of
 runs.
 
-Why every setting: the referee chooses the best one by the lists of the validation split.
+Why every setting: the referee chooses the best one by the lists of the validation split. A protocol
+without validation queries cannot choose, so it gets the default settings.
 
 Legend: B queries, K list length.
 """
@@ -9,6 +10,7 @@ Legend: B queries, K list length.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,8 @@ def write_baselines(
     form: str,
     command: str,
 ) -> list[Path]:
-    """Write NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow.
+    """Write NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow; without
+    validation queries only NAME/SETTING of the default settings.
 
     Parameters
     ----------
@@ -60,13 +63,14 @@ def write_baselines(
     """
     check_full(protocol)
     tables: dict[Path, list[pa.Table]] = {}
+    chooses = protocol.has_validation
     for index, window in enumerate(protocol.windows):
         histories = protocol.histories(window)
         ruled_out = left_out(names, histories, config)
         for name in names:
             if name in ruled_out:
                 continue
-            for setting, split, scorer in _fits(protocol, index, name, config):
+            for setting, split, scorer in _fits(protocol, index, name, config, chooses):
                 path = folder / name / f"{setting}{'.valid' if split == Split.VALID else ''}.{form}"
                 tables.setdefault(path, []).append(
                     list_of(protocol, index, split, scorer, config.chunk_users)
@@ -77,10 +81,23 @@ def write_baselines(
 
 
 def _fits(
-    protocol: Protocol, index: int, name: str, config: EvaluateConfig
+    protocol: Protocol, index: int, name: str, config: EvaluateConfig, chooses: bool
 ) -> Iterator[tuple[str, Split, Scorer]]:
     """Fit every setting: on training events for validation, and on the protocol's events for
-    test.
+    test; or the default setting for test alone, if no setting can be chosen.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        The queries and events.
+    index : int
+        Number of the window, from 0.
+    name : str
+        Name of the baseline.
+    config : EvaluateConfig
+        Settings of the baselines.
+    chooses : bool
+        Whether the protocol has validation queries, which choose among the settings.
 
     Yields
     ------
@@ -88,10 +105,13 @@ def _fits(
         Constants as text, the split to rank, and the fitted baseline.
     """
     histories = protocol.histories(protocol.windows[index])
-    last_fitted = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}
+    last_fitted = {Split.TEST: Split[protocol.rules["fit"].upper()]}
+    if chooses:
+        last_fitted[Split.VALID] = Split.TRAIN
     for split, through in last_fitted.items():
         baseline = build_baseline(name, config)
-        for constants in baseline.fits(histories.through(through), len(protocol.items)):
+        fits = baseline.fits(histories.through(through), len(protocol.items))
+        for constants in fits if chooses else islice(fits, 1):  # the first is the default
             yield (
                 ",".join(f"{key}={value}" for key, value in constants.items()) or "default",
                 split,

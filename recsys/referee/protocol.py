@@ -95,6 +95,11 @@ class Protocol:
         """The main metric."""
         return str(self.rules["metric"])
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether a window has a query of the validation split."""
+        return any(len(self.queries(window, Split.VALID)) for window in self.windows)
+
     @cached_property
     def users(self) -> pa.Array:
         """External ids of all users who have an event or are evaluated in some window."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from recsys.config import EvaluateConfig
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
 from recsys.evaluation import baselines
-from recsys.evaluation.baselines import Ease, ItemKnn, build_baseline, fit_baselines, matrix
+from recsys.evaluation.baselines import (
+    Ease,
+    ItemKnn,
+    TargetEventsOnly,
+    build_baseline,
+    fit_baselines,
+    matrix,
+)
 from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
 
@@ -92,6 +100,22 @@ def test_popularity_counts_users(train: Histories) -> None:
     baseline = build_baseline("popularity", EvaluateConfig())
     baseline.fit(Histories.of_items([[0, 0, 1], [0, 2]]), 4)
     assert baseline.scores(ask([1], [])).tolist() == [[2, 1, 1, 0], [2, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_baseline_falls_back_on_popularity_without_input(name: str, train: Histories) -> None:
+    """Nobody has item 39 in the fit; events of type 1 are not predicted."""
+    baseline = build_baseline(name, EvaluateConfig())
+    baseline.fit(train, NUM_ITEMS)
+    counts = matrix(train, NUM_ITEMS).sum(axis=0).A1.tolist()
+    assert baseline.scores(ask([], [39])).tolist() == [counts, counts]
+    narrow = TargetEventsOnly(build_baseline(name, EvaluateConfig()))
+    narrow.fit(train, NUM_ITEMS)
+    asked = ask([1, 2])
+    views = replace(
+        asked.histories, types_E=np.ones(2, dtype=np.uint8), targets_T=np.array([True, False])
+    )
+    assert narrow.scores(replace(asked, histories=views)).tolist() == [counts]
 
 
 def test_item_knn_tries_only_neighbours_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,21 @@ def test_recent_popularity_is_exact_at_any_time(
     )
 
 
+@pytest.mark.parametrize("moments", [1, 2, 256])
+def test_recent_popularity_does_not_depend_on_the_delay_of_the_query(
+    monkeypatch: pytest.MonkeyPatch, moments: int
+) -> None:
+    """Many users have item 0 long before the others; item 1 is the last before a pause of years."""
+    monkeypatch.setattr(baselines_in_time, "_MOMENTS", moments)
+    baseline = build_baseline("recent_popularity", REPEATS)
+    baseline.constants = {"half_life_days": 1.0}
+    baseline.fit(histories_of(*[[(0, 100)]] * 200, [(1, 160)], [(1, 160)], [(2, 3000)]), 3)
+    days = (161, 190, 400, 2999, 3001, 20_000)
+    scores = baseline.scores(asking(histories_of(*[[]] * len(days)), *days))
+    assert scores.argmax(dim=1).tolist() == [1, 1, 1, 1, 2, 2]
+    assert (scores[:4] == scores[0]).all() and (scores[4] == scores[5]).all()
+
+
 def test_baselines_in_time_are_left_out_if_data_rule_them_out() -> None:
     names = ["popularity", "frequency", "recent_popularity"]
     assert left_out(names, TRAIN, REPEATS) == {}

@@ -20,7 +20,14 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries
 from recsys.errors import DataError
 from recsys.evaluation.evaluate import evaluate
-from tests.handmade import leave_last, small_model, small_world, train_events, write_dataset
+from tests.handmade import (
+    leave_last,
+    leave_last_without_validation,
+    small_model,
+    small_world,
+    train_events,
+    write_dataset,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -152,6 +159,17 @@ def test_best_baseline_in_the_comparison_is_the_best_on_test(tmp_path) -> None:
         assert entry["difference"] == pytest.approx(1.0 - result.baselines[name]["ndcg@3"])
         assert entry["low"] <= entry["difference"] <= entry["high"]
     assert against["popularity"]["p"] == pytest.approx(2 / 101)
+
+
+def test_without_validation_no_baseline_is_the_best_on_it(tmp_path) -> None:
+    rows = [
+        leave_last_without_validation(*((user + step) % NUM_ITEMS for step in range(5)))
+        for user in range(20)
+    ]
+    dataset = write_dataset(tmp_path, rows, NUM_ITEMS)
+    comparison = evaluate(Oracle(), dataset, config(), refit=True).comparison
+    assert comparison["best_on_validation"] is None and comparison["best_baseline"]
+    assert all(entry["validation"] is None for entry in comparison["against"].values())
 
 
 def test_segments_split_the_same_queries(tmp_path) -> None:

@@ -311,7 +311,7 @@ def test_prepared_dataset_passes_the_audit(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.usefixtures("one_thread")
 def test_model_or_baseline_fitted_on_test_is_refused(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
-    built = evaluation_config(baselines=["popularity", "item_knn", "ease"])
+    built = evaluation_config(baselines=["popularity", "item_knn", "ease", "als"])
     built.model = small_model(dataset).config
     result = evaluate(small_model(dataset), dataset, built, refit=True).to_json()
     assert result["audit"]["checks"][-2:] == ["model_fit", "baseline_fits"]
@@ -323,7 +323,7 @@ def test_model_or_baseline_fitted_on_test_is_refused(tmp_path: Path) -> None:
     expected = users_of_items(histories, dataset.num_items, Split.VALID)
     assert expected.tolist() == [1, 2, 2, 3, 0, 1, 0, 1, 1, 1, 0, 0]
     everything = replace(histories, splits_E=np.zeros_like(histories.splits_E))
-    for name in ("popularity", "item_knn", "ease"):
+    for name in ("popularity", "item_knn", "ease", "als"):
         leaky = fit_baselines([name], everything, dataset.num_items, built.evaluate, "ndcg@3", True)
         with pytest.raises(DataError, match=f"check baseline fits: {name} counts other users"):
             check_fits(None, leaky, histories, dataset, Split.VALID)

@@ -132,5 +132,19 @@ def test_few_long_histories_change_nothing() -> None:
     assert not _chosen(_queries(num_users=90)).own
 
 
+def test_longer_histories_with_only_seen_targets_change_nothing() -> None:
+    queries = _queries([2, *[LENGTH] * 3])
+    lengths_B, first_B = queries.histories.lengths_U, queries.histories.offsets_U1[:-1]
+    targets = np.where(
+        lengths_B > 2, queries.histories.items_E[first_B], queries.target_items
+    ).astype(np.int32)
+    seen = replace(queries, target_items=targets)
+    assert (lengths_B > 2).sum() >= 100
+    assert not any(group.is_made for group in _chosen(seen).own)
+    candidates = gather(_Model(), seen.take(np.flatnonzero(lengths_B > 2)), True, ITEMS)
+    assert len(candidates) == len(candidates.scores_QPM) == len(candidates.hits_QP) == 0
+    assert len(gather(_Model(), queries.take(np.arange(0)), True, ITEMS)) == 0
+
+
 def test_no_group_is_begun_after_the_deadline() -> None:
     assert not _chosen(_queries(), deadline=Deadline(at=0.0)).own

@@ -80,6 +80,11 @@ def test_each_word_is_a_user_group_and_many_numbers_give_quarters() -> None:
     assert list(numbers) == ["0 to 3.75", "3.75 to 7.5", "7.5 to 11.25", "11.25 to 15", "unknown"]
     assert [int(mask.sum()) for mask in numbers.values()] == [4, 4, 4, 4, 1]
     assert numbers["11.25 to 15"][15] and not numbers["unknown"][:16].any()
+    seconds = trust.user_groups(pa.chunked_array([[1_700_000_000 + 60 * i for i in range(101)]]))
+    assert list(seconds)[0] == "1700000000 to 1700001500"
+    assert [int(mask.sum()) for mask in seconds.values()] == [25, 25, 25, 26]
+    ids = trust.user_groups(pa.chunked_array([[2**60 + i for i in range(30)]]))
+    assert sum(int(mask.sum()) for mask in ids.values()) == 30, "equal numbers in float64"
     few = trust.user_groups(pa.chunked_array([[1, 2, 2]]))
     assert list(few) == ["2", "1"]
 

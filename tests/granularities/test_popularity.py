@@ -104,6 +104,18 @@ def test_later_events_do_not_change_earlier_requests() -> None:
     assert torch.equal(whole, cut)
 
 
+def test_delay_of_a_request_does_not_change_the_order() -> None:
+    """Item 1 is new after the first stored time, day 10; a half-life is a hundredth of a day."""
+    graphs, module = _graphs(), _module(half_life=0.01, counts="events", moments=2)
+    assert graphs.histories is not None
+    times_E = np.array([10 * DAY, 10.5 * DAY, 10 * DAY, 10 * DAY, 20 * DAY]).astype(np.int64)
+    graphs = replace(graphs, histories=replace(graphs.histories, times_E=times_E))
+    state = module.state(VIEW, graphs)
+    found = module.boost(_asked([10.75, 19]), VIEW, state)
+    assert found.items_P.tolist() == [1, 1] and float(found.values_P[0]) > 30
+    assert found.values_P[1] == found.values_P[0]
+
+
 def test_popularity_without_times_is_the_counts() -> None:
     module = _module(half_life=3)
     state = module.state(VIEW, replace(_graphs(), histories=None))

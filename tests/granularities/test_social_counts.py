@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.data.attributes import AttributeRows
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Histories, Queries, Split
+from recsys.export.onnx_friends import friend_state, social_counts
+from recsys.export.seen import Seen
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.social.counts import SocialCounts
@@ -82,6 +85,36 @@ def test_scores_decay_with_age_and_popularity() -> None:
     at_9 = torch.tensor([0, 3 * 2**-0.5 * 2**-0.5, 3 * 2**-2.0, 2**-2.5, 0]) / 2
     torch.testing.assert_close(found[0], at_9)
     torch.testing.assert_close(found[1], at_9 * 2**0.5, msg="now is the time of the newest event")
+
+
+def test_order_is_kept_if_all_events_are_many_half_lives_old() -> None:
+    found = _scores(_module(half_life=2), _batch([3, 3, 3], [40, 60, 20_000]))
+    order = torch.tensor([1, 2, 3])  # days 8, 5 and 4, and the weights of friends 3, 3 and 1
+    assert (found.argsort(dim=1, descending=True)[:, :3] == order).all()
+    torch.testing.assert_close(found[1], found[2])
+    assert found[0, 1] == pytest.approx(3 / 2 * 2**-16) and found[1, 1] == 3 / 2 * 2**-20
+
+
+def test_exported_graph_gives_the_same_scores_after_any_delay() -> None:
+    module, users, days = _module(half_life=0.5), [3, 3, 3, 1, 0, -1], [0.0, 9, 20_000, 9, 500, 9]
+    batch, state = _batch(users, days), _module().state(VIEW, _graphs())
+    none_B1 = torch.zeros(len(users), 1, dtype=torch.int64)
+    seen = Seen(
+        items_BL=none_B1,
+        lengths_B=none_B1[:, 0],
+        types_BL=none_B1,
+        times_BL=none_B1,
+        values_BL=none_B1.float(),
+        context_BLC=none_B1[:, :, None],
+        asked_at_B=batch.asked_at_B,
+        asked_BC=none_B1,
+        users_B=torch.tensor(users),
+        friends_BF=none_B1 - 1,
+        attributes=AttributeRows(none_B1[:, :0], none_B1[:, :0].float()),
+        user_text_BT=none_B1.float(),
+    )
+    found = social_counts(module, state | friend_state(state), seen)
+    torch.testing.assert_close(found, _scores(module, batch), rtol=1e-5, atol=0)
 
 
 def test_named_friends_replace_the_stored_ones() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from recsys.evaluation.ranking import rank
 from recsys.referee.exported_protocol import protocol_of
 from recsys.referee.judge import holm
 from recsys.referee.leaderboard import board
+from recsys.referee.lists import read_lists
 from recsys.referee.protocol import Protocol, read_protocol, write_protocol
-from tests.handmade import DAY, leave_last, write_dataset
+from tests.handmade import DAY, leave_last, leave_last_without_validation, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Captured = pytest.CaptureFixture[str]
@@ -314,6 +316,55 @@ def test_our_baselines_have_the_figures_of_our_evaluation(tmp_path: Path) -> Non
     assert expected > 0.3 and len(found["methods"]["item_knn"]["selection"]["settings"]) == 3
     assert found["methods"]["popularity"]["commands"][0].startswith("recsys referee lists")
     assert not [note for note in found["notes"] if "hash" in note]
+
+
+def test_protocol_without_validation_has_lists_of_the_default_settings(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    folder, out = tmp_path / "p", tmp_path / "l"
+    rows = [
+        leave_last_without_validation(*((5 * user + step) % ITEMS for step in range(6)))
+        for user in range(USERS)
+    ]
+    write_protocol(made(write_dataset(tmp_path / "data", rows, ITEMS)), folder, "parquet")
+    words = ["--out", str(out), "--evaluate.baselines", "[popularity, item_knn]"]
+    assert main(["referee", "lists", "--protocol", str(folder), *words]) == 0
+    said = capsys.readouterr().out
+    assert "no validation query, so baselines keep their default settings" in said
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*.parquet"))
+    assert names == ["item_knn/neighbours=100.parquet", "popularity/default.parquet"]
+    found = score(folder, str(out))["methods"]
+    assert found["item_knn"]["setting"] == "neighbours=100" and "selection" not in found["item_knn"]
+    file = saved(lists(lambda user: 1), tmp_path / "a.csv")
+    words = ["--protocol", str(folder), "--lists", f"a={file}", f"a.valid={file}"]
+    assert main(["referee", "score", *words]) == 2
+    assert "the protocol has no validation query" in capsys.readouterr().err
+
+
+def test_lists_of_a_window_without_validation_do_not_count_there(folder: Path) -> None:
+    protocol = read_protocol(folder)
+    whole = protocol.windows[0]
+    empty = replace(whole, splits={**whole.splits, "valid": whole.splits["valid"][:0]})
+    windows = [replace(whole, name="a"), replace(empty, name="b")]
+    protocol = replace(protocol, windows=windows)
+    assert protocol.has_validation and not replace(protocol, windows=windows[1:]).has_validation
+    questions = [protocol.queries(window, Split.VALID) for window in protocol.windows]
+    file = saved(
+        lists(lambda user: 1, Split.VALID).assign(window="a"), folder.parent / "windows.csv"
+    )
+    found = read_lists(file, protocol, questions, Split.VALID)
+    assert [len(one.items_BK) for one in found.windows] == [USERS, 0]
+
+
+def test_main_metric_has_its_own_cut_off(dataset: PreparedDataset, tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"data": {"dir": dataset.root}, "evaluate": {"ks": [2]}}
+    protocol = protocol_of(dataset, build_config({**tree, "train": {"metric": "ndcg@5"}}))
+    assert protocol.ks == [2, 5]
+    write_protocol(protocol, tmp_path / "p", "csv")
+    found = score(tmp_path / "p", f"a={saved(lists(lambda user: 2), tmp_path / 'a.csv')}")
+    assert found["methods"]["a"]["metrics"]["ndcg@5"]["value"] == pytest.approx(1 / np.log2(3))
+    with pytest.raises(ConfigError, match="the referee computes recall, ndcg, .*, got 'stat"):
+        protocol_of(dataset, build_config({**tree, "train": {"metric": "statistics:mean@5"}}))
 
 
 def test_pairs_are_tested_with_holm(folder: Path, tmp_path: Path) -> None:

@@ -386,6 +386,16 @@ def test_best_baseline_is_the_same_in_sentence_chart_segments_and_table(tmp_path
     assert "EASE best baseline" not in text and "EASE, the best baseline" not in text
 
 
+def test_no_baseline_is_the_highest_on_validation_if_nothing_was_validated(tmp_path: Path) -> None:
+    content = evaluation_json()
+    content["comparison"] |= {"best_on_test": "als", "best_on_validation": None}
+    for entry in content["comparison"]["against"].values():
+        entry["validation"] = None
+    render_report(tmp_path / "r.html", content, manifest(), history(), [], "")
+    text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "ALS (best baseline)" in text and "highest on validation" not in text
+
+
 def test_first_screen_says_for_whom_the_model_is_better_and_worse(tmp_path: Path) -> None:
     content = evaluation_json()
     differences = {

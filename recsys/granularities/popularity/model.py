@@ -152,17 +152,21 @@ class Popularity(Granularity):
         moments_B = state["moments_T"][snapshot_B.clamp(min=0)]
         # events at the stored time are in its column already
         starts_B = torch.searchsorted(times_E, moments_B, right=True)
+        ends_B = torch.searchsorted(times_E, time_B)
+        # ages end at the newest event before the request, whose weight cannot underflow: a common
+        # factor of all weights has no effect
+        newest_B = times_E[(ends_B - 1).clamp(min=0)]
         # a request without a time (0) would give a negative number
-        counts_B = (torch.searchsorted(times_E, time_B) - starts_B).clamp(min=0) * (snapshot_B >= 0)
+        counts_B = (ends_B - starts_B).clamp(min=0) * (snapshot_B >= 0)
         rows_P = torch.repeat_interleave(torch.arange(len(batch), device=counts_B.device), counts_B)
         before_B = counts_B.cumsum(0) - counts_B
         events_P = torch.arange(len(rows_P), device=rows_P.device) + (starts_B - before_B)[rows_P]
         new = SparseScores.of(
-            rows_P, state["items_E"][events_P], self._fading(time_B[rows_P] - times_E[events_P])
+            rows_P, state["items_E"][events_P], self._fading(newest_B[rows_P] - times_E[events_P])
         )
-        known_B = state["sums_T"][snapshot_B.clamp(min=0)] * self._fading(time_B - moments_B)
+        known_B = state["sums_T"][snapshot_B.clamp(min=0)] * self._fading(newest_B - moments_B)
         share_P = state["table_NT"][new.items_P, snapshot_B[new.rows_P]].double().exp()
-        # the sum underflows if the request is many half-lives after the stored time
+        # the sum underflows if the event is many half-lives after the stored time
         known_P = (share_P * known_B[new.rows_P]).clamp(min=1e-30)
         return SparseScores(
             new.rows_P, new.items_P, torch.log1p((1 - self.rest) * new.values_P / known_P).float()

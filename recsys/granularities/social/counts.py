@@ -24,7 +24,7 @@ from torch import Tensor
 from recsys.data.batches import Batch
 from recsys.data.histories import Array
 from recsys.granularities.base import Graphs, ItemView, ModelSizes, State
-from recsys.granularities.history import DAY
+from recsys.granularities.history import DAY, raised
 from recsys.granularities.social.friend_lists import (
     first_of_each,
     friend_lists,
@@ -101,16 +101,16 @@ class SocialCounts(ReadsFriends):
         query_time_P = batch.asked_at_B[rows_P]
         is_before_P = (times_P < query_time_P) | (times_P == 0) | (query_time_P == 0)
         values_P = weights_G[of_P] * state["degree_N"][items_P].clamp(min=1) ** -self.damping
+        is_kept_P = is_before_P & (values_P > 0)
+        rows_P, items_P, times_P, values_P = (
+            column_P[is_kept_P] for column_P in (rows_P, items_P, times_P, values_P)
+        )
         if self.half_life is not None:
             newest = int(state["times_E"].max()) if len(state["times_E"]) else 0
-            query_time_P = torch.where(query_time_P == 0, newest, query_time_P)
-            values_P = (
-                values_P
-                * torch.exp2(-(query_time_P - times_P).clamp(min=0) / DAY / self.half_life).float()
-            )
-        values_P = values_P.float()
-        is_before_P &= values_P > 0
-        return SparseScores.of(rows_P[is_before_P], items_P[is_before_P], values_P[is_before_P])
+            asked_P = torch.where(batch.asked_at_B == 0, newest, batch.asked_at_B)[rows_P]
+            logs_P = -((asked_P - times_P).clamp(min=0) / DAY / self.half_life).float()
+            values_P = values_P * raised(logs_P, rows_P, len(batch))
+        return SparseScores.of(rows_P, items_P, values_P.float())
 
 
 def latest(graphs: Graphs) -> tuple[Array, Array, Array]:
