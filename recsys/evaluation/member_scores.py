@@ -151,11 +151,10 @@ def weights_alone(model: SummedModel, queries: Queries, chunk: int) -> Shares:
     chunk : int
         Queries at a time.
     """
+    sums_K = np.zeros(len(model.names))
     with torch.inference_mode():
-        sums_K = sum(
-            model.contributions(piece).weights_BK.double().sum(0).cpu().numpy()
-            for piece in queries.chunks(chunk)
-        )
+        for piece in queries.chunks(chunk):
+            sums_K += model.contributions(piece).weights_BK.double().sum(0).cpu().numpy()
     weights = dict(zip(model.names, (sums_K / len(queries)).tolist(), strict=True))
     return Shares({}, {}, weights)
 
