@@ -458,6 +458,25 @@ def test_bad_call_fails_alone_in_its_batch(service: Service, bundle: Bundle) -> 
     assert first.answers == Recommender(bundle).recommend(parse_requests(good))
 
 
+def test_fault_of_the_server_fails_one_call_of_a_batch(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Recommender.answer
+
+    def faulty(recommender: Recommender, requests: Job, *more: Any, **named: Any) -> Any:
+        if any(getattr(request, "user_id", "") == "u1" for request in requests):
+            raise ZeroDivisionError("a secret")
+        return answer(recommender, requests, *more, **named)
+
+    monkeypatch.setattr(Recommender, "answer", faulty)
+    good, bad = (parse_requests([{"user_id": user}]) for user in ("u0", "u1"))
+    first, second, third = service.answer([good, bad, good])
+    assert isinstance(second, ZeroDivisionError)
+    assert isinstance(first, Answered) and isinstance(third, Answered)
+    status, shown = call(service, "/recommend", {"user_id": "u1"})
+    assert status == 500 and "secret" not in shown["error"]
+
+
 def test_model_that_cannot_answer_is_not_adopted(service: Service, bundle: Bundle) -> None:
     before = call(service, "/recommend", {"user_id": "u0"})
     broken = replace(bundle, titles=[])
