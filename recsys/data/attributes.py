@@ -174,7 +174,9 @@ def as_numbers(column: pa.ChunkedArray) -> Array:
         texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
         is_number = pc.match_substring_regex(texts, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
         column = pc.if_else(is_number, texts, None)
-    numbers_X = np.asarray(column.cast(pa.float64()).fill_null(math.nan).combine_chunks())
+    numbers_X = np.asarray(
+        column.cast(pa.float64(), safe=False).fill_null(math.nan).combine_chunks()
+    )
     return np.where(np.isfinite(numbers_X), numbers_X, math.nan)
 
 

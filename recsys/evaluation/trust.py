@@ -322,7 +322,7 @@ def user_groups(column: pa.ChunkedArray) -> dict[str, Array]:
     missing value is "unknown".
     """
     if is_plain_number(column.type) and pc.count_distinct(column.drop_null()).as_py() > _MAX_GROUPS:
-        return _bands(column.cast(pa.float64()).to_numpy())
+        return _bands(column.cast(pa.float64(), safe=False).to_numpy())
     texts = ["unknown" if v in (None, "", []) else str(v) for v in column.to_pylist()]
     names, codes, numbers = np.unique(
         np.array(texts, dtype=object).astype(str), return_inverse=True, return_counts=True
