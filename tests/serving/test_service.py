@@ -181,6 +181,8 @@ def test_stock_file_survives_a_restart(tmp_path: Path) -> None:
         and stock.revision == 2
     )
     assert [one.name for one in Path(path).parent.iterdir()] == ["stock.json"]
+    Path(path).write_text('{"out": ["b"]}', encoding="utf-8-sig")  # as some editors save it
+    assert read_stock(path, "serve.stock_file").out == {"b"}
     Path(path).write_text('{"out": "everything"}')
     with pytest.raises(ConfigError, match=r"serve\.stock_file: .* is not a stock file"):
         read_stock(path, "serve.stock_file")
