@@ -191,9 +191,9 @@ class Categories:
         """Items with a path that begins with these parts: in one text, or as list members in this
         order.
         """
-        path = [part for text in given for part in _SEPARATORS.split(text.strip()) if part]
+        path = [part for text in given for part in _path_parts(text)]
         begins_C = np.array(
-            [_SEPARATORS.split(name)[: len(path)] == path for name in self.names], dtype=bool
+            [_path_parts(name)[: len(path)] == path for name in self.names], dtype=bool
         )
         found_N = self._any(begins_C)
         if self.starts_N1 is None or len(path) < 2:
@@ -371,6 +371,15 @@ def _encoded(texts: Any) -> tuple[Array, list[str]]:
     if not pa.types.is_dictionary(texts.type):
         texts = texts.dictionary_encode()
     return np.asarray(texts.indices.fill_null(-1)).astype(np.int32), texts.dictionary.to_pylist()
+
+
+def _path_parts(text: str) -> list[str]:
+    """The parts of a category path.
+
+    >>> _path_parts("/Home/Kitchen"), _path_parts("Home > Kitchen >")
+    (['Home', 'Kitchen'], ['Home', 'Kitchen'])
+    """
+    return [part for part in _SEPARATORS.split(text.strip()) if part]
 
 
 def _text(value: Value) -> str:

@@ -61,3 +61,20 @@ def test_bounds_too_large_for_a_float_are_infinite(
     found: Any, condition: Any, expected: list[int]
 ) -> None:
     assert found(pa.array([1.0, -2.0, None]), condition) == expected
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["/Home/Kitchen", "/Home", "/Toys/Home", None, "/Homes"],
+        ["Home > Kitchen", "Home", "Toys > Home", None, "Homes"],
+        ["Home/Kitchen/", "Home/", "Toys//Home/", None, "Homes/"],
+        ["» Home » Kitchen", "» Home", "» Toys » Home", None, "» Homes"],
+    ],
+)
+def test_under_finds_paths_with_separators_at_the_ends(found: Any, paths: list[str | None]) -> None:
+    column = pa.array(paths)
+    for form in ("Home", "/Home", "Home/", ["Home"]):
+        assert found(column, {"under": form}) == [0, 1]
+    for form in ("/Home/Kitchen", "Home > Kitchen", ["Home", "Kitchen"]):
+        assert found(column, {"under": form}) == [0]
