@@ -71,6 +71,7 @@ class Forgetting:
     forms: list[str]  # the same, and the original ids of pseudonyms
     evidence: Evidence
     copies: Copies
+    known: set[str] = field(default_factory=set)  # users of the dataset or a bundle
     actions: dict[str, Any] = field(default_factory=dict)  # what was done, for the proof
 
     @property
@@ -110,7 +111,7 @@ def forget(config: Config, folder: RunFolder) -> None:
         versions = _gather(work, dataset, store)
         path = list_path(config.data, config.dataset_dir)
         forgotten = Forgotten.read(path)
-        _check_known(work, dataset, forgotten, versions)
+        _check_known(work, forgotten)
         forgotten = forgotten.having(users)
         # first on disk: after a crash ``prepare`` must not read the users again
         forgotten.write(path)
@@ -144,9 +145,9 @@ def _named(forget: ForgetConfig) -> list[str]:
     found = list(forget.users)
     if forget.file:
         try:
-            found += [
-                line.strip() for line in Path(forget.file).read_text(encoding="utf-8").splitlines()
-            ]
+            # an id may hold other line separators of Unicode
+            lines = Path(forget.file).read_bytes().decode("utf-8-sig").split("\n")
+            found += [line.strip() for line in lines]
         except (OSError, ValueError) as error:
             raise ConfigError(f"forget.file: {forget.file} cannot be read ({error})") from None
     found = [one for one in dict.fromkeys(found) if one]
@@ -215,6 +216,7 @@ def _gather(
         rows = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=ids)))
         if len(rows):
             names = {int(row): dataset.user_ids[int(row)].as_py() for row in rows}
+            work.known |= set(names.values())
             evidence.add_histories(
                 dataset.histories(),
                 names,
@@ -244,6 +246,7 @@ def _gather(
         bundle = read_files(bundle_folder)
         evidence.add_ids(forms, pa.array(bundle.user_ids), pa.array(bundle.item_ids))
         names = {row: bundle.user_ids[row] for row in users}
+        work.known |= set(names.values())
         evidence.add_histories(bundle.histories, names, bundle.item_ids, bundle.titles)
     # no dataset or bundle knows them, but logs may
     if not evidence.traces.ids:
@@ -251,25 +254,19 @@ def _gather(
     return versions
 
 
-def _check_known(
-    work: Forgetting,
-    dataset: PreparedDataset | None,
-    forgotten: Forgotten,
-    versions: list[tuple[Version, bool]],
-) -> None:
-    if work.evidence.traces.num_events or any(held for _, held in versions):
+def _check_known(work: Forgetting, forgotten: Forgotten) -> None:
+    """Refuse users of whom nothing is known; report how many they are beside known ones."""
+    unknown = [one for one in work.users if one not in work.known and not forgotten.holds(one)]
+    if not unknown:
         return
-    known = dataset is not None and bool(
-        pc.any(pc.is_in(dataset.user_ids, value_set=work.ids)).as_py()
-    )
-    unknown = [one for one in work.users if not forgotten.holds(one)]
-    if (
-        unknown
-        and not known
-        and not (work.folder.root / JOURNAL).is_file()
-        and not _are_logged(work)
-    ):
+    is_new = not work.known and not (work.folder.root / JOURNAL).is_file()
+    if is_new and not _are_logged(work):
         raise ConfigError(f"forget.users: {_unknown_words(len(unknown), len(work.users))}")
+    # without the ids, which must not be in the log of the run
+    work.folder.progress(
+        f"{len(unknown):,} of the {len(work.users):,} given users are in no dataset, bundle or"
+        " registered version, but may be in logs; check the ids: they are text and case-sensitive"
+    )
 
 
 def _unknown_words(number: int, given: int) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recsys.errors import ArtifactError
+from recsys.storage.beside import append_to
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -135,9 +136,9 @@ class Ledger:
 
     def _write(self, line: dict[str, Any]) -> None:
         line = {**line, "time": round(time.time(), 3)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+        with self.path.open("ab") as file:
+            append_to(file.fileno(), text.encode())
             # the trial continues only when the line survives a power failure
             os.fsync(file.fileno())
         self._take(line)

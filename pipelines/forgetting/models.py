@@ -32,6 +32,8 @@ from recsys.training.resume import training_digest
 INFLUENCE: Final = "influence"  # key of RUN/model/origin.json, which `register` reads
 # left by trainings; the verb that needs one makes it again
 DERIVED: Final = ("checkpoints", "trials", "best", "fusion", "apart")
+_EXPLANATION: Final = "explanation"  # column of recommendations, JSON text
+_FRIEND: Final = '"user_id":'  # only friends have this key in an explanation
 _LOGS: Final = ("run.log", "history.jsonl")
 
 
@@ -130,17 +132,38 @@ def remove_derived(folder: RunFolder) -> list[str]:
 
 
 def forget_recommendations(path: Path, users: Sequence[str]) -> int:
-    """Remove the rows of users from the recommendations; return their number."""
+    """Remove the rows of users from the recommendations, and explanations of other rows that name
+    them as friends; return the number of removed rows.
+    """
     if not path.is_file():
         return 0
     table = pq.read_table(path)
     kept = table.filter(
         pc.invert(pc.is_in(table.column("user_id"), value_set=pa.array(list(users), pa.string())))
     )
-    if kept.num_rows < table.num_rows:
+    names_them_N = _explained_with(kept, frozenset(users))
+    if any(names_them_N):
+        place = kept.column_names.index(_EXPLANATION)
+        # the whole explanation, because its effects and its sentence are of all friends together
+        rest = pc.if_else(pa.array(names_them_N), None, kept.column(place))
+        kept = kept.set_column(place, kept.schema.field(place), rest)
+    if kept.num_rows < table.num_rows or any(names_them_N):
         with atomic_write(path) as aside:
             pq.write_table(kept, aside, compression="zstd")
     return int(table.num_rows - kept.num_rows)
+
+
+def _explained_with(rows: pa.Table, users: frozenset[str]) -> list[bool]:
+    """Whether the explanation of each row names one of the users as a friend."""
+    if _EXPLANATION not in rows.column_names:
+        return []
+    return [
+        # most have no friends, and reading JSON is slow
+        text is not None
+        and _FRIEND in text
+        and any(friend.get("user_id") in users for friend in json.loads(text)["friends"])
+        for text in rows.column(_EXPLANATION).to_pylist()
+    ]
 
 
 def forget_lines(root: Path, mentions: Callable[[str], bool]) -> int:
@@ -149,7 +172,9 @@ def forget_lines(root: Path, mentions: Callable[[str], bool]) -> int:
     for name in _LOGS:
         path = root / name
         if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            # only at line breaks: an id may hold other line separators of Unicode
+            with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                lines = list(file)
             kept = [line for line in lines if not mentions(line)]
             if len(kept) < len(lines):
                 removed += len(lines) - len(kept)

@@ -269,8 +269,10 @@ class RunFolder:
                 key: {"before": before, "after": after} for key, (before, after) in changed.items()
             },
         }
-        with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        from recsys.storage.beside import append_whole
+
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        append_whole(self.root / "history.jsonl", text.encode())
         self.publish(self.root / "history.jsonl")
         # a configuration without a model must not replace one with the model that auto chose
         if verb in _CONFIGURING and (config.has_model or not self.config.is_file()):

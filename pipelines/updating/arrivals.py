@@ -23,7 +23,7 @@ from pipelines.prepare import prepare
 from recsys.config import Config
 from recsys.config.values import seconds_of
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import SourceError, UserError
+from recsys.errors import SourceError, StorageError, UserError
 from recsys.preparation.appendable import NothingNew
 from recsys.sources.files import find
 from recsys.storage.filesystems import filesystem_of
@@ -56,7 +56,8 @@ class Arrivals:
     """Watch the files of ``update.events`` and keep a dataset with all of them.
 
     A file is read when its size and its time of change stay the same from one look to the next. A
-    file that cannot be read is reported once and left out until it changes.
+    file that cannot be read is reported once and left out until it changes. While a storage does
+    not answer, every look tries again.
 
     Parameters
     ----------
@@ -74,6 +75,9 @@ class Arrivals:
         self._handled: dict[str, _Signature] = {}
         self._last_look: dict[str, _Signature] = {}
         self._first_seen: dict[str, float] = {}  # of files that no dataset has yet
+        # file or pattern that a storage failed for → its message, which is shown once
+        self._outages: dict[str, str] = {}
+        self._has_looked = False
         self._waiting: Arrived | None = None  # for a training
         self._last_arrival = time.monotonic()
         self._changed = threading.Condition()
@@ -116,7 +120,9 @@ class Arrivals:
         with self._changed:
             while self._waiting is None and self._error is None:
                 left = idle_s - (time.monotonic() - self._last_arrival)
-                if idle_s and left <= 0 and not self._first_seen:
+                # a storage may never answer again; the next command reads these files
+                is_idle = self._first_seen.keys() <= self._outages.keys()
+                if idle_s and left <= 0 and is_idle:
                     return None
                 self._changed.wait(min(left, 1.0) if idle_s and left > 0 else 1.0)
             if self._error is not None:
@@ -146,10 +152,16 @@ class Arrivals:
                 found = find([pattern], "update.events")
             except SourceError:  # nothing there yet
                 continue
+            except StorageError as error:
+                # at the first look the name may be wrong
+                if not self._has_looked:
+                    raise
+                self._report_outage(pattern, error)
+                continue
             now |= {file.path: (file.size, file.modified) for file in found}
         fresh = {path: sign for path, sign in now.items() if self._handled.get(path) != sign}
         ready = {path: sign for path, sign in fresh.items() if self._last_look.get(path) == sign}
-        self._last_look = now
+        self._last_look, self._has_looked = now, True
         with self._changed:
             self._first_seen = {
                 path: self._first_seen.get(path, time.monotonic()) for path in fresh
@@ -163,6 +175,9 @@ class Arrivals:
         except NothingNew:
             self._own.progress(f"{_named(list(ready))}: the dataset has these events already")
         except UserError as error:
+            if len(ready) == 1 and isinstance(error, StorageError):
+                self._report_outage(next(iter(ready)), error)
+                return  # the next look tries it again
             if len(ready) == 1:
                 self._own.progress(f"left out until it changes: {next(iter(ready))}: {error}")
             else:
@@ -173,7 +188,16 @@ class Arrivals:
         with self._changed:
             for path in ready:
                 self._first_seen.pop(path, None)
+                self._outages.pop(path, None)
             self._last_arrival = time.monotonic()
+
+    def _report_outage(self, what: str, error: StorageError) -> None:
+        """Say once that a storage fails for a file or a pattern."""
+        with self._changed:
+            is_new = self._outages.get(what) != str(error)
+            self._outages[what] = str(error)
+        if is_new:
+            self._own.progress(f"tried again at every look: {what}: {error}")
 
     def _add(self, paths: list[str]) -> None:
         config = self._config.model_copy(

@@ -23,6 +23,7 @@ from recsys.errors import ConfigError, DataError, Refusal
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.parent import open_parent
 from recsys.registry.resolve import pinned
+from recsys.storage.beside import append_whole
 
 ROUNDS: Final = "rounds.jsonl"
 BEGUN: Final = "begun.json"  # the newest round: --resume continues it if it has no line yet
@@ -134,8 +135,7 @@ def _round(
         "files": arrived.num_files,
         "seconds_after_first_file": round(took, 1),
     }
-    with (folder.root / ROUNDS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append_whole(folder.root / ROUNDS, (json.dumps(line) + "\n").encode())
     folder.progress(
         f"round {number}: {model} has the events of {arrived.num_files} newer"
         f" file{'s' * (arrived.num_files != 1)}, {took:.1f} s after the first was seen"

@@ -3,11 +3,13 @@ the history.
 
 A long id is searched byte by byte, as such bytes do not occur by chance. A short id (``2``) is a
 number like any other; it is searched only where users are named: columns and keys whose name has
-user, friend, src or dst in it, and columns with raw, member, customer or visitor in theirs.
+user, friend, src or dst in it, and columns with raw, member, customer or visitor in theirs. Cells
+of other columns may hold JSON with such keys.
 
 A history is searched as short sequences (stretches) of items, in the order of time and of dense
 ids, and of times, as 32 and 64 bit integers; items also as ids and titles in a row. A stretch that
-another user has as well identifies nobody and is left out.
+another user has as well identifies nobody and is left out. So is one of items that follow each
+other in the catalogue, in either direction.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class Id:
     def in_bytes(self, data: Any) -> bool:
         """Whether bytes contain the id as a separate word."""
         if not self.distinct:
-            return self._named_in(data)
+            return self._named_in(data) or self._is_value_in(data)
         for form in self.forms:
             start = data.find(form)
             while start >= 0:
@@ -104,7 +106,7 @@ class Id:
 
     def in_cells(self, cells: Sequence[str], joined: bytes, where: str) -> bool:
         """Whether texts contain the id; a short id only as a whole cell of a column that names
-        users.
+        users, or as the value of a key in JSON that names users.
 
         Parameters
         ----------
@@ -117,6 +119,8 @@ class Id:
         """
         if self.distinct:
             return self.in_bytes(joined)
+        if self._is_value_in(joined):
+            return True
         return bool(_NAMES_USERS.search(where)) and (self.text in cells or self._named_in(joined))
 
     def _is_word(self, data: Any, start: int, end: int) -> bool:
@@ -133,6 +137,16 @@ class Id:
         # a full stop or colon next to an id usually belongs to the sentence
         whole = bytes(data[start:end]).strip(b".:/-@+")
         return whole not in self.others
+
+    def _is_value_in(self, data: Any) -> bool:
+        """Whether JSON has the id as a value, or in a list, of a key that names users."""
+        escaped = {json.dumps(self.text, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
+        names = "|".join(re.escape(form) for form in sorted(escaped))
+        pattern = (
+            rf"\"\w*(?i:{_USER_WORDS})\w*\"\s*:\s*(?:\[[^\[\]{{}}]*?)?"
+            rf"\"(?:{names})\"\s*[,\]}}]"
+        )
+        return re.search(pattern.encode("utf-8", "surrogatepass"), data) is not None
 
     def _named_in(self, data: Any) -> bool:
         name = re.escape(self.text.encode())
@@ -152,11 +166,12 @@ class SearchTargets:
     # stretch → its items as they are in lists and pages
     texts: dict[bytes, list[Row]] = field(default_factory=dict)
     num_events: int = 0
-    common: set[bytes] = field(default_factory=set)  # stretches that others have as well
+    # stretches that other users or the catalogue have as well
+    common: set[bytes] = field(default_factory=set)
 
     @property
     def num_common(self) -> int:
-        """Number of stretches that are left out, as other users have them."""
+        """Number of stretches that are left out, as other users or the catalogue have them."""
         return len(self.common)
 
     def add_history(
@@ -169,8 +184,8 @@ class SearchTargets:
         """Add the stretches of these users (dense ids) in one dataset or bundle, with ids and
         titles of its items.
 
-        Stretches that were added before but that other users have here are removed: a later dataset
-        has more events of others.
+        Stretches that were added before but that other users or the catalogue have here are
+        removed: a later dataset has more events of others.
 
         Parameters
         ----------
@@ -197,6 +212,7 @@ class SearchTargets:
             ([gone.times_E[span] for span in spans], others.times_E),
             ([np.unique(gone.items_E[span]) for span in spans], _sorted_items(others)),
         )
+        catalogue_N = np.arange(max(len(item_ids), int(histories.items_E.max(initial=-1)) + 1))
         for number, (own, of_others) in enumerate(kinds):
             keys = (
                 {key for values in own for key in stretches_of(values)}
@@ -204,7 +220,9 @@ class SearchTargets:
                 - self.common
             )
             # also those of earlier datasets: a later one may show that others have them
-            common = Stretches(keys | self.stretches).among(of_others)
+            every = Stretches(keys | self.stretches)
+            common = every.among(of_others) | every.among(catalogue_N)
+            common |= every.among(catalogue_N[::-1])
             self.common |= common
             self.stretches = (self.stretches | keys) - common
             self.texts = {key: rows for key, rows in self.texts.items() if key not in common}

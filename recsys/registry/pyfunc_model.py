@@ -8,7 +8,8 @@ Nothing is unpickled, and serving needs no Ray, no language model and no graph l
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,14 @@ _COLUMNS = (
 )
 # only where a request asks for them
 _MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")
+_INTEGER: Final = re.compile(r"-?\d+")
+# width of an array in which NumPy turned values into strings → the form of these strings
+_WRITTEN_NUMBERS: Final = {
+    5: re.compile("True|False"),
+    20: _INTEGER,  # unsigned
+    21: _INTEGER,
+    32: re.compile(r"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)|nan"),
+}
 
 
 class RecommenderModel(PythonModel):
@@ -210,15 +219,18 @@ def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
 
     Why this way: MLflow's server turns a list into a NumPy array, in which numbers become strings
     when the list also has strings. The array then has room for the longest possible number, which
-    is more than its longest string needs.
+    is more than its longest string needs. A part of an array of strings may have more room than it
+    needs too, so both the width and a text must be those of a number.
 
     Raises
     ------
     RequestError
         The list mixes them.
     """
-    longest = max((len(text) for text in texts.ravel().tolist()), default=0)
-    if texts.dtype.itemsize // 4 > max(longest, 1):
+    width, members = texts.dtype.itemsize // 4, texts.ravel().tolist()
+    written = _WRITTEN_NUMBERS.get(width)
+    longest = max((len(text) for text in members), default=0)
+    if written is not None and width > longest and any(map(written.fullmatch, members)):
         raise RequestError(
             f"got a list that mixes strings and numbers ({str(texts.tolist())[:60]}); ids are"
             " strings: put numbers in quotes"

@@ -96,7 +96,7 @@ class Numbers:
             try:
                 return float(value)
             except OverflowError:
-                return math.copysign(math.inf, value)
+                return math.inf if value > 0 else -math.inf
         raise RequestError(
             f"{where}: got {value!r} ({type(value).__name__}), expected a {self._name}"
         )
@@ -191,9 +191,9 @@ class Categories:
         """Items with a path that begins with these parts: in one text, or as list members in this
         order.
         """
-        path = [part for text in given for part in _SEPARATORS.split(text.strip()) if part]
+        path = [part for text in given for part in _path_parts(text)]
         begins_C = np.array(
-            [_SEPARATORS.split(name)[: len(path)] == path for name in self.names], dtype=bool
+            [_path_parts(name)[: len(path)] == path for name in self.names], dtype=bool
         )
         found_N = self._any(begins_C)
         if self.starts_N1 is None or len(path) < 2:
@@ -316,9 +316,15 @@ def _stored(column: pa.ChunkedArray) -> Any:
     """A column as stored in the file; None where it is not an attribute."""
     kind = column.type
     if is_number(kind):
-        return column.cast(pa.float64())
+        numbers = column.cast(pa.float64(), safe=False)
+        # float64 rounds integers above 2⁵³; keys that it would make equal are categories
+        if pc.count_distinct(numbers).equals(pc.count_distinct(column)):
+            return numbers
+        return as_categories(column).dictionary_encode()
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None) and "UTC"))
+        micros = pa.timestamp("us", tz=getattr(kind, "tz", None) and "UTC")
+        # data frames have nanoseconds, which no filter needs
+        return column.cast(options=pc.CastOptions(micros, allow_time_truncate=True))
     if is_variable_list(kind):
         inner = kind.value_type
         if not (is_string(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner)):
@@ -346,7 +352,8 @@ def _column(column: pa.ChunkedArray) -> Column:
     if pa.types.is_floating(kind):
         return Numbers(np.asarray(column.fill_null(math.nan).combine_chunks()))
     if pa.types.is_timestamp(kind):
-        micros = column.cast(pa.int64()).cast(pa.float64()).fill_null(math.nan)
+        # unsafe: after the year 2255, float64 rounds microseconds
+        micros = column.cast(pa.int64()).cast(pa.float64(), safe=False).fill_null(math.nan)
         return Numbers(np.asarray(micros.combine_chunks()) / 1e6, is_time=True)
     if pa.types.is_large_list(kind):
         lists = column.combine_chunks()
@@ -364,6 +371,15 @@ def _encoded(texts: Any) -> tuple[Array, list[str]]:
     if not pa.types.is_dictionary(texts.type):
         texts = texts.dictionary_encode()
     return np.asarray(texts.indices.fill_null(-1)).astype(np.int32), texts.dictionary.to_pylist()
+
+
+def _path_parts(text: str) -> list[str]:
+    """The parts of a category path.
+
+    >>> _path_parts("/Home/Kitchen"), _path_parts("Home > Kitchen >")
+    (['Home', 'Kitchen'], ['Home', 'Kitchen'])
+    """
+    return [part for part in _SEPARATORS.split(text.strip()) if part]
 
 
 def _text(value: Value) -> str:

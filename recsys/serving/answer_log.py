@@ -29,7 +29,7 @@ from recsys.serving.experiment_split import SIDES, Side
 from recsys.serving.interleaving import BOTH
 from recsys.serving.request_parsing import parse_requests
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
-from recsys.storage.beside import atomic_write
+from recsys.storage.beside import append_to, atomic_write
 
 PREFIX: Final = "answers-"
 _PIECE: Final = 1 << 20  # bytes
@@ -53,10 +53,9 @@ class AnswerLog:
             text = "".join(
                 json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines
             )
-            # ``closefd``: the descriptor holds the lock, and ``_appending`` closes it
-            with _appending(path) as handle, os.fdopen(handle, "wb", closefd=False) as file:
+            with _appending(path) as handle:
                 # JSON can hold half of a surrogate pair in an id, which strict UTF-8 refuses
-                file.write(text.encode("utf-8", "surrogatepass"))
+                append_to(handle, text.encode("utf-8", "surrogatepass"))
         except (OSError, ValueError) as error:
             if not self._failed:
                 _LOG.error(

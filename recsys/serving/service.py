@@ -67,7 +67,7 @@ class Answered:
     models: Mapping[Side, tuple[str, str]]  # side → model and version
 
 
-Outcome = Answered | RequestError
+Outcome = Answered | Exception  # the exception fails only its own call
 Ask = Callable[[Job], Awaitable[Outcome]]
 Held = tuple["Recommender", dict[str, Any]]
 Restock = Callable[[StockChange], Awaitable[tuple[Stock, bool]]]
@@ -174,8 +174,8 @@ class Service:
             recommender.catalogue.set_stock(stock.out)
 
     def answer(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Answer several calls with one forward pass; a request that the model refuses fails only
-        its own call.
+        """Answer several calls with one forward pass; a call that fails, also by a fault of ours,
+        fails alone.
         """
         assert "a" in self._held, "a model is adopted before the first call"
         # read once, so that all jobs of the batch have the same models
@@ -190,7 +190,7 @@ class Service:
         try:
             answers = iter(self._answer_by_side(held, [request for job in jobs for request in job]))
             return [Answered([next(answers) for _ in job], version, models) for job in jobs]
-        except RequestError as error:
+        except Exception as error:
             # with several jobs, each is answered again alone, so that only the bad one fails
             if len(jobs) == 1:
                 return [error]
@@ -198,7 +198,7 @@ class Service:
         for job in jobs:
             try:
                 outcomes.append(Answered([*self._answer_by_side(held, job)], version, models))
-            except RequestError as error:
+            except Exception as error:
                 outcomes.append(error)
         return outcomes
 
@@ -412,6 +412,8 @@ class Service:
                 outcome = await ask(job)
                 if isinstance(outcome, RequestError):
                     raise _renumbered(outcome, first)
+                if isinstance(outcome, Exception):
+                    raise outcome
                 # one list must not have items of two models
                 if collected.parts and outcome.version != version:
                     return None

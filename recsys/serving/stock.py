@@ -108,7 +108,7 @@ def read_stock(path: str, key: str) -> Stock:
     if not path or not Path(path).exists():
         return Stock()
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         change = parse_change({"out": content["out"]})
         return Stock(
             frozenset(change.out or ()),

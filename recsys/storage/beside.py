@@ -1,5 +1,5 @@
 """Atomic writes: a file is written under a temporary name and then renamed, with the mode of the
-umask.
+umask; an append is written as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -46,6 +46,38 @@ def atomic_write(path: Path) -> Iterator[Path]:
     # also for KeyboardInterrupt: no half-written file may stay
     except BaseException:
         aside.unlink(missing_ok=True)
+        raise
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Append to a file to which nobody else writes now; on failure it keeps its former content.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    with path.open("ab") as file:
+        append_to(file.fileno(), content)
+
+
+def append_to(handle: int, content: bytes) -> None:
+    """As :func:`append_whole`, to a file that is open for appending.
+
+    Why: on a full disk the first bytes of a line may fit. The next line would continue this cut
+    line, and no reader could parse it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    size = os.fstat(handle).st_size
+    try:
+        while content:
+            content = content[os.write(handle, content) :]
+    except BaseException:
+        os.ftruncate(handle, size)
         raise
 
 

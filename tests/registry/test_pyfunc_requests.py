@@ -92,6 +92,9 @@ def test_frame_with_empty_cells_equals_a_list_of_requests(model: RecommenderMode
         ({"user_id": ["a"], "k": [1, 2]}, "the columns differ in length"),
         ("u0", "got str, expected a data frame or a list"),
         ([{"history": np.array(["i1", 5])}], "mixes strings and numbers"),
+        ([{"history": np.array(["i1", 2**63])}], "mixes strings and numbers"),
+        ([{"history": np.array(["i1", -2.5e-20])}], "mixes strings and numbers"),
+        ([{"history": np.array(["i1", True])}], "mixes strings and numbers"),
         ([{"user_id": "u0", "k": 10**5000}], "k: got a value .int. with thousands of digits"),
     ],
 )
@@ -99,6 +102,16 @@ def test_refusals_name_the_reason(model: RecommenderModel, asked: Any, message: 
     with pytest.raises(MlflowException, match=message) as found:
         model.predict(None, asked)
     assert found.value.error_code == "INVALID_PARAMETER_VALUE" and "\n" not in str(found.value)
+
+
+def test_part_of_an_array_of_strings_is_a_list(model: RecommenderModel) -> None:
+    """It has room for the longest string of the whole array, as a list with numbers would have."""
+    for longest in ("30000", "i" * 21, "i" * 32, "i" * 40):
+        ids = np.array(["i1", "i2", longest])
+        expected = model.predict(None, [{"history": ["i1", "i2"], "k": 3}])
+        for history in (ids[:2], ids[ids != longest]):
+            found = model.predict(None, [{"history": history, "k": 3}])
+            assert found.to_dict() == expected.to_dict()
 
 
 def test_deeply_nested_value_is_refused(model: RecommenderModel) -> None:

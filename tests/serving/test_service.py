@@ -181,6 +181,8 @@ def test_stock_file_survives_a_restart(tmp_path: Path) -> None:
         and stock.revision == 2
     )
     assert [one.name for one in Path(path).parent.iterdir()] == ["stock.json"]
+    Path(path).write_text('{"out": ["b"]}', encoding="utf-8-sig")  # as some editors save it
+    assert read_stock(path, "serve.stock_file").out == {"b"}
     Path(path).write_text('{"out": "everything"}')
     with pytest.raises(ConfigError, match=r"serve\.stock_file: .* is not a stock file"):
         read_stock(path, "serve.stock_file")
@@ -456,6 +458,25 @@ def test_bad_call_fails_alone_in_its_batch(service: Service, bundle: Bundle) -> 
     assert isinstance(second, RequestError) and str(second).startswith("request 1: history[0]")
     assert isinstance(first, Answered) and isinstance(third, Answered) and first == third
     assert first.answers == Recommender(bundle).recommend(parse_requests(good))
+
+
+def test_fault_of_the_server_fails_one_call_of_a_batch(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Recommender.answer
+
+    def faulty(recommender: Recommender, requests: Job, *more: Any, **named: Any) -> Any:
+        if any(getattr(request, "user_id", "") == "u1" for request in requests):
+            raise ZeroDivisionError("a secret")
+        return answer(recommender, requests, *more, **named)
+
+    monkeypatch.setattr(Recommender, "answer", faulty)
+    good, bad = (parse_requests([{"user_id": user}]) for user in ("u0", "u1"))
+    first, second, third = service.answer([good, bad, good])
+    assert isinstance(second, ZeroDivisionError)
+    assert isinstance(first, Answered) and isinstance(third, Answered)
+    status, shown = call(service, "/recommend", {"user_id": "u1"})
+    assert status == 500 and "secret" not in shown["error"]
 
 
 def test_model_that_cannot_answer_is_not_adopted(service: Service, bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 import sys
@@ -19,6 +20,8 @@ from pipelines.plumbing.run_folder import write_atomically
 from pipelines.plumbing.user_message import user_message
 from recsys.errors import StorageError
 from recsys.registry.store_state import sqlite_errors
+from recsys.serving.answer_log import AnswerLog
+from recsys.storage.beside import append_whole
 from recsys.storage.filesystems import storage_errors
 
 
@@ -87,3 +90,35 @@ def test_sqlite_that_meets_a_quota_gets_the_fix_of_the_disk(tmp_path: Path) -> N
     with pytest.raises(Failed) as failure, sqlite_errors(tmp_path / "mlflow.db"):
         raise Failed("disk I/O error")
     assert "the disk reports an error" in str(user_message(failure.value))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_line_that_does_not_fit_leaves_no_cut_line(tmp_path: Path) -> None:
+    import resource
+
+    before, path = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "log.jsonl"
+    append_whole(path, b"first\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError):
+            append_whole(path, b"x" * 200 + b"\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    append_whole(path, b"third\n")
+    assert path.read_bytes() == b"first\nthird\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_answer_log_has_only_whole_lines_after_a_full_disk(tmp_path: Path) -> None:
+    import resource
+
+    before, log = resource.getrlimit(resource.RLIMIT_FSIZE), AnswerLog(str(tmp_path))
+    assert log.write([{"answer_id": "a"}])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        assert not log.write([{"answer_id": letter * 30} for letter in "bcde"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.write([{"answer_id": "f"}])
+    (path,) = tmp_path.iterdir()
+    assert [json.loads(line)["answer_id"] for line in path.read_text().splitlines()] == ["a", "f"]
