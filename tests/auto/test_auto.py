@@ -195,7 +195,7 @@ def test_remaining_time_trains_separate_models(left: float, names: list[str]) ->
         replace(THREE_SECONDS_AN_EPOCH, number=number, epochs={1: {"value": value, "best": value}})
         for number, value in sorted(values.items())
     ]
-    plan: Any = SimpleNamespace(ledger=SimpleNamespace(searched=lambda: trials))
+    plan: Any = SimpleNamespace(usable=lambda: trials)
     config, costs, continued = with_apart(_forty_epochs(), plan, portfolio, trials[0], left, {})
     assert list(costs) == names and sum(map(sum, costs.values())) <= 2 * left
     assert len(continued) == sum("seed" not in name for name in names)
@@ -207,6 +207,30 @@ def test_remaining_time_trains_separate_models(left: float, names: list[str]) ->
     assert [section.seed for section in apart] == [0, 1, 0][: len(names)]
     assert all(section.own_model().granularities.are_trained for section in apart)
     assert config.model.fusion.stack and all(section.train["epochs"] == 40 for section in apart)
+
+
+def test_failed_trial_is_neither_chosen_nor_trained_again_as_a_separate_model(
+    tmp_path: Path,
+) -> None:
+    portfolio = settings(PLAIN)[:3]
+    names, configs = [one.name for one in portfolio], [_forty_epochs()] * 3
+    plan = Portfolio(configs, names, Ledger(tmp_path / "ledger.jsonl"), deadline=0.0)
+    for number, value in enumerate((0.31, 0.35, 0.30)):
+        plan.ledger.start(Trial(number, 0, 1, {}))
+        trial = plan.ledger.trials[(number, 0)]
+        history = [{"epoch": 1, "seconds": 1.0}]
+        plan.ledger.epoch(trial, {"epoch": 1, "value": value, "best": value, "history": history})
+        plan.ledger.end(
+            trial, "failed" if number == 1 else "finished", reason="the loss is not finite"
+        )
+    first, failed, third = plan.ledger.searched()
+    assert plan.best_trial() is first
+    assert plan.without_checkpoints(third) == [failed]
+    _, costs, _ = with_apart(_forty_epochs(), plan, portfolio, first, 10_000.0, {})
+    assert list(costs) == [names[2], f"{names[0]}, seed + 1", f"{names[0]}, seed + 2"]
+    for trial in (first, third):
+        trial.state = "failed"
+    assert plan.best_trial() is None, "every trial failed"
 
 
 def test_training_cost_is_that_of_a_trial_that_was_not_cut() -> None:
