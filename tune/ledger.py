@@ -38,7 +38,7 @@ class Trial:
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch → value, best so far
     # epoch → the report of the training loop
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
-    value: float | None = None  # of the chosen model, on all validation queries
+    value: float | None = None  # of the chosen model, on the evaluated users
     reason: str = ""  # why it failed
     blame: str = ""  # "user" if data or settings are wrong, otherwise "program"
     seconds: float = 0.0  # of its training, without the overhead of the sweep

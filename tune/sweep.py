@@ -104,6 +104,8 @@ def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
         "exclude_seen": plan.config.evaluate.exclude_seen,
         **read,
     }
+    if plan.config.evaluate.max_users < dataset.num_users:  # then values are those of a sample
+        identity["max_users"] = plan.config.evaluate.max_users
     if not plan.ledger.identity:
         plan.ledger.begin(identity)
         return

@@ -20,6 +20,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from pipelines.cli import main
 from recsys.config import Config, TuneConfig, build_config
+from recsys.data.bounded import evaluated_users_V
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
 from tests.handmade import DAY, Event, write_dataset
@@ -28,6 +30,7 @@ from tune.outcome import comparison_words, trial_table
 from tune.plan import Plan
 from tune.proposals import importance, propose
 from tune.ray_tune import Halving
+from tune.searcher import TrialPaths, task_of
 from tune.slots import share_out
 from tune.space import SHIPPED, Dimension, Space, load_space, preview
 from tune.sweep import sweep
@@ -485,7 +488,7 @@ def _task(dataset: str, folder: Path, config: Config, best: float | None = None)
     tree = config.model_copy(
         update={"train": config.train.model_copy(update={"refit": False})}
     ).model_dump(mode="json")
-    return Task(1, 0, tree, dataset, str(folder), 1, False, best)
+    return Task(1, 0, tree, dataset, str(folder), 1, False, config.seed, best)
 
 
 def test_trial_reports_every_validated_epoch_and_the_value_of_the_selected_model(
@@ -509,6 +512,29 @@ def test_trial_reports_every_validated_epoch_and_the_value_of_the_selected_model
     assert len(last["values"]) == 12 and float(last["values"].mean()) == pytest.approx(
         last["value"], abs=1e-6
     )
+
+
+def test_trial_is_measured_on_the_sampled_users_of_its_epochs_with_any_seed(
+    dataset: str, tmp_path: Path
+) -> None:
+    config = _config(evaluate={"max_users": 5}, train={"metric": "ndcg@5"})
+    number = int(evaluated_users_V(PreparedDataset(dataset), config.evaluate, config.seed).sum())
+    assert 0 < number < 12
+    reports: list[dict[str, Any]] = []
+    run_trial(_task(dataset, tmp_path, config), reports.append)
+    *epochs, last = reports
+    assert len(last["values"]) == number
+    assert last["value"] == pytest.approx(epochs[-1]["best"], abs=1e-6)
+    again = _task(dataset, tmp_path, config.model_copy(update={"seed": config.seed + 1}))
+    run_trial(replace(again, sample_seed=config.seed), reports.append)
+    assert len(reports[-1]["values"]) == number, "their values are paired with those above"
+    plan = Plan(config, Space(()), Ledger(tmp_path / "ledger.jsonl"))
+    paths, slots = (
+        TrialPaths(dataset, tmp_path),
+        share_out(config.train, config.tune, {"CPU": 2}, 2),
+    )
+    task = task_of(plan, Trial(0, 1, config.seed + 1, {}), config, paths, slots)
+    assert task.sample_seed == config.seed
 
 
 def test_stopped_trial_continues_from_its_checkpoint_to_the_same_result(
