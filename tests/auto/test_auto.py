@@ -25,6 +25,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.training.fresh_model import model_sizes
+from recsys.training.separate_models import own_config, sections
 from tests.handmade import DAY, leave_last, write_dataset
 from tune.auto_search import search
 from tune.ledger import Ledger, Trial
@@ -207,6 +208,8 @@ def test_remaining_time_trains_separate_models(left: float, names: list[str]) ->
     assert [section.seed for section in apart] == [0, 1, 0][: len(names)]
     assert all(section.own_model().granularities.are_trained for section in apart)
     assert config.model.fusion.stack and all(section.train["epochs"] == 40 for section in apart)
+    moved = config.model_copy(update={"train": config.train.model_copy(update={"threads": 3})})
+    assert all(own_config(moved, name).train.threads == 3 for name in sections(config.model))
 
 
 def test_failed_trial_is_neither_chosen_nor_trained_again_as_a_separate_model(
@@ -343,6 +346,13 @@ def test_choice_is_saved_completely_and_used_by_later_verbs(tmp_path: Path) -> N
     assert load_config(folder.config).model == chosen.model, (
         "config.yaml runs again without a new choice"
     )
+    resources = {"num_workers": 2, "use_gpu": "no", "threads": 3, "max_failures": 7}
+    moved = build_config(
+        {**config.model_dump(mode="json"), "train": resources, "run": {"resume": True}}
+    )
+    resumed = with_model(moved, folder, chooses=True)
+    assert resumed.train == chosen.train.model_copy(update=resources), "on another machine"
+    assert load_config(folder.config).train == resumed.train
     other = build_config({**config.model_dump(mode="json"), "train": {"metric": "recall@5"}})
     with pytest.raises(ArtifactError, match="holds no earlier choice"):
         with_model(other, folder, chooses=False)
