@@ -4,8 +4,8 @@ Why our own: a sweep runs for hours and its process may be killed at any time. R
 behind (a restored sweep repeated one finished trial and replaced another). So this file decides: an
 event in it is done, everything else is done again under the same number. Lines are never changed.
 
-Events: ``sweep`` (what is searched, once), ``start``, ``epoch`` and ``end`` of a trial, ``final``
-(the model of the best trial).
+Events: ``sweep`` (what is searched, once), ``start``, ``epoch`` and ``end`` of a trial, ``chosen``
+(the best trial, again if more trials find a better one), ``final`` (the model of the chosen trial).
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Ledger:
         self.identity: dict[str, Any] = {}
         self.trials: dict[tuple[int, int], Trial] = {}
         self.order: list[tuple[Trial, int]] = []  # epochs in the order of their reports
+        self.chosen: int | None = None
         self.final: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -111,6 +112,10 @@ class Ledger:
                 **details,
             }
         )
+
+    def choose(self, number: int) -> None:
+        """Record the best trial; the model of another one is no longer the final model."""
+        self._write({"event": "chosen", "trial": number})
 
     def close(self, final: Mapping[str, Any]) -> None:
         """Record that the model of the best trial is trained, evaluated and registered."""
@@ -161,6 +166,8 @@ class Ledger:
         event = line["event"]
         if event == "sweep":
             self.identity = line["identity"]
+        elif event == "chosen":
+            self.chosen, self.final = line["trial"], {}
         elif event == "final":
             self.final = {key: value for key, value in line.items() if key != "event"}
         elif event == "start":

@@ -30,7 +30,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, TrainingError, Unavailable
 from recsys.evaluation.validation import Validator
 from recsys.registry.logged_values import flatten
-from recsys.registry.tracking import Tracker
+from recsys.registry.tracking import RUN_FILE, Tracker
 from recsys.storage.uris import is_remote
 from tune.ledger import Ledger, Trial
 from tune.outcome import best_config, best_yaml, comparison_words, trial_table
@@ -159,7 +159,9 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
 
 
 def _close(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
-    """Write the table, best.yaml, and the comparison with the given configuration."""
+    """Write the table, best.yaml, and the comparison with the given configuration; choose the best
+    trial.
+    """
     progress, best, path = folder.progress, plan.best(), folder.root / "best.yaml"
     progress.plain("\n" + trial_table(plan) + "\n")
     write_atomically(path, best_yaml(plan, dataset.root, path))
@@ -167,6 +169,11 @@ def _close(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tra
     progress(comparison_words(plan, folder.root))
     tracker.log_metrics({"sweep": {"best_value": best.mean, "trials": len(plan.ledger.searched())}})
     tracker.set_tags({"sweep.best": best.trials[0].name})
+    if plan.ledger.chosen != best.number:
+        if plan.ledger.chosen is not None:
+            # the run folder of the best model is that of another trial, with its MLflow run
+            (folder.root / "best" / RUN_FILE).unlink(missing_ok=True)
+        plan.ledger.choose(best.number)
 
 
 def _train_best(config: Config, tracker: Tracker) -> None:

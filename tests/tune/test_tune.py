@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,11 +21,14 @@ import yaml
 from ray.tune.schedulers import TrialScheduler
 
 from pipelines.cli import main
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from recsys.config import Config, TuneConfig, build_config
 from recsys.data.bounded import evaluated_users_V
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
+from recsys.registry.tracking import RUN_FILE
 from tests.handmade import DAY, Event, write_dataset
 from tune.ledger import Ledger, Trial
 from tune.outcome import comparison_words, trial_table
@@ -647,6 +652,49 @@ def test_page_shows_every_trial_and_escapes_texts_of_users(tmp_path: Path) -> No
         if trial.state == "finished"
     )
     assert html.count("<path") >= 12 and "Importance of the settings" in html
+
+
+def test_continued_sweep_with_a_better_trial_trains_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated command trains nothing; a better trial is trained, in an MLflow run of its own."""
+    tracker, trained = MagicMock(), []
+    unknown = SimpleNamespace(content_hash="h")
+    data = SimpleNamespace(manifest=unknown, root=str(tmp_path / "data"), num_users=5)
+    monkeypatch.setattr("tune.sweep.tracked", lambda *_, **__: nullcontext(tracker))
+    monkeypatch.setattr("tune.sweep.ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr("tune.sweep.prepare", lambda *_: data)
+    monkeypatch.setattr("tune.sweep.comparison_words", lambda *_: "")
+    monkeypatch.setattr("tune.sweep.render_sweep", lambda *_: None)
+    monkeypatch.setattr("tune.sweep._search", lambda plan, *_: _run_trials(plan))
+    monkeypatch.setattr("tune.sweep._train_best", lambda config, _: trained.append(config.train.lr))
+    monkeypatch.setattr(
+        "tune.sweep._finish_best",
+        lambda config, _: {"metric": "ndcg@5", "test": 0.1, "words": f"model lr {config.train.lr}"},
+    )
+    known = tmp_path / "best" / RUN_FILE
+    known.parent.mkdir()
+    known.write_text("{}")
+    for trials, final, expected in ((1, True, 0.001), (1, True, 0.001), (2, False, None)):
+        _sweep(tmp_path, trials, final)
+        assert trained == [0.001]
+        words = "" if expected is None else f"model lr {expected}"
+        assert Ledger(tmp_path / "trials" / "ledger.jsonl").final.get("words", "") == words
+        assert known.exists() == final
+    for _ in range(2):
+        _sweep(tmp_path, 2, True)
+        assert trained == [0.001, 0.01]
+        assert Ledger(tmp_path / "trials" / "ledger.jsonl").final["words"] == "model lr 0.01"
+
+
+def _sweep(folder: Path, trials: int, final: bool) -> None:
+    """Sweep over the learning rate: 0.001 as given, then 0.01, which is better."""
+    space = _space(folder, {"train.lr": [0.001, 0.01]})
+    tune = {"space": [space], "trials": trials, "seeds": 1, "final": final}
+    sweep(
+        _config(train={"lr": 0.001}, run={"dir": str(folder)}, tune=tune),
+        RunFolder(folder, Progress(None)),
+    )
 
 
 def test_sweep_needs_a_local_disk() -> None:
