@@ -106,6 +106,8 @@ def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
     }
     if plan.config.evaluate.max_users < dataset.num_users:  # then values are those of a sample
         identity["max_users"] = plan.config.evaluate.max_users
+    if plan.config.model.fusion.stack:  # trials of earlier releases measured all members
+        identity["measured"] = "the trained granularities"
     if not plan.ledger.identity:
         plan.ledger.begin(identity)
         return
@@ -130,6 +132,8 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
         progress(f"continuing: {len(done)} trials are done, {open_ones} were interrupted")
     progress(slots.words)
     progress(f"{plan.config.tune.trials} trials over:\n{plan.space.describe()}")
+    if given.model.fusion.stack:
+        progress("trials train the model without the members that stacking adds to the best one")
     tracker.log_dataset(dataset.manifest, dataset.root)
     with Children(tracker, progress) as children:
         lines = TrialLines(progress, children, plan.config.train.metric, plan.config.tune.trials)

@@ -192,6 +192,66 @@ def test_early_stops_need_comparable_values(tmp_path: Path) -> None:
     assert load_space(files, _config()).dimensions
 
 
+STACKED: dict[str, Any] = {
+    "width": 8,
+    "item": {"text": False},
+    "granularities": {
+        "evolution": {"enabled": True},
+        "popularity": {"enabled": True},
+        "item_cf": {"enabled": True},
+        "apart_1": {
+            "kind": "apart",
+            "enabled": True,
+            "model": {"granularities": {"evolution": {"enabled": True}}},
+        },
+    },
+    "fusion": {"kind": "learned", "stack": True},
+}
+
+
+def test_trials_of_a_stacked_model_train_its_trained_part(dataset: str, tmp_path: Path) -> None:
+    """Else they measure members without weights, and fail with a separate model."""
+    config = _config(model=STACKED)
+    plan = Plan(
+        config,
+        load_space([_space(tmp_path, {"train.lr": [0.01, 0.02]})], config),
+        Ledger(tmp_path / "ledger.jsonl"),
+    )
+    for trial in (Trial(0, 0, 42, {}), Trial(1, 0, 42, {"train.lr": 0.02})):
+        own = plan.config_of(trial)
+        assert list(own.model.granularities.enabled()) == ["evolution"]
+        assert not own.model.fusion.stack and own.train.lr == trial.params.get("train.lr", 0.001)
+    reports: list[dict[str, Any]] = []
+    run_trial(_task(dataset, tmp_path, plan.config_of(Trial(0, 0, 42, {}))), reports.append)
+    assert reports[-1]["state"] == "finished"
+    assert reports[-1]["value"] == pytest.approx(reports[-2]["best"], abs=1e-6)
+    plan.ledger.start(Trial(0, 0, 42, {}))
+    plan.ledger.end(plan.ledger.trials[(0, 0)], "finished", value=0.1, seconds=1.0)
+    assert plan.best_config() == config, "the final training is that of the whole model"
+
+
+def test_sweep_over_nothing_that_trials_train_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _space(tmp_path, {"model.granularities.item_cf.rank": [4, 8]})
+    with pytest.raises(ConfigError, match=r"item_cf\.rank changes no trial.*remove the path"):
+        load_space([file], _config(model=STACKED))
+    fitted = {**STACKED, "granularities": {"popularity": {"enabled": True}}}
+    with pytest.raises(ConfigError, match="no granularity is trained"):
+        load_space([file], _config(model=fitted))
+    assert load_space([file], _config(model={**fitted, "fusion": {"stack": False}})).dimensions
+    off = _space(tmp_path, {"model.granularities.evolution.enabled": [True, False]})
+    plan = Plan(
+        _config(model=STACKED), load_space([off], _config(model=STACKED)), Ledger(tmp_path / "l")
+    )
+    with pytest.raises(ConfigError, match="no granularity is trained"):
+        plan.config_of(Trial(1, 0, 42, {"model.granularities.evolution.enabled": False}))
+    words = yaml.safe_dump({"model": fitted, "tune": {"space": [file]}})
+    (tmp_path / "c.yaml").write_text(words, encoding="utf-8")
+    assert main(["tune", "--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
+    assert "no granularity is trained" in capsys.readouterr().err
+
+
 def test_dry_run_shows_the_space_and_refuses_a_bad_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
