@@ -695,6 +695,23 @@ def test_best_trial_is_compared_with_the_given_configuration_user_by_user(tmp_pa
     )
 
 
+@pytest.mark.parametrize(("failed", "best"), [(0, "Trial 001"), (1, "The given configuration")])
+def test_page_names_the_best_trial_if_another_one_failed(
+    tmp_path: Path, failed: int, best: str
+) -> None:
+    plan = _plan(tmp_path, trials=2, seeds=1)
+    for number in range(2):
+        plan.ledger.start(Trial(number, 0, 42, {"train.lr": 0.01} if number else {}))
+        trial = plan.ledger.trials[(number, 0)]
+        if number == failed:
+            plan.ledger.end(trial, "failed", reason="out of memory", blame="program")
+        else:
+            plan.ledger.end(trial, "finished", value=0.4, seconds=1.0)
+    render_sweep(tmp_path / "sweep.html", plan, tmp_path)
+    page = (tmp_path / "sweep.html").read_text(encoding="utf-8")
+    assert f"<b>{best} is best.</b>" in page
+
+
 def test_page_shows_every_trial_and_escapes_texts_of_users(tmp_path: Path) -> None:
     plan = _finished(tmp_path)
     failed = Trial(6, 0, 42, {"train.lr": 0.05, "model.fusion.kind": "gated"})
