@@ -89,7 +89,8 @@ def search(
     best = plan.best_trial()
     if best is None:
         return configured(config, traits, portfolio[0]), [
-            "no setting was validated in time: the first one is used"
+            *_results(plan, config.train.metric),
+            "every setting failed, or none was validated in time: the first one is used",
         ]
     lines = _results(plan, config.train.metric)
     searched = _Searched(config, dataset, folder, traits, portfolio, plan, paths)

@@ -132,10 +132,12 @@ def confirmed(
         *measures, dataset, trained.frozen, space.for_model(ours, values_K), through, Split.TEST
     )
     users = trials.cache.queries.histories.users_U.tolist()
-    apart = max(
+    # the evaluation may rank a sample of users (evaluate.max_users), without some cached ones
+    differences = [
         abs(whole[user] - value)
         for user, value in zip(users, picked.values_Q.tolist(), strict=True)
-    )
+        if user in whole
+    ]
     naive = compare(picked.values_Q, trials.today.values_Q, config.evaluate.bootstrap, config.seed)
     crossed = {**found.crossed.metric.to_json(), "lists": found.crossed.lists}
     report = {
@@ -148,7 +150,11 @@ def confirmed(
         "today": described(space, trials.today, space.today_K, ours),
         "picked": described(space, picked, values_K, ours),
         "gain": {"naive": naive.to_json(), "cross_fitted": crossed, "test": test["gain"]},
-        "validation": {**valid, "cached_users": len(users), "largest_difference_from_cache": apart},
+        "validation": {
+            **valid,
+            "cached_users": len(users),
+            "largest_difference_from_cache": max(differences, default=None),
+        },
         "test": test,
         "search": {
             "settings": len(trials.tried),

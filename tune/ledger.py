@@ -4,8 +4,8 @@ Why our own: a sweep runs for hours and its process may be killed at any time. R
 behind (a restored sweep repeated one finished trial and replaced another). So this file decides: an
 event in it is done, everything else is done again under the same number. Lines are never changed.
 
-Events: ``sweep`` (what is searched, once), ``start``, ``epoch`` and ``end`` of a trial, ``final``
-(the model of the best trial).
+Events: ``sweep`` (what is searched, once), ``start``, ``epoch`` and ``end`` of a trial, ``chosen``
+(the best trial, again if more trials find a better one), ``final`` (the model of the chosen trial).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Trial:
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch → value, best so far
     # epoch → the report of the training loop
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
-    value: float | None = None  # of the chosen model, on all validation queries
+    value: float | None = None  # of the chosen model, on the evaluated users
     reason: str = ""  # why it failed
     blame: str = ""  # "user" if data or settings are wrong, otherwise "program"
     seconds: float = 0.0  # of its training, without the overhead of the sweep
@@ -78,6 +78,7 @@ class Ledger:
         self.identity: dict[str, Any] = {}
         self.trials: dict[tuple[int, int], Trial] = {}
         self.order: list[tuple[Trial, int]] = []  # epochs in the order of their reports
+        self.chosen: int | None = None
         self.final: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -112,6 +113,10 @@ class Ledger:
                 **details,
             }
         )
+
+    def choose(self, number: int) -> None:
+        """Record the best trial; the model of another one is no longer the final model."""
+        self._write({"event": "chosen", "trial": number})
 
     def close(self, final: Mapping[str, Any]) -> None:
         """Record that the model of the best trial is trained, evaluated and registered."""
@@ -162,6 +167,8 @@ class Ledger:
         event = line["event"]
         if event == "sweep":
             self.identity = line["identity"]
+        elif event == "chosen":
+            self.chosen, self.final = line["trial"], {}
         elif event == "final":
             self.final = {key: value for key, value in line.items() if key != "event"}
         elif event == "start":

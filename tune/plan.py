@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from recsys.config import Config
+from recsys.training.members import trained_part
 from tune.ledger import Ledger, Trial
 from tune.proposals import propose
-from tune.space import Space
+from tune.space import Space, check_trained
 
 WAIT: Final = "wait"
 
@@ -75,14 +76,17 @@ class Plan:
         return self._repetition()
 
     def config_of(self, trial: Trial) -> Config:
-        """The configuration of a trial, without refit, because trials are compared before it.
+        """The configuration of a trial, without refit and without the members that stacking adds,
+        because trials are compared before both.
 
         Raises
         ------
         ConfigError
-            The values are valid alone but not together.
+            The values are valid alone but not together, or nothing is trained.
         """
         config = self.config if trial.number == 0 else self.space.apply(self.config, trial.params)
+        check_trained(config.model)
+        config = trained_part(config)
         return config.model_copy(
             update={"seed": trial.seed, "train": config.train.model_copy(update={"refit": False})}
         )

@@ -32,7 +32,8 @@ class PortfolioLines(TrialLines):
         self, progress: Progress, children: Children, metric: str, names: list[str]
     ) -> None:
         super().__init__(progress, children, metric, len(names))
-        self.names, self.leading, self.last = names, ("", 0.0), 0.0
+        self.names, self.last = names, 0.0
+        self.values: dict[str, float] = {}  # the best one of each trial that has not failed
 
     def started(self, trial: Trial, config: Config) -> None:
         """Note the start of a trial."""
@@ -43,9 +44,8 @@ class PortfolioLines(TrialLines):
     def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
         """Note an epoch; print a line if the last one was some time ago."""
         super().epoch(trial, history)
-        value = trial.best or 0.0
-        if not self.leading[0] or value > self.leading[1]:
-            self.leading = trial.name, value
+        self.values[trial.name] = value = trial.best or 0.0
+        leading = max(self.values, key=self.values.__getitem__)
         if is_cut(trial):
             self.progress(
                 f"trial {trial.name} has used its share of the time; it ends at epoch"
@@ -53,12 +53,18 @@ class PortfolioLines(TrialLines):
             )
         now = (
             f"trial {trial.name} after epoch {max(trial.epochs)}: {self.metric} {value:.4f};"
-            f" best so far {self.leading[1]:.4f}, trial {self.leading[0]}"
+            f" best so far {self.values[leading]:.4f}, trial {leading}"
         )
         is_due = time.monotonic() - self.last > _SPEAKS_S
         if is_due:
             self.last = time.monotonic()
         self.count(now, now if is_due else "")
+
+    def ended(self, trial: Trial) -> None:
+        """Note the end of a trial; a failed one is not the best so far."""
+        if trial.state == "failed":
+            self.values.pop(trial.name, None)
+        super().ended(trial)
 
 
 class Portfolio(Plan):
@@ -85,15 +91,21 @@ class Portfolio(Plan):
             return self.deadline
         return self.begun + _FIRST * (self.deadline - self.begun)
 
+    def usable(self) -> list[Trial]:
+        """The trials with a validated epoch, without failed ones, which would fail again."""
+        return [
+            trial
+            for trial in self.ledger.searched()
+            if trial.best is not None and trial.state != "failed"
+        ]
+
     def best_trial(self) -> Trial | None:
-        """The trial with the best validated epoch, finished or stopped; None if none was validated.
+        """The trial with the best validated epoch; None without a usable one.
 
         If no trial finished, trials are compared pairwise after the same number of epochs, unless
         one of them has too few.
         """
-        found = [
-            trial for trial in self.ledger.searched() if trial.best is not None and trial.epochs
-        ]
+        found = [trial for trial in self.usable() if trial.epochs]
         if any(trial.state == "finished" and not is_cut(trial) for trial in found):
             return max(found, key=lambda trial: (trial.best or 0.0, -trial.number))
         best: Trial | None = None
@@ -107,7 +119,8 @@ class Portfolio(Plan):
         best = self.best_trial()
         over = [trial for trial in self.ledger.trials.values() if trial.state != "running"]
         over.sort(key=lambda trial: (trial is not best, -(trial.best or 0.0)))
-        return over[1 + MOST_APART :]
+        failed = [trial for trial in over if trial.state == "failed"]
+        return failed + [trial for trial in over if trial not in failed][1 + MOST_APART :]
 
     def _proposal(self) -> Trial | None:
         number = len(self.ledger.searched())

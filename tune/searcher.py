@@ -342,7 +342,16 @@ def task_of(
     until = plan.until(trial, slots.concurrent)
     deadline = None if until == math.inf else Deadline(until).to_send()
     return Task(
-        *key, tree, paths.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, deadline
+        *key,
+        tree,
+        paths.dataset,
+        str(folder),
+        slots.threads,
+        slots.use_gpu,
+        plan.config.seed,
+        best,
+        pulse,
+        deadline,
     )
 
 

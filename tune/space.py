@@ -28,6 +28,7 @@ from recsys.config import Config, ModelConfig, TuneConfig, build_config, parse_y
 from recsys.config.renamed import current_path
 from recsys.config.yaml_reader import Loader
 from recsys.errors import ConfigError, choices, valid_instead
+from recsys.training.members import closed_form_names
 
 Kind = Literal["choice", "uniform", "loguniform", "int", "logint"]
 SHIPPED: Final = Path(__file__).parent / "spaces"
@@ -35,6 +36,7 @@ _KINDS: Final = get_args(Kind)
 # the sections that a training reads, besides the dataset and the seed
 _SECTIONS: Final = ("model", "train")
 _REFUSED: Final = {
+    "model.fusion.stack": "trials are compared before stacking",
     "train.metric": "trials are compared by it",
     "train.refit": "trials are chosen before the refit",
     "train.num_workers": "it changes the resources of a trial, not the model",
@@ -173,7 +175,9 @@ def load_space(files: Sequence[str], config: Config) -> Space:
             f"tune.space: {', '.join(files)} vary nothing; give several values for at least one"
             " path"
         )
+    check_trained(config.model)
     space = Space(tuple(dimensions), fixed)
+    _check_stacked(space, config.model)
     _check_rungs(space, config.model, config.tune)
     return space
 
@@ -365,6 +369,47 @@ def _check_value(config: Config, path: str, value: Any, where: str) -> None:
         raise ConfigError(f"{where}: {value!r} is not valid: {reason}{whole}") from None
 
 
+def check_trained(model: ModelConfig) -> None:
+    """Refuse a stacked model of closed-form members only: a trial has nothing to train.
+
+    Raises
+    ------
+    ConfigError
+        It is one.
+    """
+    if model.fusion.stack and not model.granularities.are_trained:
+        raise ConfigError(
+            "recsys tune: no granularity is trained (model.granularities), so a sweep has nothing"
+            " to try; `recsys run` chooses the constants and weights of closed-form members on"
+            " validation (model.fusion.stack)"
+        )
+
+
+def _check_stacked(space: Space, model: ModelConfig) -> None:
+    """Refuse to vary what trials of a stacked model do not read.
+
+    Raises
+    ------
+    ConfigError
+        A path belongs to a closed-form member, which stacking adds after the training.
+    """
+    if not model.fusion.stack:
+        return
+    fitted = {
+        name
+        for name in model.granularities.names()
+        if getattr(model.granularities, name).is_closed_form
+    }
+    for dimension in space.dimensions:
+        section, _, key = dimension.path.removeprefix("model.granularities.").partition(".")
+        if key and section in fitted:
+            raise ConfigError(
+                f"tune.space: {dimension.path} changes no trial: trials train only the trained"
+                f" granularities, and stacking adds {section} after the training"
+                " (model.fusion.stack); remove the path"
+            )
+
+
 def _check_rungs(space: Space, model: ModelConfig, tune: TuneConfig) -> None:
     """Refuse early stopping if the values of trials cannot be compared.
 
@@ -379,9 +424,7 @@ def _check_rungs(space: Space, model: ModelConfig, tune: TuneConfig) -> None:
     kinds = [
         option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options
     ]
-    fitted = [
-        name for name, section in model.granularities.enabled().items() if section.is_closed_form
-    ]
+    fitted = [] if model.fusion.stack else closed_form_names(model)  # stacking adds them later
     if tune.scheduler == "asha" and fitted and "weighted" in kinds:
         raise ConfigError(
             f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot"

@@ -30,7 +30,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, TrainingError, Unavailable
 from recsys.evaluation.validation import Validator
 from recsys.registry.logged_values import flatten
-from recsys.registry.tracking import Tracker
+from recsys.registry.tracking import RUN_FILE, Tracker
 from recsys.storage.uris import is_remote
 from tune.ledger import Ledger, Trial
 from tune.outcome import best_config, best_yaml, comparison_words, trial_table
@@ -104,6 +104,10 @@ def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
         "exclude_seen": plan.config.evaluate.exclude_seen,
         **read,
     }
+    if plan.config.evaluate.max_users < dataset.num_users:  # then values are those of a sample
+        identity["max_users"] = plan.config.evaluate.max_users
+    if plan.config.model.fusion.stack:  # trials of earlier releases measured all members
+        identity["measured"] = "the trained granularities"
     if not plan.ledger.identity:
         plan.ledger.begin(identity)
         return
@@ -128,6 +132,8 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
         progress(f"continuing: {len(done)} trials are done, {open_ones} were interrupted")
     progress(slots.words)
     progress(f"{plan.config.tune.trials} trials over:\n{plan.space.describe()}")
+    if given.model.fusion.stack:
+        progress("trials train the model without the members that stacking adds to the best one")
     tracker.log_dataset(dataset.manifest, dataset.root)
     with Children(tracker, progress) as children:
         lines = TrialLines(progress, children, plan.config.train.metric, plan.config.tune.trials)
@@ -157,7 +163,9 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
 
 
 def _close(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
-    """Write the table, best.yaml, and the comparison with the given configuration."""
+    """Write the table, best.yaml, and the comparison with the given configuration; choose the best
+    trial.
+    """
     progress, best, path = folder.progress, plan.best(), folder.root / "best.yaml"
     progress.plain("\n" + trial_table(plan) + "\n")
     write_atomically(path, best_yaml(plan, dataset.root, path))
@@ -165,6 +173,11 @@ def _close(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tra
     progress(comparison_words(plan, folder.root))
     tracker.log_metrics({"sweep": {"best_value": best.mean, "trials": len(plan.ledger.searched())}})
     tracker.set_tags({"sweep.best": best.trials[0].name})
+    if plan.ledger.chosen != best.number:
+        if plan.ledger.chosen is not None:
+            # the run folder of the best model is that of another trial, with its MLflow run
+            (folder.root / "best" / RUN_FILE).unlink(missing_ok=True)
+        plan.ledger.choose(best.number)
 
 
 def _train_best(config: Config, tracker: Tracker) -> None:

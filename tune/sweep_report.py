@@ -126,10 +126,11 @@ def _verdict(plan: Plan, root: Path) -> dict[str, str]:
     """Whether the best trial is better than the given configuration."""
     words = comparison_words(plan, root)
     found = compare_with_default(plan, root)
-    if found is None:
-        return {"status": "alone", "head": "The given configuration is best.", "text": words}
-    head = f"Trial {plan.best().trials[0].name} is best."
-    return {"status": outcome(found.to_json()), "head": head, "text": words}
+    best = plan.best()
+    is_given = best.number == 0
+    head = f"{'The given configuration' if is_given else f'Trial {best.trials[0].name}'} is best."
+    status = "alone" if found is None else outcome(found.to_json())
+    return {"status": status, "head": head, "text": words}
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:

@@ -214,11 +214,7 @@ def with_apart(
         The configuration, the expected seconds of each model by its description, and the trials
         that are continued.
     """
-    trials = [
-        trial
-        for trial in plan.ledger.searched()
-        if trial.best is not None and trial.number != best.number
-    ]
+    trials = [trial for trial in plan.usable() if trial.number != best.number]
     good = [trial for trial in trials if (trial.best or 0.0) >= _NEAR * (best.best or 0.0)]
     good.sort(key=lambda trial: (-(trial.best or 0.0), trial.number))
     others = [(trial, 0) for trial in good]

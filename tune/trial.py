@@ -22,7 +22,7 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -34,8 +34,9 @@ import ray.tune
 import torch
 
 from recsys.config import Config
+from recsys.data.bounded import evaluated_by_shard
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Split
+from recsys.data.histories import Array, Queries, Split
 from recsys.errors import ArtifactError, TrainingError, UserError
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
@@ -66,6 +67,9 @@ class Task:
     folder: str  # for checkpoints; "" if the trial may run on another machine
     threads: int
     use_gpu: bool
+    # of the sample of evaluated users; the same for all seeds of the training, because their
+    # values are compared user by user
+    sample_seed: int
     best: float | None = None  # best value that an interrupted trial has reported
     pulse: str = ""  # the key of its heartbeats, see tune.heartbeats
     # of Deadline.to_send: at this deadline it ends itself with its results so far
@@ -104,11 +108,9 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             device=device, report=tell, resume_from=resumed, save=keep, deadline=deadline
         )
         result = fit(config, dataset, validate, context)
-        report(
-            finished(
-                result.frozen, dataset, validate, time.perf_counter() - started - epochs.waited
-            )
-        )
+        seconds = time.perf_counter() - started - epochs.waited
+        queries = evaluated_by_shard(dataset, Split.VALID, config.evaluate, task.sample_seed)
+        report(finished(result.frozen, queries, validate, seconds))
     except Exception as error:
         report(failed(error))
     finally:
@@ -146,17 +148,17 @@ class Epochs:
 
 
 def finished(
-    model: FrozenModel, dataset: PreparedDataset, validate: Validator, seconds: float
+    model: FrozenModel, chunks: Iterable[Queries], validate: Validator, seconds: float
 ) -> dict[str, Any]:
-    """The last report of a training: the metric of the resulting model on every validation
-    query.
+    """The last report of a training: the metric of the resulting model on the queries that the
+    epochs were validated on, so that it is compared with trials that were stopped.
 
     Parameters
     ----------
     model : FrozenModel
         The trained model.
-    dataset : PreparedDataset
-        The dataset of the trial.
+    chunks : Iterable[Queries]
+        The validation queries of the evaluated users; a chunk may be empty.
     validate : Validator
         Gives the metric of every query.
     seconds : float
@@ -173,13 +175,7 @@ def finished(
     TrainingError
         The metric is not a finite number.
     """
-    values_B = np.concatenate(
-        [
-            validate(model, shard.queries(Split.VALID))
-            for shard in dataset.shards()
-            if len(shard.queries(Split.VALID))
-        ]
-    )
+    values_B = np.concatenate([validate(model, queries) for queries in chunks if len(queries)])
     # every n-th and not a random sample, so that trials are compared on the same queries
     every = -(-len(values_B) // MAX_VALUES)
     sample: Array = values_B[::every].astype(np.float32)
@@ -253,9 +249,9 @@ class WorkersTrial(ray.tune.Trainable):
             )
             epochs = Epochs(config.train.metric, self.reports.put, task.best)
             result = train_on_ray(config, dataset, validate, epochs, stop=self.stopping)
-            self.reports.put(
-                finished(result.frozen, dataset, validate, time.perf_counter() - started)
-            )
+            seconds = time.perf_counter() - started
+            queries = evaluated_by_shard(dataset, Split.VALID, config.evaluate, task.sample_seed)
+            self.reports.put(finished(result.frozen, queries, validate, seconds))
         # nobody waits for a report of a stopped trial
         except Stopped:
             pass

@@ -24,6 +24,8 @@ CHOICE: Final = "auto.json"
 SEARCH_TIME: Final = "search_s"  # in auto.json and the timing of the report
 SEARCH: Final = "tune.auto_search:search"  # by name: tune imports pipelines, not the reverse
 _SECTIONS: Final = ("model", "train")
+# of the section train: the resources of the machine, which a resumed run may change
+_RESOURCES: Final = {"num_workers", "use_gpu", "threads", "max_failures"}
 _USERS: Final = "max_users"  # of the section evaluate, unless the user sets it
 
 
@@ -127,7 +129,9 @@ def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Con
     if {key: choice.get(key) for key in identity} != identity:
         return None
     tree = config.model_dump(mode="json")
+    given = {key: tree["train"][key] for key in _RESOURCES}
     tree |= {section: choice[section] for section in _SECTIONS}
+    tree["train"] = {**tree["train"], **given}
     if _USERS in choice and _USERS not in config.evaluate.model_fields_set:
         tree["evaluate"][_USERS] = choice[_USERS]
     return build_config(tree, CHOICE, expand=False)
@@ -135,7 +139,5 @@ def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Con
 
 def _given(train: TrainConfig, evaluate: EvaluateConfig, seed: int) -> dict[str, Any]:
     """The settings that a choice depends on."""
-    given = train.model_dump(
-        mode="json", exclude={"num_workers", "use_gpu", "threads", "max_failures"}
-    )
+    given = train.model_dump(mode="json", exclude=_RESOURCES)
     return {"train": given, "exclude_seen": evaluate.exclude_seen, "seed": seed}

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, Final, get_args
 
-from pipelines.plumbing.preflight import planned_for
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.session import ray_session
+from pipelines.plumbing.trained import trained
+from pipelines.steps.stacking import stacked
 from recsys.config import Config, FusionConfig, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import Variant
-from recsys.evaluation.validation import Validator
 from recsys.granularities import granularity_class
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.members import trained_part
+from recsys.training.separate_models import APART, joined, own_config, sections
+from recsys.training.threads import settle_threads
 
 _READ_BY_TRAINING: Final = ("seed", "model", "train")
 
@@ -98,6 +102,7 @@ def variant_hash(config: Config, dataset: PreparedDataset) -> str:
     parts |= {
         "dataset": dataset.manifest.content_hash,
         "exclude_seen": config.evaluate.exclude_seen,
+        "max_users": config.evaluate.max_users,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -110,14 +115,25 @@ def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> Tra
     except ArtifactError:  # missing, or left by an interrupted run
         folder.forget(variant)
     run = config.run.model_copy(update={"dir": folder.shown(variant.absolute())})
-    with ray_session(config.train, config.ray):
-        from recsys.training.ray_train import train_on_ray
-
-        changed = planned_for(config.model_copy(update={"run": run}), dataset.manifest)
-        result = train_on_ray(
-            changed, dataset, Validator.of(config.train, config.evaluate), lambda values: None
-        )
-    folder.forget(variant / "checkpoints")
+    result = _fitted(config.model_copy(update={"run": run}), folder, dataset)
+    for left in ("checkpoints", APART):
+        folder.forget(variant / left)
     save_trained(variant, result)
     folder.publish(variant)
     return result
+
+
+def _fitted(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
+    """Train a variant as the stage ``train`` does: with its separate models and its stacking."""
+
+    def fit(own: Config) -> TrainResult:
+        return trained(own, dataset, lambda values: None, folder.progress, None, math.inf)
+
+    with ray_session(config.train, config.ray):
+        result = fit(trained_part(config))
+        names = sections(config.model)
+        result = joined(result, {name: fit(own_config(config, name)) for name in names})
+    if not config.model.fusion.stack:
+        return result
+    settle_threads(config.model, config.train, dataset.num_items, folder.progress)
+    return stacked(config, dataset, result, folder.progress)

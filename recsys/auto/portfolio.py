@@ -127,11 +127,8 @@ def with_separate_model(config: Config, setting: Setting, seed: int) -> Config:
         Added to the seed of the run, so that the same setting twice gives two different models.
     """
     tree = config.model_dump(mode="json")
-    given = {
-        key: value
-        for key, value in tree["train"].items()
-        if key in ("epochs", "evaluate_every", "threads")
-    }
+    # without threads, which a resumed run may change in the section train
+    given = {key: tree["train"][key] for key in ("epochs", "evaluate_every")}
     granularities, number = tree["model"]["granularities"], 1
     # a user may have such a member already
     while f"apart_{number}" in granularities:

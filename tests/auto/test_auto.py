@@ -25,6 +25,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.training.fresh_model import model_sizes
+from recsys.training.separate_models import own_config, sections
 from tests.handmade import DAY, leave_last, write_dataset
 from tune.auto_search import search
 from tune.ledger import Ledger, Trial
@@ -195,7 +196,7 @@ def test_remaining_time_trains_separate_models(left: float, names: list[str]) ->
         replace(THREE_SECONDS_AN_EPOCH, number=number, epochs={1: {"value": value, "best": value}})
         for number, value in sorted(values.items())
     ]
-    plan: Any = SimpleNamespace(ledger=SimpleNamespace(searched=lambda: trials))
+    plan: Any = SimpleNamespace(usable=lambda: trials)
     config, costs, continued = with_apart(_forty_epochs(), plan, portfolio, trials[0], left, {})
     assert list(costs) == names and sum(map(sum, costs.values())) <= 2 * left
     assert len(continued) == sum("seed" not in name for name in names)
@@ -207,6 +208,32 @@ def test_remaining_time_trains_separate_models(left: float, names: list[str]) ->
     assert [section.seed for section in apart] == [0, 1, 0][: len(names)]
     assert all(section.own_model().granularities.are_trained for section in apart)
     assert config.model.fusion.stack and all(section.train["epochs"] == 40 for section in apart)
+    moved = config.model_copy(update={"train": config.train.model_copy(update={"threads": 3})})
+    assert all(own_config(moved, name).train.threads == 3 for name in sections(config.model))
+
+
+def test_failed_trial_is_neither_chosen_nor_trained_again_as_a_separate_model(
+    tmp_path: Path,
+) -> None:
+    portfolio = settings(PLAIN)[:3]
+    names, configs = [one.name for one in portfolio], [_forty_epochs()] * 3
+    plan = Portfolio(configs, names, Ledger(tmp_path / "ledger.jsonl"), deadline=0.0)
+    for number, value in enumerate((0.31, 0.35, 0.30)):
+        plan.ledger.start(Trial(number, 0, 1, {}))
+        trial = plan.ledger.trials[(number, 0)]
+        history = [{"epoch": 1, "seconds": 1.0}]
+        plan.ledger.epoch(trial, {"epoch": 1, "value": value, "best": value, "history": history})
+        plan.ledger.end(
+            trial, "failed" if number == 1 else "finished", reason="the loss is not finite"
+        )
+    first, failed, third = plan.ledger.searched()
+    assert plan.best_trial() is first
+    assert plan.without_checkpoints(third) == [failed]
+    _, costs, _ = with_apart(_forty_epochs(), plan, portfolio, first, 10_000.0, {})
+    assert list(costs) == [names[2], f"{names[0]}, seed + 1", f"{names[0]}, seed + 2"]
+    for trial in (first, third):
+        trial.state = "failed"
+    assert plan.best_trial() is None, "every trial failed"
 
 
 def test_training_cost_is_that_of_a_trial_that_was_not_cut() -> None:
@@ -319,6 +346,13 @@ def test_choice_is_saved_completely_and_used_by_later_verbs(tmp_path: Path) -> N
     assert load_config(folder.config).model == chosen.model, (
         "config.yaml runs again without a new choice"
     )
+    resources = {"num_workers": 2, "use_gpu": "no", "threads": 3, "max_failures": 7}
+    moved = build_config(
+        {**config.model_dump(mode="json"), "train": resources, "run": {"resume": True}}
+    )
+    resumed = with_model(moved, folder, chooses=True)
+    assert resumed.train == chosen.train.model_copy(update=resources), "on another machine"
+    assert load_config(folder.config).train == resumed.train
     other = build_config({**config.model_dump(mode="json"), "train": {"metric": "recall@5"}})
     with pytest.raises(ArtifactError, match="holds no earlier choice"):
         with_model(other, folder, chooses=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from pipelines.plumbing.arguments import UsageError, parse
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.steps import retrained_ablation as stage
 from recsys.config import build_config
 from recsys.data.histories import Split
@@ -19,6 +22,7 @@ from recsys.evaluation.ranking import rank
 from recsys.report.panels import ablation_panel
 from tests.evaluation.test_evaluate import Oracle, circle, config
 from tests.handmade import small_model, small_world
+from tests.training_here import training_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -172,3 +176,55 @@ def test_variant_is_trained_once_for_equal_settings(tmp_path: Path) -> None:
     assert stage.variant_hash(built, dataset) == first
     built.train.lr = 0.5
     assert stage.variant_hash(built, dataset) != first
+
+
+def test_variants_of_a_stacked_model_have_separate_models_and_weights_of_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is trained as the model itself, once; its members are weighted on validation."""
+    monkeypatch.setattr(stage, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr("pipelines.plumbing.trained.planned_for", lambda config, _: config)
+    dataset = small_world(tmp_path / "data")
+    own = {"width": 8, "granularities": {"behaviour": {"enabled": True}}}
+    built = build_config(
+        {
+            "run": {"dir": str(tmp_path)},
+            "model": {
+                "width": 8,
+                "granularities": {
+                    "behaviour": {"enabled": True},
+                    "popularity": {"enabled": True},
+                    "apart_1": {"kind": "apart", "enabled": True, "model": own},
+                },
+                "fusion": {"kind": "learned", "stack": True},
+            },
+            "train": {"metric": "ndcg@3", "epochs": 2, "use_gpu": "no"},
+            "evaluate": {"ks": [3], "ablation": "retrain"},
+        }
+    )
+    folder = RunFolder(tmp_path, Progress(None))
+    queries = dataset.histories().queries(Split.TEST)
+    with training_here() as trainings:
+        found = {(v.group, v.name): v.scorer for v in _retrained(built, folder, dataset)}
+        assert {name: set(scorer.members) for name, scorer in found.items()} == {
+            ("off", "popularity"): {"trained", "apart_1"},
+            ("off", "apart_1"): {"trained", "popularity"},
+            ("alone", "behaviour"): {"trained"},
+            ("fusion", "weighted"): {"trained", "popularity", "apart_1"},
+            ("fusion", "gated"): {"trained", "popularity", "apart_1"},
+        }
+        for scorer in found.values():
+            # before stacking, all scales are 1
+            assert (scorer.encoders.stack.scales_M != 1).all()
+        assert sum("apart/apart_1" in where for where in trainings) == 3
+        number = len(trainings)
+        assert number == 5 + 3
+        for variant in _retrained(built, folder, dataset):
+            same = found[variant.group, variant.name].scores(queries)
+            again = variant.scorer.scores(queries)  # item texts are stored in float16
+            torch.testing.assert_close(again, same, rtol=1e-2, atol=1e-3)
+        assert len(trainings) == number, "they are read from the run folder"
+
+
+def _retrained(config: Any, folder: RunFolder, dataset: Any) -> list[Any]:
+    return list(stage.retrained_variants(config, folder, dataset))

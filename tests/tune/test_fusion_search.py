@@ -23,6 +23,7 @@ from pipelines.plumbing.run_folder import RunFolder
 from recsys.config import Config, FusionSearchConfig, build_config
 from recsys.contributions import Contributions
 from recsys.data.batches import Batch
+from recsys.data.bounded import evaluated_users_V
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ArtifactError, ConfigError
@@ -39,6 +40,8 @@ from recsys.training.context import TrainContext
 from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.phases import fit
 from tests.handmade import leave_last, write_dataset
+from tune.confirmed_weights import Found, confirmed
+from tune.fusion_report import render_report
 from tune.fusion_search import LISTS, Trials, cross_fit, known_points, search
 from tune.pareto import choose, front
 from tune.score_cache import ListMeter, ScoreCache, build_cache
@@ -380,6 +383,28 @@ def test_command_registers_better_weights_as_a_challenger(tmp_path: Path, capsys
     assert main([*command, "--tracking.enabled", "false", "--tune.fusion.settings", "1"]) == 0
     assert "the model is unchanged: no other setting" in capsys.readouterr().out
     assert not (root / "fusion/bundle").exists() and (root / "bundle").exists()
+
+
+@pytest.mark.parametrize("most", [20, 1])  # 1: the sample has no user of the cache
+def test_weights_are_confirmed_on_a_sample_of_the_users(tmp_path: Path, most: int) -> None:
+    dataset = world(tmp_path)
+    config, frozen = settings(), frozen_model(dataset, "weighted")
+    config.evaluate.max_users = most
+    trials = trials_of(frozen, dataset)
+    is_sampled_V = evaluated_users_V(dataset, config.evaluate, config.seed)
+    sampled = trials.cache.queries.histories.users_U
+    if most == 1:
+        trials = trials.take(np.flatnonzero(~is_sampled_V[sampled]))
+    search(trials, FusionSearchConfig(settings=10), 0)
+    crossed = cross_fit(trials, FusionSearchConfig(settings=10), 0, 100)
+    found = Found(trials.picked(config.tune.fusion), crossed, 1.0, 1.0)
+    result: Any = SimpleNamespace(frozen=frozen, refit=False)
+    report, _ = confirmed(config, dataset, result, frozen, trials, found)
+    assert report["validation"]["users"] < NUM_USERS
+    assert report["validation"]["largest_difference_from_cache"] == (0 if most == 20 else None)
+    render_report(tmp_path / "page.html", report, "walks")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ("differ by at most" in page) == (most == 20)
 
 
 @pytest.mark.slow

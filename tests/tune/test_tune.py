@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,15 +21,21 @@ import yaml
 from ray.tune.schedulers import TrialScheduler
 
 from pipelines.cli import main
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from recsys.config import Config, TuneConfig, build_config
+from recsys.data.bounded import evaluated_users_V
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
+from recsys.registry.tracking import RUN_FILE
 from tests.handmade import DAY, Event, write_dataset
 from tune.ledger import Ledger, Trial
 from tune.outcome import comparison_words, trial_table
 from tune.plan import Plan
 from tune.proposals import importance, propose
 from tune.ray_tune import Halving
+from tune.searcher import TrialPaths, task_of
 from tune.slots import share_out
 from tune.space import SHIPPED, Dimension, Space, load_space, preview
 from tune.sweep import sweep
@@ -182,6 +190,66 @@ def test_early_stops_need_comparable_values(tmp_path: Path) -> None:
         load_space(files, _config(model=fitted))
     assert load_space(files, _config(model=fitted, tune={"scheduler": "none"})).dimensions
     assert load_space(files, _config()).dimensions
+
+
+STACKED: dict[str, Any] = {
+    "width": 8,
+    "item": {"text": False},
+    "granularities": {
+        "evolution": {"enabled": True},
+        "popularity": {"enabled": True},
+        "item_cf": {"enabled": True},
+        "apart_1": {
+            "kind": "apart",
+            "enabled": True,
+            "model": {"granularities": {"evolution": {"enabled": True}}},
+        },
+    },
+    "fusion": {"kind": "learned", "stack": True},
+}
+
+
+def test_trials_of_a_stacked_model_train_its_trained_part(dataset: str, tmp_path: Path) -> None:
+    """Else they measure members without weights, and fail with a separate model."""
+    config = _config(model=STACKED)
+    plan = Plan(
+        config,
+        load_space([_space(tmp_path, {"train.lr": [0.01, 0.02]})], config),
+        Ledger(tmp_path / "ledger.jsonl"),
+    )
+    for trial in (Trial(0, 0, 42, {}), Trial(1, 0, 42, {"train.lr": 0.02})):
+        own = plan.config_of(trial)
+        assert list(own.model.granularities.enabled()) == ["evolution"]
+        assert not own.model.fusion.stack and own.train.lr == trial.params.get("train.lr", 0.001)
+    reports: list[dict[str, Any]] = []
+    run_trial(_task(dataset, tmp_path, plan.config_of(Trial(0, 0, 42, {}))), reports.append)
+    assert reports[-1]["state"] == "finished"
+    assert reports[-1]["value"] == pytest.approx(reports[-2]["best"], abs=1e-6)
+    plan.ledger.start(Trial(0, 0, 42, {}))
+    plan.ledger.end(plan.ledger.trials[(0, 0)], "finished", value=0.1, seconds=1.0)
+    assert plan.best_config() == config, "the final training is that of the whole model"
+
+
+def test_sweep_over_nothing_that_trials_train_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _space(tmp_path, {"model.granularities.item_cf.rank": [4, 8]})
+    with pytest.raises(ConfigError, match=r"item_cf\.rank changes no trial.*remove the path"):
+        load_space([file], _config(model=STACKED))
+    fitted = {**STACKED, "granularities": {"popularity": {"enabled": True}}}
+    with pytest.raises(ConfigError, match="no granularity is trained"):
+        load_space([file], _config(model=fitted))
+    assert load_space([file], _config(model={**fitted, "fusion": {"stack": False}})).dimensions
+    off = _space(tmp_path, {"model.granularities.evolution.enabled": [True, False]})
+    plan = Plan(
+        _config(model=STACKED), load_space([off], _config(model=STACKED)), Ledger(tmp_path / "l")
+    )
+    with pytest.raises(ConfigError, match="no granularity is trained"):
+        plan.config_of(Trial(1, 0, 42, {"model.granularities.evolution.enabled": False}))
+    words = yaml.safe_dump({"model": fitted, "tune": {"space": [file]}})
+    (tmp_path / "c.yaml").write_text(words, encoding="utf-8")
+    assert main(["tune", "--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
+    assert "no granularity is trained" in capsys.readouterr().err
 
 
 def test_dry_run_shows_the_space_and_refuses_a_bad_one(
@@ -485,7 +553,7 @@ def _task(dataset: str, folder: Path, config: Config, best: float | None = None)
     tree = config.model_copy(
         update={"train": config.train.model_copy(update={"refit": False})}
     ).model_dump(mode="json")
-    return Task(1, 0, tree, dataset, str(folder), 1, False, best)
+    return Task(1, 0, tree, dataset, str(folder), 1, False, config.seed, best)
 
 
 def test_trial_reports_every_validated_epoch_and_the_value_of_the_selected_model(
@@ -509,6 +577,29 @@ def test_trial_reports_every_validated_epoch_and_the_value_of_the_selected_model
     assert len(last["values"]) == 12 and float(last["values"].mean()) == pytest.approx(
         last["value"], abs=1e-6
     )
+
+
+def test_trial_is_measured_on_the_sampled_users_of_its_epochs_with_any_seed(
+    dataset: str, tmp_path: Path
+) -> None:
+    config = _config(evaluate={"max_users": 5}, train={"metric": "ndcg@5"})
+    number = int(evaluated_users_V(PreparedDataset(dataset), config.evaluate, config.seed).sum())
+    assert 0 < number < 12
+    reports: list[dict[str, Any]] = []
+    run_trial(_task(dataset, tmp_path, config), reports.append)
+    *epochs, last = reports
+    assert len(last["values"]) == number
+    assert last["value"] == pytest.approx(epochs[-1]["best"], abs=1e-6)
+    again = _task(dataset, tmp_path, config.model_copy(update={"seed": config.seed + 1}))
+    run_trial(replace(again, sample_seed=config.seed), reports.append)
+    assert len(reports[-1]["values"]) == number, "their values are paired with those above"
+    plan = Plan(config, Space(()), Ledger(tmp_path / "ledger.jsonl"))
+    paths, slots = (
+        TrialPaths(dataset, tmp_path),
+        share_out(config.train, config.tune, {"CPU": 2}, 2),
+    )
+    task = task_of(plan, Trial(0, 1, config.seed + 1, {}), config, paths, slots)
+    assert task.sample_seed == config.seed
 
 
 def test_stopped_trial_continues_from_its_checkpoint_to_the_same_result(
@@ -604,6 +695,23 @@ def test_best_trial_is_compared_with_the_given_configuration_user_by_user(tmp_pa
     )
 
 
+@pytest.mark.parametrize(("failed", "best"), [(0, "Trial 001"), (1, "The given configuration")])
+def test_page_names_the_best_trial_if_another_one_failed(
+    tmp_path: Path, failed: int, best: str
+) -> None:
+    plan = _plan(tmp_path, trials=2, seeds=1)
+    for number in range(2):
+        plan.ledger.start(Trial(number, 0, 42, {"train.lr": 0.01} if number else {}))
+        trial = plan.ledger.trials[(number, 0)]
+        if number == failed:
+            plan.ledger.end(trial, "failed", reason="out of memory", blame="program")
+        else:
+            plan.ledger.end(trial, "finished", value=0.4, seconds=1.0)
+    render_sweep(tmp_path / "sweep.html", plan, tmp_path)
+    page = (tmp_path / "sweep.html").read_text(encoding="utf-8")
+    assert f"<b>{best} is best.</b>" in page
+
+
 def test_page_shows_every_trial_and_escapes_texts_of_users(tmp_path: Path) -> None:
     plan = _finished(tmp_path)
     failed = Trial(6, 0, 42, {"train.lr": 0.05, "model.fusion.kind": "gated"})
@@ -621,6 +729,49 @@ def test_page_shows_every_trial_and_escapes_texts_of_users(tmp_path: Path) -> No
         if trial.state == "finished"
     )
     assert html.count("<path") >= 12 and "Importance of the settings" in html
+
+
+def test_continued_sweep_with_a_better_trial_trains_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated command trains nothing; a better trial is trained, in an MLflow run of its own."""
+    tracker, trained = MagicMock(), []
+    unknown = SimpleNamespace(content_hash="h")
+    data = SimpleNamespace(manifest=unknown, root=str(tmp_path / "data"), num_users=5)
+    monkeypatch.setattr("tune.sweep.tracked", lambda *_, **__: nullcontext(tracker))
+    monkeypatch.setattr("tune.sweep.ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr("tune.sweep.prepare", lambda *_: data)
+    monkeypatch.setattr("tune.sweep.comparison_words", lambda *_: "")
+    monkeypatch.setattr("tune.sweep.render_sweep", lambda *_: None)
+    monkeypatch.setattr("tune.sweep._search", lambda plan, *_: _run_trials(plan))
+    monkeypatch.setattr("tune.sweep._train_best", lambda config, _: trained.append(config.train.lr))
+    monkeypatch.setattr(
+        "tune.sweep._finish_best",
+        lambda config, _: {"metric": "ndcg@5", "test": 0.1, "words": f"model lr {config.train.lr}"},
+    )
+    known = tmp_path / "best" / RUN_FILE
+    known.parent.mkdir()
+    known.write_text("{}")
+    for trials, final, expected in ((1, True, 0.001), (1, True, 0.001), (2, False, None)):
+        _sweep(tmp_path, trials, final)
+        assert trained == [0.001]
+        words = "" if expected is None else f"model lr {expected}"
+        assert Ledger(tmp_path / "trials" / "ledger.jsonl").final.get("words", "") == words
+        assert known.exists() == final
+    for _ in range(2):
+        _sweep(tmp_path, 2, True)
+        assert trained == [0.001, 0.01]
+        assert Ledger(tmp_path / "trials" / "ledger.jsonl").final["words"] == "model lr 0.01"
+
+
+def _sweep(folder: Path, trials: int, final: bool) -> None:
+    """Sweep over the learning rate: 0.001 as given, then 0.01, which is better."""
+    space = _space(folder, {"train.lr": [0.001, 0.01]})
+    tune = {"space": [space], "trials": trials, "seeds": 1, "final": final}
+    sweep(
+        _config(train={"lr": 0.001}, run={"dir": str(folder)}, tune=tune),
+        RunFolder(folder, Progress(None)),
+    )
 
 
 def test_sweep_needs_a_local_disk() -> None:
