@@ -16,11 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.inspect.common_names import (
+    CURRENCIES,
+    ITEM,
     LATITUDE,
     LONGITUDE,
     RATING,
     TEXT,
     TIME,
+    USER,
     VALUE,
     has_id,
     lists_codes,
@@ -49,9 +52,8 @@ _TAGS: Final = (
     r"(?i)</?(?:p|br|b|i|em|strong|div|span|ul|ol|li|a|h[1-6]|table|tr|td|img|font|hr)\b[^<>]*>"
     r"|&(?:amp|nbsp|lt|gt|quot|#\d+);"
 )
-_PRICE: Final = (
-    r"^[+-]?(?:\p{Sc}|US\$|[A-Z]{3})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:\p{Sc}|[A-Z]{3}|kr|zł)$"
-)
+_CURRENCY: Final = "|".join((r"\p{Sc}", r"US\$", *CURRENCIES))
+_PRICE: Final = rf"^[+-]?(?:{_CURRENCY})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:{_CURRENCY}|kr|zł)$"
 _COMMA_NUMBER: Final = r"^[+-]?\d+,\d+$"
 _OBJECTS: Final = r"""^\s*\[?\s*\{\s*["'][^"']+["']\s*:"""  # JSON or Python in text
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
@@ -206,6 +208,11 @@ def _is_id(name: str) -> bool:
     return has_id(name) and similarity(name, VALUE) < 0.8
 
 
+def _is_owner(name: str) -> bool:
+    """Whether a name is that of users or items, and not of what they have (``price_per_item``)."""
+    return max(similarity(name, USER), similarity(name, ITEM)) > 0.8
+
+
 def _share(texts: pa.Array, pattern: str) -> float:
     return float(pc.mean(pc.match_substring_regex(texts, pattern).cast(pa.int8())).as_py() or 0.0)
 
@@ -250,7 +257,7 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
         return Column(name, position, "rating", **base, **_measured(cell_values.measured(sample)))
     if any(lowered <= flags for flags in _FLAGS):
         return Column(name, position, "flag", **base)
-    if _share(sample, _PRICE) >= _MOST:
+    if _share(sample, _PRICE) >= _MOST and not _is_owner(name):
         return Column(name, position, "price", **base)
     if _share(sample, _URL) >= _MOST:
         return Column(name, position, "image" if _share(sample, _IMAGE) >= _MOST else "url", **base)

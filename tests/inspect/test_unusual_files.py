@@ -18,10 +18,12 @@ import pytest
 from recsys import schema
 from recsys.config import CanonicalSource
 from recsys.errors import SourceError
+from recsys.inspect.columns import column_of
 from recsys.inspect.look import look
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.encodings import encoding_of
+from recsys.sources.validate import CellRules
 
 START = 1_700_000_000
 NUM_USERS, NUM_ITEMS, NUM_EVENTS = 60, 40, 1500
@@ -492,3 +494,31 @@ def test_lists_of_whole_numbers_are_codes_if_their_name_says_so(tmp_path: Path) 
     assert found.config.data.knowledge.item_columns == ["labels"]
     assert found.found.items is not None
     assert "lists of numbers" in found.found.items.idle["counts"]
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "names"),
+    [
+        ("USR{}", "PRD{}", ("customer", "product", "ordered_at")),
+        ("u{}", "MAT{}", ("student", "course", "time")),
+        # the lek (ALL) and the real of Brazil are currencies, but not those of a member or an item
+        ("ALL{}", "BRL{}", ("member", "item_code", "time")),
+    ],
+)
+def test_ids_of_three_letters_and_digits_are_not_prices(
+    user: str, item: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = [(user.format(1000 + u), item.format(100 + i), at(t)) for u, i, t in pairs()]
+    found = columns_of_events(source_of(write(tmp_path / "events.csv", names, rows)))
+    assert found == dict(zip(names, ("user_id", "item_id", "timestamp"), strict=True))
+
+
+@pytest.mark.parametrize("text", ["EUR 12.50", "12,50 CHF", "$12", "9.99USD", "+US$ 1,200.00"])
+def test_numbers_with_a_currency_are_prices(text: str) -> None:
+    cells = pa.array([text, text.replace("9", "8").replace("1", "3")])
+    assert column_of("paid", 0, cells, CellRules()).kind == "price"
+
+
+def test_letters_that_are_no_currency_make_no_price() -> None:
+    cells = pa.array([f"XYZ{number}" for number in range(9)])
+    assert column_of("paid", 0, cells, CellRules()).kind == "token"
