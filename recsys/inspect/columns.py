@@ -33,7 +33,7 @@ from recsys.inspect.scales import MOST_GRADES, Scale, scale_of
 from recsys.inspect.time_formats import TimeForm, time_form
 from recsys.sources.validate import CellRules, ids, numbers
 from recsys.values import cells as cell_values
-from recsys.values.arrow_types import is_list, is_plain_number, is_string
+from recsys.values.arrow_types import is_cell, is_list, is_plain_number, is_string
 from recsys.values.digits import ascii_digits
 from recsys.values.rated import RATED
 
@@ -41,6 +41,7 @@ Kind = Literal[
     "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list",
     "lists", "vector", "token", "flag", "object", "rating",
 ]  # fmt: skip
+OBJECTS: Final = "nested objects or lists, lists of numbers, or bytes that are no text"
 _SAMPLED: Final = 20_000  # cells that are searched for patterns
 _MOST: Final = 0.8
 _LEAST_LISTS: Final = 0.02  # share of lists, where the other cells have their members
@@ -164,7 +165,7 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
     kind = cells.type
     if is_list(kind):
         return _of_lists(name, position, cells)
-    if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_nested(kind):
+    if not is_cell(kind):
         return Column(name, position, "object", pa.nulls(len(cells), pa.string()), len(cells))
     if pa.types.is_boolean(kind):
         cells = pc.if_else(cells, "true", "false")

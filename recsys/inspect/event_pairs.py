@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import SourceError
-from recsys.inspect.columns import Column
+from recsys.inspect.columns import OBJECTS, Column
 from recsys.inspect.common_names import (
     EVENT_FILES,
     EVENT_TYPE,
@@ -32,7 +32,7 @@ from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.sources.validate import CellRules
-from recsys.values.arrow_types import is_list
+from recsys.values.arrow_types import is_list_of_cells
 from recsys.values.times import timestamps
 
 _NAMED: Final = 0.7
@@ -159,7 +159,7 @@ def _with_members_as_rows(table: Table) -> list[Table]:
     marks = {
         column.name: column.mark
         for column in table.columns
-        if column.kind in ("lists", "list") or is_list(rows.schema.field(column.name).type)
+        if column.kind in ("lists", "list") or is_list_of_cells(rows.schema.field(column.name).type)
     }
     groups: dict[tuple[int, ...], dict[str, str]] = {}
     for name, mark in marks.items():
@@ -202,9 +202,8 @@ def _is_matrix(table: Table) -> bool:
 
 def _summary(column: Column) -> str:
     """A column's name, and a reason if it clearly cannot be ids."""
-    return (
-        f"{column.name} (the same value in every row)" if column.kind == "constant" else column.name
-    )
+    reason = {"constant": "the same value in every row", "object": OBJECTS}.get(column.kind)
+    return f"{column.name} ({reason})" if reason else column.name
 
 
 def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:

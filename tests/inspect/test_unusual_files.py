@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from recsys import schema
 from recsys.config import CanonicalSource
 from recsys.errors import SourceError
-from recsys.inspect.columns import column_of
+from recsys.inspect.columns import OBJECTS, column_of
 from recsys.inspect.look import look
 from recsys.sources import open_source
 from recsys.sources.base import read_all
@@ -522,3 +523,59 @@ def test_numbers_with_a_currency_are_prices(text: str) -> None:
 def test_letters_that_are_no_currency_make_no_price() -> None:
     cells = pa.array([f"XYZ{number}" for number in range(9)])
     assert column_of("paid", 0, cells, CellRules()).kind == "token"
+
+
+def parquet(path: Path, **more: Any) -> Path:
+    """Events with further columns, whose cells repeat."""
+    users, items, times = zip(*pairs(), strict=True)
+    columns = {
+        "user": [f"u{u}" for u in users],
+        "item": [f"p{i}" for i in items],
+        "ts": pa.array(times, pa.timestamp("s")),
+    }
+    pq.write_table(pa.table(columns | more), path)
+    return path
+
+
+def test_ids_as_bytes_are_text(tmp_path: Path) -> None:
+    users, items, _ = zip(*pairs(), strict=True)
+    path = parquet(
+        tmp_path / "e.parquet",
+        user=pa.array([f"u{u}".encode() for u in users]),
+        item=pa.array([f"p{i:03}".encode() for i in items], pa.binary(4)),
+        device=pa.array([uuid.UUID(int=u % 3).bytes for u in users], pa.uuid()),
+    )
+    found = look([str(path)])
+    assert columns_of_events(source_of(path)) == {
+        "user": "user_id",
+        "item": "item_id",
+        "ts": "timestamp",
+    }
+    assert found.found.statistics.num_items == len(set(items))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pa.array([b"\xff\x01\x80"] * NUM_EVENTS),
+        pa.array([b"\xff\x01"] * NUM_EVENTS, pa.binary(2)),
+        pa.array([[b"\xff\x01", b"\xfe"]] * NUM_EVENTS),
+        pa.array([[[1.0, 2.0], [3.0, 4.0]]] * NUM_EVENTS),
+        pa.array([[{"key": "a", "values": ["x", "y"]}]] * NUM_EVENTS),
+        pa.array([[("a", 1)]] * NUM_EVENTS, pa.map_(pa.string(), pa.int64())),
+        pa.array([[[("a", 1)]]] * NUM_EVENTS, pa.list_(pa.map_(pa.string(), pa.int64()))),
+    ],
+    ids=lambda cells: str(cells.type),
+)
+def test_bytes_and_nested_lists_are_left_out_with_a_reason(cells: pa.Array, tmp_path: Path) -> None:
+    found = look([str(parquet(tmp_path / "e.parquet", payload=cells))])
+    assert found.found.idle["payload"] == OBJECTS
+    source = found.config.data.source
+    assert isinstance(source, CanonicalSource)
+    assert read_all(open_source(source).pieces()["events"]).num_rows == NUM_EVENTS
+
+
+def test_ids_that_are_objects_are_named_in_the_message(tmp_path: Path) -> None:
+    users = pa.array([bytes([200 + u % 50, 1]) for u, _, _ in pairs()], pa.binary(2))
+    with pytest.raises(SourceError, match=r"user \(nested objects .* bytes that are no text\)"):
+        look([str(parquet(tmp_path / "e.parquet", user=users))])
