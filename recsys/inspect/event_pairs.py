@@ -42,6 +42,7 @@ _FEW_OTHERS: Final = 3
 _REFERS: Final = 0.9  # share of the orders of the events that the table of orders has
 _LEAST: Final = 1.0  # score of a table of events
 _MANY: Final = 200  # rows from which the items of events must repeat
+_TOO_FEW: Final = 2  # items of many events that are no items, such as names of parameters
 _HOPELESS: Final = 20.0  # exceeds all other evidence
 _HALF: Final = 0.5  # least share of rows with an id
 _SHORT_TIME: Final = 0.02  # length of a visit, as a share of the period
@@ -168,8 +169,9 @@ def _with_members_as_rows(table: Table) -> list[Table]:
         groups.setdefault(tuple(sizes.to_pylist()), {})[name] = mark
     opened = []
     for sizes, lists in groups.items():
-        # at most one member a row: nothing is gained by rows for members
-        if sum(sizes) <= len(sizes):
+        # nothing is gained by rows for single texts, but a list is no id, even a list of one item;
+        # a mean would count the events of a tracker that have no items
+        if max(sizes, default=0) <= any(lists.values()):
             continue
         forms = {name: ListForm(mark) for name, mark in lists.items()}
         members = members_as_rows(rows, forms)[0]
@@ -302,6 +304,7 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     # a playlist that has a list of songs; the number of an order is no user
     score += 1.0 * (user.name in table.owners and table.like(user, SESSION) < _NAMED)
     score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
+    score -= _HOPELESS * (rows >= _MANY and item.num_distinct <= _TOO_FEW)
     if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
         score -= 2.0  # one determines the other: an attribute
     return score

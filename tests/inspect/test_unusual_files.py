@@ -579,3 +579,39 @@ def test_ids_that_are_objects_are_named_in_the_message(tmp_path: Path) -> None:
     users = pa.array([bytes([200 + u % 50, 1]) for u, _, _ in pairs()], pa.binary(2))
     with pytest.raises(SourceError, match=r"user \(nested objects .* bytes that are no text\)"):
         look([str(parquet(tmp_path / "e.parquet", user=users))])
+
+
+def tracked(path: Path, most: int) -> Path:
+    """Events of Google Analytics: parameters in each, and items, at most so many, in few."""
+    lines = []
+    for number, (user, item, time) in enumerate(pairs()):
+        items = [{"item_id": f"SKU{(item + step) % NUM_ITEMS}"} for step in range(most)]
+        event = {
+            "event_timestamp": str(time * 1_000_000),
+            "event_name": ("purchase", "view_item", "page_view", "scroll")[number % 4],
+            "event_params": [
+                {"key": "ga_session_id", "value": {"int_value": str(time)}},
+                {"key": "page_location", "value": {"string_value": f"https://a.example/{item}"}},
+            ],
+            "user_pseudo_id": f"{user}.{START}",
+            "items": items[: 1 + number % 3] if number % 4 < 2 else [],
+        }
+        lines.append(json.dumps(event))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_items_of_few_events_win_over_parameters_of_all_events(tmp_path: Path, most: int) -> None:
+    source = source_of(tracked(tmp_path / "events.json", most))
+    assert columns_of_events(source) == {
+        "user_pseudo_id": "user_id",
+        "items.item_id": "item_id",
+        "event_timestamp": "timestamp",
+        "event_name": "event_type",
+    }
+
+
+def test_two_names_of_parameters_are_no_items(tmp_path: Path) -> None:
+    source = source_of(tracked(tmp_path / "events.json", 0))
+    assert columns_of_events(source)["event_params.value.string_value"] == "item_id", "the pages"
