@@ -48,6 +48,7 @@ _LEAST_LISTS: Final = 0.02  # share of lists, where the other cells have their m
 _ALONE: Final = 0.9  # share of these members
 _NEARLY: Final = 0.98
 _URL: Final = r"(?i)^(?:https?://|ftp://|s3://|gs://|www\.)\S+$"
+_URL_STARTS: Final = r"(?i)^(?:https?://|www\.)"
 _IMAGE: Final = r"(?i)\.(?:jpe?g|png|gif|webp|bmp)(?:\?.*)?$"
 _TAGS: Final = (
     r"(?i)</?(?:p|br|b|i|em|strong|div|span|ul|ol|li|a|h[1-6]|table|tr|td|img|font|hr)\b[^<>]*>"
@@ -87,6 +88,7 @@ class Column:
     share_negative: float = 0.0
     decimal_comma: bool = False
     is_wordy: bool = False  # values are words for people, not codes
+    is_list: bool = False  # cells are lists, whose texts are no ids before they are opened
     example: str = ""
     scale: Scale | None = None  # of ratings that are texts
 
@@ -260,6 +262,8 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
         return Column(name, position, "flag", **base)
     if _share(sample, _PRICE) >= _MOST and not _is_owner(name):
         return Column(name, position, "price", **base)
+    if mark := _mark_of_urls(sample):
+        return Column(name, position, "url", mark=mark, is_list=True, **base)
     if _share(sample, _URL) >= _MOST:
         return Column(name, position, "image" if _share(sample, _IMAGE) >= _MOST else "url", **base)
     if _share(sample, _IMAGE) >= _MOST:
@@ -331,6 +335,36 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
     return None
 
 
+def _mark_of_urls(sample: pa.Array) -> str:
+    """The separator of cells that list web addresses; "" if they do not, or list images.
+
+    >>> _mark_of_urls(pa.array(["https://a.b/1 https://a.b/2", "https://a.b/2"]))
+    ' '
+    """
+    if _share(sample, _URL_STARTS) < _MOST or _share(sample, _IMAGE) >= _MOST:
+        return ""
+    return next(
+        (
+            mark
+            for mark in (*_LIST_MARKS, " ")
+            if _share(sample, rf"(?i)^\S+{re.escape(mark)}\s*https?://\S+") > _LEAST_LISTS
+        ),
+        "",
+    )
+
+
+def are_lists(column: Column) -> bool:
+    """Whether cells with a separator are lists, not titles with commas: the separator is none of
+    titles, the cells have brackets, or the members are cells of their own, too.
+    """
+    texts = column.values.drop_null()
+    return (
+        column.mark not in _LIST_MARKS[2:]
+        or _share(texts, r"^\s*\[.*\]\s*$") >= _MOST
+        or _are_few_lists(texts, column.mark)
+    )
+
+
 def _are_few_lists(texts: pa.Array, mark: str) -> bool:
     """Whether cells with the mark list texts that are cells of their own, such as ``12,65``.
 
@@ -391,7 +425,7 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
         kind_found = "url"
     base |= {"num_distinct": distinct, "is_wordy": wordy, "words": spaces + 1}
     base["example"] = members[0].as_py()[:60] if len(members) else ""
-    return Column(name, position, kind_found, joined, **base)
+    return Column(name, position, kind_found, joined, is_list=True, **base)
 
 
 def bare_tokens(column: Column) -> list[str]:

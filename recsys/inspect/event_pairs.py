@@ -160,7 +160,9 @@ def _with_members_as_rows(table: Table) -> list[Table]:
     marks = {
         column.name: column.mark
         for column in table.columns
-        if column.kind in ("lists", "list") or is_list_of_cells(rows.schema.field(column.name).type)
+        if column.kind == "list"
+        or column.is_list
+        or is_list_of_cells(rows.schema.field(column.name).type)
     }
     groups: dict[tuple[int, ...], dict[str, str]] = {}
     for name, mark in marks.items():

@@ -615,3 +615,55 @@ def test_items_of_few_events_win_over_parameters_of_all_events(tmp_path: Path, m
 def test_two_names_of_parameters_are_no_items(tmp_path: Path) -> None:
     source = source_of(tracked(tmp_path / "events.json", 0))
     assert columns_of_events(source)["event_params.value.string_value"] == "item_id", "the pages"
+
+
+GOODS = ("Flat White", "Carrot Cake", "Espresso", "Green Tea", "Bagel", "Orange Juice", "Muffin")
+LONG = tuple(f"The very long name of the {name} in our shop" for name in GOODS)
+PAGES = tuple(f"https://shop.example/p/{number}" for number in range(7))
+
+
+def baskets(names: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """The user, the time and one to three things of each order."""
+    return [
+        (f"m{u}", at(t), [names[(i + step) % len(names)] for step in range(1 + i % 3)])
+        for u, i, t in pairs()
+    ]
+
+
+@pytest.mark.parametrize("names", [LONG, PAGES, GOODS], ids=["long", "pages", "short"])
+def test_lists_of_long_titles_and_addresses_are_opened(
+    names: Sequence[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "orders.jsonl"
+    orders = baskets(names)
+    keys = ("customer", "created_at", "products")
+    path.write_text("\n".join(json.dumps(dict(zip(keys, order, strict=True))) for order in orders))
+    events = read_all(open_source(source_of(path)).pieces()["events"])
+    assert {*events.column(schema.ITEM_ID).to_pylist()} == {*names}
+    assert events.num_rows == sum(len(things) for _, _, things in orders)
+
+
+@pytest.mark.parametrize(
+    ("names", "mark", "least"),
+    [
+        (GOODS, ", ", 1),
+        *((GOODS, mark, least) for mark in ("; ", "|") for least in (1, 2)),
+        *((PAGES, mark, least) for mark in (" ", ",", "; ") for least in (1, 2)),
+    ],
+)
+def test_cells_with_several_names_are_opened(
+    names: Sequence[str], mark: str, least: int, tmp_path: Path
+) -> None:
+    orders = [order for order in baskets(names) if len(order[2]) >= least]
+    rows = [(user, time, mark.join(things)) for user, time, things in orders]
+    path = write(tmp_path / "receipts.csv", ["member", "date", "things"], rows)
+    events = read_all(open_source(source_of(path)).pieces()["events"])
+    assert {*events.column(schema.ITEM_ID).to_pylist()} == {*names}
+    assert events.num_rows == sum(len(things) for _, _, things in orders)
+
+
+def test_titles_with_commas_are_one_item_each(tmp_path: Path) -> None:
+    names = [f"{name}, The" for name in GOODS]
+    rows = [(f"m{u}", at(t), names[i % len(names)]) for u, i, t in pairs()]
+    source = source_of(write(tmp_path / "views.csv", ["member", "date", "film"], rows))
+    assert not source.lists and columns_of_events(source)["film"] == "item_id"
