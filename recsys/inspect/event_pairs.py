@@ -43,6 +43,8 @@ _REFERS: Final = 0.9  # share of the orders of the events that the table of orde
 _LEAST: Final = 1.0  # score of a table of events
 _MANY: Final = 200  # rows from which the items of events must repeat
 _TOO_FEW: Final = 2  # items of many events that are no items, such as names of parameters
+_ONE_TO_ONE: Final = 1.05  # most pairs of two columns per value, where one determines the other
+_CHANCE: Final = 20  # rows from which users do not have an item each by chance
 _HOPELESS: Final = 20.0  # exceeds all other evidence
 _HALF: Final = 0.5  # least share of rows with an id
 _SHORT_TIME: Final = 0.02  # length of a visit, as a share of the period
@@ -307,8 +309,11 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     score += 1.0 * (user.name in table.owners and table.like(user, SESSION) < _NAMED)
     score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
     score -= _HOPELESS * (rows >= _MANY and item.num_distinct <= _TOO_FEW)
-    if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
+    num_pairs, sizes = pairs(user, item), (user.num_distinct, item.num_distinct)
+    if num_pairs < _ONE_TO_ONE * max(sizes):
         score -= 2.0  # one determines the other: an attribute
+    # each determines the other: two names of one thing, as in the export of one person
+    score -= _HOPELESS * (num_pairs < _ONE_TO_ONE * min(sizes) and rows >= _CHANCE)
     return score
 
 

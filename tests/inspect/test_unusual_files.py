@@ -667,3 +667,14 @@ def test_titles_with_commas_are_one_item_each(tmp_path: Path) -> None:
     rows = [(f"m{u}", at(t), names[i % len(names)]) for u, i, t in pairs()]
     source = source_of(write(tmp_path / "views.csv", ["member", "date", "film"], rows))
     assert not source.lists and columns_of_events(source)["film"] == "item_id"
+
+
+@pytest.mark.parametrize("num_rows", [60, 400])
+def test_export_of_one_person_has_no_users(num_rows: int, tmp_path: Path) -> None:
+    rows = [
+        (at(t, "%Y-%m-%d"), f"Old Film {i}", 1980 + i, f"https://boxd.it/{i * 997:x}", 1 + u % 5)
+        for u, i, t in pairs()[:num_rows]
+    ]
+    names = ["Date", "Name", "Year", "Letterboxd URI", "Rating"]
+    with pytest.raises(SourceError, match="no table has events, that is, a column of user ids"):
+        look([str(write(tmp_path / "ratings.csv", names, rows))])
