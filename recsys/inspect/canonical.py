@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.errors import SourceError
 from recsys.inspect.canceled import without_canceled
-from recsys.inspect.columns import Column, bare_tokens
+from recsys.inspect.columns import Column, are_lists, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_attributes import refuse_histories, why_unused
@@ -111,7 +111,8 @@ def _events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
         if in_lists is None:
             raise
         return in_lists
-    if found.item.kind == "list" and not found.item.is_wordy:  # codes, not titles with commas
+    # codes, not titles with commas
+    if found.item.kind == "list" and (not found.item.is_wordy or are_lists(found.item)):
         return find_events_in_lists(tables, [found.table]) or found
     in_lists = find_events_in_lists(tables, may_be)
     is_better = in_lists is not None and in_lists.score > found.score + _CLEARLY

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.inspect.columns import Column
+from recsys.inspect.columns import OBJECTS, Column
 from recsys.inspect.common_names import (
     ADDRESS,
     is_code,
@@ -41,7 +41,7 @@ _KINDS: Final = {
 }  # fmt: skip
 _IDLE: Final = {
     "empty": "empty", "constant": "the same value in every row",
-    "object": "nested objects or lists of numbers",
+    "object": OBJECTS,
     "url": "web addresses", "image": "paths of images",
     "time": "times, which are used for events only",
 }  # fmt: skip

@@ -16,11 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.inspect.common_names import (
+    CURRENCIES,
+    ITEM,
     LATITUDE,
     LONGITUDE,
     RATING,
     TEXT,
     TIME,
+    USER,
     VALUE,
     has_id,
     lists_codes,
@@ -30,7 +33,7 @@ from recsys.inspect.scales import MOST_GRADES, Scale, scale_of
 from recsys.inspect.time_formats import TimeForm, time_form
 from recsys.sources.validate import CellRules, ids, numbers
 from recsys.values import cells as cell_values
-from recsys.values.arrow_types import is_list, is_plain_number, is_string
+from recsys.values.arrow_types import is_cell, is_list, is_plain_number, is_string
 from recsys.values.digits import ascii_digits
 from recsys.values.rated import RATED
 
@@ -38,20 +41,21 @@ Kind = Literal[
     "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list",
     "lists", "vector", "token", "flag", "object", "rating",
 ]  # fmt: skip
+OBJECTS: Final = "nested objects or lists, lists of numbers, or bytes that are no text"
 _SAMPLED: Final = 20_000  # cells that are searched for patterns
 _MOST: Final = 0.8
 _LEAST_LISTS: Final = 0.02  # share of lists, where the other cells have their members
 _ALONE: Final = 0.9  # share of these members
 _NEARLY: Final = 0.98
 _URL: Final = r"(?i)^(?:https?://|ftp://|s3://|gs://|www\.)\S+$"
+_URL_STARTS: Final = r"(?i)^(?:https?://|www\.)"
 _IMAGE: Final = r"(?i)\.(?:jpe?g|png|gif|webp|bmp)(?:\?.*)?$"
 _TAGS: Final = (
     r"(?i)</?(?:p|br|b|i|em|strong|div|span|ul|ol|li|a|h[1-6]|table|tr|td|img|font|hr)\b[^<>]*>"
     r"|&(?:amp|nbsp|lt|gt|quot|#\d+);"
 )
-_PRICE: Final = (
-    r"^[+-]?(?:\p{Sc}|US\$|[A-Z]{3})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:\p{Sc}|[A-Z]{3}|kr|zł)$"
-)
+_CURRENCY: Final = "|".join((r"\p{Sc}", r"US\$", *CURRENCIES))
+_PRICE: Final = rf"^[+-]?(?:{_CURRENCY})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:{_CURRENCY}|kr|zł)$"
 _COMMA_NUMBER: Final = r"^[+-]?\d+,\d+$"
 _OBJECTS: Final = r"""^\s*\[?\s*\{\s*["'][^"']+["']\s*:"""  # JSON or Python in text
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
@@ -84,6 +88,7 @@ class Column:
     share_negative: float = 0.0
     decimal_comma: bool = False
     is_wordy: bool = False  # values are words for people, not codes
+    is_list: bool = False  # cells are lists, whose texts are no ids before they are opened
     example: str = ""
     scale: Scale | None = None  # of ratings that are texts
 
@@ -162,7 +167,7 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
     kind = cells.type
     if is_list(kind):
         return _of_lists(name, position, cells)
-    if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_nested(kind):
+    if not is_cell(kind):
         return Column(name, position, "object", pa.nulls(len(cells), pa.string()), len(cells))
     if pa.types.is_boolean(kind):
         cells = pc.if_else(cells, "true", "false")
@@ -204,6 +209,11 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
 
 def _is_id(name: str) -> bool:
     return has_id(name) and similarity(name, VALUE) < 0.8
+
+
+def _is_owner(name: str) -> bool:
+    """Whether a name is that of users or items, and not of what they have (``price_per_item``)."""
+    return max(similarity(name, USER), similarity(name, ITEM)) > 0.8
 
 
 def _share(texts: pa.Array, pattern: str) -> float:
@@ -250,8 +260,10 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
         return Column(name, position, "rating", **base, **_measured(cell_values.measured(sample)))
     if any(lowered <= flags for flags in _FLAGS):
         return Column(name, position, "flag", **base)
-    if _share(sample, _PRICE) >= _MOST:
+    if _share(sample, _PRICE) >= _MOST and not _is_owner(name):
         return Column(name, position, "price", **base)
+    if mark := _mark_of_urls(sample):
+        return Column(name, position, "url", mark=mark, is_list=True, **base)
     if _share(sample, _URL) >= _MOST:
         return Column(name, position, "image" if _share(sample, _IMAGE) >= _MOST else "url", **base)
     if _share(sample, _IMAGE) >= _MOST:
@@ -323,6 +335,36 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
     return None
 
 
+def _mark_of_urls(sample: pa.Array) -> str:
+    """The separator of cells that list web addresses; "" if they do not, or list images.
+
+    >>> _mark_of_urls(pa.array(["https://a.b/1 https://a.b/2", "https://a.b/2"]))
+    ' '
+    """
+    if _share(sample, _URL_STARTS) < _MOST or _share(sample, _IMAGE) >= _MOST:
+        return ""
+    return next(
+        (
+            mark
+            for mark in (*_LIST_MARKS, " ")
+            if _share(sample, rf"(?i)^\S+{re.escape(mark)}\s*https?://\S+") > _LEAST_LISTS
+        ),
+        "",
+    )
+
+
+def are_lists(column: Column) -> bool:
+    """Whether cells with a separator are lists, not titles with commas: the separator is none of
+    titles, the cells have brackets, or the members are cells of their own, too.
+    """
+    texts = column.values.drop_null()
+    return (
+        column.mark not in _LIST_MARKS[2:]
+        or _share(texts, r"^\s*\[.*\]\s*$") >= _MOST
+        or _are_few_lists(texts, column.mark)
+    )
+
+
 def _are_few_lists(texts: pa.Array, mark: str) -> bool:
     """Whether cells with the mark list texts that are cells of their own, such as ``12,65``.
 
@@ -383,7 +425,7 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
         kind_found = "url"
     base |= {"num_distinct": distinct, "is_wordy": wordy, "words": spaces + 1}
     base["example"] = members[0].as_py()[:60] if len(members) else ""
-    return Column(name, position, kind_found, joined, **base)
+    return Column(name, position, kind_found, joined, is_list=True, **base)
 
 
 def bare_tokens(column: Column) -> list[str]:

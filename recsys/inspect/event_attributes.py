@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from recsys.errors import SourceError
 from recsys.inspect.column_uses import are_ids
-from recsys.inspect.columns import Column
+from recsys.inspect.columns import OBJECTS, Column
 from recsys.inspect.common_names import (
     ITEM,
     SESSION,
@@ -169,7 +169,7 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
     fixed = {
         "empty": "empty",
         "constant": "the same value in every row",
-        "object": "nested objects or lists of numbers",
+        "object": OBJECTS,
         "time": "a second time; only the time of the event is used",
         "vector": "vectors are read from a table of items only",
         "lists": "lists are read from a table of items only",

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import SourceError
-from recsys.inspect.columns import Column
+from recsys.inspect.columns import OBJECTS, Column
 from recsys.inspect.common_names import (
     EVENT_FILES,
     EVENT_TYPE,
@@ -32,7 +32,7 @@ from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.sources.validate import CellRules
-from recsys.values.arrow_types import is_list
+from recsys.values.arrow_types import is_list_of_cells
 from recsys.values.times import timestamps
 
 _NAMED: Final = 0.7
@@ -42,6 +42,9 @@ _FEW_OTHERS: Final = 3
 _REFERS: Final = 0.9  # share of the orders of the events that the table of orders has
 _LEAST: Final = 1.0  # score of a table of events
 _MANY: Final = 200  # rows from which the items of events must repeat
+_TOO_FEW: Final = 2  # items of many events that are no items, such as names of parameters
+_ONE_TO_ONE: Final = 1.05  # most pairs of two columns per value, where one determines the other
+_CHANCE: Final = 20  # rows from which users do not have an item each by chance
 _HOPELESS: Final = 20.0  # exceeds all other evidence
 _HALF: Final = 0.5  # least share of rows with an id
 _SHORT_TIME: Final = 0.02  # length of a visit, as a share of the period
@@ -159,7 +162,9 @@ def _with_members_as_rows(table: Table) -> list[Table]:
     marks = {
         column.name: column.mark
         for column in table.columns
-        if column.kind in ("lists", "list") or is_list(rows.schema.field(column.name).type)
+        if column.kind == "list"
+        or column.is_list
+        or is_list_of_cells(rows.schema.field(column.name).type)
     }
     groups: dict[tuple[int, ...], dict[str, str]] = {}
     for name, mark in marks.items():
@@ -168,8 +173,9 @@ def _with_members_as_rows(table: Table) -> list[Table]:
         groups.setdefault(tuple(sizes.to_pylist()), {})[name] = mark
     opened = []
     for sizes, lists in groups.items():
-        # at most one member a row: nothing is gained by rows for members
-        if sum(sizes) <= len(sizes):
+        # nothing is gained by rows for single texts, but a list is no id, even a list of one item;
+        # a mean would count the events of a tracker that have no items
+        if max(sizes, default=0) <= any(lists.values()):
             continue
         forms = {name: ListForm(mark) for name, mark in lists.items()}
         members = members_as_rows(rows, forms)[0]
@@ -202,9 +208,8 @@ def _is_matrix(table: Table) -> bool:
 
 def _summary(column: Column) -> str:
     """A column's name, and a reason if it clearly cannot be ids."""
-    return (
-        f"{column.name} (the same value in every row)" if column.kind == "constant" else column.name
-    )
+    reason = {"constant": "the same value in every row", "object": OBJECTS}.get(column.kind)
+    return f"{column.name} ({reason})" if reason else column.name
 
 
 def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
@@ -303,8 +308,12 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     # a playlist that has a list of songs; the number of an order is no user
     score += 1.0 * (user.name in table.owners and table.like(user, SESSION) < _NAMED)
     score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
-    if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
+    score -= _HOPELESS * (rows >= _MANY and item.num_distinct <= _TOO_FEW)
+    num_pairs, sizes = pairs(user, item), (user.num_distinct, item.num_distinct)
+    if num_pairs < _ONE_TO_ONE * max(sizes):
         score -= 2.0  # one determines the other: an attribute
+    # each determines the other: two names of one thing, as in the export of one person
+    score -= _HOPELESS * (num_pairs < _ONE_TO_ONE * min(sizes) and rows >= _CHANCE)
     return score
 
 

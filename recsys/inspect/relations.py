@@ -22,7 +22,7 @@ from recsys.inspect.common_names import (
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import Table
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
-from recsys.values.arrow_types import is_list, is_string
+from recsys.values.arrow_types import is_list, is_list_of_cells, is_string
 
 _HALF: Final = 0.5  # least share of the ids of a link that are items
 _NEARLY_ALL: Final = 0.9
@@ -90,9 +90,7 @@ def _mark_of_friends(table: Table, column: Column, users: IdSet) -> str | None:
     None.
     """
     cells = table.sample.rows.column(column.name).combine_chunks()
-    if not is_list(cells.type) and not is_string(cells.type):
-        return None
-    if is_list(cells.type) and is_list(cells.type.value_type):
+    if not is_list_of_cells(cells.type) and not is_string(cells.type):
         return None
     is_named = any(word in FRIEND for word in core_words(column.name))
     best, least = None, 0.0 if is_named else _SOME

@@ -115,9 +115,7 @@ class Table:
         also texts.
         """
         found = [column for column in self.id_columns if column.is_key]
-        return found + [
-            column for column in self.columns if column.kind in _NAMES and column.is_key
-        ]
+        return found + [column for column in self.columns if _may_be_name(column) and column.is_key]
 
     def _id_prior(self, column: Column) -> float:
         words = max(self.like(column, group) for group in (USER, ITEM, FRIEND, SESSION, HEAD, TAIL))
@@ -175,7 +173,11 @@ def form_sign(column: Column) -> int:
 
 def is_name(column: Column) -> bool:
     """Whether texts are repeated, so that they may be ids, such as film titles."""
-    return column.kind in _NAMES and column.num_distinct < 0.6 * column.num_values
+    return _may_be_name(column) and column.num_distinct < 0.6 * column.num_values
+
+
+def _may_be_name(column: Column) -> bool:
+    return column.kind in _NAMES and not column.is_list
 
 
 def pairs(one: Column, other: Column) -> int:

@@ -22,6 +22,7 @@ from recsys.sources.delimited import translated
 from recsys.sources.files import InputFile, folder_values
 from recsys.sources.first_rows import Form, dialect_of, first_byte
 from recsys.sources.headers import read_header
+from recsys.sources.ids import typed_ids
 from recsys.sources.json_sequence import elements, is_read_by_element
 from recsys.sources.json_values import column, kinds_of, parse_object, type_of
 from recsys.sources.limits import check_column_count
@@ -29,6 +30,7 @@ from recsys.sources.nested import flat_batch, value_at
 from recsys.sources.parquet import plain_type, read_footer
 from recsys.sources.text_checks import check_encoding
 from recsys.sources.validate import CellRules
+from recsys.values.arrow_types import is_bytes
 
 WHOLE_BYTES: Final = 48 << 20  # of decompressed text; larger files are sampled
 _HEAD_BYTES: Final = 1 << 20
@@ -405,15 +407,19 @@ def _of_parquet(file: InputFile) -> Sample:
             table = pa.Table.from_batches(batches)  # read_footer refuses files without rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot be read: {first_line(error)}") from None
-    columns = {}
-    for name in table.column_names:
-        cells = table.column(name)
-        try:
-            columns[name] = cells.cast(plain_type(cells.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            columns[name] = cells
+    columns = {name: _plain(table.column(name)) for name in table.column_names}
     rows = pa.table(columns).combine_chunks()
     return Sample((file,), "parquet", rows, rows.num_rows == sum(groups), sum(groups))
+
+
+def _plain(cells: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """A column in the type of its blocks; bytes are text if they are UTF-8, as in ``prepare``."""
+    try:
+        if is_bytes(cells.type) or isinstance(cells.type, pa.BaseExtensionType):
+            return typed_ids(cells.combine_chunks(), "", 1)
+        return cells.cast(plain_type(cells.type))
+    except (SourceError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return cells
 
 
 def _chosen_groups(groups: Sequence[int]) -> list[int]:

@@ -7,7 +7,7 @@ missing value as floats loses large ids. They cannot be restored here, so such a
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from recsys.errors import SourceError
 from recsys.sources.validate import Layout
+from recsys.values.arrow_types import is_bytes
 
 _MOST_DIGITS: Final = 40  # longer numbers with an exponent stay as written
 # whole numbers below this are exact in floats of so many bits
@@ -94,7 +95,7 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
         text = values.cast(pa.string())
         text = pc.replace_substring_regex(text, r"^([^.E]*\.[^E]*?)0+$", r"\1")
         return pc.replace_substring_regex(text, r"\.$", "")
-    elif _is_bytes(kind):
+    elif is_bytes(kind):
         try:
             return values.cast(pa.binary()).cast(pa.string())
         except pa.ArrowInvalid:
@@ -138,12 +139,3 @@ def _check_exact(values: pa.Array, where: str, first_row: int) -> None:
             " may have become one; write the column again, as integers (with pandas: dtype Int64,"
             " which supports missing values) or as text"
         )
-
-
-def _is_bytes(kind: Any) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )

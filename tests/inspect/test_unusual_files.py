@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,12 @@ import pytest
 from recsys import schema
 from recsys.config import CanonicalSource
 from recsys.errors import SourceError
+from recsys.inspect.columns import OBJECTS, column_of
 from recsys.inspect.look import look
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.encodings import encoding_of
+from recsys.sources.validate import CellRules
 
 START = 1_700_000_000
 NUM_USERS, NUM_ITEMS, NUM_EVENTS = 60, 40, 1500
@@ -492,3 +495,186 @@ def test_lists_of_whole_numbers_are_codes_if_their_name_says_so(tmp_path: Path) 
     assert found.config.data.knowledge.item_columns == ["labels"]
     assert found.found.items is not None
     assert "lists of numbers" in found.found.items.idle["counts"]
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "names"),
+    [
+        ("USR{}", "PRD{}", ("customer", "product", "ordered_at")),
+        ("u{}", "MAT{}", ("student", "course", "time")),
+        # the lek (ALL) and the real of Brazil are currencies, but not those of a member or an item
+        ("ALL{}", "BRL{}", ("member", "item_code", "time")),
+    ],
+)
+def test_ids_of_three_letters_and_digits_are_not_prices(
+    user: str, item: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = [(user.format(1000 + u), item.format(100 + i), at(t)) for u, i, t in pairs()]
+    found = columns_of_events(source_of(write(tmp_path / "events.csv", names, rows)))
+    assert found == dict(zip(names, ("user_id", "item_id", "timestamp"), strict=True))
+
+
+@pytest.mark.parametrize("text", ["EUR 12.50", "12,50 CHF", "$12", "9.99USD", "+US$ 1,200.00"])
+def test_numbers_with_a_currency_are_prices(text: str) -> None:
+    cells = pa.array([text, text.replace("9", "8").replace("1", "3")])
+    assert column_of("paid", 0, cells, CellRules()).kind == "price"
+
+
+def test_letters_that_are_no_currency_make_no_price() -> None:
+    cells = pa.array([f"XYZ{number}" for number in range(9)])
+    assert column_of("paid", 0, cells, CellRules()).kind == "token"
+
+
+def parquet(path: Path, **more: Any) -> Path:
+    """Events with further columns, whose cells repeat."""
+    users, items, times = zip(*pairs(), strict=True)
+    columns = {
+        "user": [f"u{u}" for u in users],
+        "item": [f"p{i}" for i in items],
+        "ts": pa.array(times, pa.timestamp("s")),
+    }
+    pq.write_table(pa.table(columns | more), path)
+    return path
+
+
+def test_ids_as_bytes_are_text(tmp_path: Path) -> None:
+    users, items, _ = zip(*pairs(), strict=True)
+    path = parquet(
+        tmp_path / "e.parquet",
+        user=pa.array([f"u{u}".encode() for u in users]),
+        item=pa.array([f"p{i:03}".encode() for i in items], pa.binary(4)),
+        device=pa.array([uuid.UUID(int=u % 3).bytes for u in users], pa.uuid()),
+    )
+    found = look([str(path)])
+    assert columns_of_events(source_of(path)) == {
+        "user": "user_id",
+        "item": "item_id",
+        "ts": "timestamp",
+    }
+    assert found.found.statistics.num_items == len(set(items))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pa.array([b"\xff\x01\x80"] * NUM_EVENTS),
+        pa.array([b"\xff\x01"] * NUM_EVENTS, pa.binary(2)),
+        pa.array([[b"\xff\x01", b"\xfe"]] * NUM_EVENTS),
+        pa.array([[[1.0, 2.0], [3.0, 4.0]]] * NUM_EVENTS),
+        pa.array([[{"key": "a", "values": ["x", "y"]}]] * NUM_EVENTS),
+        pa.array([[("a", 1)]] * NUM_EVENTS, pa.map_(pa.string(), pa.int64())),
+        pa.array([[[("a", 1)]]] * NUM_EVENTS, pa.list_(pa.map_(pa.string(), pa.int64()))),
+    ],
+    ids=lambda cells: str(cells.type),
+)
+def test_bytes_and_nested_lists_are_left_out_with_a_reason(cells: pa.Array, tmp_path: Path) -> None:
+    found = look([str(parquet(tmp_path / "e.parquet", payload=cells))])
+    assert found.found.idle["payload"] == OBJECTS
+    source = found.config.data.source
+    assert isinstance(source, CanonicalSource)
+    assert read_all(open_source(source).pieces()["events"]).num_rows == NUM_EVENTS
+
+
+def test_ids_that_are_objects_are_named_in_the_message(tmp_path: Path) -> None:
+    users = pa.array([bytes([200 + u % 50, 1]) for u, _, _ in pairs()], pa.binary(2))
+    with pytest.raises(SourceError, match=r"user \(nested objects .* bytes that are no text\)"):
+        look([str(parquet(tmp_path / "e.parquet", user=users))])
+
+
+def tracked(path: Path, most: int) -> Path:
+    """Events of Google Analytics: parameters in each, and items, at most so many, in few."""
+    lines = []
+    for number, (user, item, time) in enumerate(pairs()):
+        items = [{"item_id": f"SKU{(item + step) % NUM_ITEMS}"} for step in range(most)]
+        event = {
+            "event_timestamp": str(time * 1_000_000),
+            "event_name": ("purchase", "view_item", "page_view", "scroll")[number % 4],
+            "event_params": [
+                {"key": "ga_session_id", "value": {"int_value": str(time)}},
+                {"key": "page_location", "value": {"string_value": f"https://a.example/{item}"}},
+            ],
+            "user_pseudo_id": f"{user}.{START}",
+            "items": items[: 1 + number % 3] if number % 4 < 2 else [],
+        }
+        lines.append(json.dumps(event))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_items_of_few_events_win_over_parameters_of_all_events(tmp_path: Path, most: int) -> None:
+    source = source_of(tracked(tmp_path / "events.json", most))
+    assert columns_of_events(source) == {
+        "user_pseudo_id": "user_id",
+        "items.item_id": "item_id",
+        "event_timestamp": "timestamp",
+        "event_name": "event_type",
+    }
+
+
+def test_two_names_of_parameters_are_no_items(tmp_path: Path) -> None:
+    source = source_of(tracked(tmp_path / "events.json", 0))
+    assert columns_of_events(source)["event_params.value.string_value"] == "item_id", "the pages"
+
+
+GOODS = ("Flat White", "Carrot Cake", "Espresso", "Green Tea", "Bagel", "Orange Juice", "Muffin")
+LONG = tuple(f"The very long name of the {name} in our shop" for name in GOODS)
+PAGES = tuple(f"https://shop.example/p/{number}" for number in range(7))
+
+
+def baskets(names: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """The user, the time and one to three things of each order."""
+    return [
+        (f"m{u}", at(t), [names[(i + step) % len(names)] for step in range(1 + i % 3)])
+        for u, i, t in pairs()
+    ]
+
+
+@pytest.mark.parametrize("names", [LONG, PAGES, GOODS], ids=["long", "pages", "short"])
+def test_lists_of_long_titles_and_addresses_are_opened(
+    names: Sequence[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "orders.jsonl"
+    orders = baskets(names)
+    keys = ("customer", "created_at", "products")
+    path.write_text("\n".join(json.dumps(dict(zip(keys, order, strict=True))) for order in orders))
+    events = read_all(open_source(source_of(path)).pieces()["events"])
+    assert {*events.column(schema.ITEM_ID).to_pylist()} == {*names}
+    assert events.num_rows == sum(len(things) for _, _, things in orders)
+
+
+@pytest.mark.parametrize(
+    ("names", "mark", "least"),
+    [
+        (GOODS, ", ", 1),
+        *((GOODS, mark, least) for mark in ("; ", "|") for least in (1, 2)),
+        *((PAGES, mark, least) for mark in (" ", ",", "; ") for least in (1, 2)),
+    ],
+)
+def test_cells_with_several_names_are_opened(
+    names: Sequence[str], mark: str, least: int, tmp_path: Path
+) -> None:
+    orders = [order for order in baskets(names) if len(order[2]) >= least]
+    rows = [(user, time, mark.join(things)) for user, time, things in orders]
+    path = write(tmp_path / "receipts.csv", ["member", "date", "things"], rows)
+    events = read_all(open_source(source_of(path)).pieces()["events"])
+    assert {*events.column(schema.ITEM_ID).to_pylist()} == {*names}
+    assert events.num_rows == sum(len(things) for _, _, things in orders)
+
+
+def test_titles_with_commas_are_one_item_each(tmp_path: Path) -> None:
+    names = [f"{name}, The" for name in GOODS]
+    rows = [(f"m{u}", at(t), names[i % len(names)]) for u, i, t in pairs()]
+    source = source_of(write(tmp_path / "views.csv", ["member", "date", "film"], rows))
+    assert not source.lists and columns_of_events(source)["film"] == "item_id"
+
+
+@pytest.mark.parametrize("num_rows", [60, 400])
+def test_export_of_one_person_has_no_users(num_rows: int, tmp_path: Path) -> None:
+    rows = [
+        (at(t, "%Y-%m-%d"), f"Old Film {i}", 1980 + i, f"https://boxd.it/{i * 997:x}", 1 + u % 5)
+        for u, i, t in pairs()[:num_rows]
+    ]
+    names = ["Date", "Name", "Year", "Letterboxd URI", "Rating"]
+    with pytest.raises(SourceError, match="no table has events, that is, a column of user ids"):
+        look([str(write(tmp_path / "ratings.csv", names, rows))])
