@@ -1,0 +1,45 @@
+"""`recsys init`: exports with zero dates, missing ratings, title lines or changed columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recsys.inspect.look import look
+from recsys.inspect.terminal_summary import summary_of
+from tests.inspect.test_unusual_files import (
+    at,
+    columns_of_events,
+    pairs,
+    source_of,
+    write,
+)
+
+
+@pytest.mark.parametrize(
+    ("zero", "form"),
+    [
+        ("0000-00-00 00:00:00", "%Y-%m-%d %H:%M:%S"),
+        ("0001-01-01T00:00:00", "%Y-%m-%dT%H:%M:%S"),
+        ("0000-00-00 00:00:00", "%d/%m/%Y %H:%M"),
+        ("0", ""),
+        ("-1", ""),
+    ],
+)
+def test_zero_dates_are_missing_and_leave_the_other_times(
+    zero: str, form: str, tmp_path: Path
+) -> None:
+    rows = [
+        (u, i, zero if n % 10 == 0 else at(t, form) if form else t)
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    path = write(tmp_path / "sales.csv", ["user", "item", "created"], rows)
+    assert columns_of_events(source_of(path))["created"] == "timestamp"
+
+
+def test_named_time_in_an_unknown_form_has_a_message(tmp_path: Path) -> None:
+    rows = [(u, i, f"{at(t)} CEST") for u, i, t in pairs()]
+    path = write(tmp_path / "sales.csv", ["user", "item", "date"], rows)
+    said = summary_of(look([str(path)]).found)
+    assert "named as a time, but a cell such as 2023" in said
