@@ -231,7 +231,7 @@ class _Canonical:
         ]
         time = self.columns.time.time if self.columns.time else None
         scale = self.columns.value.scale if self.columns.value else None
-        grades = scale.grades if scale is not None else self.no_grade[0]
+        grades = {**(scale.grades if scale is not None else {}), **self.no_grade[0]}
         return CellRules(
             time_format=time.format if time else "",
             decimal="," if commas else ".",

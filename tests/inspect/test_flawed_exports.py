@@ -8,6 +8,8 @@ import pytest
 
 from recsys.inspect.look import look
 from recsys.inspect.terminal_summary import summary_of
+from recsys.sources import open_source
+from recsys.sources.base import read_all
 from tests.inspect.test_unusual_files import (
     at,
     columns_of_events,
@@ -43,3 +45,24 @@ def test_named_time_in_an_unknown_form_has_a_message(tmp_path: Path) -> None:
     path = write(tmp_path / "sales.csv", ["user", "item", "date"], rows)
     said = summary_of(look([str(path)]).found)
     assert "named as a time, but a cell such as 2023" in said
+
+
+@pytest.mark.parametrize("grades", [(4, 5, 3), ("★★★★☆", "★★★★★", "★☆☆☆☆")])
+def test_missing_ratings_are_no_dislikes(grades: tuple[object, ...], tmp_path: Path) -> None:
+    rows = [
+        (u, i, at(t), grades[n % 3] if n % 5 < 2 else "") for n, (u, i, t) in enumerate(pairs())
+    ]
+    path = write(tmp_path / "diary.csv", ["user", "film", "watched_at", "rating"], rows)
+    assert look([str(path)]).config.data.min_value is None
+
+
+@pytest.mark.parametrize("grades", [(1, 1, 5), ("★☆☆☆☆", "★☆☆☆☆", "★★★★★")])
+def test_events_without_a_rating_stay_where_dislikes_do_not(
+    grades: tuple[object, ...], tmp_path: Path
+) -> None:
+    rows = [(u, i, at(t), grades[n % 3] if n % 2 else "") for n, (u, i, t) in enumerate(pairs())]
+    path = write(tmp_path / "diary.csv", ["user", "film", "watched_at", "rating"], rows)
+    found = look([str(path)])
+    values = read_all(open_source(source_of(path)).pieces()["events"])["value"].to_pylist()
+    assert found.config.data.min_value == 3
+    assert values[:4] == [3, 1, 3, 1] and values.count(3) == len(rows) / 2
