@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from recsys.inspect.event_statistics import roles_of_types
 from recsys.inspect.look import look
 from recsys.inspect.terminal_summary import summary_of
 from recsys.sources import open_source
@@ -66,3 +67,12 @@ def test_events_without_a_rating_stay_where_dislikes_do_not(
     values = read_all(open_source(source_of(path)).pieces()["events"])["value"].to_pylist()
     assert found.config.data.min_value == 3
     assert values[:4] == [3, 1, 3, 1] and values.count(3) == len(rows) / 2
+
+
+@pytest.mark.parametrize(
+    "negative",
+    ["dismiss", "rejected", "Ignored", "report", "declined", "muted", "skipped", "not_interested",
+     "Not interested", "ThumbsDown", "thumbs_down"],
+)  # fmt: skip
+def test_negative_event_types_do_not_count(negative: str) -> None:
+    assert roles_of_types(["apply", "click", negative]).history == ("apply", "click")
