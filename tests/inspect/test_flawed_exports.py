@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys.inspect.event_statistics import roles_of_types
@@ -76,3 +79,38 @@ def test_events_without_a_rating_stay_where_dislikes_do_not(
 )  # fmt: skip
 def test_negative_event_types_do_not_count(negative: str) -> None:
     assert roles_of_types(["apply", "click", negative]).history == ("apply", "click")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("name", ["events-{}", "all/day={}/part"])
+def test_files_with_one_more_optional_column_are_parts_of_one_table(
+    name: str, form: str, tmp_path: Path
+) -> None:
+    rows = [{"user_id": f"u{u}", "product": f"p{i}", "ts": at(t)} for u, i, t in pairs()]
+    paths = []
+    for day in range(3):
+        part = [dict(row, coupon="A") if day == 1 else row for row in rows[day::3]]
+        paths.append(tmp_path / f"{name.format(day + 1)}.{form}")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        if form == "parquet":
+            pq.write_table(pa.Table.from_pylist(part), paths[-1])
+        elif form == "csv":
+            write(paths[-1], list(part[0]), [list(row.values()) for row in part])
+        else:
+            paths[-1].write_text("".join(json.dumps(row) + "\n" for row in part))
+    # a shell gives all folders as arguments of their own
+    for given in (
+        ([tmp_path / "all"], [path.parent for path in paths]) if "all" in name else [paths]
+    ):
+        events = read_all(open_source(source_of(*given)).pieces()["events"])
+        assert events.num_rows == len(rows) and events["timestamp"].null_count == 0
+
+
+def test_tables_with_other_columns_stay_apart(tmp_path: Path) -> None:
+    users = [{"user_id": f"u{u}", "name": f"n{u}", "age": u} for u in range(60)]
+    events = [{"user_id": f"u{u}", "item_id": f"p{i}", "ts": at(t)} for u, i, t in pairs()]
+    for number, rows in enumerate([users, events]):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"table{number}.jsonl").write_text(text)
+    source = source_of(tmp_path / "table0.jsonl", tmp_path / "table1.jsonl")
+    assert source.users == [str(tmp_path / "table0.jsonl")]
