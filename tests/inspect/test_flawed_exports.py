@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.errors import SourceError
 from recsys.inspect.event_statistics import roles_of_types
 from recsys.inspect.look import look
 from recsys.inspect.terminal_summary import summary_of
@@ -114,3 +115,31 @@ def test_tables_with_other_columns_stay_apart(tmp_path: Path) -> None:
         (tmp_path / f"table{number}.jsonl").write_text(text)
     source = source_of(tmp_path / "table0.jsonl", tmp_path / "table1.jsonl")
     assert source.users == [str(tmp_path / "table0.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("mark", "titles"),
+    [
+        (",", ["Report: Sales 2023", "Generated: 2023-07-01"]),
+        (",", ["Report: Sales 2023", "Generated: 2023-07-01", ""]),
+        (",", ["Sales, all shops", "Total 2023"]),
+        (";", ["Umsatzbericht;;;", "Stand: 01.07.2023;;;", ";;;"]),
+    ],
+)
+def test_title_lines_above_a_table_are_refused(
+    mark: str, titles: list[str], tmp_path: Path
+) -> None:
+    rows = [(u, i, at(t, "%Y-%m-%d %H:%M"), 1) for u, i, t in pairs()]
+    path = write(tmp_path / "e.csv", ["user", "item", "date", "qty"], rows, mark)
+    table = path.read_text()
+    assert columns_of_events(source_of(path))["date"] == "timestamp"
+    path.write_text("\n".join([*titles, table]))
+    count = len([*filter(None, titles)])
+    with pytest.raises(SourceError, match=f"without the first {count} lines they are a table"):
+        source_of(path)
+
+
+def test_decimal_commas_below_a_header_with_blanks_are_no_table(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.txt"
+    path.write_text("user item rating\n" + "".join(f"u{u} p{i} 3,5\n" for u, i, _ in pairs()))
+    assert source_of(path).separator == " "
