@@ -245,9 +245,9 @@ class CanonicalSource(CellSource):
     item_columns: list[str] = Field(
         [],
         description=(
-            "columns of the events that describe the item, if there is no table of items; "
-            "an item gets its most "
-            "frequent text and the median of its numbers"
+            "columns of the events that describe the item, if there is no table of items; an item"
+            " gets its most frequent text and the median of its numbers in the first piece of the"
+            " files that has it"
         ),
     )
     user_columns: list[str] = Field(

@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.config import build_config
 from recsys.errors import SourceError
 from recsys.inspect.event_statistics import roles_of_types
 from recsys.inspect.look import look
 from recsys.inspect.terminal_summary import summary_of
+from recsys.preparation.prepare import prepare
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from tests.inspect.test_unusual_files import (
@@ -143,3 +145,19 @@ def test_decimal_commas_below_a_header_with_blanks_are_no_table(tmp_path: Path) 
     path = tmp_path / "ratings.txt"
     path.write_text("user item rating\n" + "".join(f"u{u} p{i} 3,5\n" for u, i, _ in pairs()))
     assert source_of(path).separator == " "
+
+
+def test_attributes_of_items_in_several_files_are_no_rows_left_out(tmp_path: Path) -> None:
+    for part in range(2):
+        rows = [(u, i, at(t), f"title {part}") for u, i, t in pairs()[part::2]]
+        write(tmp_path / f"sales-{part}.csv", ["user_id", "item_id", "timestamp", "title"], rows)
+    source = {
+        "kind": "canonical",
+        "events": [str(tmp_path / "*.csv")],
+        "item_columns": ["title"],
+    }
+    data = {"source": source, "duplicates": "refuse", "text": {"enabled": False}}
+    config = build_config({"run": {"dir": str(tmp_path / "run")}, "data": data})
+    found = prepare(config, lambda _: None)
+    assert found.manifest.read["items"] == found.manifest.counts["items"]
+    assert not found.manifest.dropped and not found.manifest.quarantined.get("items")
