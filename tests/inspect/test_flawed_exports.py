@@ -14,6 +14,7 @@ from recsys.errors import SourceError
 from recsys.inspect.event_statistics import roles_of_types
 from recsys.inspect.look import look
 from recsys.inspect.terminal_summary import summary_of
+from recsys.preparation.blocks import in_this_process
 from recsys.preparation.prepare import prepare
 from recsys.sources import open_source
 from recsys.sources.base import read_all
@@ -158,6 +159,17 @@ def test_attributes_of_items_in_several_files_are_no_rows_left_out(tmp_path: Pat
     }
     data = {"source": source, "duplicates": "refuse", "text": {"enabled": False}}
     config = build_config({"run": {"dir": str(tmp_path / "run")}, "data": data})
-    found = prepare(config, lambda _: None)
+    with in_this_process(lambda: None, 1):
+        found = prepare(config, lambda _: None)
     assert found.manifest.read["items"] == found.manifest.counts["items"]
     assert not found.manifest.dropped and not found.manifest.quarantined.get("items")
+
+
+def test_lines_without_the_status_of_their_canceled_order_are_named(tmp_path: Path) -> None:
+    rows = [
+        (u, i, at(t), ("paid", "refunded", "", "paid")[n % 4])
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    path = write(tmp_path / "orders.csv", ["user", "item", "date", "Financial Status"], rows)
+    said = summary_of(look([str(path)]).found)
+    assert "rows with refunded are left out, and the 33% of the others without a value" in said
