@@ -191,7 +191,8 @@ class CanonicalSource(CellSource):
         {},
         description=(
             "{text: number}: numbers for texts in the column value of the events, such as {Poor: 2,"
-            " Good: 4}; upper and lower case are equal; cells with other texts are read as numbers"
+            " Good: 4}; upper and lower case are equal; cells with other texts are read as numbers,"
+            " and missing values are 1 unless the empty text has a number"
         ),
     )
     date_columns: Annotated[list[str], BeforeValidator(_date_columns)] = Field(
@@ -244,9 +245,9 @@ class CanonicalSource(CellSource):
     item_columns: list[str] = Field(
         [],
         description=(
-            "columns of the events that describe the item, if there is no table of items; "
-            "an item gets its most "
-            "frequent text and the median of its numbers"
+            "columns of the events that describe the item, if there is no table of items; an item"
+            " gets its most frequent text and the median of its numbers in the first piece of the"
+            " files that has it"
         ),
     )
     user_columns: list[str] = Field(

@@ -7,6 +7,7 @@ not want. A column that describes the item or the user marks no single event and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -46,6 +47,19 @@ def without_canceled(pair: Pair) -> Pair:
         return pair
     kept = rows.filter(pc.invert(has_values(rows, drop)))
     return pair.with_rows(kept, drop=drop, dropped=1 - kept.num_rows / rows.num_rows)
+
+
+def why_marked(column: Column, marks: Sequence[str]) -> str:
+    """What happens to the rows that a column marks, and to those without a value, such as the
+    further lines of an order whose first line alone has the status.
+    """
+    words = f"rows with {' or '.join(marks)} are left out"
+    if column.filled == 1:
+        return words
+    return (
+        f"{words}, and the {1 - column.filled:.0%} of the others without a value are kept: write"
+        " the value into every line of an order that has it in its first line only"
+    )
 
 
 def _marks(column: Column) -> list[str]:

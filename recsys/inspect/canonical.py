@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.errors import SourceError
-from recsys.inspect.canceled import without_canceled
+from recsys.inspect.canceled import why_marked, without_canceled
 from recsys.inspect.columns import Column, are_lists, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
@@ -232,7 +232,7 @@ class _Canonical:
         ]
         time = self.columns.time.time if self.columns.time else None
         scale = self.columns.value.scale if self.columns.value else None
-        grades = scale.grades if scale is not None else self.no_grade[0]
+        grades = {**(scale.grades if scale is not None else {}), **self.no_grade[0]}
         return CellRules(
             time_format=time.format if time else "",
             decimal="," if commas else ".",
@@ -302,7 +302,7 @@ class _Canonical:
         }
         marks = self.pair.table.drop
         return idle | {
-            name: f"rows with {' or '.join(of_name)} are left out"
+            name: why_marked(self.pair.table.column(name), of_name)
             for name, of_name in marks.items()
         }
 

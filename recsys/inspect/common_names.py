@@ -189,7 +189,12 @@ SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "show")
 """Event types for what a user was shown, not what they did."""
 NEGATIVE: Final = (
     "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block",
-    "hide", "delete", "downvote", "unsubscribe", "storno",
+    "hide", "delete", "downvote", "unsubscribe", "storno", "dismiss", "reject", "ignore", "report",
+    "decline", "mute", "discard", "nope", "unfavorite", "unfavourite", "unsave", "unbookmark",
+    "unstar", "uninstall", "swipe_left", "swipeleft", "swipe left", "not_interested",
+    "notinterested", "not interested", "thumbs_down", "thumbsdown", "thumbs down", "thumb_down",
+    "removed", "disliked", "skipped", "unliked", "cancelled", "hidden", "deleted", "downvoted",
+    "unsubscribed", "ignored", "declined", "muted",
 )  # fmt: skip
 
 CANCELED: Final = (

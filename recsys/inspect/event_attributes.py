@@ -15,6 +15,7 @@ from recsys.inspect.common_names import (
     ITEM,
     SESSION,
     TEXT,
+    TIME,
     USER,
     has_id,
     similarity,
@@ -180,6 +181,11 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
         return fixed[column.kind]
     if column.filled < 0.5 and similarity(column.name, USER) >= 0.8:
         return f"has a value in only {column.filled:.0%} of the rows"
+    if column.kind in ("token", "text") and similarity(column.name, TIME) >= 0.8:
+        return (
+            f"named as a time, but a cell such as {column.example} is not read as one; write"
+            " 2023-03-01 09:13:38, or set data.source.time_format"
+        )
     if similarity(column.name, SESSION) >= 0.8:
         return "identifies the visit or order, not the item or the user"
     if column.kind == "number" and column.is_whole and has_id(column.name):

@@ -60,8 +60,8 @@ class EventSettings:
         value = self.columns.value
         if value is not None and value.scale is not None:
             why = f"the number of each text of {value.name}; change them if the order is another"
-            found.append(Setting("values", dict(value.scale.grades), why))
-        if self.no_grade[0]:
+            found.append(Setting("values", {**value.scale.grades, **self.no_grade[0]}, why))
+        elif self.no_grade[0]:
             found.append(Setting("values", *self.no_grade))
         if self.files.splits:
             found.append(

@@ -141,6 +141,11 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
             " some of these features"
         )
     separator = stated[1] if stated else _separator(rows, suffix)
+    titles, below = _title_lines(rows, suffix) if separator in ("", BLANKS) else (0, "")
+    if separator == BLANKS and titles:
+        # the cells of a table of blanks may have commas, but then fewer than blanks
+        usual = [_usual_size(rows[titles:], mark) for mark in (below, BLANKS)]
+        separator = "" if usual[0] > usual[1] else BLANKS
     if not separator or separator == BLANKS:
         # blocks have blank lines between them
         if "\n\n" in text.replace("\r", "") and _are_fields(rows):
@@ -160,13 +165,14 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         _refuse_lines_without_user(rows)
         raise SourceError(
             "not a table: no separator gives all lines the same number of cells"
-            + (_titles(rows, suffix) or _quotes(rows))
+            + (_without(titles) if titles else _quotes(rows))
         )
     kind = "csv" if suffix == ".csv" or (suffix not in _USUAL and separator != "\t") else "tsv"
     dialect = dialect_of(kind, Form(separator))
     if kind == "csv" and separator == "," and dialect.quoted:
         rows = _joined(rows)
     cells = [tuple(cell.strip() for cell in _cells(row, separator, dialect.quoted)) for row in rows]
+    _refuse_titles(cells, suffix)
     has_header, doubt = _header(cells, suffix)
     return TextForm(separator, has_header, encoding, comment, suffix, doubt, found)
 
@@ -239,18 +245,49 @@ def _are_fields(rows: Sequence[str]) -> bool:
     return again >= _FIELDS * len(rows)
 
 
-def _titles(rows: Sequence[str], suffix: str) -> str:
-    """A hint if the lines are a table without the first or last ones, as in a report; else "".
+def _title_lines(rows: Sequence[str], suffix: str) -> tuple[int, str]:
+    """The number of lines above a table, as in a report, and the table's separator; 0 if the rows
+    below any number of lines are no table.
 
-    >>> _titles(["Report of May", "a,b,c", *["1,2,3"] * 50], ".csv")
-    '; without the first line they are a table: remove it'
+    >>> _title_lines(["Report of May", "a,b,c", *["1,2,3"] * 50], ".csv")
+    (1, ',')
     """
     for count in range(1, min(_MOST_TITLES, len(rows) - 2)):
-        if _separator(rows[count:], suffix) not in ("", BLANKS):
-            lines = "line" if count == 1 else f"{count} lines"
-            their = "it" if count == 1 else "them"
-            return f"; without the first {lines} they are a table: remove {their}"
-    return ""
+        separator = _separator(rows[count:], suffix)
+        if separator not in ("", BLANKS):
+            return count, separator
+    return 0, ""
+
+
+def _without(titles: int) -> str:
+    lines, their = ("line", "it") if titles == 1 else (f"{titles} lines", "them")
+    return f"; without the first {lines} they are a table: remove {their}"
+
+
+def _usual_size(rows: Sequence[str], separator: str) -> int:
+    """The most common number of cells."""
+    return Counter(len(_cells(row, separator, True)) for row in rows).most_common(1)[0][0]
+
+
+def _refuse_titles(cells: Sequence[tuple[str, ...]], suffix: str) -> None:
+    """Refuse lines with fewer cells, or with one that is not empty, above a header.
+
+    Raises
+    ------
+    SourceError
+        The first lines are of this kind.
+    """
+    size = Counter(map(len, cells)).most_common(1)[0][0]
+    whole = (n for n, row in enumerate(cells) if len(row) == size and sum(map(bool, row)) > 1)
+    titles = next(whole, 0)
+    if 0 < titles < min(_MOST_TITLES, len(cells) - 2) and _header(cells[titles:], suffix) == (
+        True,
+        "",
+    ):
+        first = " ".join(filter(None, cells[0]))[:40]
+        raise SourceError(
+            f"not a table: its first line {first!r} is no header and no row{_without(titles)}"
+        )
 
 
 def _quotes(rows: Sequence[str]) -> str:

@@ -187,15 +187,33 @@ def _sampled(alike: list[tuple[InputFile, str]], looked: ArgumentContent) -> lis
 
 def _joined(samples: Sequence[Sample]) -> list[Sample]:
     """Combine files of the same form and columns into one table if their folder or names say so."""
-    groups: dict[object, list[Sample]] = {}
+    groups: list[list[Sample]] = []
     for sample in samples:
-        key: object = (
-            (sample.signature, _family(sample))
-            if sample.format != "sequences"
-            else sample.files[0].path
-        )
-        groups.setdefault(key, []).append(sample)
-    return [together(group) for group in groups.values()]
+        group = next((group for group in groups if _is_part(sample, group)), None)
+        if group is None:
+            groups.append([sample])
+        else:
+            group.append(sample)
+    return [together(group) for group in groups]
+
+
+def _is_part(sample: Sample, group: Sequence[Sample]) -> bool:
+    """Whether a sample belongs to the table of a group."""
+    first = group[0]
+    if sample.format == "sequences":
+        return False
+    are_in_one_tree = bool(sample.folders and first.folders) and _root(sample) == _root(first)
+    if _family(sample) != _family(first) and not are_in_one_tree:
+        return False
+    if sample.signature == first.signature:
+        return True
+    # other columns are those of another table if the files are in folders of two tables
+    return _root(sample) == _root(first) and all(sample.is_part_with(one) for one in group)
+
+
+def _root(sample: Sample) -> str:
+    """The folder of a file, above the folders ``column=value``."""
+    return sample.files[0].path.split("=")[0].rpartition("/")[0]
 
 
 def _family(sample: Sample) -> object:

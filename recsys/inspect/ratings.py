@@ -4,18 +4,19 @@ event counts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.histories import Array
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import similarity
 from recsys.inspect.event_statistics import EventStatistics
-from recsys.inspect.scales import median
-from recsys.sources.validate import CellRules, numbers
+from recsys.inspect.scales import MOST_GRADES, median
+from recsys.sources.validate import CellRules
+from recsys.values.cells import graded
 
 _RATINGS: Final = (
     "rating",
@@ -66,9 +67,11 @@ def smallest_value(
         )
         return (1.0 if column.is_whole else 1e-9), why, is_rating
     if is_rating and statistics.num_values <= 101:
-        why, middle = _dislikes(values.to_numpy())
-        if why and not _leaves_out_a_type(events, middle):
-            return middle, why, True
+        grades = _counted(column)
+        code = _code(column, grades)
+        known = {grade: count for grade, (_, count) in grades.items() if grade != code}
+        if (why := _dislikes(known)) and not _leaves_out_a_type(events, _middle(known)):
+            return _middle(known), why, True
     return None, "", is_rating
 
 
@@ -76,7 +79,8 @@ def code_of_no_grade(column: Column | None, has_names: bool) -> tuple[dict[str, 
     """The number that means no grade, as in the files, with the median grade, and why; empty if
     there is none.
 
-    -1 is such a number, and so is 0 if it is frequent, or more frequent than 1 of 5.
+    -1 is such a number, and so is 0 if it is frequent, or more frequent than 1 of 5. An empty cell
+    is one if most grades are dislikes, which do not count: it would be a dislike too.
 
     Parameters
     ----------
@@ -85,34 +89,79 @@ def code_of_no_grade(column: Column | None, has_names: bool) -> tuple[dict[str, 
     has_names : bool
         Whether the file names its columns.
     """
-    if column is None or column.scale is not None or column.num_distinct > _MOST_GRADES:
+    if column is None or column.num_distinct > MOST_GRADES:
         return {}, ""
-    if has_names and similarity(column.name, _RATINGS) < 0.8:
+    if column.scale is None and has_names and similarity(column.name, _RATINGS) < 0.8:
         return {}, ""
+    grades = _counted(column)
+    code = _code(column, grades)
+    found, whys = dict[str, float](), list[str]()
+    known = {grade: count for grade, (_, count) in grades.items() if grade != code}
+    if not known:
+        return {}, ""
+    # a median below the middle would be left out with the dislikes
+    usual = max(median(known), _middle(known)) if _dislikes(known) else median(known)
+    if code is not None:
+        cell, count = grades[code]
+        found[cell] = usual
+        whys.append(f"{code:g} in {count / column.num_values:.0%} of the rows means no grade")
+    if column.filled < 1 and _dislikes(known) and min(known) >= 0:
+        found[""] = usual
+        whys.append(f"{1 - column.filled:.0%} of the rows have no grade")
+    counts_as = "the median" if usual == median(known) else "the middle of the scale"
+    return found, f"{'; '.join(whys)}; such events count as {counts_as}" if found else ""
+
+
+def _counted(column: Column) -> dict[float, tuple[str, int]]:
+    """Grade → one of its cells, and the number of its rows."""
     counted = pc.value_counts(column.values.drop_null())
-    rules = CellRules(decimal="," if column.decimal_comma else ".")
-    # null: one of the few cells that are no number, such as a header inside the file
-    values = numbers(counted.field(0), rules)[0].to_pylist()
-    cells = zip(values, counted.to_pylist(), strict=True)
-    grades = {value: (cell["values"], cell["counts"]) for value, cell in cells if value is not None}
+    texts = column.scale.grades if column.scale is not None else {}
+    rules = CellRules(
+        decimal="," if column.decimal_comma else ".",
+        values=tuple((text.lower(), grade) for text, grade in texts.items()),
+    )
+    grades = graded(counted.field(0), rules)[0].to_pylist()
+    found: dict[float, tuple[str, int]] = {}
+    for grade, cell in zip(grades, counted.to_pylist(), strict=True):
+        # null: one of the few cells that are no number, such as a header inside the file
+        if grade is not None:
+            found[grade] = cell["values"], cell["counts"] + found.get(grade, ("", 0))[1]
+    return found
+
+
+def _code(column: Column, grades: Mapping[float, tuple[str, int]]) -> float | None:
+    """The number that means no grade; None if there is none."""
+    if column.scale is not None or column.num_distinct > _MOST_GRADES:
+        return None
     code, *above = sorted(grades) or [0.0]
     if code not in (-1, 0) or len(above) < 2 or max(above) < _LEAST_HIGH:
-        return {}, ""
+        return None
     share = grades[code][1] / column.num_values
     is_zero_odd = max(above) <= _STARS and min(above) == 1 and grades[code][1] > grades[1][1]
-    if code == 0 and share <= _ABSENT_RATING and not is_zero_odd:
-        return {}, ""
-    usual = median({grade: grades[grade][1] for grade in above})
-    why = f"{code:g} in {share:.0%} of the rows means no grade; such events count as the median"
-    return {grades[code][0]: usual}, why
+    return None if code == 0 and share <= _ABSENT_RATING and not is_zero_odd else code
 
 
-def _dislikes(values_E: Array) -> tuple[str, float]:
-    """Why ratings below the middle of the scale are dislikes, if most are; and the middle."""
-    middle = (float(values_E.min()) + float(values_E.max())) / 2
-    share = (values_E < middle).mean()
-    why = f"{share:.0%} of the ratings are below the middle of the scale: dislikes"
-    return (why, middle) if share > 0.5 else ("", middle)
+def _dislikes(counts: Mapping[float, int]) -> str:
+    """Why ratings below the middle of the scale are dislikes, if most are; else empty.
+
+    Parameters
+    ----------
+    counts : Mapping[float, int]
+        Grade → number of ratings; events without a rating are not among them.
+    """
+    if not counts:
+        return ""
+    lower = sum(count for grade, count in counts.items() if grade < _middle(counts))
+    share = lower / sum(counts.values())
+    return (
+        f"{share:.0%} of the ratings are below the middle of the scale: dislikes"
+        if share > 0.5
+        else ""
+    )
+
+
+def _middle(counts: Mapping[float, int]) -> float:
+    return (min(counts) + max(counts)) / 2
 
 
 def _leaves_out_a_type(events: pa.Table, least: float) -> bool:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.errors import SourceError, first_line
+from recsys.inspect.common_names import EVENT_TYPE, ITEM, TIME, USER, similarity
 from recsys.inspect.forms import SequenceForm, TextForm, form_of
 from recsys.inspect.other_files import refuse_map, why_unread
 from recsys.sources.byte_ranges import ByteRange, Dialect, byte_ranges
@@ -41,6 +42,7 @@ _JSON_BYTES: Final = 24 << 20
 _JSON_ROWS: Final = 200_000
 _PARQUET_ROWS: Final = 1_500_000
 _BATCH: Final = 65_536
+_SAYS: Final = 0.8  # similarity from which a name says the use of a column
 _FORMATS: Final = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
@@ -98,6 +100,31 @@ class Sample:
             tuple(sorted(names) if self.has_names else names),
             form,
             self.has_names or self.shape,
+        )
+
+    def is_part_with(self, other: Sample) -> bool:
+        """Whether two samples have one form and the columns of one table.
+
+        Columns may be missing in one of them, such as an optional key of JSON, if their names say
+        that the common ones hold the user, the item, the time and the type of events.
+        """
+        mine, theirs = self.signature, other.signature
+        if mine == theirs:
+            return True
+        if (mine[0], *mine[2:]) != (theirs[0], *theirs[2:]) or not self.has_names:
+            return False
+        try:
+            pa.unify_schemas([self.rows.schema, other.rows.schema], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            return False
+        every = {*self.rows.column_names, *other.rows.column_names}
+        common = {*self.rows.column_names} & {*other.rows.column_names}
+
+        def has(names: set[str], words: tuple[str, ...]) -> bool:
+            return any(similarity(name, words) >= _SAYS for name in names)
+
+        return all(has(common, words) for words in (USER, ITEM)) and all(
+            has(common, words) or not has(every, words) for words in (TIME, EVENT_TYPE)
         )
 
     @property

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from recsys.sources.validate import CellRules
 from recsys.values.month_names import DATE_WITH_NAME
-from recsys.values.time_forms import SERIAL
+from recsys.values.time_forms import SERIAL, ZERO_DATE
 from recsys.values.times import timestamps
 
 _FIRST: Final = 315_532_800_000_000  # 1980-01-01, microseconds
@@ -89,6 +89,7 @@ def time_form(
         return None
     if name_says_id:
         return None
+    cells = _without_zeros(cells, name_says_time)
     if not len(cells):
         return None
     if is_text and (found := _day_and_month(cells)):
@@ -114,6 +115,19 @@ def time_form(
     ):
         return None
     return TimeForm(words, by_day=_by_day(pa.array(known)))
+
+
+def _without_zeros(cells: pa.Array, name_says_time: bool) -> pa.Array:
+    """The cells that the readers do not take as missing times: zero dates, and 0 and -1 in a
+    column that is named as a time.
+    """
+    is_zero = pa.repeat(pa.scalar(False), len(cells))
+    if pa.types.is_string(cells.type):
+        is_zero = pc.match_substring_regex(cells, ZERO_DATE)
+    if name_says_time:
+        texts = cells.cast(pa.string())
+        is_zero = pc.or_(is_zero, pc.is_in(texts, value_set=pa.array(["0", "-1", "0.0", "-1.0"])))
+    return cells.filter(pc.invert(is_zero))
 
 
 def _by_day(micros: pa.Array) -> bool:

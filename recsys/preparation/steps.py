@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import SplitConfig
@@ -46,7 +47,7 @@ from recsys.preparation.item_text import ItemText, compose_groups
 from recsys.preparation.items import align, count_table, feature_table, text_groups, unique_rows
 from recsys.preparation.k_core import cut_to_core, only
 from recsys.preparation.media import folders_of, media_columns, read_media, write_media
-from recsys.preparation.quarantine import Quarantine, bad_rows, listed
+from recsys.preparation.quarantine import DUPLICATE, Quarantine, bad_rows, listed
 from recsys.preparation.record import Record
 from recsys.preparation.shards import ShardReport, ShardRules, start_shards, with_context
 from recsys.preparation.split_plan import check_no_split_is_empty, plan_split, split_seed
@@ -182,6 +183,10 @@ class Preparation:
         table = read_table(pieces) if pieces is not None else None
         if table is not None:
             table, repeated = unique_rows(table, key)
+            if name in self.source.made_of_events:
+                # an id of several pieces is no row that is left out
+                is_repeat = pc.equal(repeated.column(schema.REASON), DUPLICATE)
+                repeated = repeated.filter(pc.invert(pc.fill_null(is_repeat, False)))
             self.record.add_bad_rows(name, repeated.num_rows, [bad_rows(repeated, [key])])
         if self.earlier is None:
             return table

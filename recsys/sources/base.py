@@ -80,6 +80,11 @@ class SourceAdapter(ABC):
             A table is empty, lacks a column, or has another format than expected.
         """
 
+    @property
+    def made_of_events(self) -> frozenset[str]:
+        """The tables whose rows are made from those of the events, one for each id of a piece."""
+        return frozenset()
+
     def check(self) -> None:
         """Find mistakes without reading rows: missing files, headers without required columns,
         wrong renames.

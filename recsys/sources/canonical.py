@@ -61,6 +61,11 @@ class CanonicalAdapter(SourceAdapter):
         """The short name of the data set."""
         return self._tables()["events"].files[0].name.split(".")[0]
 
+    @property
+    def made_of_events(self) -> frozenset[str]:
+        """The tables that are made from columns of the events."""
+        return frozenset(table.name for table, _ in self._made_of_events())
+
     def files(self) -> list[InputFile]:
         """All input files."""
         lookups = [file for patterns in self.config.lookup.values() for file in find(patterns)]

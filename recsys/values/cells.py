@@ -95,7 +95,8 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
 
 
 def graded(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array, pa.Array]:
-    """Numbers as those of :func:`numbers`; texts of ``rules.values`` have the numbers given there.
+    """Numbers as those of :func:`numbers`; texts of ``rules.values`` have the numbers given there,
+    and so do missing values if the empty text is one of them.
 
     >>> rules = CellRules(values=(("good", 4.0), ("★★", 2.0)))
     >>> values, wrong = graded(pa.array(["Good ", "★★", "3", "bad", None]), rules)
@@ -112,7 +113,11 @@ def graded(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array
     # a flag is a number only if it has one
     rest = texts if pa.types.is_boolean(column.type) else column
     values, wrong = numbers(pc.if_else(is_given, pa.scalar(None, rest.type), rest), rules)
-    return pc.coalesce(found, values), wrong
+    found = pc.coalesce(found, values)
+    blank = dict(rules.values).get("")
+    if blank is not None:
+        found = pc.if_else(pc.or_(pc.is_valid(found), wrong), found, blank)
+    return found, wrong
 
 
 def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
