@@ -189,13 +189,16 @@ SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "show")
 """Event types for what a user was shown, not what they did."""
 NEGATIVE: Final = (
     "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block",
-    "hide", "delete", "downvote", "unsubscribe", "storno", "dismiss", "reject", "ignore", "report",
+    "hide", "delete", "downvote", "unsubscribe", "storno", "dismiss", "reject", "ignore",
     "decline", "mute", "discard", "nope", "unfavorite", "unfavourite", "unsave", "unbookmark",
     "unstar", "uninstall", "swipe_left", "swipeleft", "swipe left", "not_interested",
     "notinterested", "not interested", "thumbs_down", "thumbsdown", "thumbs down", "thumb_down",
     "removed", "disliked", "skipped", "unliked", "cancelled", "hidden", "deleted", "downvoted",
     "unsubscribed", "ignored", "declined", "muted",
 )  # fmt: skip
+
+NEGATIVE_ALONE: Final = ("report", "reported")
+"""Negative event types if the type has no other word: ``view_report`` is about a document."""
 
 CANCELED: Final = (
     "canceled", "cancelled", "refunded", "returned", "deleted", "void", "voided", "fraud",

@@ -20,7 +20,7 @@ from recsys.data.foresight import Foresight, spread_of
 from recsys.data.pseudonyms import email_note
 from recsys.data.time_cut import Cuts, Temporal, temporal_cuts
 from recsys.inspect.columns import Column, has_known
-from recsys.inspect.common_names import NEGATIVE, SHOWN, STRONG, WEAK
+from recsys.inspect.common_names import NEGATIVE, NEGATIVE_ALONE, SHOWN, STRONG, WEAK
 from recsys.sources.validate import CellRules, Layout, check_rows
 from recsys.values.overlap import ids_in_two_forms
 
@@ -101,8 +101,12 @@ def roles_of_types(types: Sequence[str]) -> Types:
     ('purchase',)
     >>> roles_of_types(["VIEW", "LIKE", "FOLLOW"]).targets
     ()
+    >>> roles_of_types(["view", "report"]).history, roles_of_types(["view", "open_report"]).history
+    (('view',), ())
     """
-    negative = [name for name in types if has_known(name, NEGATIVE)]
+    negative = [
+        name for name in types if has_known(name, NEGATIVE) or name.lower() in NEGATIVE_ALONE
+    ]
     shown = [name for name in types if has_known(name, SHOWN) and name not in negative]
     left = [name for name in types if name not in (*negative, *shown)]
     if not left:
