@@ -90,11 +90,10 @@ def gather(
         "scoring validation users by every member", counted.chunks(chunk), -(-len(counted) // chunk)
     )
     none_bP = torch.zeros(0, 1, dtype=torch.bool)
-    pieces = [(torch.zeros(0, 1, len(model.members)), none_bP, none_bP)]  # if no query counts
-    pieces += [
+    pieces = [
         _piece(model, piece, piece if cut is None else cut(piece), exclude_seen, tie_N, best)
         for piece in chunks
-    ]
+    ] or [(torch.zeros(0, 1, len(model.members)), none_bP, none_bP)]
     width = max(scores.shape[1] for scores, _, _ in pieces)
     return Candidates(
         torch.cat([_padded(scores, width) for scores, _, _ in pieces]),

@@ -390,7 +390,7 @@ def test_metrics_and_report_contain_retrained_variants(
 
     trainings: list[list[str]] = []
 
-    def here(config: Config, dataset: Any, validate: Any, report: Any) -> Any:
+    def here(config: Config, dataset: Any, validate: Any, report: Any, *_: Any, **__: Any) -> Any:
         trainings.append(list(config.model.granularities.enabled()))
         return fit(config, dataset, validate, TrainContext())
 
