@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.values.absent import CellRules
-from recsys.values.cells import as_text, is_bytes, is_text, numbers
+from recsys.values.arrow_types import is_bytes
+from recsys.values.cells import as_text, is_text, numbers
 from recsys.values.digits import ascii_digits
 from recsys.values.month_names import MONTH_NAMES
 from recsys.values.time_forms import YEARS

@@ -26,7 +26,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a type is bytes, of any length."""
+    """Whether a type is bytes of any length: some programs write texts as bytes."""
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)

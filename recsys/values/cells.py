@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.values.absent import DEFAULT_RULES, CellRules, absent_set, present_only
+from recsys.values.arrow_types import is_bytes
 from recsys.values.digits import ascii_digits
 from recsys.values.rated import NUMBER, RATED, stars_of
 
@@ -67,6 +68,8 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
     [3.5, 1234.5, None]
     >>> numbers(pa.array(["٤٫٥", "۱٬۲۰۰", "１２"]))[0].to_pylist()
     [4.5, 1200.0, 12.0]
+    >>> numbers(pa.array([b"2", b"x"], pa.binary(1)))[0].to_pylist()
+    [2.0, None]
     """
     if is_text(column.type) or is_bytes(column.type):
         texts = ascii_digits(as_text(column), rules.decimal)
@@ -261,11 +264,6 @@ def is_text(kind: pa.DataType) -> bool:
         or pa.types.is_string_view(kind)
         or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
     )
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is bytes: some programs write texts as bytes."""
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def as_text(column: pa.Array) -> pa.Array:

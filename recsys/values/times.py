@@ -29,7 +29,8 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.values.absent import DEFAULT_RULES, CellRules
-from recsys.values.cells import as_text, is_bytes, is_text
+from recsys.values.arrow_types import is_bytes
+from recsys.values.cells import as_text, is_text
 from recsys.values.digits import ascii_digits
 from recsys.values.month_names import in_english
 from recsys.values.time_forms import (
