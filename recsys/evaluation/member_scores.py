@@ -113,14 +113,13 @@ def shares(
         members = {TRAINED: [names.index(name) for name in trained], **members}
     alone: dict[str, list[Array]] = {name: [] for name in members}
     without: dict[str, list[Array]] = {name: [] for name in members}
-    weighs_K, sums_K = np.zeros(len(names), dtype=bool), np.zeros(len(names))
+    weights: list[torch.Tensor] = []
     most = max(1, _MAX_SCORES // max(len(model.item_vectors_ND), 1))
     chunk, metric = min(evaluate.chunk_users, most), parse_metric(train.metric)
     with torch.inference_mode():
         for piece in queries.chunks(chunk):
             contributions = model.contributions(piece).cpu()
-            weighs_K |= contributions.weights_BK.any(0).numpy()
-            sums_K += contributions.weights_BK.double().sum(0).numpy()
+            weights.append(contributions.weights_BK)
             scores = _Scores(model, contributions, piece, evaluate.exclude_seen)
             own = scores
             # a member whose weight is zero for some queries ranks these, too, when it is alone
@@ -131,11 +130,12 @@ def shares(
                 others = [k for k in range(len(names)) if k not in indices]
                 alone[name].append(own.values(indices, metric))
                 without[name].append(scores.values(others, metric))
-    weighing = {name for name, indices in members.items() if weighs_K[indices].any()}
+    weights_BK = torch.cat(weights)
+    weighing = {name for name, indices in members.items() if weights_BK[:, indices].any()}
     return Shares(
         {name: np.concatenate(values) for name, values in alone.items() if name in weighing},
         {name: np.concatenate(values) for name, values in without.items()},
-        dict(zip(names, (sums_K / len(queries)).tolist(), strict=True)),
+        _mean_weights(names, weights_BK),
     )
 
 
@@ -151,12 +151,13 @@ def weights_alone(model: SummedModel, queries: Queries, chunk: int) -> Shares:
     chunk : int
         Queries at a time.
     """
-    sums_K = np.zeros(len(model.names))
     with torch.inference_mode():
-        for piece in queries.chunks(chunk):
-            sums_K += model.contributions(piece).weights_BK.double().sum(0).cpu().numpy()
-    weights = dict(zip(model.names, (sums_K / len(queries)).tolist(), strict=True))
-    return Shares({}, {}, weights)
+        weights = [model.contributions(piece).weights_BK.cpu() for piece in queries.chunks(chunk)]
+    return Shares({}, {}, _mean_weights(model.names, torch.cat(weights)))
+
+
+def _mean_weights(names: Sequence[str], weights_BK: torch.Tensor) -> dict[str, float]:
+    return dict(zip(names, weights_BK.double().mean(0).tolist(), strict=True))
 
 
 class _Scores:
