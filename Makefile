@@ -13,7 +13,7 @@ NOTEBOOKS ?= 1
 DOC_RULES := DOC102,DOC202,DOC402,DOC403,DOC501
 # pip would compile 28,000 modules; Python compiles those that run, a fifth, when they are first imported
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints.txt
-# keep what is compiled, also where the environment says otherwise: each process would compile again
+# Python keeps what it has compiled, even if the environment forbids it: else each process compiles again
 export PYTHONDONTWRITEBYTECODE :=
 
 export RAY_USAGE_STATS_ENABLED := 0

@@ -119,8 +119,8 @@ class Portfolio(Plan):
         best = self.best_trial()
         over = [trial for trial in self.ledger.trials.values() if trial.state != "running"]
         over.sort(key=lambda trial: (trial is not best, -(trial.best or 0.0)))
-        failed = [trial for trial in over if trial.state == "failed"]
-        return failed + [trial for trial in over if trial not in failed][1 + MOST_APART :]
+        kept = [trial for trial in over if trial.state != "failed"][: 1 + MOST_APART]
+        return [trial for trial in over if trial not in kept]
 
     def _proposal(self) -> Trial | None:
         number = len(self.ledger.searched())

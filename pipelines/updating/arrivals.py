@@ -197,7 +197,7 @@ class Arrivals:
             is_new = self._outages.get(what) != str(error)
             self._outages[what] = str(error)
         if is_new:
-            self._own.progress(f"tried again at every look: {what}: {error}")
+            self._own.progress(f"not read yet, tried again at every look: {what}: {error}")
 
     def _add(self, paths: list[str]) -> None:
         config = self._config.model_copy(

@@ -318,7 +318,9 @@ def _stored(column: pa.ChunkedArray) -> Any:
     if is_number(kind):
         numbers = column.cast(pa.float64(), safe=False)
         # float64 rounds integers above 2⁵³; keys that it would make equal are categories
-        if pc.count_distinct(numbers).equals(pc.count_distinct(column)):
+        if pa.types.is_floating(kind) or pc.count_distinct(numbers).equals(
+            pc.count_distinct(column)
+        ):
             return numbers
         return as_categories(column).dictionary_encode()
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
