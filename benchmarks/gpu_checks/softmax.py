@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import recsys.losses
+import recsys.softmax
 from benchmarks.gpu_checks.rates import matrix_rate
 from benchmarks.gpu_checks.setting import (
     MIB,
@@ -24,7 +24,7 @@ from benchmarks.gpu_checks.setting import (
     peak_mib,
 )
 from benchmarks.gpu_checks.steps import a_batch, product_step
-from recsys.losses import LeftOut, full_softmax
+from recsys.softmax import LeftOut, full_softmax
 from recsys.training.optimizer import clip_gradients
 
 WIDTH = 64
@@ -87,12 +87,12 @@ class Inputs:
 @contextmanager
 def logits_at_a_time(number: int) -> Iterator[None]:
     """Let the losses hold this many logits in memory instead of their own number."""
-    before = recsys.losses._MAX_LOGITS
-    recsys.losses._MAX_LOGITS = number  # type: ignore[misc]
+    before = recsys.softmax._MAX_LOGITS
+    recsys.softmax._MAX_LOGITS = number  # type: ignore[misc]
     try:
         yield
     finally:
-        recsys.losses._MAX_LOGITS = before  # type: ignore[misc]
+        recsys.softmax._MAX_LOGITS = before  # type: ignore[misc]
 
 
 def full(setting: Setting) -> dict[str, Any]:

@@ -37,8 +37,8 @@ from recsys.granularities.stratum.clustering import (
     fit_user_clusters,
 )
 from recsys.granularities.stratum.model import Stratum
-from recsys.losses import full_softmax, sampled_softmax
 from recsys.model import FrozenModel
+from recsys.softmax import full_softmax, sampled_softmax
 from recsys.training.context import TrainContext
 from recsys.training.fresh_model import build_graphs
 

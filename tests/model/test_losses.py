@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recsys import losses
-from recsys.losses import LeftOut, full_softmax, sampled_softmax
+from recsys import softmax
+from recsys.softmax import LeftOut, full_softmax, sampled_softmax
 
 
 def reference(
@@ -35,7 +35,7 @@ def test_full_softmax_is_cross_entropy_of_every_pair() -> None:
 def test_gradients_are_those_of_autograd_also_in_small_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(losses, "_MAX_LOGITS", 7)  # one query per chunk
+    monkeypatch.setattr(softmax, "_MAX_LOGITS", 7)  # one query per chunk
     users, items, pairs, targets = setup()
     items.requires_grad_()
     weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
@@ -108,7 +108,7 @@ def test_gradients_of_the_sampled_loss_are_those_of_autograd(
     """Also if a negative is the target of a pair, a query has two pairs, and exponentials would
     overflow.
     """
-    monkeypatch.setattr(losses, "_MAX_LOGITS", 10)  # two pairs per chunk
+    monkeypatch.setattr(softmax, "_MAX_LOGITS", 10)  # two pairs per chunk
     users, items, pairs, targets = setup()
     users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
     weights, negatives = torch.tensor([1.0, 0.5, 2.0, 1.0]), torch.tensor([1, 4, 4, 0, 6])
@@ -167,7 +167,7 @@ LEFT_OUT = LeftOut(torch.tensor([0, 0, 2, 2]), torch.tensor([2, 3, 6, 0]))
 def test_full_softmax_leaves_out_seen_items_and_other_targets(
     length: float, most_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "_MAX_LOGITS", most_logits)
+    monkeypatch.setattr(softmax, "_MAX_LOGITS", most_logits)
     users, items, pairs, targets = setup()
     users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
     weights = torch.tensor([1.0, 0.5, 2.0, 1.0])

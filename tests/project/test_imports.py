@@ -27,7 +27,7 @@ LEVELS = [
     {"recsys.encoders"},
     {"recsys.preparation"},
     {"recsys.inspect"},
-    {"recsys.granularities", "recsys.sharded_rows"},
+    {"recsys.granularities", "recsys.sharded_rows", "recsys.softmax"},
     {
         "recsys.fusion",
         "recsys.item_tower",

@@ -15,7 +15,7 @@ from recsys.data.batches import every_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
-from recsys.losses import LeftOut
+from recsys.softmax import LeftOut
 from recsys.training.fresh_model import build_graphs, build_model
 from recsys.training.step import StepLoss
 from tests.handmade import DAY, write_dataset
