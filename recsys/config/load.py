@@ -17,6 +17,7 @@ from recsys.config.granularities import GranularitiesConfig
 from recsys.config.redaction import redacted_tree
 from recsys.config.renamed import RENAMED, current_path
 from recsys.config.root import Config
+from recsys.config.section import holds_paths
 from recsys.config.shape import shaped
 from recsys.config.sources import SOURCE_KINDS, source_class
 from recsys.config.yaml_reader import parse_yaml
@@ -129,9 +130,12 @@ def _without_secrets(value: Any, name: str) -> Any:
     if not isinstance(value, BaseModel):
         return redacted_tree(value, name)
     changed = {}
-    for key in [*type(value).model_fields, *(value.model_extra or {})]:
+    fields = type(value).model_fields
+    for key in [*fields, *(value.model_extra or {})]:
         before = getattr(value, key)
-        after = _without_secrets(before, key)
+        # the path of a key is no secret
+        is_path = key in fields and holds_paths(fields[key])
+        after = _without_secrets(before, "" if is_path else key)
         if after != before:
             changed[key] = after
     return value.model_copy(update=changed) if changed else value
