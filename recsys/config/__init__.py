@@ -24,13 +24,13 @@ from recsys.config.load import (
     build_config,
     dump_config,
     load_config,
-    parse_value,
     read_tree,
     redacted,
     set_path,
 )
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import FusionConfig, ItemTowerConfig, ModelConfig
+from recsys.config.option_values import parse_value
 from recsys.config.promote import PromoteConfig, PullConfig
 from recsys.config.redaction import redact
 from recsys.config.root import Config, RayConfig, RunConfig

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from recsys.config.granularities import GranularitiesConfig
+from recsys.config.option_values import parse_value
 from recsys.config.redaction import redacted_tree
 from recsys.config.renamed import RENAMED, current_path
 from recsys.config.root import Config
@@ -27,7 +28,6 @@ from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote
 _VARIABLE = re.compile(r"\$(?:\$(?=\{?[A-Z_])|([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)(\}?))")
 _DOLLAR = re.compile(r"\$(?=\{?[A-Z_])")
 _QUOTED = re.compile(r"'([^']*)'")
-_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 AUTO: Final = "auto"  # a section model that the product chooses; the same as no section
@@ -38,9 +38,9 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
     everything.
 
     ``$NAME`` and ``${NAME}`` are environment variables, ``$$NAME`` is the text ``$NAME``;
-    ``RECSYS_DATA`` is ``data`` if it is not set. Override texts are parsed as YAML scalars or
-    lists. The section ``model`` may be missing or ``auto``: the verbs that need a model then choose
-    one (:mod:`pipelines.steps.auto`).
+    ``RECSYS_DATA`` is ``data`` if it is not set. Override texts are read by
+    :func:`~recsys.config.option_values.parse_value`. The section ``model`` may be missing or
+    ``auto``: the verbs that need a model then choose one (:mod:`pipelines.steps.auto`).
 
     Raises
     ------
@@ -164,29 +164,16 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, last = current_path(dotted).split(".")
     node = tree
     for section in sections:
-        child = node.setdefault(section, {})
-        if child is None:
-            child = node[section] = {}
-        if not isinstance(child, dict):
+        child = node.get(section)
+        if not isinstance(child, dict | None):
             raise ConfigError(f"--{dotted}: {section!r} is a value, not a section")
-        node = child
+        # a copy, because a YAML alias (&, *) makes several sections one mapping
+        node[section] = dict(child or {})
+        node = node[section]
     for old, new in RENAMED.get(".".join(sections), {}).items():
         if new == last:
             node.pop(old, None)
     node[last] = value
-
-
-def parse_value(dotted: str, text: str) -> Any:
-    """Parse the text of a command-line value: YAML, and numbers such as ``3e-4``, which YAML reads
-    as text.
-
-    >>> parse_value("train.lr", "3e-4")
-    0.0003
-    >>> parse_value("evaluate.ks", "[5, 10]")
-    [5, 10]
-    """
-    value = parse_yaml(text, f"--{dotted}: {text!r} is not a YAML value")
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
