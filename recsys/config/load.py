@@ -68,6 +68,7 @@ def build_config(
     where: str = "configuration",
     expand: bool = True,
     options: Sequence[str] = (),
+    unset_stay: bool = False,
 ) -> Config:
     """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the
     valid keys.
@@ -83,6 +84,9 @@ def build_config(
         before: a dollar sign in its values is part of the text.
     options : Sequence[str]
         Dotted paths that the command line has set; messages name them as options.
+    unset_stay : bool
+        Whether ``$VARIABLES`` that are not set here stay as they are, because another machine has
+        them.
 
     Raises
     ------
@@ -92,7 +96,8 @@ def build_config(
     if isinstance(tree.get("model"), str) and tree["model"].strip().lower() == AUTO:
         tree = {key: value for key, value in tree.items() if key != "model"}
     try:
-        return Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
+        found = _expand(tree, "", unset_stay) if expand else tree
+        return Config.model_validate(shaped(found, where))
     except pydantic.ValidationError as error:
         raise ConfigError(
             _explain(error, where, [current_path(option) for option in options])
@@ -201,30 +206,35 @@ def _content(path: str) -> bytes:
         ) from None
 
 
-def _expand(node: Any, where: str) -> Any:
+def _expand(node: Any, where: str, unset_stay: bool) -> Any:
     if isinstance(node, Mapping):
-        return {key: _expand(child, f"{where}.{key}".lstrip(".")) for key, child in node.items()}
+        return {
+            key: _expand(child, f"{where}.{key}".lstrip("."), unset_stay)
+            for key, child in node.items()
+        }
     if isinstance(node, list):
-        return [_expand(child, where) for child in node]
+        return [_expand(child, where, unset_stay) for child in node]
     if isinstance(
         node, date
     ):  # YAML reads 2020-01-01 as a date; every time of the configuration is text
         return node.isoformat()
     if not isinstance(node, str):
         return node
-    text = _VARIABLE.sub(lambda match: _variable(match, where), node)
+    text = _VARIABLE.sub(lambda match: _variable(match, where, unset_stay), node)
     if has_credentials(text):
         raise ConfigError(f"{where}: {CREDENTIALS.format(text.partition('://')[0])}")
     return text
 
 
-def _variable(match: re.Match[str], where: str) -> str:
+def _variable(match: re.Match[str], where: str, unset_stay: bool) -> str:
     if match.group() == "$$":
         return "$"
     if match.group(2) and not match.group(3):
         raise ConfigError(f"{where}: {match.string!r} has a ${{ without a }}")
     name = match.group(1) or match.group(2)
     value = os.environ.get(name, "data" if name == "RECSYS_DATA" else None)
+    if value is None and unset_stay:
+        return match.group()
     if value is None:
         raise ConfigError(f"{where}: the environment variable {name} is not set")
     return value
