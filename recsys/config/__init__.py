@@ -6,6 +6,7 @@ must be repeatable from the single ``config.yaml`` in its folder. Each section h
 :mod:`~recsys.config.root` combines them.
 """
 
+from recsys.config.canonical import CanonicalSource
 from recsys.config.data import (
     DataConfig,
     FinetuneConfig,
@@ -37,7 +38,6 @@ from recsys.config.root import Config, RayConfig, RunConfig
 from recsys.config.section import Section
 from recsys.config.serve import ServeConfig
 from recsys.config.sources import (
-    CanonicalSource,
     HetRecLastFmSource,
     RecBoleSource,
     SequencesSource,
