@@ -33,7 +33,7 @@ from pipelines.plumbing.jobs import (
 from pipelines.plumbing.nodes import dashboard_nodes
 from pipelines.plumbing.preflight import check_cluster, preflight
 from pipelines.plumbing.progress import table
-from pipelines.stages import VERBS, Verb, chosen_verb
+from pipelines.stages import VERBS, chosen_verb
 from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree
 from recsys.errors import ConfigError
 from recsys.storage.temporary import temporary
@@ -72,7 +72,7 @@ def command(words: Sequence[str]) -> int:
         options=[name for name, _ in arguments.overrides],
         unset_stay=True,
     )
-    check(config, _chosen(first, config).stages)
+    check(config, chosen_verb(first, config.update, config.tune, config.compare).stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))
         return 0
@@ -108,7 +108,8 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
     job_config(tree)  # a secret is refused before the cluster is contacted
     client = connect(config.submit.address)
     # `prepare` alone needs nothing of what a training does
-    if {"train", "sweep"} & set(_chosen(verb, config).stages):
+    stages = chosen_verb(verb, config.update, config.tune, config.compare).stages
+    if {"train", "sweep"} & set(stages):
         nodes = dashboard_nodes(nodes_summary(client))
         check_cluster(config.train, config.ray, config.submit, nodes)
         preflight(config, print, nodes, None)
@@ -137,10 +138,6 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
         flush=True,
     )
     return watch(client, job, config.submit) if config.submit.follow else 0
-
-
-def _chosen(verb: str, config: Config) -> Verb:
-    return chosen_verb(verb, config.update, config.tune, config.compare)
 
 
 def entrypoint(verb: str) -> str:
