@@ -21,7 +21,7 @@ from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import member_table, signal_table, verdict
 from pipelines.steps.final import planned
 from pipelines.steps.retrained_ablation import retrained_variants
-from recsys.config import Config, EvaluateConfig, PromoteConfig, TrainConfig, dump_config, redact
+from recsys.config import Config, EvaluateConfig, PromoteConfig, TrainConfig, dump_config, redacted
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.manifest import Manifest
@@ -85,7 +85,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
             manifest=dataset.manifest,
             training_history=trained.history,
             examples=examples,
-            config_yaml=redact(dump_config(config)),
+            config_yaml=dump_config(redacted(config)),
             name=config.run.shown_name,
         )
         write_report(metrics)

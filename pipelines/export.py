@@ -35,13 +35,16 @@ def command(words: Sequence[str]) -> int:
     Raises
     ------
     UsageError
-        There is more than one word before the options, or neither a model nor a configuration.
+        There is more than one word before the options, neither a model nor a configuration, or
+        ``--to`` twice.
     """
     options = [index for index, word in enumerate(words) if word.startswith("-")]
     models = words[: options[0] if options else len(words)]
     if len(models) > 1:
         raise UsageError(f"got {len(models)} models, expected one; usage: {VERBS['export'].usage}")
     arguments = parse(words[len(models) :], _SHORT)
+    if [key for key, _ in arguments.overrides].count("export.to") > 1:
+        raise UsageError("--to is given twice; give all formats at once: --to onnx,faiss")
     config = config_of(
         arguments.config, [*arguments.overrides, *(("export.model", model) for model in models)]
     )

@@ -33,7 +33,7 @@ from pipelines.plumbing.jobs import (
 from pipelines.plumbing.nodes import dashboard_nodes
 from pipelines.plumbing.preflight import check_cluster, preflight
 from pipelines.plumbing.progress import table
-from pipelines.stages import VERBS
+from pipelines.stages import VERBS, chosen_verb
 from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree
 from recsys.errors import ConfigError
 from recsys.storage.temporary import temporary
@@ -65,9 +65,14 @@ def command(words: Sequence[str]) -> int:
             f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}"
         )
     tree = read_tree(config_file(arguments.config), arguments.overrides)
-    # mistakes stop here, before anything is sent
-    config = build_config(tree, arguments.config, options=[name for name, _ in arguments.overrides])
-    check(config, VERBS[first].stages)
+    # mistakes stop here, before anything is sent; variables may be set on the cluster alone
+    config = build_config(
+        tree,
+        arguments.config,
+        options=[name for name, _ in arguments.overrides],
+        unset_stay=True,
+    )
+    check(config, chosen_verb(first, config.update, config.tune, config.compare).stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))
         return 0
@@ -102,7 +107,9 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
     """
     job_config(tree)  # a secret is refused before the cluster is contacted
     client = connect(config.submit.address)
-    if {"train", "prepare"} & set(VERBS[verb].stages):
+    # `prepare` alone needs nothing of what a training does
+    stages = chosen_verb(verb, config.update, config.tune, config.compare).stages
+    if {"train", "sweep"} & set(stages):
         nodes = dashboard_nodes(nodes_summary(client))
         check_cluster(config.train, config.ray, config.submit, nodes)
         preflight(config, print, nodes, None)

@@ -18,7 +18,6 @@ def plan(verb: str, config: Config) -> str:
     names = _names(config)
     chosen = chosen_verb(verb, config.update, config.tune, config.compare)
     lines = [
-        dump_config(redacted(config)).rstrip(),
         "",
         f"# `recsys {verb}` would run these stages in order:",
     ]
@@ -30,7 +29,8 @@ def plan(verb: str, config: Config) -> str:
         module, name = chosen.preview.split(":")
         preview = getattr(importlib.import_module(module), name)(config)
         lines += ["#", *(f"# {line}".rstrip() for line in preview.splitlines())]
-    return redact("\n".join([*lines, "# Nothing was done: this is a dry run."]))
+    lines.append("# Nothing was done: this is a dry run.")
+    return "\n".join([dump_config(redacted(config)).rstrip(), redact("\n".join(lines))])
 
 
 def _names(config: Config) -> dict[str, str]:

@@ -10,7 +10,7 @@ import os
 import re
 
 from recsys.config import DataConfig, RecommendConfig, UpdateConfig
-from recsys.config.sources import map_paths
+from recsys.config.sources import map_paths, path_keys_of_source
 from recsys.errors import ConfigError, SourceError
 from recsys.storage.uris import expanded, is_remote
 
@@ -44,9 +44,8 @@ def check_present(
         _check("update.events", update.events)
     elif "prepare" in stages:
         source = data.source
-        for key in getattr(source, "places", ()):
-            if key != "name":
-                map_paths(getattr(source, key, None) or [], _check_source)
+        for key in path_keys_of_source(source):
+            map_paths(getattr(source, key, None) or [], _check_source)
     if "feedback" in stages:
         _check("update.feedback", update.feedback)
     if "recommend" in stages:

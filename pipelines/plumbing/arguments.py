@@ -67,7 +67,7 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
     short = short or {}
     config: str | None = None
     overrides: list[tuple[str, str]] = []
-    users, also = list[str](), list[str]()
+    events, users, also = list[str](), list[str](), list[str]()
     flags, rest = set[str](), list(words)
     while rest:
         word = rest.pop(0)
@@ -79,13 +79,15 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
         if name == "config":
             config = value
         elif name == "events":
-            overrides.append(("update.events", _listed([value, *_further_values(rest)])))
+            events += [value, *_further_values(rest)]
         elif name == "user":
             users += "\n".join([value, *_further_values(rest)]).split("\n")
         elif name == "also":
             also += [value, *_further_values(rest)]
         else:
             overrides.append(_override(name, value, short))
+    if events:
+        overrides.append(("update.events", _listed(events)))
     if users:
         overrides.append(("forget.users", json.dumps(users)))
     if also:

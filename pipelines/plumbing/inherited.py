@@ -7,7 +7,6 @@ the run and the promoted model are not inherited, because they belong to one run
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,9 +21,8 @@ from recsys.config import (
     redacted,
     set_path,
 )
-from recsys.config.sources import map_paths
+from recsys.config.path_keys import with_absolute_paths
 from recsys.errors import ConfigError
-from recsys.storage.uris import expanded, is_remote
 
 CONFIG: Final = "config"  # key in the bundle's extra
 VERBS: Final = ("update", "promote", "recommend")
@@ -52,23 +50,15 @@ _OF_ONE_RUN: Final = {
 
 
 def handed_on(config: Config) -> dict[str, Any]:
-    """The configuration to store in a model: plain values, no secrets, absolute paths of data."""
-    tree: dict[str, Any] = yaml.safe_load(dump_config(redacted(config)))
+    """The configuration to store in a model: plain values, no secrets, absolute paths."""
+    tree = with_absolute_paths(yaml.safe_load(dump_config(redacted(config))))
     kept: dict[str, Any] = {name: tree[name] for name in _SECTIONS if name in tree}
     for section, keys in _OF_ONE_RUN.items():
         kept[section] = {
             key: value for key, value in kept.get(section, {}).items() if key not in keys
         }
-    source = kept["data"]["source"]
-    for key in getattr(config.data.source, "places", ()):
-        if key != "name":
-            source[key] = map_paths(source[key], _absolute)
     kept["tracking"] = {"experiment": config.tracking.experiment}
     return kept
-
-
-def _absolute(path: str) -> str:
-    return path if is_remote(path) or not path else os.path.abspath(expanded(path))
 
 
 def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:

@@ -8,7 +8,6 @@ installed wheel, from any folder, and no run, data set or virtual environment is
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Final
 import yaml
 
 from pipelines.plumbing.job_package_files import Left, Sent, package_files
+from recsys.config.path_keys import absolute, path_keys, with_absolute_paths
 from recsys.config.redaction import redacted_tree
 from recsys.errors import ConfigError
 
@@ -26,36 +26,6 @@ CONFIG: Final = "job.yaml"
 PACKAGES: Final = ("recsys", "pipelines", "tune")
 _VARIABLE: Final = re.compile(r"\$\{?[A-Z_][A-Z0-9_]*\}?")
 MAX_BYTES: Final = 100 << 20  # Ray's own limit for a working directory
-
-# Paths in the configuration; relative ones refer to the folder where `recsys submit` runs.
-_PATHS: Final = (
-    "run.dir",
-    "data.dir",
-    "data.source.folder",
-    "data.source.events",
-    "data.source.items",
-    "data.source.users",
-    "data.source.social",
-    "data.source.knowledge",
-    "data.source.test_pairs",
-    "data.source.split_files",
-    "data.source.type_files",
-    "data.text.cache_dir",
-    "data.media.images.root",
-    "data.media.images.cache_dir",
-    "recommend.requests",
-    "update.events",
-    "update.dataset",
-    "update.feedback",
-)
-# A path or a name: a path if such a file exists.
-_PATHS_OR_NAMES: Final = (
-    "data.text.model",
-    "data.media.images.model",
-    "recommend.model",
-    "update.model",
-    "tune.space",
-)
 
 
 @dataclass(frozen=True)
@@ -140,16 +110,17 @@ def job_config(tree: dict[str, Any]) -> str:
     # the default is relative, and would be inside the job's copy of the project
     sent = {**tree, "run": {"dir": "runs/latest", **(tree.get("run") or {})}}
     sent.pop("submit", None)
-    for dotted in (*_PATHS, *_PATHS_OR_NAMES):
-        _change(sent, dotted.split("."), only_existing=dotted in _PATHS_OR_NAMES)
+    sent = with_absolute_paths(sent)
     uri = (sent.get("tracking") or {}).get("uri")
     if isinstance(uri, str) and uri.startswith("sqlite:///"):
         sent["tracking"] = {
             **sent["tracking"],
-            "uri": f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'), False)}",
+            "uri": f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}",
         }
     for dotted, text in _texts(sent):
-        public = redacted_tree(text, dotted.rpartition(".")[2])
+        # the path of a key is no secret
+        name = "" if dotted in path_keys() else dotted.rpartition(".")[2]
+        public = redacted_tree(text, name)
         # a variable is expanded on the cluster, so the secret itself is not sent
         if public != text and not _VARIABLE.fullmatch(text):
             raise ConfigError(
@@ -158,46 +129,6 @@ def job_config(tree: dict[str, Any]) -> str:
                 " TRACKING_URI, and write $TRACKING_URI here"
             )
     return yaml.safe_dump(sent, sort_keys=False, allow_unicode=True)
-
-
-def _change(tree: dict[str, Any], path: list[str], only_existing: bool) -> None:
-    """Make the path at a dotted key absolute; changed sections are copied, so the caller's tree
-    stays the same.
-    """
-    first, *rest = path
-    child = tree.get(first)
-    if child is None:
-        return
-    if rest:
-        if isinstance(child, dict):
-            tree[first] = dict(child)
-            _change(tree[first], rest, only_existing)
-        return
-    tree[first] = _each(child, only_existing)
-
-
-def _each(value: Any, only_existing: bool) -> Any:
-    if isinstance(value, str):
-        return _absolute(value, only_existing)
-    if isinstance(value, list):
-        return [_each(item, only_existing) for item in value]
-    if isinstance(value, dict):
-        return {key: _each(item, only_existing) for key, item in value.items()}
-    return value
-
-
-def _absolute(path: str, only_existing: bool) -> str:
-    """An absolute local path; URIs and paths that begin with a variable stay.
-
-    >>> _absolute("s3://bucket/runs", False), _absolute("/data", False)
-    ('s3://bucket/runs', '/data')
-    >>> _absolute("$RECSYS_DATA/lastfm", False)
-    '$RECSYS_DATA/lastfm'
-    """
-    if not path or "://" in path or path.startswith(("/", "$")):
-        return path
-    full = os.path.expanduser(path)
-    return path if only_existing and not os.path.exists(full) else os.path.abspath(full)
 
 
 def _texts(node: Any, where: str = "") -> Iterator[tuple[str, str]]:

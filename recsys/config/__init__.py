@@ -6,6 +6,7 @@ must be repeatable from the single ``config.yaml`` in its folder. Each section h
 :mod:`~recsys.config.root` combines them.
 """
 
+from recsys.config.canonical import CanonicalSource
 from recsys.config.data import (
     DataConfig,
     FinetuneConfig,
@@ -24,20 +25,19 @@ from recsys.config.load import (
     build_config,
     dump_config,
     load_config,
-    parse_value,
     read_tree,
     redacted,
     set_path,
 )
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import FusionConfig, ItemTowerConfig, ModelConfig
+from recsys.config.option_values import parse_value
 from recsys.config.promote import PromoteConfig, PullConfig
 from recsys.config.redaction import redact
 from recsys.config.root import Config, RayConfig, RunConfig
 from recsys.config.section import Section
 from recsys.config.serve import ServeConfig
 from recsys.config.sources import (
-    CanonicalSource,
     HetRecLastFmSource,
     RecBoleSource,
     SequencesSource,

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from recsys.config.privacy import PseudonymConfig
-from recsys.config.section import PathOrUri, Section
+from recsys.config.section import PathOrName, PathOrUri, Section
 from recsys.config.sources import Source, SyntheticSource, open_kind
 
 
@@ -153,7 +153,7 @@ class TextConfig(Section):
     max_event_terms: int = Field(
         24, ge=1, description="most frequent terms of event_column that an item keeps"
     )
-    model: PathOrUri = Field(
+    model: PathOrName = Field(
         "all-MiniLM-L6-v2", description="name of a packaged model, local folder or hub id"
     )
     allow_download: bool = Field(
@@ -192,7 +192,7 @@ class ImagesConfig(Section):
         "",
         description="folder that relative paths start from; empty: the folder of the items' file",
     )
-    model: PathOrUri = Field(
+    model: PathOrName = Field(
         "", description="local folder or hub id of a transformers vision model"
     )
     allow_download: bool = Field(

@@ -14,9 +14,11 @@ import yaml
 from pydantic import BaseModel
 
 from recsys.config.granularities import GranularitiesConfig
+from recsys.config.option_values import parse_value
 from recsys.config.redaction import redacted_tree
 from recsys.config.renamed import RENAMED, current_path
 from recsys.config.root import Config
+from recsys.config.section import holds_paths
 from recsys.config.shape import shaped
 from recsys.config.sources import SOURCE_KINDS, source_class
 from recsys.config.yaml_reader import parse_yaml
@@ -26,7 +28,6 @@ from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote
 _VARIABLE = re.compile(r"\$(?:\$(?=\{?[A-Z_])|([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)(\}?))")
 _DOLLAR = re.compile(r"\$(?=\{?[A-Z_])")
 _QUOTED = re.compile(r"'([^']*)'")
-_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 AUTO: Final = "auto"  # a section model that the product chooses; the same as no section
@@ -37,9 +38,9 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
     everything.
 
     ``$NAME`` and ``${NAME}`` are environment variables, ``$$NAME`` is the text ``$NAME``;
-    ``RECSYS_DATA`` is ``data`` if it is not set. Override texts are parsed as YAML scalars or
-    lists. The section ``model`` may be missing or ``auto``: the verbs that need a model then choose
-    one (:mod:`pipelines.steps.auto`).
+    ``RECSYS_DATA`` is ``data`` if it is not set. Override texts are read by
+    :func:`~recsys.config.option_values.parse_value`. The section ``model`` may be missing or
+    ``auto``: the verbs that need a model then choose one (:mod:`pipelines.steps.auto`).
 
     Raises
     ------
@@ -67,6 +68,7 @@ def build_config(
     where: str = "configuration",
     expand: bool = True,
     options: Sequence[str] = (),
+    unset_stay: bool = False,
 ) -> Config:
     """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the
     valid keys.
@@ -82,6 +84,9 @@ def build_config(
         before: a dollar sign in its values is part of the text.
     options : Sequence[str]
         Dotted paths that the command line has set; messages name them as options.
+    unset_stay : bool
+        Whether ``$VARIABLES`` that are not set here stay as they are, because another machine has
+        them.
 
     Raises
     ------
@@ -91,7 +96,8 @@ def build_config(
     if isinstance(tree.get("model"), str) and tree["model"].strip().lower() == AUTO:
         tree = {key: value for key, value in tree.items() if key != "model"}
     try:
-        return Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
+        found = _expand(tree, "", unset_stay) if expand else tree
+        return Config.model_validate(shaped(found, where))
     except pydantic.ValidationError as error:
         raise ConfigError(
             _explain(error, where, [current_path(option) for option in options])
@@ -129,9 +135,12 @@ def _without_secrets(value: Any, name: str) -> Any:
     if not isinstance(value, BaseModel):
         return redacted_tree(value, name)
     changed = {}
-    for key in [*type(value).model_fields, *(value.model_extra or {})]:
+    fields = type(value).model_fields
+    for key in [*fields, *(value.model_extra or {})]:
         before = getattr(value, key)
-        after = _without_secrets(before, key)
+        # the path of a key is no secret
+        is_path = key in fields and holds_paths(fields[key])
+        after = _without_secrets(before, "" if is_path else key)
         if after != before:
             changed[key] = after
     return value.model_copy(update=changed) if changed else value
@@ -160,29 +169,16 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, last = current_path(dotted).split(".")
     node = tree
     for section in sections:
-        child = node.setdefault(section, {})
-        if child is None:
-            child = node[section] = {}
-        if not isinstance(child, dict):
+        child = node.get(section)
+        if not isinstance(child, dict | None):
             raise ConfigError(f"--{dotted}: {section!r} is a value, not a section")
-        node = child
+        # a copy, because a YAML alias (&, *) makes several sections one mapping
+        node[section] = dict(child or {})
+        node = node[section]
     for old, new in RENAMED.get(".".join(sections), {}).items():
         if new == last:
             node.pop(old, None)
     node[last] = value
-
-
-def parse_value(dotted: str, text: str) -> Any:
-    """Parse the text of a command-line value: YAML, and numbers such as ``3e-4``, which YAML reads
-    as text.
-
-    >>> parse_value("train.lr", "3e-4")
-    0.0003
-    >>> parse_value("evaluate.ks", "[5, 10]")
-    [5, 10]
-    """
-    value = parse_yaml(text, f"--{dotted}: {text!r} is not a YAML value")
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -210,30 +206,35 @@ def _content(path: str) -> bytes:
         ) from None
 
 
-def _expand(node: Any, where: str) -> Any:
+def _expand(node: Any, where: str, unset_stay: bool) -> Any:
     if isinstance(node, Mapping):
-        return {key: _expand(child, f"{where}.{key}".lstrip(".")) for key, child in node.items()}
+        return {
+            key: _expand(child, f"{where}.{key}".lstrip("."), unset_stay)
+            for key, child in node.items()
+        }
     if isinstance(node, list):
-        return [_expand(child, where) for child in node]
+        return [_expand(child, where, unset_stay) for child in node]
     if isinstance(
         node, date
     ):  # YAML reads 2020-01-01 as a date; every time of the configuration is text
         return node.isoformat()
     if not isinstance(node, str):
         return node
-    text = _VARIABLE.sub(lambda match: _variable(match, where), node)
+    text = _VARIABLE.sub(lambda match: _variable(match, where, unset_stay), node)
     if has_credentials(text):
         raise ConfigError(f"{where}: {CREDENTIALS.format(text.partition('://')[0])}")
     return text
 
 
-def _variable(match: re.Match[str], where: str) -> str:
+def _variable(match: re.Match[str], where: str, unset_stay: bool) -> str:
     if match.group() == "$$":
         return "$"
     if match.group(2) and not match.group(3):
         raise ConfigError(f"{where}: {match.string!r} has a ${{ without a }}")
     name = match.group(1) or match.group(2)
     value = os.environ.get(name, "data" if name == "RECSYS_DATA" else None)
+    if value is None and unset_stay:
+        return match.group()
     if value is None:
         raise ConfigError(f"{where}: the environment variable {name} is not set")
     return value

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic.fields import FieldInfo
 
 from recsys.config.outside import reads_artifact
 from recsys.config.renamed import with_current_keys
@@ -13,6 +14,9 @@ from recsys.storage.uris import expanded
 
 PathOrUri = Annotated[str, AfterValidator(expanded)]
 """A path or URI; ``~`` at its start is the home folder of the user who starts the command."""
+_OR_NAME: Final = "or a name"
+PathOrName = Annotated[PathOrUri, _OR_NAME]
+"""A path or URI, or a name that something else knows: a path if there is such a file or folder."""
 
 
 class Section(BaseModel):
@@ -37,6 +41,25 @@ class Section(BaseModel):
             if isinstance(tree, Mapping)
             else tree
         )
+
+
+def holds_paths(field: FieldInfo) -> bool:
+    """Whether a key holds paths or URIs: one, or a list of them."""
+    return any(getattr(part, "func", None) is expanded for part in _metadata(field))
+
+
+def may_be_name(field: FieldInfo) -> bool:
+    """Whether a key with a path may have a name instead."""
+    return _OR_NAME in _metadata(field)
+
+
+def _metadata(field: FieldInfo) -> list[Any]:
+    """What is annotated to the type of a key, or to that of its list's members."""
+    members = get_args(field.annotation)
+    return [
+        *field.metadata,
+        *(part for one in members for part in getattr(one, "__metadata__", ())),
+    ]
 
 
 def as_list(value: Any) -> Any:

@@ -47,7 +47,7 @@ def _section(node: Mapping[Any, Any], model: type[BaseModel], where: str) -> dic
         if field is None:
             found[key] = child
             continue
-        sections = [option for option in _options(field.annotation) if is_section(option)]
+        sections = [option for option in union_members(field.annotation) if is_section(option)]
         if not sections:
             if not any(getattr(part, "func", None) is as_word for part in field.metadata):
                 _check_plain(child, field.annotation, dotted)
@@ -89,7 +89,7 @@ def _check_plain(value: Any, annotation: Any, where: str) -> None:
     ValueError
         There is such a value, or an integer that 64 bits cannot hold.
     """
-    options = _options(annotation)
+    options = union_members(annotation)
     if isinstance(value, bool):
         if any(option in (bool, Any) for option in options):
             return
@@ -118,13 +118,13 @@ def _check_plain(value: Any, annotation: Any, where: str) -> None:
                     _check_plain(item, get_args(option)[1], f"{where}.{key}")
 
 
-def _options(annotation: Any) -> list[Any]:
+def union_members(annotation: Any) -> list[Any]:
     """The members of a union type, without annotations."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _options(get_args(annotation)[0])
+        return union_members(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        return [option for member in get_args(annotation) for option in _options(member)]
+        return [option for member in get_args(annotation) for option in union_members(member)]
     return [annotation]
 
 

@@ -216,6 +216,11 @@ def map_paths(value: Any, change: Callable[[str], str]) -> Any:
     return [change(path) for path in value] if isinstance(value, list) else change(value)
 
 
+def path_keys_of_source(source: Section | type[Section]) -> list[str]:
+    """The keys of a source that hold paths; ``name`` of RecBole is the first part of file names."""
+    return [key for key in getattr(source, "places", ()) if key != "name"]
+
+
 SOURCE_KINDS: Final = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from recsys.config.section import PathOrUri, Section, as_list
+from recsys.config.section import PathOrName, Section, as_list
 
 
 class FusionSearchConfig(Section):
@@ -54,7 +54,7 @@ class TuneConfig(Section):
         "trials",
         description="trials: train with many settings; fusion: search λ of one trained model",
     )
-    space: Annotated[list[PathOrUri], BeforeValidator(as_list)] = Field(
+    space: Annotated[list[PathOrName], BeforeValidator(as_list)] = Field(
         [],
         description=(
             "files of the search space (dotted path → values), or names of files in tune/spaces/"

@@ -180,13 +180,13 @@ def signing_key(key_path: str) -> Any:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"forget.signing_key: {path} holds no readable private key ({error}); make one with "
-            "`openssl genpkey -algorithm ed25519 -out forget.pem`"
+            f"forget.signing_key names {path}, which holds no readable private key"
+            f" ({error}); make one with `openssl genpkey -algorithm ed25519 -out forget.pem`"
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"forget.signing_key: {path} is not an Ed25519 key; make one with `openssl genpkey"
-            " -algorithm ed25519`"
+            f"forget.signing_key names {path}, which is not an Ed25519 key; make one with"
+            " `openssl genpkey -algorithm ed25519`"
         )
     return key
 

@@ -93,6 +93,60 @@ def test_values_of_the_command_line_are_typed(text: str, value: object) -> None:
     assert parse_value("some.key", text) == value
 
 
+@pytest.mark.parametrize(
+    ("dotted", "text", "value"),
+    [
+        ("run.name", "try #2", "try #2"),
+        ("run.name", "1e5", "1e5"),
+        ("run.name", "on", "on"),
+        ("run.name", "null", "null"),
+        ("run.name", "a: b", "a: b"),
+        ("run.name", "'in quotes'", "in quotes"),
+        ("run.name", "'a' and 'b'", "'a' and 'b'"),
+        ("run.name", "", None),
+        ("run.dir", "runs/exp #2", "runs/exp #2"),
+        ("pull.dir", "served #2", "served #2"),
+        ("data.from", "2020-01-31", "2020-01-31"),
+        ("data.source.time_format", "%d/%m/%Y", "%d/%m/%Y"),
+        ("data.source.separator", "|", "|"),
+        ("data.source.separator", ": ", ": "),
+        ("data.source.separator", "\t", "\t"),
+        ("data.source.separator", "{events: ';'}", {"events": ";"}),
+        ("data.source.comment", "#", "#"),
+        ("data.source.clock", "[hour, minute]", ["hour", "minute"]),
+        ("data.source.decimal", ",", ","),
+        ("data.source.rename.Order #", "order #", "order #"),
+        ("data.source.events", "['a #1.csv']", ["a #1.csv"]),
+        ("data.text.fields", "null", None),
+        ("train.use_gpu", "true", True),
+        ("update.model", "models:/a@b", "models:/a@b"),
+    ],
+)
+def test_text_of_the_command_line_is_not_read_as_yaml(
+    dotted: str, text: str, value: object
+) -> None:
+    assert parse_value(dotted, text) == value
+
+
+@pytest.mark.parametrize(
+    ("dotted", "text"),
+    [("tune.space", "a #2.yaml"), ("seed", "7 # of the day"), ("data.text.fields", "#")],
+)
+def test_value_that_yaml_would_shorten_is_refused(dotted: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--{dotted}: .* has the comment '#.*in quotes"):
+        parse_value(dotted, text)
+
+
+def test_option_changes_one_of_the_sections_that_share_a_yaml_alias(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "model:\n  granularities:\n    item_knn: &one {enabled: true}\n    user_cf: *one\n"
+    )
+    config = load_config(path, [("model.granularities.user_cf.enabled", "false")])
+    assert config.model.granularities.item_knn.enabled
+    assert not config.model.granularities.user_cf.enabled
+
+
 def test_number_becomes_text_where_a_text_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(SMALLEST), encoding="utf-8")

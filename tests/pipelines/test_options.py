@@ -44,6 +44,17 @@ def test_mistyped_option_gives_a_message_with_the_nearest_one(
     assert str(error.value).endswith(expected)
 
 
+def test_files_of_a_repeated_option_add_up() -> None:
+    words = ["--events", "monday.csv", "--seed", "1", "--events", "tuesday.csv", "b #2.csv"]
+    config = load_config(None, parse(words).overrides)
+    assert config.update.events == ["monday.csv", "tuesday.csv", "b #2.csv"] and config.seed == 1
+
+
+def test_formats_in_two_options_are_refused(capsys: Captured) -> None:
+    assert main(["export", "a", "--to", "onnx", "--to", "faiss", "--out", "b", "--dry-run"]) == 2
+    assert "--to is given twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -25,6 +25,7 @@ from pipelines.cli import main
 from pipelines.plumbing import jobs
 from pipelines.plumbing.job_package import CONFIG, PACKAGES, contents, job_config, pack
 from pipelines.plumbing.jobs import address_of, connect, follow
+from pipelines.plumbing.nodes import Node
 from pipelines.stages import VERBS
 from recsys.config import load_config, read_tree
 from recsys.errors import ConfigError
@@ -97,6 +98,45 @@ def test_no_secret_is_sent(capsys: Captured, monkeypatch: pytest.MonkeyPatch) ->
     )
     printed = capsys.readouterr()
     assert "hunter2" not in printed.err + printed.out and "uri: $TRACKING_URI" in printed.out
+
+
+def test_variable_may_be_set_on_the_cluster_alone(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONLY_THERE", raising=False)
+    words = ["--config", "demo", "--tracking.uri", "$ONLY_THERE", "--run.dir", "$ONLY_THERE/run"]
+    assert main(["submit", "run", *words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "uri: $ONLY_THERE" in shown and "dir: $ONLY_THERE/run" in shown
+    assert main(["run", *words, "--dry-run"]) == 2
+    assert "ONLY_THERE is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "needs_workers"),
+    [
+        (["train"], True),
+        (["tune"], True),
+        (["prepare"], False),
+        (["tune", "--tune.search", "fusion"], False),
+        (["update", "--update.only", "fusion", "--update.feedback", "[f.csv]"], False),
+    ],
+)
+def test_cluster_is_checked_only_for_a_training(
+    words: list[str], needs_workers: bool, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    class Client:
+        def submit_job(self, **job: Any) -> None:
+            print(job["entrypoint"])
+
+    monkeypatch.setattr(submit, "connect", lambda address: Client())
+    monkeypatch.setattr(submit, "nodes_summary", lambda client: {})
+    monkeypatch.setattr(submit, "dashboard_nodes", lambda summary: [Node(4.0, 0.0, 64 << 30)])
+    given = ["--config", "demo", "--train.num_workers", "8", "--submit.follow", "false"]
+    assert main(["submit", *words, *given]) == (2 if needs_workers else 0)
+    shown = capsys.readouterr()
+    assert ("preflight: the cluster has 4 CPUs" in shown.err) == needs_workers
+    assert (f"pipelines.cli {words[0]} " in shown.out) != needs_workers
 
 
 def test_job_package_is_the_project_and_the_configuration_and_runs_alone(
