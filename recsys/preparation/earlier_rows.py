@@ -109,7 +109,7 @@ def _of_one_type(table: pa.Table, before: pa.Table, name: str) -> tuple[pa.Table
     try:
         if kind is not None:
             return _cast(table, name, kind), _cast(before, name, kind)
-    except pa.ArrowInvalid:  # a number beyond the common type
+    except pa.ArrowException:  # a number beyond the common type, or a type that Arrow cannot cast
         pass
     noun = "items" if schema.ITEM_ID in table.column_names else "users"
     raise DataError(

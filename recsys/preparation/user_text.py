@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -103,6 +104,8 @@ def texts_ever(histories: Histories, titles: Sequence[str], rules: TextRules) ->
         How texts are composed.
     """
     found: set[str] = set()
+    # a dataset with a single event type does not name it
+    forms = {rules, replace(rules, event_types=rules.event_types[:1])}
     for split in Split:
         seen = histories.through(split)
         users_E = np.repeat(seen.users_U, seen.lengths_U)
@@ -117,7 +120,8 @@ def texts_ever(histories: Histories, titles: Sequence[str], rules: TextRules) ->
                 for num in range(1, len(items) + 1):
                     # a text names no more items, and the rest of a long history takes time
                     first = max(num - rules.max_items, 0)
-                    found.add(compose(items[first:num], types[first:num], titles, rules))
+                    newest = items[first:num], types[first:num]
+                    found |= {compose(*newest, titles, form) for form in forms}
     return found - {""}
 
 

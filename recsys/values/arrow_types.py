@@ -76,7 +76,7 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     try:
         schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
-    except pa.ArrowTypeError:  # what Arrow does not promote
+    except pa.ArrowException:  # what Arrow does not promote
         pass
     for kind, wider in ((one, other), (other, one)):
         if is_string(wider) and is_cell(kind):
