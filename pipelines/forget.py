@@ -48,7 +48,7 @@ from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError, ConfigError
 from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.forget import forget_users, needs_language_model
-from recsys.preparation.user_text import texts_of
+from recsys.preparation.user_text import texts_ever
 from recsys.preparation.vector_cache import forget_texts
 from recsys.privacy.footprints import SearchTargets
 from recsys.privacy.proof import signing_key
@@ -335,7 +335,9 @@ def _rewrite_dataset(
 
 
 def _forget_texts(data: DataConfig, dataset: PreparedDataset, gone: Any) -> int:
-    """Remove the texts of the users' histories from the cache of the language model."""
+    """Remove the texts of the users' histories, at any length, from the cache of the language
+    model.
+    """
     described = dataset.manifest.text.get("users")
     if not described:
         return 0
@@ -344,7 +346,7 @@ def _forget_texts(data: DataConfig, dataset: PreparedDataset, gone: Any) -> int:
     gone_V = np.zeros(dataset.num_users, dtype=bool)
     gone_V[gone] = True
     titles = item_titles(dataset.features)
-    texts = {text for *_, text in texts_of(dataset.histories(gone_V), titles, rules) if text}
+    texts = texts_ever(dataset.histories(gone_V), titles, rules)
     return forget_texts(data.text.cache_dir, sorted(texts))
 
 

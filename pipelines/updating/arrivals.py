@@ -20,7 +20,8 @@ from pipelines.plumbing.newer_source import with_newer_events
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.prepare import prepare
-from recsys.config import Config
+from recsys import schema
+from recsys.config import CanonicalSource, Config
 from recsys.config.values import seconds_of
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import SourceError, StorageError, UserError
@@ -32,6 +33,7 @@ from recsys.storage.uris import within
 FOLDER: Final = "arrived"  # in the run folder: a dataset for each append
 
 _Signature = tuple[int, int | None]  # size and time of the last change
+_Tables = frozenset[tuple[str, _Signature | str]]  # files of all tables except the events
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ class Arrivals:
     """Watch the files of ``update.events`` and keep a dataset with all of them.
 
     A file is read when its size and its time of change stay the same from one look to the next. A
-    file that cannot be read is reported once and left out until it changes. While a storage does
-    not answer, every look tries again.
+    file that cannot be read is reported once and left out until it changes, or a table beside the
+    events, which may be the cause: the catalogue may be half-written at this moment. While a
+    storage does not answer, every look tries again.
 
     Parameters
     ----------
@@ -73,6 +76,8 @@ class Arrivals:
         self._config, self._newest = config, earlier
         self._every = seconds_of(config.update.follow)
         self._handled: dict[str, _Signature] = {}
+        # files that could not be read, each with the state of the other tables at that time
+        self._left_out: dict[str, tuple[_Signature, _Tables]] = {}
         self._last_look: dict[str, _Signature] = {}
         self._first_seen: dict[str, float] = {}  # of files that no dataset has yet
         # file or pattern that a storage failed for → its message, which is shown once
@@ -159,7 +164,12 @@ class Arrivals:
                 self._report_outage(pattern, error)
                 continue
             now |= {file.path: (file.size, file.modified) for file in found}
-        fresh = {path: sign for path, sign in now.items() if self._handled.get(path) != sign}
+        tables = self._tables() if self._left_out else frozenset()
+        fresh = {
+            path: sign
+            for path, sign in now.items()
+            if self._handled.get(path) != sign and self._left_out.get(path) != (sign, tables)
+        }
         ready = {path: sign for path, sign in fresh.items() if self._last_look.get(path) == sign}
         self._last_look, self._has_looked = now, True
         with self._changed:
@@ -170,26 +180,54 @@ class Arrivals:
 
     def _append(self, ready: dict[str, _Signature]) -> None:
         """Append the files; if they cannot be read together, one after the other."""
+        tables = self._tables()
         try:
             self._add(list(ready))
         except NothingNew:
+            self._handled |= ready
             self._own.progress(f"{_named(list(ready))}: the dataset has these events already")
         except UserError as error:
             if len(ready) == 1 and isinstance(error, StorageError):
                 self._report_outage(next(iter(ready)), error)
                 return  # the next look tries it again
-            if len(ready) == 1:
-                self._own.progress(f"left out until it changes: {next(iter(ready))}: {error}")
-            else:
+            if len(ready) > 1:
                 for path, sign in ready.items():
                     self._append({path: sign})
                 return
-        self._handled |= ready
+            path, sign = next(iter(ready.items()))
+            self._left_out[path] = (sign, tables)
+            self._own.progress(
+                f"left out until it changes, or a table beside the events: {path}: {error}"
+            )
+        else:
+            self._handled |= ready
+        self._settle(ready)
+
+    def _settle(self, ready: dict[str, _Signature]) -> None:
+        """Wait for these files no longer."""
         with self._changed:
             for path in ready:
                 self._first_seen.pop(path, None)
                 self._outages.pop(path, None)
             self._last_arrival = time.monotonic()
+
+    def _tables(self) -> _Tables:
+        """The files of the source's tables beside the events, as they are now."""
+        source = self._config.data.source
+        if not isinstance(source, CanonicalSource):  # `_add` refuses it
+            return frozenset()
+        names = (name for name in schema.FILE_TABLES if name != schema.EVENTS.name)
+        patterns = [pattern for name in names for pattern in getattr(source, name)]
+        patterns += [pattern for files in source.lookup.values() for pattern in files]
+        found: set[tuple[str, _Signature | str]] = set()
+        for pattern in patterns:
+            try:
+                files = find([pattern])
+            except UserError as error:
+                found.add((pattern, str(error)))
+            else:
+                found |= {(file.path, (file.size, file.modified)) for file in files}
+        return frozenset(found)
 
     def _report_outage(self, what: str, error: StorageError) -> None:
         """Say once that a storage fails for a file or a pattern."""

@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.histories import Array
-from recsys.values.arrow_types import is_string
+from recsys.errors import DataError
+from recsys.values.arrow_types import is_list, is_string
 
 if TYPE_CHECKING:  # `prepare` and its workers read cells with this module, without torch
     import torch
@@ -146,13 +147,18 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
     -------
     AttributeRows
         Codes [X, S] int32 and values [X, M] float32.
+
+    Raises
+    ------
+    DataError
+        A column is missing, or is a list where the field is none, or the reverse.
     """
     import torch
 
     codes = [np.zeros((len(table), 0), dtype=np.int32)]
     values = [np.zeros((len(table), 0), dtype=np.float32)]
     for field in fields:
-        column = table.column(field.name)
+        column = _column_of(table, field)
         if field.kind == "number":
             numbers_X = as_numbers(column)
             known_X = ~np.isnan(numbers_X)
@@ -165,6 +171,24 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
     return AttributeRows(
         torch.as_tensor(np.concatenate(codes, axis=1).astype(np.int32)),
         torch.as_tensor(np.concatenate(values, axis=1).astype(np.float32)),
+    )
+
+
+def _column_of(table: pa.Table, field: Field) -> pa.ChunkedArray:
+    """The column of a field; a dataset may be of another day than the model."""
+    has_lists = field.kind == "list"
+    found = "is missing"
+    if field.name in table.column_names:
+        column = table.column(field.name)
+        if pa.types.is_null(column.type):
+            return column.cast(pa.list_(pa.string()) if has_lists else pa.string())
+        if is_list(column.type) == has_lists:
+            return column
+        found = f"has the type {column.type}"
+    raise DataError(
+        f"the model reads the attribute {field.name} as a {field.kind}, but the column {found} in"
+        " the dataset; add it to the table of items or users as it was when the model was trained,"
+        " or train a new model with `recsys run`"
     )
 
 

@@ -10,6 +10,8 @@ Layout::
                                   (of training events)
     users/features.parquet        dense order: user_id, and the columns of the users table
     items/features.parquet        dense order: item_id, text, and the columns of the items table
+    items/own_text.parquet        dense order: the column "text" of the items table, where the text
+                                  of items contains more than it
     items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
     users/texts.parquet           user, through (0 train, 1 valid), place, text; with
     users/text_vectors.parquet    vector, where users' histories are text: see

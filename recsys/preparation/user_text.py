@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -85,6 +86,43 @@ def texts_of(
                     text = compose(items[visible].tolist(), types[visible].tolist(), titles, rules)
                     yield user, int(split), fold, text
             yield user, int(split), WHOLE, compose(items.tolist(), types.tolist(), titles, rules)
+
+
+def texts_ever(histories: Histories, titles: Sequence[str], rules: TextRules) -> set[str]:
+    """All texts of some users that this or an earlier dataset can have, which had fewer of their
+    events: the cache of vectors still has those.
+
+    Not covered: an earlier dataset with other titles, or without a late event between the others.
+
+    Parameters
+    ----------
+    histories : Histories
+        Histories of the users, with all splits.
+    titles : Sequence[str]
+        Titles of the items in dense order.
+    rules : TextRules
+        How texts are composed.
+    """
+    found: set[str] = set()
+    # a dataset with a single event type does not name it
+    forms = {rules, replace(rules, event_types=rules.event_types[:1])}
+    for split in Split:
+        seen = histories.through(split)
+        users_E = np.repeat(seen.users_U, seen.lengths_U)
+        visible = [np.ones(len(seen.items_E), dtype=bool)]
+        if not rules.ordered and rules.folds > 1:
+            for fold in range(rules.folds):
+                visible.append(~Hidden.fold(fold, rules.folds).of(users_E, seen.items_E))
+        for is_visible_E in visible:
+            rest = seen.where(is_visible_E)
+            for start, end in zip(rest.offsets_U1[:-1], rest.offsets_U1[1:], strict=True):
+                items, types = rest.items_E[start:end].tolist(), rest.types_E[start:end].tolist()
+                for num in range(1, len(items) + 1):
+                    # a text names no more items, and the rest of a long history takes time
+                    first = max(num - rules.max_items, 0)
+                    newest = items[first:num], types[first:num]
+                    found |= {compose(*newest, titles, form) for form in forms}
+    return found - {""}
 
 
 def _lengths_with_text(length: int, first: int) -> list[int]:

@@ -13,6 +13,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -106,6 +107,7 @@ class VectorCache:
 
 def forget_texts(root: str, texts: Sequence[str]) -> int:
     """Remove the vectors of these texts from the cache, for all models; returns their number.
+    Damaged files are deleted, because their texts are unknown.
 
     Why: the key is a hash of the text, so a person who guesses a user's text can check whether it
     was encoded.
@@ -116,20 +118,31 @@ def forget_texts(root: str, texts: Sequence[str]) -> int:
         if space.type != pyarrow.fs.FileType.Directory:
             continue
         keys = pa.array(text_keys(texts, space.base_name), pa.string())
-        for info in filesystem.get_file_info(pyarrow.fs.FileSelector(space.path)):
+        for info in filesystem.get_file_info(
+            pyarrow.fs.FileSelector(space.path, allow_not_found=True)
+        ):
             if not info.base_name.endswith(".parquet"):
                 continue
-            table = pq.read_table(info.path, filesystem=filesystem)
-            kept = table.filter(
-                pa.compute.invert(pa.compute.is_in(table.column("key"), value_set=keys))
-            )
-            if kept.num_rows < table.num_rows:
-                removed += table.num_rows - kept.num_rows
-                pq.write_table(
-                    kept, f"{info.path}.tmp", filesystem=filesystem, write_page_checksum=True
-                )
-                filesystem.move(f"{info.path}.tmp", info.path)
+            with suppress(FileNotFoundError):  # another process has removed it
+                removed += _forget_in(filesystem, info.path, keys)
     return removed
+
+
+def _forget_in(filesystem: Any, path: str, keys: pa.Array) -> int:
+    """Remove the keys from one file; returns their number."""
+    try:
+        table = pq.read_table(path, filesystem=filesystem, page_checksum_verification=True)
+        is_gone = pa.compute.is_in(table.column("key"), value_set=keys)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError):
+        filesystem.delete_file(path)
+        return 0
+    kept = table.filter(pa.compute.invert(is_gone))
+    if kept.num_rows < table.num_rows:
+        pq.write_table(kept, f"{path}.tmp", filesystem=filesystem, write_page_checksum=True)
+        filesystem.move(f"{path}.tmp", path)
+    return int(table.num_rows - kept.num_rows)
 
 
 def default_cache_dir(kind: str = "text") -> str:

@@ -60,3 +60,32 @@ def is_list_of_cells(kind: pa.DataType) -> bool:
     (True, False)
     """
     return is_list(kind) and is_cell(kind.value_type)
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both types; None where there is none.
+
+    Numbers become the wider number, a flag among numbers a number, a day among times a time, and
+    any cell among texts a text. Lists follow their members.
+
+    >>> common_type(pa.int64(), pa.float64()), common_type(pa.string(), pa.int64())
+    (DataType(double), DataType(string))
+    >>> common_type(pa.list_(pa.string()), pa.string()) is None
+    True
+    """
+    try:
+        schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except pa.ArrowException:  # what Arrow does not promote
+        pass
+    for kind, wider in ((one, other), (other, one)):
+        if is_string(wider) and is_cell(kind):
+            return wider
+        if pa.types.is_boolean(kind) and is_plain_number(wider):
+            return wider
+        if pa.types.is_date(kind) and pa.types.is_timestamp(wider) and wider.tz is None:
+            return wider
+    if is_list(one) and is_list(other):
+        members = common_type(one.value_type, other.value_type)
+        return None if members is None else pa.list_(members)
+    return None

