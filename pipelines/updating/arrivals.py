@@ -179,7 +179,7 @@ class Arrivals:
                 self._report_outage(next(iter(ready)), error)
                 return  # the next look tries it again
             if len(ready) == 1:
-                self._own.progress(f"left out until it changes: {next(iter(ready))}: {error}")
+                self._own.progress(f"{next(iter(ready))} is skipped until it changes: {error}")
             else:
                 for path, sign in ready.items():
                     self._append({path: sign})
@@ -197,7 +197,8 @@ class Arrivals:
             is_new = self._outages.get(what) != str(error)
             self._outages[what] = str(error)
         if is_new:
-            self._own.progress(f"not read yet, tried again at every look: {what}: {error}")
+            follow = self._config.update.follow
+            self._own.progress(f"cannot read {what} yet, trying again every {follow}: {error}")
 
     def _add(self, paths: list[str]) -> None:
         config = self._config.model_copy(
