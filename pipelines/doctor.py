@@ -99,8 +99,11 @@ def examine(
     last = time.monotonic() + patience
     for thread in threads:
         thread.join(max(0.0, last - time.monotonic()))
-    late = "no answer"
-    cure = "check the network connection to this service; all other checks were done"
+    late = "the check did not end"
+    cure = (
+        "the machine is busy, or the service cannot be reached: run `recsys doctor` again; all"
+        " other checks were done"
+    )
     return [
         finding
         for name in checks

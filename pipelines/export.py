@@ -114,6 +114,9 @@ def export(run: RunConfig, export: ExportConfig, tracking: TrackingConfig) -> di
     is_noted = remember(
         [Copy.here("export", export.out)], model_uri, tracking_uri(tracking, run.dir)
     )
+    print(
+        f"writing     {', '.join(export.to)} to {export.out}; large models take minutes", flush=True
+    )
     manifest = write(bundle, Path(export.out), export.to, export.users, export.without, model_uri)
     print(_words(manifest, export.out))
     if not is_noted:

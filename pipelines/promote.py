@@ -93,7 +93,7 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
         folder.progress(_closing(record))
     _complete(aliases, record)
     if record["decision"] == "refused":
-        raise Refusal("\n  - ".join([_closing(record), *record["reasons"]]))
+        raise Refusal("\n  - ".join([_closing(record), *record["reasons"]]) + _way_on(record))
     return record
 
 
@@ -301,6 +301,12 @@ def _complete(aliases: Aliases, record: dict[str, Any]) -> None:
     if record["decision"] != "unchanged" or not aliases.tags(version).get(_RUN):
         aliases.tag(version, {_RUN: record["promotion_run_id"]})
     aliases.end_rollback(version)
+
+
+def _way_on(record: dict[str, Any]) -> str:
+    """How to promote a refused version anyway; empty if it was not measured or cannot answer."""
+    failed = {check["name"] for check in record.get("checks", ()) if not check["passed"]}
+    return "\n`--force REASON` promotes it anyway" if failed and "self_test" not in failed else ""
 
 
 def _closing(record: dict[str, Any]) -> str:

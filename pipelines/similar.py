@@ -52,7 +52,7 @@ def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
         [answer] = recommender.similar.answer([request])
     title = recommender.bundle.titles[recommender.item_row(answer.item_id)]
     say = folder.progress
-    say(f"like {answer.item_id} ({title}), by {WAYS[answer.by]}: {answer.why}")
+    say(f"similar to {answer.item_id} ({title}), by {WAYS[answer.by]} ({answer.why})")
     for rank, (item, score, name) in enumerate(
         zip(answer.item_ids, answer.scores, answer.titles, strict=True), 1
     ):

@@ -40,7 +40,8 @@ class Verb:
     reads_model: bool = True  # whether it reads the section ``model``; auto chooses a missing one
     sections: tuple[str, ...] = ()  # the sections of the configuration that it reads, for its help
     short: tuple[tuple[str, str], ...] = ()  # one-word options, and the key of each
-    options: tuple[tuple[str, str], ...] = ()  # words that are no keys, each with its meaning
+    options: tuple[tuple[str, str], ...] = ()  # one-word options, each with its meaning
+    input: str = "--config FILE"  # the first words of its line of usage
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -115,6 +116,12 @@ STAGES: Final[dict[str, Stage]] = {
     ),
 }
 
+_RESUME: Final = ("--resume", "continue an interrupted run of the same configuration (run.resume)")
+_ABLATE: Final = (
+    "--ablate",
+    "evaluate without each granularity, with each alone, and with other fusions"
+    " (evaluate.ablation full)",
+)
 VERBS: Final[dict[str, Verb]] = {
     "init": Verb(
         "pipelines.init:command",
@@ -143,6 +150,15 @@ VERBS: Final[dict[str, Verb]] = {
             "ray",
             "seed",
         ),
+        options=(
+            (
+                "--budget TIME",
+                "time limit of the whole run, e.g. 20m (run.budget); without a section model, a"
+                " part of it is used to search for settings",
+            ),
+            _RESUME,
+            _ABLATE,
+        ),
     ),
     "prepare": Verb(
         "pipelines.prepare:prepare",
@@ -157,12 +173,14 @@ VERBS: Final[dict[str, Verb]] = {
         ("train",),
         "pipelines.plumbing.preflight:preview",
         sections=("run", "data", "model", "train", "tracking", "ray", "seed"),
+        options=(_RESUME,),
     ),
     "evaluate": Verb(
         "pipelines.evaluate:evaluate",
         "measure the model and the baselines on the test split and write the report",
         ("evaluate",),
         sections=("run", "evaluate", "train", "tracking", "seed"),
+        options=(_RESUME, _ABLATE),
     ),
     "register": Verb(
         "pipelines.register:register",
@@ -177,6 +195,11 @@ VERBS: Final[dict[str, Verb]] = {
         reads_model=False,
         sections=("recommend", "run", "tracking", "ray"),
         short=(("out", "recommend.out"), ("requests", "recommend.requests")),
+        options=(
+            ("--requests FILE", "answer the requests in a file (recommend.requests)"),
+            ("--out FILE", "where to write the answers (recommend.out)"),
+        ),
+        input="[--config FILE] [--recommend.model MODEL]",
     ),
     "similar": Verb(
         "pipelines.similar:similar",
@@ -185,6 +208,8 @@ VERBS: Final[dict[str, Verb]] = {
         locks=False,
         reads_model=False,
         sections=("similar", "run", "tracking"),
+        options=(("--item ID", "the item (similar.item)"),),
+        input="--config FILE --item ID",
     ),
     "update": Verb(
         "pipelines.update:update",
@@ -202,6 +227,12 @@ VERBS: Final[dict[str, Verb]] = {
             "ray",
             "seed",
         ),
+        options=(
+            ("--events FILE …", "files of new events (update.events); earlier events stay"),
+            ("--replace", "make the dataset only from the given events (update.replace)"),
+            _RESUME,
+        ),
+        input="[--config FILE] [--update.model MODEL] [--events FILE …]",
     ),
     "forget": Verb(
         "pipelines.forget:forget",
@@ -209,6 +240,12 @@ VERBS: Final[dict[str, Verb]] = {
         ("forget", "prove"),
         reads_model=False,
         sections=("forget", "run", "data", "registry", "tracking", "ray"),
+        options=(
+            ("--user ID …", "users to remove (forget.users)"),
+            ("--retrain", "train the models again without them (forget.retrain)"),
+            ("--also FOLDER …", "further logs, exports and copies to search (forget.also)"),
+        ),
+        input="--config FILE --user ID …",
     ),
     "serve": Verb(
         "pipelines.serve:serve",
@@ -259,6 +296,11 @@ VERBS: Final[dict[str, Verb]] = {
         ("promote",),
         reads_model=False,
         sections=("promote", "run", "evaluate", "registry", "tracking", "ray"),
+        options=(
+            ("--force REASON", "promote even if the gate refuses (promote.force)"),
+            ("--rollback", "make the previous champion the champion again (promote.rollback)"),
+        ),
+        input="[--config FILE] [--promote.model MODEL]",
     ),
     "compare": Verb(
         "pipelines.compare:command",

@@ -336,8 +336,8 @@ def _check_path(config: Config, path: str, where: str) -> None:
     section = path.split(".")[0]
     if section == "data":
         raise ConfigError(
-            f"{where}: changes the prepared dataset, which all trials share; prepare another one"
-            " with its own data.dir and run a sweep on each"
+            f"{where}: this key changes the prepared dataset, which all trials share; prepare"
+            " another one with its own data.dir and run a sweep on each"
         )
     if path == "seed":
         raise ConfigError(
@@ -346,14 +346,15 @@ def _check_path(config: Config, path: str, where: str) -> None:
         )
     if section not in _SECTIONS:
         raise ConfigError(
-            f"{where}: does not change the training; a sweep varies model.… and train.…"
+            f"{where}: this key does not change the training; a sweep varies model.… and train.…"
         )
     if path in _REFUSED:
         raise ConfigError(
-            f"{where}: cannot vary, because {_REFUSED[path]}; set it in the configuration"
+            f"{where}: a sweep cannot vary this key, because {_REFUSED[path]}; set it in"
+            " the configuration"
         )
     if isinstance(node, dict) and node and _is_section(config, path):
-        raise ConfigError(f"{where}: is a section; vary its keys: {choices(node)}")
+        raise ConfigError(f"{where}: this is a section; vary its keys: {choices(node)}")
 
 
 def _check_value(config: Config, path: str, value: Any, where: str) -> None:
@@ -427,9 +428,9 @@ def _check_rungs(space: Space, model: ModelConfig, tune: TuneConfig) -> None:
     fitted = [] if model.fusion.stack else closed_form_names(model)  # stacking adds them later
     if tune.scheduler == "asha" and fitted and "weighted" in kinds:
         raise ConfigError(
-            f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot"
-            f" be compared: {', '.join(fitted)} counts only in those of weighted; sweep weighted"
-            " separately, or set tune.scheduler none"
+            f"tune.space: model.fusion.kind has the values {', '.join(kinds)}, whose trials cannot"
+            f" be compared after the same epochs: only trials with weighted include"
+            f" {', '.join(fitted)}; run a separate sweep for weighted, or set tune.scheduler none"
         )
 
 

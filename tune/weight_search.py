@@ -207,11 +207,14 @@ def searched(config: Config, trials: Trials, folder: RunFolder) -> Found:
     folder.progress(
         f"{len(trials.tried):,} settings in {seconds:.1f} s"
         f" ({60 * len(trials.tried) / seconds:,.0f} a minute): {name} {trials.today.metric:.4f}"
-        f" today, {picked.metric:.4f} picked"
+        f" with the present weights, {picked.metric:.4f} with the best setting"
     )
     crossed = cross_fit(trials, settings, config.seed, config.evaluate.bootstrap)
     cross_seconds = time.perf_counter() - started - seconds
-    folder.progress(f"on users who did not choose: {name} {crossed.metric.difference:+.4f}")
+    folder.progress(
+        f"cross-fitted, on users that the choice did not use: {name}"
+        f" {crossed.metric.difference:+.4f}"
+    )
     return Found(picked, crossed, seconds, cross_seconds)
 
 

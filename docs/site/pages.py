@@ -5,12 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Final
 
-from pipelines.plumbing.reference import Key, SectionKeys, sections, sections_of
+from pipelines.command_line.help import usage
+from pipelines.plumbing.reference import Key, SectionKeys, sections
 from pipelines.stages import COMPARE_LOGS, SEARCHES, STAGES, UPDATES, VERBS, Verb
 from recsys.config import Config
-from recsys.config.granularities import KINDS
-from recsys.config.granularity import GranularityConfig
-from recsys.config.outside import Offer, load
 
 CONFIGURATION: Final = "reference/configuration"
 CLI: Final = "reference/cli.md"
@@ -46,15 +44,7 @@ def configuration() -> dict[str, str]:
     root, others = every[0], every[1:]
     pages = {}
     for name, group in groupby(others, key=lambda section: section.path.split(".")[0]):
-        inside = list(group)
-        if name == "model":
-            for (
-                kind,
-                target,
-            ) in KINDS.items():  # a model may have several of these, each under its own name
-                cls = load(Offer(kind, target, "", ""), GranularityConfig)
-                inside += sections_of("model.granularities.NAME", cls)
-        pages[f"{CONFIGURATION}/{name}.md"] = _page(name, inside)
+        pages[f"{CONFIGURATION}/{name}.md"] = _page(name, list(group))
     sizes = {name: sum(len(s.keys) for s in others if _is_in(s, name)) for name in _names(others)}
     rows = [f"| [`{name}`]({name}.md) | {_about(name)} | {size} |" for name, size in sizes.items()]
     overview = (
@@ -143,7 +133,6 @@ def cli() -> str:
 
 
 def _verb(name: str, verb: Verb) -> str:
-    usage = verb.usage or f"recsys {name} --config FILE [--section.key VALUE …] [--dry-run]"
     kinds = {"update": UPDATES, "tune": SEARCHES}.get(name, {})
     stages = list(
         dict.fromkeys([*verb.stages, *(stage for kind in kinds.values() for stage in kind.stages)])
@@ -152,8 +141,11 @@ def _verb(name: str, verb: Verb) -> str:
     parts = [
         f"## {name}\n",
         f"{verb.summary[0].upper()}{verb.summary[1:]}.\n",
-        f"```text\n{usage}\n```\n",
+        f"```text\n{usage(name)}\n```\n",
     ]
+    if verb.options:
+        rows = [f"| `{word}` | {meaning} |" for word, meaning in verb.options]
+        parts.append("| option | meaning |\n|---|---|\n" + "\n".join(rows) + "\n")
     if stages:
         rows = [
             f"| {stage} | {_listed(STAGES[stage].reads)} | {_listed(STAGES[stage].writes) or '–'} |"

@@ -14,29 +14,17 @@ from pipelines.plumbing.arguments import USAGE, UsageError
 from pipelines.stages import VERBS
 
 _BELOW: Final = " " * 8  # indent of the lines below the first one of a key
-_OPTIONS: Final = """\
+_COMMON: Final = """\
 options:
   --config FILE         a YAML file, or a name from pipelines/configs/, e.g. demo or lastfm
   --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first
-  --budget TIME         run: total time, e.g. 20m (run.budget); auto searches for settings in it
-  --resume              continue an interrupted run of the same configuration
-  --ablate              evaluate without each granularity, with each alone, and with other fusions
-                        (evaluate.ablation full)
-  --events FILE …       update: files of new events; earlier events stay, --replace drops them
-  --force REASON        promote: promote even if the gate refuses (promote.force)
-  --rollback            promote: make the previous champion the champion again (promote.rollback)
-  --user ID …           forget: users to remove (forget.users)
-  --retrain             forget: train the models again without them (forget.retrain)
-  --also FOLDER …       forget: further logs, exports and copies to search (forget.also)
-  --item ID             similar: the item (similar.item)
-  --requests FILE       recommend: answer the requests in a file (recommend.requests)
-  --out FILE            recommend: where to write the answers (recommend.out)
   --dry-run             print the merged configuration and the stages that would run, then stop
   --help                after a verb: its options and keys, with type, default and meaning
   --version             print the version
+{of_verbs}
 
 help:
-  recsys VERB --help    usage and keys of a verb
+  recsys VERB --help    usage, options and keys of a verb
   recsys help SECTION   keys of a section, e.g. data.text or train
   recsys help all       all keys
 
@@ -47,7 +35,24 @@ exit codes: 0 done, 1 refused by a gate or an unexpected error, 2 wrong input or
 def overview() -> str:
     """``recsys --help``: all verbs, the common options and the exit codes."""
     verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
-    return f"usage: {USAGE}\n\nverbs:\n{verbs}\n\n{_OPTIONS}"
+    return f"usage: {USAGE}\n\nverbs:\n{verbs}\n\n{_COMMON.format(of_verbs=_options_of_verbs())}"
+
+
+def _options_of_verbs() -> str:
+    """The options of single verbs; an option of several verbs is one line."""
+    verbs_of: dict[tuple[str, str], list[str]] = {}
+    for name, verb in VERBS.items():
+        for option in verb.options if verb.stages else ():
+            verbs_of.setdefault(option, []).append(name)
+    return "\n".join(
+        textwrap.fill(
+            f"  {word:<21} {', '.join(names)}: {meaning}",
+            width=100,
+            subsequent_indent=" " * 24,
+            break_on_hyphens=False,
+        )
+        for (word, meaning), names in verbs_of.items()
+    )
 
 
 def help_of(words: Sequence[str]) -> str:
@@ -75,13 +80,23 @@ def verb_help(verb: str) -> str:
     from pipelines.plumbing.reference import keys_of
 
     about = VERBS[verb]
-    options = "\n".join(f"  {word:<12} {meaning}" for word, meaning in about.options)
+    options = "\n".join(f"  {word:<16} {meaning}" for word, meaning in about.options)
     keys = keys_of(about.sections) if about.sections else ""
     more = "".join(f"\n\n{_fitted(text)}" for text in (options, keys) if text)
     return (
-        f"usage: {about.usage or USAGE.replace('VERB', verb)}\n\n{about.summary}{more}\n\n"
+        f"usage: {usage(verb)}\n\n{about.summary}{more}\n\n"
         "all keys of the configuration: recsys help all"
     )
+
+
+def usage(verb: str) -> str:
+    """The line of usage of a verb.
+
+    >>> usage("similar")
+    'recsys similar --config FILE --item ID [--section.key VALUE …] [--dry-run]'
+    """
+    about = VERBS[verb]
+    return about.usage or USAGE.replace("VERB --config FILE", f"{verb} {about.input}")
 
 
 def _fitted(text: str) -> str:

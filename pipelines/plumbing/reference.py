@@ -15,6 +15,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
+from recsys.config.granularities import KINDS
+from recsys.config.granularity import GranularityConfig
+from recsys.config.outside import Offer, load
 from recsys.config.shape import is_section
 from recsys.errors import ConfigError, valid_instead
 
@@ -189,6 +192,10 @@ def _below(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]
             (f"{prefix}{name}", section_class(name))
             for name in model.valid_names()
             if name not in SECTIONS
+        ]
+        found += [  # a model may have several of these, each under its own name
+            (f"{prefix}NAME", load(Offer(kind, target, "", ""), GranularityConfig))
+            for kind, target in KINDS.items()
         ]
     return found
 

@@ -58,8 +58,8 @@ class Arrivals:
     """Watch the files of ``update.events`` and keep a dataset with all of them.
 
     A file is read when its size and its time of change stay the same from one look to the next. A
-    file that cannot be read is reported once and left out until it changes, or a table beside the
-    events, which may be the cause: the catalogue may be half-written at this moment. While a
+    file that cannot be read is reported once and skipped until it changes, or until another table
+    changes, which may be the cause: the catalogue may be half-written at this moment. While a
     storage does not answer, every look tries again.
 
     Parameters
@@ -196,9 +196,7 @@ class Arrivals:
                 return
             path, sign = next(iter(ready.items()))
             self._left_out[path] = (sign, tables)
-            self._own.progress(
-                f"left out until it changes, or a table beside the events: {path}: {error}"
-            )
+            self._own.progress(f"{path} is skipped until it, or another table, changes: {error}")
         else:
             self._handled |= ready
         self._settle(ready)
@@ -235,7 +233,8 @@ class Arrivals:
             is_new = self._outages.get(what) != str(error)
             self._outages[what] = str(error)
         if is_new:
-            self._own.progress(f"not read yet, tried again at every look: {what}: {error}")
+            follow = self._config.update.follow
+            self._own.progress(f"cannot read {what} yet, trying again every {follow}: {error}")
 
     def _add(self, paths: list[str]) -> None:
         config = self._config.model_copy(

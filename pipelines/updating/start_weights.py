@@ -126,7 +126,7 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         f"{len(dataset.manifest.event_types) - earlier.sizes.num_types:,} event types",
     ]
     folder.progress(
-        f"warm start with {', '.join(new)} more; validation on {int(newer_V.sum()):,} users"
+        f"warm start; new: {', '.join(new)}; validation on {int(newer_V.sum()):,} users"
     )
     known = [
         name

@@ -199,8 +199,8 @@ class CanonicalSource(CellSource):
         "",
         description=(
             "column of the events with the time of day, if the timestamp has only the day;"
-            " time_format is then that of both with a blank between. [hour, minute, second], or"
-            " fewer: columns with whole numbers; time_format is then that of the day alone"
+            " time_format then describes date, blank, time of day. [hour, minute, second], or"
+            " fewer: columns with whole numbers; time_format then describes the day alone"
         ),
     )
     lookup: dict[str, list[str]] = Field(

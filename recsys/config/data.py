@@ -74,7 +74,8 @@ class UserTextConfig(Section):
         4,
         ge=1,
         description=(
-            "events in a user's first text; each later text has twice as many (data with an order)"
+            "events that a user's first text covers; each later text covers twice as many as the"
+            " one before (data with an order)"
         ),
     )
     folds: int = Field(
@@ -296,8 +297,8 @@ class DataConfig(Section):
     order: Literal["auto", "time", "file", "none"] = Field(
         "auto",
         description=(
-            "order of a user's events; auto: time where most events have one (the others "
-            "come first), else none"
+            "order of a user's events; auto: time if most events have a timestamp (events without"
+            " one come first), else none"
         ),
     )
     interactions: list[str] = Field(
@@ -364,10 +365,10 @@ class DataConfig(Section):
         description="smallest value of the events that are used, e.g. 4 for ratings; null: all",
     )
     min_user_events: int = Field(
-        0, ge=0, description="users with fewer events are removed (k-core); 0: no user"
+        0, ge=0, description="users with fewer events are removed (k-core); 0: none is removed"
     )
     min_item_events: int = Field(
-        0, ge=0, description="items with fewer events are removed (k-core); 0: no item"
+        0, ge=0, description="items with fewer events are removed (k-core); 0: none is removed"
     )
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)

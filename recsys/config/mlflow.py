@@ -38,9 +38,8 @@ class RegistryConfig(Section):
     alias: str = Field(
         "challenger",
         description=(
-            "alias of a new version; not given if it is significantly worse than the best "
-            "baseline or has too few "
-            "events (min_data)"
+            "alias that a new version gets, unless the version is significantly worse than the best"
+            " baseline or has too few events (min_data)"
         ),
     )
     min_data: float = Field(

@@ -82,7 +82,7 @@ class ForgetConfig(Section):
     signing_key: PathOrUri = Field(
         "",
         description=(
-            "Ed25519 private key (PEM) that signs the certificate; default: a key in "
+            "Ed25519 private key (PEM) that signs the proof; default: a key in "
             "~/.config/multigrain, made on first use"
         ),
     )

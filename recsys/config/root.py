@@ -38,7 +38,8 @@ class RunConfig(Section):
     budget: Duration = Field(
         "",
         description=(
-            "time limit of `recsys run` with model auto, e.g. 20m or 1h30m; empty: no limit"
+            "time limit of `recsys run`, e.g. 20m or 1h30m; without a section model, a part of it"
+            " is used to search for settings; empty: no limit"
         ),
     )
     resume: bool = Field(

@@ -119,7 +119,10 @@ class SyntheticSource(Section):
         0.7,
         ge=0,
         le=1,
-        description="strength of the preference for an owner of makers, which triples give",
+        description=(
+            "strength of the preference for items whose makers belong to the owner that the user"
+            " likes; the triples name makers and owners"
+        ),
     )
     stratum: float = Field(
         0.7,

@@ -54,7 +54,7 @@ _WORDS: Final = {
 def _separator(value: Any) -> Any:
     r"""Replace words such as ``tab``, and ``\t``, by the characters they mean."""
     if value is None:
-        raise ValueError("in YAML it needs quotes, e.g. separator: ';' or separator: '|'")
+        raise ValueError("got no value; in YAML, write it in quotes, e.g. separator: ';'")
     if not isinstance(value, str):
         return value
     separator = _WORDS.get(value.casefold(), value)
@@ -72,7 +72,7 @@ def _separator(value: Any) -> Any:
 
 def _comment(value: Any) -> Any:
     if value is None:
-        raise ValueError("in YAML it needs quotes: comment: '#'")
+        raise ValueError("got no value; in YAML, write it in quotes: comment: '#'")
     if isinstance(value, str) and any(character in value for character in '\n\r"'):
         raise ValueError("expected what comment lines begin with, e.g. '#'")
     return value

@@ -89,9 +89,9 @@ class LossConfig(Section):
     seen_items: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
         "auto",
         description=(
-            "whether the softmax of a query holds items that the user had before; auto: no if lists"
-            " leave them out (evaluate.exclude_seen), the data has an order, a query has seen 2% of"
-            " all items on average, and label_smoothing is 0"
+            "whether items of the user's history are negatives in the softmax; auto: no if all of"
+            " these hold: evaluate.exclude_seen is true, the data has an order, queries have seen"
+            " at least 2% of all items on average, and label_smoothing is 0; else yes"
         ),
     )
     event_power: float = Field(
@@ -123,7 +123,7 @@ class TrainConfig(Section):
         "auto",
         description=(
             "whether each of several workers holds only its part of the item id vectors and their "
-            "moments (sampled_softmax); auto: yes where one worker has not the memory for all"
+            "moments (sampled_softmax); auto: yes if one worker does not have enough memory for all"
         ),
     )
     threads: int = Field(
@@ -175,8 +175,8 @@ class TrainConfig(Section):
         ge=0,
         le=1,
         description=(
-            "share of the users of whom an epoch hides nine tenths of the events, so that the model"
-            " also learns from short histories (unordered data)"
+            "share of users for whom an epoch hides 90 % of the events, so that the model also"
+            " learns from short histories (unordered data)"
         ),
     )
     shuffle_ties: bool = Field(
@@ -190,9 +190,9 @@ class TrainConfig(Section):
         None,
         ge=0,
         description=(
-            "a target is up to this many events after the one that follows its query, drawn in each"
-            " epoch (data with an order); null: 20 for a temporal split if most events of a user"
-            " are at least a day apart, else 0"
+            "how many events after the next one the target of a training query may be, drawn again"
+            " in each epoch (data with an order); 0: the next event only; null: 20 for a temporal"
+            " split if most events of a user are at least a day apart, else 0"
         ),
     )
     patience: int = Field(

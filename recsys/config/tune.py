@@ -80,7 +80,7 @@ class TuneConfig(Section):
     reduction: int = Field(
         3,
         ge=2,
-        description="reduction factor: one in this many trials continues at each rung (asha)",
+        description="reduction factor n: at each rung, the best 1/n of the trials continue (asha)",
     )
     concurrent: int = Field(
         0,

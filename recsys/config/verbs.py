@@ -41,8 +41,8 @@ class RecommendConfig(Section):
     rules: dict[str, Any] = Field(
         {},
         description=(
-            "candidates, exclude, filters, boost, diversify, offset, per_user_limit, explain, for"
-            " requests without them"
+            "default rules (candidates, exclude, filters, boost, diversify, offset, per_user_limit,"
+            " explain) of requests that give none"
         ),
     )
     stock_file: PathOrUri = Field(
@@ -144,16 +144,16 @@ class UpdateConfig(Section):
     follow: Duration = Field(
         "",
         description=(
-            "keep running, and look for newer files of update.events every this long, such as 10s:"
-            " they are prepared while the training before goes on, and then trained on; empty: one"
-            " update"
+            "time between two searches for new files in update.events, such as 10s; the command"
+            " keeps running, prepares new files during the current training, and uses them in the"
+            " next one; empty: one update"
         ),
     )
     idle: Duration = Field(
         "",
         description=(
-            "with update.follow: end after this long without a newer file; empty: run until"
-            " interrupted"
+            "with update.follow: time without a new file after which the command ends; empty: run"
+            " until interrupted"
         ),
     )
     promote: bool = Field(
@@ -170,8 +170,8 @@ class UpdateConfig(Section):
     rewards: dict[str, float] = Field(
         {"click": 1.0, "purchase": 3.0, "skip": -1.0},
         description=(
-            "event type → reward, for update.only fusion; above 0: liked, below 0: not liked; its"
-            " size is its weight"
+            "event type → reward, for update.only fusion; above 0: liked, below 0: not liked; a"
+            " larger absolute value weighs more"
         ),
     )
     prior_rows: float = Field(

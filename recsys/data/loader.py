@@ -129,9 +129,9 @@ class TrainingLoader:
             and not self._texts.fits(config.history_mask_rate)
         ):
             raise ConfigError(
-                f"train.history_mask_rate {config.history_mask_rate} does not hide the events that"
-                f" the texts of users leave out: set it to {self._texts.hidden_share:g}, or set"
-                " data.text.users.folds to 1 / train.history_mask_rate and prepare again"
+                "train.history_mask_rate must be 1 / data.text.users.folds: got"
+                f" {config.history_mask_rate}, expected {self._texts.hidden_share:g}; set it, or"
+                " change data.text.users.folds and run `recsys prepare` again"
             )
         if config.look_ahead and not self.ordered:
             raise ConfigError(
@@ -144,8 +144,8 @@ class TrainingLoader:
         )
         if self._texts is not None and config.short_history_rate:
             raise ConfigError(
-                f"train.short_history_rate {config.short_history_rate} would hide other events than"
-                " the texts of users leave out: set it to 0"
+                f"train.short_history_rate {config.short_history_rate} cannot be used together with"
+                " texts of users (data.text.users): set it to 0"
             )
         self._early = asks_before_first_touch(dataset)
         self._windows: list[list[str]] = [[]]

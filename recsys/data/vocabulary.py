@@ -77,7 +77,7 @@ class Vocabulary:
                     f" data any more, e.g. {names}; an update needs old and new events: give only"
                     " the new files with --events if the model's dataset keeps its events, list"
                     " the old files in data.source as well as the new ones, or confirm with"
-                    " --replace, where they keep their numbers"
+                    " --replace; lost ids keep their numbers"
                 )
 
     def digest(self) -> str:

@@ -106,7 +106,8 @@ class Adapter:
         if outcome.unexpected_keys:
             raise ConfigError(
                 f"the adapter does not fit {self.base}: it has weights for"
-                f" {outcome.unexpected_keys[0]}"
+                f" {outcome.unexpected_keys[0]}; set data.text.model to an adapter that was trained"
+                " for this model"
             )
         return adapted.merge_and_unload()
 

@@ -88,7 +88,7 @@ class ImageEncoder:
         if settings.pooling == "pooled" and not self._has_pooler:
             raise ConfigError(
                 f"data.media.images.pooling pooled: {settings.model} was saved without a pooling"
-                " layer"
+                " layer; set data.media.images.pooling to mean"
             )
 
     def encode(self, images: Sequence[Any]) -> Array:

@@ -224,17 +224,17 @@ def _segments(
 ) -> Check:
     worse = [
         f"{label} ({entry['queries']:,} users: {entry['challenger']:.4f} against"
-        f" {entry['champion']:.4f}, -{entry['loss']:.1%}, interval {entry['low']:+.4f} to"
-        f" {entry['high']:+.4f})"
+        f" {entry['champion']:.4f}, -{entry['loss']:.1%}, 95 % interval {entry['low']:+.4f}"
+        f" to {entry['high']:+.4f})"
         for group in segments.values()
         for label, entry in group.items()
         if entry["worse"]
     ]
-    bound = f"by more than promote.max_segment_loss {settings.max_segment_loss:.1%} beyond chance"
+    bound = f"by more than promote.max_segment_loss {settings.max_segment_loss:.1%}"
     if worse:
-        return Check("segments", False, f"worse {bound} for: {'; '.join(worse)}")
+        return Check("segments", False, f"significantly worse {bound} for: {'; '.join(worse)}")
     num_judged = sum(entry["judged"] for group in segments.values() for entry in group.values())
-    return Check("segments", True, f"none of {num_judged} segments is worse {bound}")
+    return Check("segments", True, f"none of {num_judged} segments is significantly worse {bound}")
 
 
 def against_drift(
@@ -336,7 +336,7 @@ def against_baselines(
     against = comparison.get("against", {})
     shown = {
         name: (
-            f"{name} ({entry['difference']:+.4f}, interval {entry['low']:+.4f} to"
+            f"{name} (difference {entry['difference']:+.4f}, 95 % interval {entry['low']:+.4f} to"
             f" {entry['high']:+.4f})"
         )
         for name, entry in against.items()
@@ -353,7 +353,7 @@ def against_baselines(
             Check(
                 "baselines",
                 False,
-                f"{comparison['metric']} is not above {', '.join(lost)} beyond chance",
+                f"{comparison['metric']} is not significantly above {', '.join(lost)}",
             )
         )
     else:

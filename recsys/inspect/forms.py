@@ -150,8 +150,8 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         # blocks have blank lines between them
         if "\n\n" in text.replace("\r", "") and _are_fields(rows):
             raise SourceError(
-                f"blocks of lines such as {rows[0][:40]!r}; write an object of JSON per block, e.g."
-                f" with {_BLOCKS_TO_JSON}"
+                f"each record is a block of several lines, such as {rows[0][:40]!r}; convert each"
+                f" block to one JSON object, e.g. with {_BLOCKS_TO_JSON}"
             )
         sequences = _sequence_form(rows, comment)
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
@@ -188,7 +188,7 @@ def _refuse_pairs(rows: Sequence[str], form: SequenceForm) -> None:
     members = [word for row in rows for word in row.split(form.separator or None)[1:]]
     if all(_PAIR.fullmatch(member.strip()) for member in members):
         raise SourceError(
-            f"the members of its lines, such as {members[0].strip()!r}, are an item and a value;"
+            f"its lines have pairs of item and value, such as {members[0].strip()!r};"
             " write a row per user, item and value, e.g. with awk"
             ' \'{for (i = 2; i <= NF; i++) {split($i, pair, ":"); print $1 "," pair[1] ","'
             " pair[2]}}' FILE"
@@ -227,10 +227,11 @@ def _refuse_lines_without_user(rows: Sequence[str]) -> None:
     if len({line[0] for line in lines}) == len(lines):
         return
     cure = "{$1 = NR; print}" if counts else "{print NR, $0}"
-    first = "is the number of the others" if counts else "is on several lines"
+    first = "is the number of the other ids" if counts else "is on several lines"
     raise SourceError(
-        f"lines of several ids, whose first, such as {lines[0][0]!r}, {first}; expected lines of"
-        f" USER ITEM ITEM …: put a user first, e.g. the number of the line with awk '{cure}' FILE"
+        f"the first id of the lines (such as {lines[0][0]!r}) is not a user, because it {first};"
+        " expected lines of USER ITEM ITEM …: put the user's id at the start of each line, e.g. the"
+        f" line number with awk '{cure}' FILE"
     )
 
 

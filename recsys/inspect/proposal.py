@@ -209,8 +209,8 @@ def _split(draft: Draft, found: Understood) -> None:
         draft.other(
             "data.split.kind",
             "leave-last",
-            f"tests each user's last event; over {period} the model then knows later popularity: a"
-            " leak",
+            f"tests the last event of each user; these events spread over {period}, so the model"
+            " would know what became popular later",
         )
         return
     if found.order in ("time", "auto") and statistics.timed > 0.5:

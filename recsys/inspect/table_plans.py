@@ -151,7 +151,8 @@ class TablePlans:
         sample = together([table.sample for table in used]) if len(used) > 1 else first.sample
         kind = schema.FILE_TABLES[role]
         names = {**first.names, **reserved(first, kind, first.names)}
-        own = {schema.RELATION: "the fact", schema.TAIL: "the fact", schema.ENTITY_ID: ENTITIES}
+        fact = {schema.RELATION: "the kind of fact", schema.TAIL: "the value of the fact"}
+        own = {**fact, schema.ENTITY_ID: ENTITIES}
         reasons = {name: own.get(to, first.shares) for name, to in first.names.items()}
         plan = TablePlan(role, sample, names, reasons)
         if role == "knowledge" and schema.RELATION not in first.names.values():

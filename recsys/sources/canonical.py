@@ -152,9 +152,9 @@ class CanonicalAdapter(SourceAdapter):
         for table, names in self._made_of_events():
             if unknown := [name for name in names if name not in kinds]:
                 raise SourceError(
-                    f"data.source.{table.name.rstrip('s')}_columns: {unknown[0]!r} is not a "
-                    "further column of the events; "
-                    f"they have: {choices(kinds) or 'none'}"
+                    f"data.source.{table.name.rstrip('s')}_columns: the events have no column"
+                    f" {unknown[0]!r} besides the standard ones; their other columns:"
+                    f" {choices(kinds) or 'none'}"
                 )
             layout = Layout(table, tuple((name, kinds[name]) for name in names), events.rules)
             made[table.name] = [DerivedPiece(piece, layout) for piece in pieces]
@@ -247,8 +247,8 @@ class CanonicalAdapter(SourceAdapter):
                     )
         if unknown := sorted(set(config.chosen) - set(config.lists)):
             raise SourceError(
-                "data.source.chosen is for columns of data.source.lists, which lacks"
-                f" {unknown[0]!r}"
+                f"data.source.chosen names the column {unknown[0]!r}, but data.source.lists does"
+                f" not: add {unknown[0]!r} to data.source.lists"
             )
         for name, value in config.lists.items():
             if isinstance(value, dict) and name not in found:
@@ -383,6 +383,6 @@ def _check_numbers(names: Sequence[str], heads: list[NamedHead], source: TableFi
     for name in names:
         if name not in extras and all(head.head.format != "jsonl" for head in heads):
             raise SourceError(
-                f"data.source.numbers.{table.name}: {name!r} is not a further column of the"
-                f" {table.name}; they have: {choices(extras) or 'none'}"
+                f"data.source.numbers.{table.name}: the table {table.name} has no column {name!r}"
+                f" besides the standard ones; its other columns: {choices(extras) or 'none'}"
             )

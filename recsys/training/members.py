@@ -58,9 +58,9 @@ def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
     """
     if encoders.stack is not None:
         raise ConfigError(
-            f"{what}: the members of {whose} are weighted by stacking (model.fusion.stack), which"
-            " already chose the best sum on validation; run `recsys train` or `recsys update` to"
-            " choose it again on newer events"
+            f"{what}: the weights of {whose} are already chosen by stacking (model.fusion.stack)"
+            " and cannot be changed; `recsys train` or `recsys update` chooses them again on newer"
+            " events"
         )
 
 

@@ -204,8 +204,8 @@ def private_progress(
     """
     if start is not None:
         raise ConfigError(
-            "train.privacy: a training that continues from a model spends privacy budget in"
-            " addition to that model's; train from scratch with `recsys run`, or set"
+            "train.privacy: a private training cannot start from another model, because ε would"
+            " not include the training of that model; train from scratch with `recsys run`, or set"
             " train.privacy.epsilon 0"
         )
     if wrong := list(privacy_violations(data, model, train)):

@@ -106,9 +106,9 @@ def warm_start(
         earlier.text_identity and reader and earlier.text_identity != reader
     ):  # of equal width, or refused above
         raise ArtifactError(
-            f"the model to continue from uses the language model {earlier.text_identity}, this"
-            f" dataset {reader}, whose vectors differ; set data.text.model to that of the model and"
-            " prepare the data again, or train from scratch with `recsys run`"
+            f"the model to continue from uses the language model {earlier.text_identity}, and this"
+            f" dataset {reader}; their vectors cannot be mixed: set data.text.model to that of the"
+            " model and prepare the data again, or train from scratch with `recsys run`"
         )
     model = build_model(section, train, dataset, Split.VALID, start=reads)
     fresh = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -172,8 +172,8 @@ def grow(
         else:
             raise ArtifactError(
                 f"{name} has the shape {list(tensor.shape)} for this data and {list(earlier.shape)}"
-                " in the model to continue from, and no vocabulary has grown in this way; train"
-                " from scratch with `recsys run`"
+                " in the model to continue from; new users, items or types do not explain the"
+                " difference; train from scratch with `recsys run`"
             )
     return found, missing
 

@@ -321,9 +321,13 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(
         in message
     )
     assert "Traceback" not in message and "known users (72 users: " in message
+    assert message.endswith("\n`--force REASON` promotes it anyway\n")
     assert world.aliases()["champion"] == "2" and world.record()["promoted"] is False
     assert world.tags("3")["promotion.decision"] == "refused"
-    assert "worse by more than promote.max_segment_loss" in world.tags("3")["promotion.reasons"]
+    assert (
+        "significantly worse by more than promote.max_segment_loss"
+        in world.tags("3")["promotion.reasons"]
+    )
 
     # by force, with a reason that looks like YAML
     assert world.promote("--force", "hotfix: see #7") == 0

@@ -20,7 +20,7 @@ import yaml
 from pipelines import cli
 from pipelines.cli import main
 from pipelines.command_line.dry_run import plan
-from pipelines.plumbing.arguments import Arguments, UsageError, parse
+from pipelines.plumbing.arguments import _WORDS, Arguments, UsageError, parse
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.run_folder import RunFolder, open_run, write_atomically
 from pipelines.plumbing.session import keep_token_elsewhere
@@ -106,6 +106,18 @@ def test_help_of_a_verb_shows_only_its_own_keys(verb: str, capsys: Captured) -> 
     assert all(meaning in shown for _, meaning in VERBS[verb].options)
     assert main(["help", verb]) == 0
     assert capsys.readouterr().out == shown
+
+
+def test_every_one_word_option_is_in_the_help_of_a_verb(capsys: Captured) -> None:
+    options = {word.split()[0].lstrip("-") for verb in VERBS.values() for word, _ in verb.options}
+    assert set(_WORDS) - {"config", "dry-run", "help"} <= options
+    assert main(["update", "--help"]) == 0
+    assert "usage: recsys update [--config FILE] [--update.model MODEL]" in capsys.readouterr().out
+
+
+def test_help_has_the_keys_of_a_separately_trained_model(capsys: Captured) -> None:
+    assert main(["help", "all"]) == 0
+    assert "--model.granularities.NAME.seed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

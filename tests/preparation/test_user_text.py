@@ -207,7 +207,8 @@ def test_training_query_gets_only_text_of_its_history(
 def test_unordered_training_uses_texts_without_the_hidden_fold(tmp_path: Path) -> None:
     dataset = world(tmp_path, ordered=False, folds=2)
     with pytest.raises(
-        ConfigError, match=r"train.history_mask_rate 0.3 does not hide the events .* set it to 0.5"
+        ConfigError,
+        match=r"history_mask_rate must be 1 / data.text.users.folds: got 0.3, expected 0.5",
     ):
         TrainingLoader(
             dataset, Split.TRAIN, LoaderConfig(4, 20, 0.3, 1.0, 10**6, 0, user_texts=True)

@@ -232,7 +232,7 @@ def test_private_search_update_and_selected_model_are_refused(tmp_path: Path) ->
         check_settings(config, ("prepare", "sweep", "best"))
     with pytest.raises(ConfigError, match="a search and a chosen model"):
         check_settings(build_config({"train": {"privacy": {"epsilon": 1}}}), ("train",))
-    with pytest.raises(ConfigError, match="continues from a model"):
+    with pytest.raises(ConfigError, match="cannot start from another model"):
         fit(config, dataset, Validator.of(config.train, config.evaluate), TrainContext(), Start({}))
 
 

@@ -283,11 +283,11 @@ def test_similar_command_prints_the_answer_of_the_endpoint(
     assert main([*words, "--item", "i3", *rules]) == 0
     answer = like(recommender, "i3", k=3, filters={"kind": "toys"})
     text = capsys.readouterr().out
-    assert "like i3 (Title of i3), by the model's item vectors" in text
+    assert "similar to i3 (Title of i3), by the model's item vectors (" in text
     listed = [
         line.split()[-4]
         for line in text.splitlines()
-        if "Title of i" in line and "like" not in line
+        if "Title of i" in line and "similar to" not in line
     ]
     assert listed == answer.item_ids
     assert main([*words, "--item", "x"]) == 2

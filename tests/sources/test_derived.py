@@ -75,10 +75,10 @@ def test_each_piece_of_the_events_gives_one_row_for_each_id(tmp_path: Path) -> N
 
 def test_column_that_the_events_lack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        SourceError, match="item_columns: 'colour' is not a further column of the events"
+        SourceError, match="item_columns: the events have no column 'colour' besides the standard"
     ):
         tables(events=[lines(tmp_path)], item_columns=["colour"])
-    with pytest.raises(SourceError, match="numbers.events: 'colour'"):
+    with pytest.raises(SourceError, match="the table events has no column 'colour'"):
         tables(events=[lines(tmp_path)], numbers={"events": ["colour"]})
     with pytest.raises(ValidationError, match="give one of them"):
         CanonicalSource(events=["a.csv"], items=["b.csv"], item_columns=["label"])

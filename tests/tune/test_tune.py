@@ -137,7 +137,10 @@ BAD_SPACES: dict[str, tuple[Any, list[str]]] = {
     "key that is not a path": ("1: [2, 3]\n", ["1 is not a dotted path"]),
     "data": ({"data.split.valid": [0.1, 0.2]}, ["prepared dataset", "data.dir"]),
     "seed": ({"seed": [1, 2]}, ["tune.seeds"]),
-    "another section": ({"evaluate.bootstrap": [100, 200]}, ["does not change the training"]),
+    "another section": (
+        {"evaluate.bootstrap": [100, 200]},
+        ["this key does not change the training"],
+    ),
     "the metric": ({"train.metric": ["ndcg@5", "ndcg@10"]}, ["compared by it"]),
     "workers": ({"train.num_workers": [1, 2]}, ["the resources of a trial"]),
 }

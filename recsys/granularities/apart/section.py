@@ -22,8 +22,8 @@ KIND = "apart"
 
 
 class ApartConfig(GranularityConfig):
-    """``NAME: {kind: apart, model: …}``; a configuration may have several, each with its own
-    name.
+    """``NAME: {kind: apart, model: …}``: a separately trained model, weighted as one member. A
+    configuration may have several, each with its own name.
     """
 
     module: ClassVar[str] = "recsys.separate_model:Apart"

@@ -28,8 +28,8 @@ class BehaviourConfig(GranularityConfig):
     input: Literal["text", "item", "user_text", "both"] = Field(
         "text",
         description=(
-            "pooled text vectors or item vectors, the text of the past, or pooled text and that"
-            " text"
+            "text: pooled text vectors of the items; item: pooled item vectors; user_text: the text"
+            " of the whole history; both: text and user_text"
         ),
     )
     heads: int = Field(4, ge=1, description="number of attention heads")

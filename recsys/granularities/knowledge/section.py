@@ -22,7 +22,11 @@ class KnowledgeConfig(GranularityConfig):
     counts: ClassVar[str] = "recsys.granularities.knowledge.counts:KnowledgeCounts"
 
     conv: Literal["light", "rgcn"] = Field(
-        "light", description="light: a relation is a diagonal; rgcn: a sum of shared matrices"
+        "light",
+        description=(
+            "light: each relation scales the dimensions; rgcn: each relation is a sum of shared"
+            " matrices"
+        ),
     )
     layers: int = Field(
         2, ge=1, description="number of hops; 2 reach the items that share an entity"

@@ -26,7 +26,10 @@ class MediaConfig(GranularityConfig):
         0.2,
         ge=0,
         le=1,
-        description="λ, as above; larger values cost quality where media are not predictive",
+        description=(
+            "λ: fixed (weighted) or its initial value (learned, gated); larger values cost quality"
+            " if media are not predictive"
+        ),
     )
     refine: bool = Field(True, description="add the media to the item vectors too")
     whiten: int = Field(

@@ -47,8 +47,8 @@ class PopularityConfig(GranularityConfig):
     as_of: Annotated[list[Literal["question", "last"]], Several, Field(min_length=1)] = Field(
         ["question", "last"],
         description=(
-            "question: counts before the request; last: counts of all events, as in a served model;"
-            " on a leave-last split these are partly from after the request"
+            "question: counts of events before the query; last: counts of all events, as in a"
+            " served model; on a leave-last split some of these are later than the query"
         ),
     )
     moments: int = Field(

@@ -27,7 +27,10 @@ class ProfileConfig(GranularityConfig):
         0.1,
         ge=0,
         le=1,
-        description="λ, as above; with larger values a model memorises users of small datasets",
+        description=(
+            "λ: fixed (weighted) or its initial value (learned, gated); with larger values a model"
+            " memorises users of small datasets"
+        ),
     )
     user_fields: list[str] | None = Field(
         None, description="columns of users; null: all usable ones"
