@@ -89,7 +89,7 @@ def test_file_that_failed_because_of_another_table_is_tried_when_that_table_chan
     outcomes += [DataError("bad rows"), DataError("bad rows"), None]
     assert len(look(files)) == 2 and look(files) == [] and not outcomes
     said = (tmp_path / "run.log").read_text(encoding="utf-8")
-    assert said.count("left out until it changes, or a table beside the events") == 3
+    assert said.count("is skipped until it, or another table, changes") == 3
     (tmp_path / "items.csv").unlink()
     outcomes += [None]
     assert len(look(files)) == 1 and look(files) == [], "a file that was read is not read again"
