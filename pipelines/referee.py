@@ -219,10 +219,8 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
     from pipelines.comparison.finished_runs import opened_run
     from pipelines.plumbing.opened_dataset import open_dataset
     from pipelines.plumbing.opened_model import open_trained
-    from recsys.data.bounded import evaluated_queries
-    from recsys.data.histories import Split
     from recsys.evaluation.ranking import rank
-    from recsys.referee.own_lists import check_full, stamped, table_of
+    from recsys.referee.own_lists import check_full, evaluated_by, stamped, table_of
     from recsys.referee.tables import write_table
 
     check_full(protocol)
@@ -236,8 +234,15 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
                 f" {len(protocol.windows)} window(s); prepare a protocol with the configuration of"
                 " the run"
             )
+        # the weights of the model's parts were chosen for lists with this mask
+        if side.config.evaluate.exclude_seen != protocol.masks_seen:
+            raise ConfigError(
+                f"{run} has evaluate.exclude_seen {str(not protocol.masks_seen).lower()}, but the"
+                f" protocol has mask {protocol.rules['mask']}; prepare a protocol with the"
+                " configuration of the run"
+            )
         model = open_trained(side.config.model, side.folder, dataset).frozen
-        queries = evaluated_queries(dataset, Split.TEST, side.config.evaluate, side.config.seed)
+        queries = evaluated_by(protocol, dataset)
         ranking = rank(
             model, queries, max(protocol.ks), protocol.masks_seen, side.config.evaluate.chunk_users
         )
@@ -348,7 +353,7 @@ _OF_DATA: Final = ("seed", "run.", "data.", "ray.", "train.metric", "train.refit
 _READS: Final[dict[str, tuple[str, ...]]] = {
     "prepare": (
         *(f"referee.{key}" for key in ("out", "mask", "sample", "sampler", "windows", "format")),
-        *("evaluate.ks", "evaluate.max_users"),
+        *("evaluate.ks", "evaluate.max_users", "evaluate.exclude_seen"),
         *_OF_DATA,
     ),
     "lists": ("referee.protocol", "referee.out", "referee.runs", "referee.format", "evaluate."),

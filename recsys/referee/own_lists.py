@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.config import EvaluateConfig
-from recsys.data.histories import Split
-from recsys.errors import ConfigError
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Queries, Split
+from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.baselines import build_baseline, left_out
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.referee.protocol import Protocol
@@ -126,6 +128,29 @@ def check_full(protocol: Protocol) -> None:
             f"the protocol ranks {protocol.rules['sample']} sampled items, but these lists rank the"
             " whole catalogue; prepare a protocol with --referee.sample 0"
         )
+
+
+def evaluated_by(protocol: Protocol, dataset: PreparedDataset) -> Queries:
+    """The test queries of the protocol's evaluated users, from the dataset that it was made of.
+
+    Why not those that a run evaluates: its own sample of users may be smaller, and users without
+    a list count as missed.
+
+    Raises
+    ------
+    ArtifactError
+        The dataset does not have one of the users.
+    """
+    (window,) = protocol.windows
+    users = dataset.user_ids.cast(pa.string())
+    missing = window.ask.filter(pc.invert(pc.is_in(window.ask, value_set=users)))
+    if len(missing):
+        raise ArtifactError(
+            f"{len(missing):,} evaluated users of the protocol are not in {dataset.root}, e.g."
+            f" {missing[0].as_py()!r}; prepare the protocol again with the configuration of the run"
+        )
+    asked_V = np.asarray(pc.is_in(users, value_set=window.ask))
+    return dataset.histories(asked_V).queries(Split.TEST)
 
 
 def list_of(protocol: Protocol, index: int, split: Split, scorer: Scorer, chunk: int) -> pa.Table:

@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -640,6 +642,59 @@ def test_code_of_the_page_writes_lists_that_the_referee_scores(
     found = score(tmp_path / "protocol", "mine=mine.csv")
     assert found["methods"]["mine"]["commands"] == ["most popular, by hand"]
     assert not [note for note in found["notes"] if "hash" in note or "short" in note]
+
+
+# --------------------------------------------------------------------------------- lists of our own
+
+
+@pytest.fixture
+def finished(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes any folder a finished run: trained on ``dataset``, with popularity as its model."""
+
+    def make(**evaluate: Any) -> None:
+        config = build_config({"data": {"dir": dataset.root}, "evaluate": evaluate})
+        model = build_baseline("popularity", config.evaluate)
+        model.fit(dataset.histories().through(Split.TRAIN), ITEMS)
+        run = SimpleNamespace(
+            config=config, folder=None, metrics={"data": {"fitted_through": "train"}}
+        )
+        for name, found in {
+            "pipelines.comparison.finished_runs.opened_run": nullcontext(run),
+            "pipelines.plumbing.opened_dataset.open_dataset": dataset,
+            "pipelines.plumbing.opened_model.open_trained": SimpleNamespace(frozen=model),
+        }.items():
+            monkeypatch.setattr(name, lambda *_, found=found: found)
+
+    return make
+
+
+def test_lists_of_a_run_have_the_users_of_the_protocol_and_not_those_of_its_own_sample(
+    folder: Path, tmp_path: Path, finished: Callable[..., None]
+) -> None:
+    finished(max_users=20)
+    words = ["--protocol", str(folder), "--out", str(tmp_path), "--runs", "a=run"]
+    assert main(["referee", "lists", *words]) == 0
+    assert pd.read_parquet(tmp_path / "a.parquet").user_id.nunique() == USERS
+
+
+def test_run_with_another_mask_is_refused(
+    folder: Path, tmp_path: Path, finished: Callable[..., None], capsys: Captured
+) -> None:
+    finished(exclude_seen=False)
+    words = ["--protocol", str(folder), "--out", str(tmp_path), "--runs", "a=run"]
+    assert main(["referee", "lists", *words]) == 2
+    assert "has evaluate.exclude_seen false, but the protocol has mask seen" in (
+        capsys.readouterr().err
+    )
+
+
+def test_mask_follows_the_configuration_unless_it_is_given(dataset: PreparedDataset) -> None:
+    tree = {"data": {"dir": dataset.root}, "evaluate": {"exclude_seen": False}}
+    found = [
+        protocol_of(dataset, build_config({**tree, "referee": referee})).rules["mask"]
+        for referee in ({}, {"mask": "seen"})
+    ]
+    assert found == ["none", "seen"] and made(dataset).rules["mask"] == "seen"
 
 
 # ------------------------------------------------------------------------------------- command line
