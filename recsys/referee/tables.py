@@ -40,7 +40,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     SourceError
         A column is missing, or its values have another type.
     """
-    table = read_any(path)
+    table = read_any(path, schema)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise SourceError(
@@ -60,8 +60,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def read_any(path: Path) -> pa.Table:
-    """Read all columns of a file; ``user_id`` and ``item_id`` become text.
+def read_any(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read all columns of a file; ``user_id`` and ``item_id`` become text. The types of a schema
+    hold for a text file, too, except those of times.
 
     Raises
     ------
@@ -74,12 +75,17 @@ def read_any(path: Path) -> pa.Table:
         if path.suffix == ".parquet":
             return pq.read_table(path, partitioning=None)
         names = ("user_id", "item_id", "event_type", "window", "protocol", "command")
+        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        if schema is not None:
+            # Arrow guesses integers, which a float may not hold, and takes NaN as missing
+            options.column_types |= {
+                one.name: one.type for one in schema if not pa.types.is_timestamp(one.type)
+            }
+            options.null_values = [""]
         return pyarrow.csv.read_csv(
             path,
             parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if ".tsv" in path.name else ","),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string())
-            ),
+            convert_options=options,
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None

@@ -120,6 +120,21 @@ def test_csv_and_parquet_give_the_same_protocol(
     assert frame.item_id.tolist() == [f"i{target(int(user[1:]))}" for user in frame.user_id]
 
 
+@pytest.mark.parametrize("values", [(20_785_000, 1), (np.nan, 0.1)])
+def test_csv_keeps_every_value(
+    dataset: PreparedDataset, tmp_path: Path, values: tuple[float, float]
+) -> None:
+    protocol = made(dataset)
+    (whole,) = protocol.windows
+    splits = {
+        name: table.set_column(4, "value", pa.array(np.resize(np.float32(values), len(table))))
+        for name, table in whole.splits.items()
+    }
+    protocol = replace(protocol, windows=[replace(whole, splits=splits)])
+    write_protocol(protocol, tmp_path / "p", "csv")
+    assert read_protocol(tmp_path / "p").hash == protocol.hash
+
+
 def test_changed_protocol_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
     write_protocol(made(dataset), tmp_path / "p", "csv")
     frame = pd.read_csv(tmp_path / "p/test.csv")
