@@ -139,17 +139,23 @@ def prepare(config: Config, command: str) -> Protocol:
     Raises
     ------
     ArtifactError
-        Something that is not a protocol exists at ``--out``.
+        ``--out`` is a file, or a folder with other files than those of a protocol.
     """
     from pipelines.plumbing.run_folder import open_run
     from pipelines.prepare import prepare as prepare_dataset
     from recsys.referee.exported_protocol import protocol_of
-    from recsys.referee.protocol import write_protocol
+    from recsys.referee.protocol import others_in, write_protocol
 
     target = Path(config.referee.out)
+    if target.is_file():
+        raise ArtifactError(f"{target} is a file, expected a folder; choose another name: --out")
     # the folder is replaced below, so it must not hold anything else
-    if target.exists() and not (target / "protocol.json").is_file() and any(target.iterdir()):
-        raise ArtifactError(f"{target} exists and is not a protocol; choose another folder: --out")
+    if others := others_in(target):
+        shown = f"{', '.join(others[:5])}{' …' if len(others) > 5 else ''}"
+        raise ArtifactError(
+            f"{target} has files that prepare did not write: {shown}; move them, or choose another"
+            " folder: --out"
+        )
     with open_run(config, "referee") as folder:
         dataset = prepare_dataset(config, folder)
         protocol = protocol_of(dataset, config)

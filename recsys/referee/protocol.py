@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,6 +53,9 @@ EVENTS: Final = pa.schema(
 )
 PAIRS: Final = pa.schema([("user_id", pa.string()), ("item_id", pa.string())])
 SPLITS: Final = {"train": Split.TRAIN, "valid": Split.VALID, "test": Split.TEST}
+_OWN: Final = re.compile(
+    rf"protocol\.json|(window-\d+/)?(items|{'|'.join(SPLITS)}|ask|negatives)\.(parquet|csv)"
+)
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,16 @@ def write_protocol(protocol: Protocol, folder: Path, form: str) -> None:
     (folder / "protocol.json").write_text(
         json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+
+
+def others_in(folder: Path) -> list[str]:
+    """Files in a folder that :func:`write_protocol` did not write; without a protocol, all."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
+    return [name for name in names if "protocol.json" not in names or not _OWN.fullmatch(name)]
 
 
 def read_protocol(folder: Path) -> Protocol:

@@ -147,6 +147,26 @@ def test_changed_protocol_is_refused(dataset: PreparedDataset, tmp_path: Path) -
         read_protocol(tmp_path / "p")
 
 
+def test_prepare_deletes_no_file_that_it_did_not_write(
+    dataset: PreparedDataset, tmp_path: Path, capsys: Captured
+) -> None:
+    write_protocol(made(dataset), tmp_path / "p", "csv")
+    for name in ("window-2/train.csv", "lists/mine.csv", "referee.json"):
+        (tmp_path / "p" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "p" / name).write_text("here")
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {dir: none, source: {kind: canonical, events: [none.csv]}}")
+    words = ["referee", "prepare", "--config", str(config), "--out"]
+    assert main([*words, str(tmp_path / "p")]) == 2
+    assert "did not write: lists/mine.csv, referee.json;" in capsys.readouterr().err
+    assert (tmp_path / "p/lists/mine.csv").is_file() and (tmp_path / "p/test.csv").is_file()
+    (tmp_path / "p/protocol.json").unlink()  # so the rest is the data of somebody
+    assert main([*words, str(tmp_path / "p")]) == 2
+    assert "did not write: ask.csv, items.csv, lists/mine.csv" in capsys.readouterr().err
+    assert main([*words, str(config)]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
 def test_queries_are_those_of_our_evaluation(dataset: PreparedDataset, folder: Path) -> None:
     protocol = read_protocol(folder)
     ours, theirs = dataset.histories().queries(Split.TEST), protocol.queries(protocol.windows[0])
