@@ -190,15 +190,26 @@ def lists(evaluate: EvaluateConfig, referee: RefereeConfig, command: str) -> lis
     Raises
     ------
     ConfigError
-        A run has another dataset, split or mask.
+        A run has another dataset, split or mask, or the protocol rules out every baseline.
     """
-    from recsys.referee.own_lists import write_baselines
+    from recsys.referee.own_lists import ruled_out, write_baselines
     from recsys.referee.protocol import read_protocol
 
     protocol, out = read_protocol(Path(referee.protocol)), Path(referee.out)
     named = [_named(word) for word in referee.runs]
     wanted = "baselines" in evaluate.model_fields_set or not named
     baselines: Sequence[str] = evaluate.baselines if wanted else ()
+    if evaluate.exclude_seen != protocol.masks_seen and "exclude_seen" in evaluate.model_fields_set:
+        print(f"evaluate.exclude_seen is ignored: the protocol has mask {protocol.rules['mask']}")
+    left_out = ruled_out(protocol, baselines, evaluate)
+    for name, why in left_out.items():
+        print(f"{name} is left out: {why}")
+    if left_out and len(left_out) == len(baselines):
+        raise ConfigError(
+            f"evaluate.baselines: no baseline is left of {', '.join(baselines)}; name others, such"
+            " as popularity"
+        )
+    baselines = [name for name in baselines if name not in left_out]
     if baselines and not protocol.has_validation:
         print("the protocol has no validation query, so baselines keep their default settings")
     written = (

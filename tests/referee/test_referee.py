@@ -682,6 +682,52 @@ def test_code_of_the_page_writes_lists_that_the_referee_scores(
 # --------------------------------------------------------------------------------- lists of our own
 
 
+def test_lists_of_windows_have_one_schema_if_one_window_has_no_validation_query(
+    folder: Path, tmp_path: Path
+) -> None:
+    (whole,) = read_protocol(folder).windows
+    empty = replace(whole, splits={**whole.splits, "valid": whole.splits["valid"][:0]})
+    windows = [replace(whole, name="window-1"), replace(empty, name="window-2")]
+    write_protocol(replace(read_protocol(folder), windows=windows), tmp_path / "p", "csv")
+    words = ["--protocol", str(tmp_path / "p"), "--evaluate.baselines", "[popularity]"]
+    assert main(["referee", "lists", *words, "--out", str(tmp_path / "l")]) == 0
+    assert score(tmp_path / "p", str(tmp_path / "l"))["protocol"]["queries"] == 2 * USERS
+
+
+def test_baseline_that_one_window_rules_out_has_no_lists_and_a_reason(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    again = [leave_last(*((user + step % 3) % 40 for step in range(7))) for user in range(30)]
+    once = [leave_last(*((user + step) % 40 for step in range(7))) for user in range(30)]
+    protocols = [
+        made(write_dataset(tmp_path / name, rows, 40), mask="none")
+        for name, rows in {"again": again, "once": once}.items()
+    ]
+    windows = [
+        replace(one.windows[0], name=f"window-{number}") for number, one in enumerate(protocols, 1)
+    ]
+    out = ["--out", str(tmp_path / "l"), "--evaluate.baselines", "[popularity, frequency]"]
+    write_protocol(replace(protocols[0], windows=windows[:1]), tmp_path / "one", "csv")
+    assert main(["referee", "lists", "--protocol", str(tmp_path / "one"), *out]) == 0
+    assert "left out" not in capsys.readouterr().out and (tmp_path / "l/frequency").is_dir()
+    out[1] = str(tmp_path / "l2")
+    write_protocol(replace(protocols[0], windows=windows), tmp_path / "two", "csv")
+    assert main(["referee", "lists", "--protocol", str(tmp_path / "two"), *out]) == 0
+    assert "frequency is left out: no user has an item twice in window-2" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "l2").iterdir()] == ["popularity"]
+
+
+def test_baselines_follow_the_mask_of_the_protocol(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    words = ["--evaluate.baselines", "[frequency]", "--evaluate.exclude_seen", "false"]
+    words += ["--out", str(tmp_path / "l"), "--protocol", str(folder)]
+    assert main(["referee", "lists", *words]) == 2
+    found = capsys.readouterr()
+    assert "frequency is left out: lists leave out what a user had before" in found.out
+    assert "no baseline is left" in found.err and not (tmp_path / "l").exists()
+
+
 @pytest.fixture
 def finished(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes any folder a finished run: trained on ``dataset``, with popularity as its model."""
