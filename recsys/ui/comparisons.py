@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from recsys.config import redact
 from recsys.errors import MultigrainError
-from recsys.ui.runs import Run, read_json
+from recsys.ui.run_files import ComparisonShape, content_of
+from recsys.ui.runs import Run
 
 Comparing = Callable[[str, str], Mapping[str, Any]]  # two run folders → the content of compare.json
 _WAITING: Final = 3  # maximum number of waiting and running comparisons
@@ -63,7 +64,7 @@ class Comparisons:
                 found = self._found[(key[0], key[1])] = Comparison()
                 folders = str(first.folder), str(second.folder)
                 threading.Thread(target=self._make, args=(found, *folders), daemon=True).start()
-        return found
+            return replace(found)  # a page must not change while it is rendered
 
     def _make(self, comparison: Comparison, first: str, second: str) -> None:
         try:
@@ -84,8 +85,8 @@ def _stored(first: Run, second: Run) -> Mapping[str, Any]:
     """
     if first.folder is None:
         return {}
-    record = read_json(first.folder / "compare.json")
-    compared = [(record.get(side) or {}).get("model_sha256") for side in ("first", "second")]
+    record = content_of(first.folder / "compare.json", ComparisonShape)
+    compared = [record.get(side, {}).get("model_sha256") for side in ("first", "second")]
     return (
         record if compared == [run.metrics.get("model_sha256") for run in (first, second)] else {}
     )

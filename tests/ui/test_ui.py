@@ -465,6 +465,80 @@ def test_damaged_files_are_skipped_without_failure(tmp_path: Path) -> None:
         assert browser.get("/runs/half").status_code == 200
 
 
+EVALUATED = {
+    "metric": "ndcg@5",
+    "model": {"ndcg@5": 0.1},
+    "confidence": {"model": {"ndcg@5": [0.05, 0.2]}},
+    "data": {"queries": 3, "items": 4},
+    "granularities": {"als": {"weight": 1.0, "ndcg@5_without": 0.0}},
+}
+
+
+def opened(folder: Path) -> TestClient:
+    config = config_of(folder)
+    return TestClient(
+        application_of(config.ui, config.tracking),
+        base_url="http://localhost",
+        raise_server_exceptions=False,
+    )
+
+
+def evaluated(folder: Path, **changed: Any) -> Path:
+    """A run folder with small metrics and an empty model."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/model.safetensors").write_text("")
+    (folder / "config.yaml").write_text("{}")
+    (folder / "metrics.json").write_text(
+        json.dumps({**EVALUATED, "model_sha256": folder.name, **changed})
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": "resnet50", "data": "imagenet", "accuracy": 0.91},
+        {"model": [1]},
+        {**EVALUATED, "model": {"ndcg@5": "0.9"}},
+        {**EVALUATED, "data": "imagenet"},
+        {**EVALUATED, "members": [1, 2]},
+        {**EVALUATED, "confidence": {"model": {"ndcg@5": [0.1]}}},
+        {**EVALUATED, "granularities": {"als": 1}},
+        {**EVALUATED, "baselines": {"ease": 1}},
+        {name: value for name, value in EVALUATED.items() if name != "data"},
+        ["deep"],
+    ],
+)
+def test_metrics_of_another_tool_are_no_evaluation(tmp_path: Path, content: Any) -> None:
+    text = "[" * 200_000 if content == ["deep"] else json.dumps(content)
+    for name in ("theirs", "ours"):
+        evaluated(tmp_path / name)
+    (tmp_path / "theirs/metrics.json").write_text(text)
+    with opened(tmp_path) as browser:
+        page = browser.get("/")
+        assert page.status_code == 200 and "0.1000" in page.text and "not evaluated" in page.text
+        assert "no readable metrics.json" in text_of(browser.get("/runs/theirs").text)
+        assert "test users" in browser.get("/runs/ours").text
+
+
+def test_other_files_of_a_run_folder_cannot_stop_a_page(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        evaluated(tmp_path / name)
+    (tmp_path / "a/promotion.json").write_text('{"a": 1}')
+    (tmp_path / "a/compare.json").write_text('{"first": "a", "second": "b"}')
+    (tmp_path / "a/bundle").mkdir()
+    (tmp_path / "a/bundle/bundle.json").write_text('{"files": [1]}')
+    (tmp_path / "a/report.html").write_bytes(b"<p>\xff\xfe</p>")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+    evaluated(odd)
+    with opened(tmp_path) as browser:
+        assert browser.get("/").status_code == 200
+        for path in ("/runs/a", "/runs/r%EF%BF%BD", "/try", "/compare?first=a&second=b"):
+            assert browser.get(path).status_code in (200, 404), path
+        report = browser.get("/reports/report/a")
+        assert report.status_code == 200 and report.content == b"<p>\xff\xfe</p>"
+
+
 @pytest.mark.parametrize(
     "path",
     [
