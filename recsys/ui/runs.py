@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ from recsys.errors import ArtifactError, MultigrainError, first_line
 from recsys.evaluation.bootstrap import THAN, outcome
 from recsys.evaluation.member_scores import kept_names
 from recsys.registry.logged_values import mlflow_name
-from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path
+from recsys.registry.mlflow_client import all_pages, client, short_timeouts, sqlite_path
 from recsys.registry.run_tags import PARENT_TAG, PROCESS_TAG
 from recsys.registry.store_state import check, settled
 from recsys.registry.tracking import RUN_FILE
@@ -230,20 +231,23 @@ def verdict_of(metrics: Mapping[str, Any]) -> Mapping[str, str]:
 def _of_mlflow(uri: str) -> tuple[list[Run], str]:
     """MLflow's newest runs without the trials of sweeps, and an error message or an empty text."""
     found, problem = answer_of(uri, _newest_runs)
-    return [_of_run(run) for run in found if PARENT_TAG not in run.data.tags], problem
+    return [_of_run(run) for run in found], problem
 
 
 def _newest_runs(registry: Any) -> list[Any]:
     experiments = [
         one.experiment_id
-        for one in registry.search_experiments(max_results=1000)
+        for one in all_pages(registry.search_experiments, max_results=1000)
         if not one.name.endswith(_PROMOTIONS)
     ]
-    return list(
-        registry.search_runs(
-            experiments, max_results=_MOST, order_by=["attributes.start_time DESC"]
-        )
+    found = all_pages(
+        registry.search_runs,
+        experiment_ids=experiments,
+        max_results=_MOST,
+        order_by=["attributes.start_time DESC"],
     )
+    # one sweep may have more trials than a page has runs
+    return list(islice((run for run in found if PARENT_TAG not in run.data.tags), _MOST))
 
 
 def answer_of(uri: str, ask: Callable[[Any], list[T]]) -> tuple[list[T], str]:

@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -31,14 +32,14 @@ from pipelines.plumbing.run_tracking import tracked
 from pipelines.ui import application_of
 from recsys.config import Config, build_config
 from recsys.registry.mlflow_client import client
-from recsys.registry.run_tags import PROCESS_TAG
+from recsys.registry.run_tags import PARENT_TAG, PROCESS_TAG
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.storage.locks import this_process
-from recsys.ui.gate import Gate
+from recsys.ui.gate import Gate, _registered_models
 from recsys.ui.loaded_models import LoadedModels
-from recsys.ui.runs import Runs
+from recsys.ui.runs import Runs, _newest_runs
 from tests.ruled import World
 
 pytest.importorskip("fastapi")
@@ -417,6 +418,36 @@ def test_run_of_mlflow_without_its_process_is_stopped_and_a_search_is_part_of_it
             assert [run.status for run in Runs([], tracker.uri).all()] == ["stopped"]
             tracker.client.set_tag(tracker.run_id, PROCESS_TAG, f"{ended} another machine")
             assert [run.status for run in Runs([], tracker.uri).all()] == ["running"]
+
+
+def test_trials_and_many_models_hide_no_run_and_no_model(tmp_path: Path) -> None:
+    store = SimpleNamespace(
+        search_experiments=_pages([SimpleNamespace(experiment_id="1", name="shop")]),
+        search_runs=_pages([*[_logged({PARENT_TAG: "sweep"})] * 250, *[_logged({})] * 250]),
+        search_registered_models=_pages([SimpleNamespace(name=str(n)) for n in range(150)]),
+    )
+    assert [run.data.tags for run in _newest_runs(store)] == [{}] * 200
+    assert [model.name for model in _registered_models(store)] == [str(n) for n in range(150)]
+
+
+def _logged(tags: dict[str, str]) -> SimpleNamespace:
+    return SimpleNamespace(data=SimpleNamespace(tags=tags))
+
+
+class _Page(list[Any]):
+    token: str | None = None
+
+
+def _pages(results: list[Any]) -> Callable[..., _Page]:
+    """A search with pages of at most 100 results, as in MLflow's client."""
+
+    def search(*_: Any, page_token: str = "0", max_results: int = 100, **__: Any) -> _Page:
+        start, end = int(page_token), int(page_token) + min(max_results, 100)
+        page = _Page(results[start:end])
+        page.token = str(end) if end < len(results) else None
+        return page
+
+    return search
 
 
 def test_long_name_of_a_model_is_shown_whole(runs: Path) -> None:
