@@ -548,6 +548,16 @@ def test_only_sampled_unknown_items_are_ranked(
     assert "1 of" in capsys.readouterr().err
 
 
+def test_recbole_sampler_needs_an_item_with_events_that_the_user_does_not_have(
+    tmp_path: Path,
+) -> None:
+    """Of sixty items, five have events; all users have all five."""
+    dataset = write_dataset(tmp_path / "data", [leave_last(*range(5))] * 5, 60)
+    with pytest.raises(ConfigError, match="a user has all 5 items with events"):
+        made(dataset, sample=10, sampler="recbole")
+    assert made(dataset, sample=10, sampler="recbole", mask="none").windows[0].negatives is not None
+
+
 @pytest.mark.parametrize("mask", ["seen", "none"])
 def test_recbole_sampler_draws_as_recbole_does(mask: str) -> None:
     """numpy.random as RecBole calls it: all items of a user at once, and again for items that the
