@@ -45,6 +45,8 @@ def command(words: Sequence[str]) -> int:
         There is no such action, or an option belongs to another one.
     ConfigError
         ``referee.out`` or ``referee.protocol`` is missing or remote.
+    ArtifactError
+        ``referee.out`` is a file instead of a folder, or a folder instead of a file.
     """
     action, rest = (words[0], list(words[1:])) if words else ("", [])
     if action not in _READS:
@@ -76,6 +78,7 @@ def command(words: Sequence[str]) -> int:
             "referee.protocol and referee.out must be local folders; copy them to remote storage"
             " afterwards"
         )
+    _check_out(action, config.referee.out)
     if arguments.dry_run:
         print(plan("referee", config))
         return 0
@@ -90,6 +93,16 @@ def command(words: Sequence[str]) -> int:
     else:
         write_page(config.referee.out, files)
     return 0
+
+
+def _check_out(action: str, out: str) -> None:
+    target = Path(out)
+    folder = target.parent if action == "page" else target
+    file = next((one for one in (folder, *folder.parents) if one.is_file()), None)
+    if file is not None:
+        raise ArtifactError(f"{file} is a file, expected a folder; choose another name: --out")
+    if action == "page" and target.is_dir():
+        raise ArtifactError(f"{target} is a folder, expected the file of the page: --out")
 
 
 def _taken_out(words: list[str], action: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
@@ -139,7 +152,7 @@ def prepare(config: Config, command: str) -> Protocol:
     Raises
     ------
     ArtifactError
-        ``--out`` is a file, or a folder with other files than those of a protocol.
+        ``--out`` has other files than those of a protocol.
     """
     from pipelines.plumbing.run_folder import open_run
     from pipelines.prepare import prepare as prepare_dataset
@@ -147,8 +160,6 @@ def prepare(config: Config, command: str) -> Protocol:
     from recsys.referee.protocol import others_in, write_protocol
 
     target = Path(config.referee.out)
-    if target.is_file():
-        raise ArtifactError(f"{target} is a file, expected a folder; choose another name: --out")
     # the folder is replaced below, so it must not hold anything else
     if others := others_in(target):
         shown = f"{', '.join(others[:5])}{' …' if len(others) > 5 else ''}"
@@ -244,10 +255,11 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
     with ExitStack() as stack:
         side = stack.enter_context(opened_run(run))
         dataset = open_dataset(side.config.data, side.config.dataset_dir, side.config.seed)
-        if len(protocol.windows) > 1 or dataset.manifest.content_hash != protocol.about["dataset"]:
+        made_of = str(protocol.about.get("dataset", ""))
+        if len(protocol.windows) > 1 or dataset.manifest.content_hash != made_of:
             raise ConfigError(
                 f"{run} was trained on dataset {dataset.manifest.content_hash[:12]} with one test"
-                f" window, but the protocol has dataset {protocol.about['dataset'][:12]} and"
+                f" window, but the protocol has dataset {made_of[:12]} and"
                 f" {len(protocol.windows)} window(s); prepare a protocol with the configuration of"
                 " the run"
             )
@@ -352,14 +364,15 @@ def write_page(out: str, files: Sequence[str]) -> None:
     for file in files:
         try:
             records.append(json.loads(Path(file).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            page(records[-1:])
+        except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"{file} cannot be read ({error}); give referee.json of `recsys referee score`"
             ) from None
-        if not {"protocol", "methods", "pairs"} <= records[-1].keys():
+        except (LookupError, TypeError, AttributeError):  # a part of the page is missing
             raise ArtifactError(
                 f"{file} is not a result of `recsys referee score`; give its referee.json"
-            )
+            ) from None
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, page(records))

@@ -157,13 +157,13 @@ def _judged(
 def _stated(table: pa.Table, name: str, path: Path) -> str:
     """The value of a constant column, or of the metadata of the file."""
     if name in table.column_names:
-        values = pc.unique(table.column(name)).to_pylist()
+        values = pc.unique(_texts(table, name, path)).to_pylist()
         if len(values) > 1:
             raise DataError(
                 f"{path}: column {name} has {len(values)} values, expected one for the whole file"
             )
         return str(values[0] or "") if values else ""
-    return ((table.schema.metadata or {}).get(name.encode()) or b"").decode()
+    return ((table.schema.metadata or {}).get(name.encode()) or b"").decode(errors="replace")
 
 
 def _of_window(table: pa.Table, window: Window, path: Path) -> pa.Table:
@@ -174,11 +174,21 @@ def _of_window(table: pa.Table, window: Window, path: Path) -> pa.Table:
             f"{path}: the protocol has several windows; add a column window with the window of each"
             " list"
         )
-    return table.filter(pc.equal(table.column("window").cast(pa.string()), window.name))
+    return table.filter(pc.equal(_texts(table, "window", path), window.name))
+
+
+def _texts(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
+    try:
+        return table.column(name).cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{path}: column {name} holds {table.column(name).type}, expected text or whole numbers"
+            f" ({error})"
+        ) from None
 
 
 def _rows(table: pa.Table, order: str, protocol: Protocol, path: Path) -> _Rows:
-    ids = {name: table.column(name).cast(pa.string()) for name in ("user_id", "item_id")}
+    ids = {name: _texts(table, name, path) for name in ("user_id", "item_id")}
     found = {
         "user_id": rows_of(ids["user_id"], protocol.users),
         "item_id": rows_of(ids["item_id"], protocol.items),

@@ -251,6 +251,32 @@ def test_lists_that_break_the_protocol_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        ("l.csv", {"user_id": "u0", "item_id": "i9", "rank": 1, "user_id ": "u0"}, "user_id twice"),
+        ("l.parquet", {"user_id": ["u0"], "item_id": "i9", "rank": 1}, "user_id holds list"),
+        ("l.parquet", {"user_id": b"u\xff", "item_id": "i9", "rank": 1}, "user_id holds binary"),
+        ("l.parquet", {"user_id": "u0", "item_id": "i9", "rank": 1, "command": ["a"]}, "command"),
+    ],
+)
+def test_files_of_other_columns_are_refused(
+    folder: Path, tmp_path: Path, capsys: Captured, name: str, columns: Any, message: str
+) -> None:
+    path = saved(pd.DataFrame([columns]).rename(columns={"user_id ": "user_id"}), tmp_path / name)
+    assert main(["referee", "score", "--protocol", str(folder), "--lists", f"a={path}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"version": 1}', '{"version": 1, "rules": 1}', "[" * 9**6]
+)
+def test_damaged_description_of_a_protocol_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "protocol.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"protocol\.json is damaged"):
+        read_protocol(tmp_path)
+
+
 def test_lists_of_sampled_items_are_refused_if_all_items_are_ranked(
     folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -816,6 +842,35 @@ def test_mask_follows_the_configuration_unless_it_is_given(dataset: PreparedData
 def test_invalid_arguments_are_refused(words: list[str], message: str, capsys: Captured) -> None:
     assert main(["referee", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"protocol": {}, "methods": {}, "pairs": {}}', "[" * 9**6]
+)
+def test_page_refuses_files_of_another_kind(tmp_path: Path, content: str, capsys: Captured) -> None:
+    file = tmp_path / "referee.json"
+    file.write_text(content)
+    assert main(["referee", "page", "--out", str(tmp_path / "page.md"), str(file)]) == 2
+    assert f"{file} " in capsys.readouterr().err and not (tmp_path / "page.md").exists()
+
+
+@pytest.mark.parametrize("action", ["score", "lists", "page"])
+def test_output_of_another_kind_is_refused(
+    folder: Path, tmp_path: Path, capsys: Captured, action: str
+) -> None:
+    file = saved(lists(lambda user: user % 3), tmp_path / "a[1].csv")
+    words = {
+        "score": ["--out", str(file), "--protocol", str(folder), "--lists", f"a={file}"],
+        "lists": ["--out", f"{file}/below", "--protocol", str(folder)],
+        "page": ["--out", str(tmp_path), str(file)],
+    }
+    assert main(["referee", action, *words[action]]) == 2
+    is_kind = f"{tmp_path} is a folder" if action == "page" else f"{file} is a file"
+    assert is_kind in capsys.readouterr().err
+
+
+def test_name_of_an_existing_file_is_no_pattern(folder: Path, tmp_path: Path) -> None:
+    score(folder, f"a={saved(lists(lambda user: user % 3), tmp_path / 'a[1].csv')}")
 
 
 def test_page_has_every_dataset_and_method(folder: Path, tmp_path: Path) -> None:
