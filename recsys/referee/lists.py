@@ -120,7 +120,8 @@ def _judged(
     evaluated = np.flatnonzero(queries_E >= 0)
     if not len(evaluated):
         raise DataError(
-            f"{where}: no list belongs to an evaluated user; ask.parquet lists these users"
+            f"{where}: no list belongs to an evaluated user; the protocol's table ask lists these"
+            " users"
         )
     items_E = rows.items_E[evaluated]
     order = np.lexsort(
@@ -196,7 +197,7 @@ def _rows(table: pa.Table, order: str, protocol: Protocol, path: Path) -> _Rows:
     for name, rows_E in found.items():
         if (rows_E < 0).any():
             example = ids[name][int(np.argmax(rows_E < 0))].as_py()
-            of = "items.parquet" if name == "item_id" else "the protocol's events"
+            of = f"the protocol's {'table items' if name == 'item_id' else 'events'}"
             raise DataError(
                 f"{path}: {int((rows_E < 0).sum()):,} rows have a {name} that is not in {of}, e.g."
                 f" {example!r}; write the ids of the protocol's files, not a library's internal"
@@ -259,7 +260,7 @@ def _of_sample(
         raise DataError(
             f"{where}: the protocol ranks the targets and {protocol.rules['sample']} sampled items,"
             f" but {len(wanted) - int(is_wanted_E.sum()):,} of these {len(wanted):,} rows have no"
-            " score; write a score for every row of negatives.parquet and test.parquet"
+            " score; write a score for every row of the tables negatives and test"
         )
     return rows_E[is_wanted_E], items_E[is_wanted_E]
 

@@ -232,7 +232,10 @@ def _without_order(frame: pd.DataFrame) -> pd.DataFrame:
         ),
         (_validation_item, "e.g. user 'u0' item 'i4'"),
         (_unknown_user, "1 rows have a user_id that is not in the protocol's events, e.g. '17'"),
-        (_unknown_item, "1 rows have a item_id that is not in items.parquet, e.g. '17'"),
+        (
+            _unknown_item,
+            "1 rows have a item_id that is not in the protocol's table items, e.g. '17'",
+        ),
         (_repeated_item, "has the same item more than once, e.g. user 'u0' item 'i20'"),
         (_repeated_rank, "has the same rank more than once, e.g. user 'u0'"),
         (_missing_rank, "rank is missing in 1 rows"),
@@ -428,6 +431,16 @@ def test_main_metric_has_its_own_cut_off(dataset: PreparedDataset, tmp_path: Pat
     assert found["methods"]["a"]["metrics"]["ndcg@5"]["value"] == pytest.approx(1 / np.log2(3))
     with pytest.raises(ConfigError, match="the referee computes recall, ndcg, .*, got 'stat"):
         protocol_of(dataset, build_config({**tree, "train": {"metric": "statistics:mean@5"}}))
+
+
+def test_cures_of_messages_fit_the_action(folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    file = saved(lists(lambda user: user % 3), tmp_path / "a.csv")
+    words = [f"{number}={file}" for number in range(8)]
+    notes = "\n".join(score(folder, *words, "--referee.bootstrap", "1000")["notes"])
+    assert "raise --referee.bootstrap" in notes
+    empty = saved(lists(lambda user: 1).iloc[:0], tmp_path / "empty.csv")
+    assert main(["referee", "score", "--protocol", str(folder), "--lists", f"a={empty}"]) == 2
+    assert "the protocol's table ask lists these users" in capsys.readouterr().err
 
 
 def test_pairs_are_tested_with_holm(folder: Path, tmp_path: Path) -> None:
