@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 import yaml
 from test_compare import finished
@@ -37,9 +38,10 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.storage.locks import this_process
+from recsys.ui.comparisons import Comparison, Comparisons
 from recsys.ui.gate import Gate, _registered_models
-from recsys.ui.loaded_models import LoadedModels
-from recsys.ui.runs import Runs, _newest_runs
+from recsys.ui.loaded_models import Choice, LoadedModel, LoadedModels
+from recsys.ui.runs import Run, Runs, _newest_runs
 from tests.ruled import World
 
 pytest.importorskip("fastapi")
@@ -145,10 +147,7 @@ def test_comparison_equals_the_command_and_writes_nothing(
 def test_stored_comparison_of_the_same_models_is_shown_at_once(
     browser: TestClient, runs: Path
 ) -> None:
-    reported = [
-        json.loads((runs / name / "metrics.json").read_text())["model_sha256"]
-        for name in ("bad", "good")
-    ]
+    reported = [json.loads((runs / name / "metrics.json").read_text()) for name in ("bad", "good")]
     entry = {
         "first": 0.1,
         "second": 0.4321,
@@ -158,8 +157,8 @@ def test_stored_comparison_of_the_same_models_is_shown_at_once(
         "p": 0.001,
     }
     record = {
-        "first": {"model_sha256": reported[0]},
-        "second": {"model_sha256": reported[1]},
+        "first": reported[0],
+        "second": reported[1],
         "metric": "ndcg@5",
     }
     stored = runs / "bad/compare.json"
@@ -363,8 +362,6 @@ def test_texts_of_users_are_escaped(browser: TestClient, gated: TestClient) -> N
 
 def test_card_is_markdown_and_its_html_is_escaped(runs: Path) -> None:
     from recsys.ui.app import Pages
-    from recsys.ui.comparisons import Comparisons
-    from recsys.ui.loaded_models import Choice, LoadedModel
 
     found, gate = Runs([str(runs)], ""), Gate("")
     pages = Pages(found, gate, LoadedModels(found, gate), Comparisons(lambda first, second: {}))
@@ -568,6 +565,83 @@ def test_other_files_of_a_run_folder_cannot_stop_a_page(tmp_path: Path) -> None:
             assert browser.get(path).status_code in (200, 404), path
         report = browser.get("/reports/report/a")
         assert report.status_code == 200 and report.content == b"<p>\xff\xfe</p>"
+
+
+DIFFERENCE = {
+    "first": 0.1,
+    "second": 0.2,
+    "difference": -0.1,
+    "low": -0.2,
+    "high": -0.05,
+    "p": 0.01,
+}
+COMPARED = {
+    "metric": "ndcg@5",
+    "queries": 3,
+    "metrics": {"ndcg@5": DIFFERENCE},
+    "settings": {},
+    "notes": [],
+}
+
+
+def compared(comparisons: Comparisons, runs: list[Run]) -> Comparison:
+    """The comparison of the first two runs when it is there."""
+    until = time.monotonic() + 30
+    while not (found := comparisons.of(*runs)).is_made and time.monotonic() < until:
+        time.sleep(0.01)
+    return found
+
+
+def test_comparison_that_failed_is_made_again_when_it_is_asked_for_again(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        evaluated(tmp_path / name)
+    answers = iter([OSError("no space"), COMPARED])
+
+    def compare(first: str, second: str) -> Any:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    comparisons, runs = Comparisons(compare), Runs([str(tmp_path)], "").all()
+    assert "no space" in compared(comparisons, runs).problem
+    assert compared(comparisons, runs) == compared(comparisons, runs) == Comparison(COMPARED)
+
+
+def test_comparison_of_an_earlier_evaluation_is_made_again(tmp_path: Path) -> None:
+    sides = [{"model_sha256": name, "settings_sha256": "old"} for name in ("a", "b")]
+    for side in sides:
+        evaluated(tmp_path / side["model_sha256"], **side)
+    record = {**COMPARED, "first": sides[0], "second": sides[1]}
+    (tmp_path / "a/compare.json").write_text(json.dumps(record))
+    found = Runs([str(tmp_path)], "")
+    made: list[str] = []
+    comparisons = Comparisons(lambda first, second: made.append(first) or COMPARED)
+
+    def of_both() -> Comparison:
+        return compared(comparisons, [run for key in "ab" if (run := found.get(key))])
+
+    assert of_both() == Comparison(record) and not made
+    for count, settings in enumerate(("new", "newer"), 1):
+        path = tmp_path / "a/metrics.json"
+        path.write_text(json.dumps({**EVALUATED, **sides[0], "settings_sha256": settings}))
+        assert of_both() == Comparison(COMPARED) and len(made) == count
+
+
+@pytest.mark.parametrize("text", ["ΟΔΟΣ", "οδος", "οδοσ", "İstanbul", "istanbul", "STRASSE"])
+def test_search_knows_the_cases_of_all_alphabets(text: str) -> None:
+    titles = ["Ερμού ΟΔΟΣ", "İstanbul Hatırası", "Strasse"]
+    bundle = SimpleNamespace(item_ids=["0", "1", "2"], titles=titles, popularity_N=np.ones(3))
+    model: Any = SimpleNamespace(bundle=bundle)
+    assert len(LoadedModel(Choice("a", "a", "a"), "a", model, {}).find(text)) == 1
+
+
+def test_head_answers_as_get_without_content(tmp_path: Path) -> None:
+    with opened(tmp_path) as browser:
+        for path in ("/", "/static/ui.css", "/nothing"):
+            head, get = browser.head(path), browser.get(path)
+            assert head.status_code == get.status_code and head.content == b""
+            assert head.headers["content-length"] == get.headers["content-length"]
 
 
 @pytest.mark.parametrize(
