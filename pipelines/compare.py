@@ -250,6 +250,7 @@ def _described(side: FinishedRun) -> dict[str, Any]:
     return {
         "run": side.given,
         "model_sha256": side.metrics["model_sha256"],
+        "settings_sha256": side.metrics.get("settings_sha256"),
         "granularities": [*side.metrics["granularities"]],
         "fitted_through": side.metrics["data"].get("fitted_through", ""),
     }

@@ -45,6 +45,8 @@ def command(words: Sequence[str]) -> int:
         There is no such action, or an option belongs to another one.
     ConfigError
         ``referee.out`` or ``referee.protocol`` is missing or remote.
+    ArtifactError
+        ``referee.out`` is a file instead of a folder, or a folder instead of a file.
     """
     action, rest = (words[0], list(words[1:])) if words else ("", [])
     if action not in _READS:
@@ -76,6 +78,7 @@ def command(words: Sequence[str]) -> int:
             "referee.protocol and referee.out must be local folders; copy them to remote storage"
             " afterwards"
         )
+    _check_out(action, config.referee.out)
     if arguments.dry_run:
         print(plan("referee", config))
         return 0
@@ -90,6 +93,16 @@ def command(words: Sequence[str]) -> int:
     else:
         write_page(config.referee.out, files)
     return 0
+
+
+def _check_out(action: str, out: str) -> None:
+    target = Path(out)
+    folder = target.parent if action == "page" else target
+    file = next((one for one in (folder, *folder.parents) if one.is_file()), None)
+    if file is not None:
+        raise ArtifactError(f"{file} is a file, expected a folder; choose another name: --out")
+    if action == "page" and target.is_dir():
+        raise ArtifactError(f"{target} is a folder, expected the file of the page: --out")
 
 
 def _taken_out(words: list[str], action: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
@@ -139,17 +152,21 @@ def prepare(config: Config, command: str) -> Protocol:
     Raises
     ------
     ArtifactError
-        Something that is not a protocol exists at ``--out``.
+        ``--out`` has other files than those of a protocol.
     """
     from pipelines.plumbing.run_folder import open_run
     from pipelines.prepare import prepare as prepare_dataset
     from recsys.referee.exported_protocol import protocol_of
-    from recsys.referee.protocol import write_protocol
+    from recsys.referee.protocol import others_in, write_protocol
 
     target = Path(config.referee.out)
     # the folder is replaced below, so it must not hold anything else
-    if target.exists() and not (target / "protocol.json").is_file() and any(target.iterdir()):
-        raise ArtifactError(f"{target} exists and is not a protocol; choose another folder: --out")
+    if others := others_in(target):
+        shown = f"{', '.join(others[:5])}{' …' if len(others) > 5 else ''}"
+        raise ArtifactError(
+            f"{target} has files that prepare did not write: {shown}; move them, or choose another"
+            " folder: --out"
+        )
     with open_run(config, "referee") as folder:
         dataset = prepare_dataset(config, folder)
         protocol = protocol_of(dataset, config)
@@ -184,15 +201,26 @@ def lists(evaluate: EvaluateConfig, referee: RefereeConfig, command: str) -> lis
     Raises
     ------
     ConfigError
-        A run has another dataset, split or mask.
+        A run has another dataset, split or mask, or the protocol rules out every baseline.
     """
-    from recsys.referee.own_lists import write_baselines
+    from recsys.referee.own_lists import ruled_out, write_baselines
     from recsys.referee.protocol import read_protocol
 
     protocol, out = read_protocol(Path(referee.protocol)), Path(referee.out)
     named = [_named(word) for word in referee.runs]
     wanted = "baselines" in evaluate.model_fields_set or not named
     baselines: Sequence[str] = evaluate.baselines if wanted else ()
+    if evaluate.exclude_seen != protocol.masks_seen and "exclude_seen" in evaluate.model_fields_set:
+        print(f"evaluate.exclude_seen is ignored: the protocol has mask {protocol.rules['mask']}")
+    left_out = ruled_out(protocol, baselines, evaluate)
+    for name, why in left_out.items():
+        print(f"{name} is left out: {why}")
+    if left_out and len(left_out) == len(baselines):
+        raise ConfigError(
+            f"evaluate.baselines: no baseline is left of {', '.join(baselines)}; name others, such"
+            " as popularity"
+        )
+    baselines = [name for name in baselines if name not in left_out]
     if baselines and not protocol.has_validation:
         print("the protocol has no validation query, so baselines keep their default settings")
     written = (
@@ -219,25 +247,31 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
     from pipelines.comparison.finished_runs import opened_run
     from pipelines.plumbing.opened_dataset import open_dataset
     from pipelines.plumbing.opened_model import open_trained
-    from recsys.data.bounded import evaluated_queries
-    from recsys.data.histories import Split
     from recsys.evaluation.ranking import rank
-    from recsys.referee.own_lists import check_full, stamped, table_of
+    from recsys.referee.own_lists import check_full, evaluated_by, stamped, table_of
     from recsys.referee.tables import write_table
 
     check_full(protocol)
     with ExitStack() as stack:
         side = stack.enter_context(opened_run(run))
         dataset = open_dataset(side.config.data, side.config.dataset_dir, side.config.seed)
-        if len(protocol.windows) > 1 or dataset.manifest.content_hash != protocol.about["dataset"]:
+        made_of = str(protocol.about.get("dataset", ""))
+        if len(protocol.windows) > 1 or dataset.manifest.content_hash != made_of:
             raise ConfigError(
                 f"{run} was trained on dataset {dataset.manifest.content_hash[:12]} with one test"
-                f" window, but the protocol has dataset {protocol.about['dataset'][:12]} and"
+                f" window, but the protocol has dataset {made_of[:12]} and"
                 f" {len(protocol.windows)} window(s); prepare a protocol with the configuration of"
                 " the run"
             )
+        # the weights of the model's parts were chosen for lists with this mask
+        if side.config.evaluate.exclude_seen != protocol.masks_seen:
+            raise ConfigError(
+                f"{run} has evaluate.exclude_seen {str(not protocol.masks_seen).lower()}, but the"
+                f" protocol has mask {protocol.rules['mask']}; prepare a protocol with the"
+                " configuration of the run"
+            )
         model = open_trained(side.config.model, side.folder, dataset).frozen
-        queries = evaluated_queries(dataset, Split.TEST, side.config.evaluate, side.config.seed)
+        queries = evaluated_by(protocol, dataset)
         ranking = rank(
             model, queries, max(protocol.ks), protocol.masks_seen, side.config.evaluate.chunk_users
         )
@@ -330,14 +364,15 @@ def write_page(out: str, files: Sequence[str]) -> None:
     for file in files:
         try:
             records.append(json.loads(Path(file).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            page(records[-1:])
+        except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"{file} cannot be read ({error}); give referee.json of `recsys referee score`"
             ) from None
-        if not {"protocol", "methods", "pairs"} <= records[-1].keys():
+        except (LookupError, TypeError, AttributeError):  # a part of the page is missing
             raise ArtifactError(
                 f"{file} is not a result of `recsys referee score`; give its referee.json"
-            )
+            ) from None
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, page(records))
@@ -348,7 +383,7 @@ _OF_DATA: Final = ("seed", "run.", "data.", "ray.", "train.metric", "train.refit
 _READS: Final[dict[str, tuple[str, ...]]] = {
     "prepare": (
         *(f"referee.{key}" for key in ("out", "mask", "sample", "sampler", "windows", "format")),
-        *("evaluate.ks", "evaluate.max_users"),
+        *("evaluate.ks", "evaluate.max_users", "evaluate.exclude_seen"),
         *_OF_DATA,
     ),
     "lists": ("referee.protocol", "referee.out", "referee.runs", "referee.format", "evaluate."),

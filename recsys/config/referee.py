@@ -29,12 +29,12 @@ class RefereeConfig(Section):
     runs: list[str] = Field(
         [], description="NAME=FOLDER of finished runs whose lists are written (--runs)"
     )
-    mask: Literal["seen", "none"] = Field(
-        "seen",
+    mask: Literal["seen", "none"] | None = Field(
+        None,
         description=(
-            "seen: items of a user's history are in no list and are no target, as in our "
-            "evaluation; none: lists "
-            "may hold all items, as with RecBole's sequential models"
+            "seen: items of a user's history are in no list and are no target; none: lists may hold"
+            " all items, as with RecBole's sequential models; null: seen or none, as"
+            " evaluate.exclude_seen says"
         ),
     )
     sample: int = Field(

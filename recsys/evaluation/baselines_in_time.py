@@ -45,7 +45,10 @@ class Frequency(Baseline):
     def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
         """What the data or the settings lack for this baseline; empty if it can be evaluated."""
         if config.exclude_seen:
-            return "evaluate.exclude_seen leaves out what a user had before"
+            return (
+                "lists leave out what a user had before (evaluate.exclude_seen, or the mask of a"
+                " protocol)"
+            )
         rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
         if len(np.unique(rows_E * 2**32 + histories.items_E)) == len(rows_E):
             return "no user has an item twice"

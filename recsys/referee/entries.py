@@ -90,6 +90,8 @@ def _check(name: str, settings: list[Setting]) -> None:
 
 
 def _files(pattern: str) -> list[Path]:
+    if Path(pattern).is_file():  # a name may have the characters of a pattern
+        return [Path(pattern)]
     found = (
         sorted(Path(path) for path in glob.glob(pattern))
         if glob.has_magic(pattern)

@@ -62,7 +62,7 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
         "split": manifest.split,
         "targets": manifest.targets,
         "event_types": manifest.event_types,
-        "mask": settings.mask,
+        "mask": settings.mask or ("seen" if config.evaluate.exclude_seen else "none"),
         "ks": sorted({*config.evaluate.ks, main.k}),
         "metric": config.train.metric,
         "sample": settings.sample,

@@ -113,7 +113,7 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
     if resamples + 1 < 2 * len(names) * (len(names) - 1) / 2 / (1 - LEVEL):
         notes.append(
             f"{resamples:,} resamples are too few for {len(names)} methods: no difference can be"
-            " significant; raise evaluate.bootstrap"
+            " significant; raise --referee.bootstrap"
         )
     without = [name for name in names if not chosen[name].has_hash]
     if without:

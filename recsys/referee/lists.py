@@ -120,7 +120,8 @@ def _judged(
     evaluated = np.flatnonzero(queries_E >= 0)
     if not len(evaluated):
         raise DataError(
-            f"{where}: no list belongs to an evaluated user; ask.parquet lists these users"
+            f"{where}: no list belongs to an evaluated user; the protocol's table ask lists these"
+            " users"
         )
     items_E = rows.items_E[evaluated]
     order = np.lexsort(
@@ -157,13 +158,13 @@ def _judged(
 def _stated(table: pa.Table, name: str, path: Path) -> str:
     """The value of a constant column, or of the metadata of the file."""
     if name in table.column_names:
-        values = pc.unique(table.column(name)).to_pylist()
+        values = pc.unique(_texts(table, name, path)).to_pylist()
         if len(values) > 1:
             raise DataError(
                 f"{path}: column {name} has {len(values)} values, expected one for the whole file"
             )
         return str(values[0] or "") if values else ""
-    return ((table.schema.metadata or {}).get(name.encode()) or b"").decode()
+    return ((table.schema.metadata or {}).get(name.encode()) or b"").decode(errors="replace")
 
 
 def _of_window(table: pa.Table, window: Window, path: Path) -> pa.Table:
@@ -174,11 +175,21 @@ def _of_window(table: pa.Table, window: Window, path: Path) -> pa.Table:
             f"{path}: the protocol has several windows; add a column window with the window of each"
             " list"
         )
-    return table.filter(pc.equal(table.column("window").cast(pa.string()), window.name))
+    return table.filter(pc.equal(_texts(table, "window", path), window.name))
+
+
+def _texts(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
+    try:
+        return table.column(name).cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{path}: column {name} holds {table.column(name).type}, expected text or whole numbers"
+            f" ({error})"
+        ) from None
 
 
 def _rows(table: pa.Table, order: str, protocol: Protocol, path: Path) -> _Rows:
-    ids = {name: table.column(name).cast(pa.string()) for name in ("user_id", "item_id")}
+    ids = {name: _texts(table, name, path) for name in ("user_id", "item_id")}
     found = {
         "user_id": rows_of(ids["user_id"], protocol.users),
         "item_id": rows_of(ids["item_id"], protocol.items),
@@ -186,7 +197,7 @@ def _rows(table: pa.Table, order: str, protocol: Protocol, path: Path) -> _Rows:
     for name, rows_E in found.items():
         if (rows_E < 0).any():
             example = ids[name][int(np.argmax(rows_E < 0))].as_py()
-            of = "items.parquet" if name == "item_id" else "the protocol's events"
+            of = f"the protocol's {'table items' if name == 'item_id' else 'events'}"
             raise DataError(
                 f"{path}: {int((rows_E < 0).sum()):,} rows have a {name} that is not in {of}, e.g."
                 f" {example!r}; write the ids of the protocol's files, not a library's internal"
@@ -249,7 +260,7 @@ def _of_sample(
         raise DataError(
             f"{where}: the protocol ranks the targets and {protocol.rules['sample']} sampled items,"
             f" but {len(wanted) - int(is_wanted_E.sum()):,} of these {len(wanted):,} rows have no"
-            " score; write a score for every row of negatives.parquet and test.parquet"
+            " score; write a score for every row of the tables negatives and test"
         )
     return rows_E[is_wanted_E], items_E[is_wanted_E]
 

@@ -82,6 +82,11 @@ def _recbole(had: list[set[int]], histories: Histories, number: int, seed: int) 
 
     RecBole's items are those with events, numbered from 1 in their order in train, valid and test.
     An item may be drawn twice and counts once, in RecBole and here.
+
+    Raises
+    ------
+    ConfigError
+        A user has all these items.
     """
     random = np.random.RandomState(seed)
     by_part_E = histories.items_E[np.argsort(histories.splits_E, kind="stable")]
@@ -89,6 +94,11 @@ def _recbole(had: list[set[int]], histories: Histories, number: int, seed: int) 
     tokens = items[np.argsort(firsts)]
     number_of = np.full(int(items.max()) + 1, -1, dtype=np.int64)
     number_of[tokens] = np.arange(len(tokens)) + 1
+    if max(map(len, had), default=0) >= len(tokens):  # it would draw forever
+        raise ConfigError(
+            f"referee.sampler: recbole draws items with events, but a user has all {len(tokens):,}"
+            " items with events; use uniform"
+        )
     found = np.empty((len(had), number), dtype=np.int64)
     for row, known in enumerate(had):
         used = number_of[[*known]]

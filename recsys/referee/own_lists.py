@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.config import EvaluateConfig
-from recsys.data.histories import Split
-from recsys.errors import ConfigError
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Queries, Split
+from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.baselines import build_baseline, left_out
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.referee.protocol import Protocol
@@ -33,15 +35,15 @@ def write_baselines(
     form: str,
     command: str,
 ) -> list[Path]:
-    """Write NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow; without
-    validation queries only NAME/SETTING of the default settings.
+    """Write NAME/SETTING and NAME/SETTING.valid of every baseline; without validation queries only
+    NAME/SETTING of the default settings.
 
     Parameters
     ----------
     protocol : Protocol
         The queries to answer; it must rank all items.
     names : Sequence[str]
-        Names of the baselines.
+        Names of the baselines, without those of :func:`ruled_out`.
     config : EvaluateConfig
         The section ``evaluate``.
     folder : Path
@@ -64,12 +66,8 @@ def write_baselines(
     check_full(protocol)
     tables: dict[Path, list[pa.Table]] = {}
     chooses = protocol.has_validation
-    for index, window in enumerate(protocol.windows):
-        histories = protocol.histories(window)
-        ruled_out = left_out(names, histories, config)
+    for index in range(len(protocol.windows)):
         for name in names:
-            if name in ruled_out:
-                continue
             for setting, split, scorer in _fits(protocol, index, name, config, chooses):
                 path = folder / name / f"{setting}{'.valid' if split == Split.VALID else ''}.{form}"
                 tables.setdefault(path, []).append(
@@ -78,6 +76,28 @@ def write_baselines(
     for path, found in tables.items():
         write_table(stamped(pa.concat_tables(found), protocol, command, form), path)
     return list(tables)
+
+
+def ruled_out(protocol: Protocol, names: Sequence[str], config: EvaluateConfig) -> dict[str, str]:
+    """The baselines that the events of a window or the mask rule out, each with what is missing.
+
+    Why one window is enough: lists must answer all windows.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        The events and the mask.
+    names : Sequence[str]
+        Names of baselines.
+    config : EvaluateConfig
+        Settings of the baselines; the protocol decides about seen items.
+    """
+    config = config.model_copy(update={"exclude_seen": protocol.masks_seen})
+    found: dict[str, str] = {}
+    for window in protocol.windows:
+        for name, why in left_out(names, protocol.histories(window), config).items():
+            found.setdefault(name, f"{why} in {window.name}" if window.name else why)
+    return found
 
 
 def _fits(
@@ -126,6 +146,29 @@ def check_full(protocol: Protocol) -> None:
             f"the protocol ranks {protocol.rules['sample']} sampled items, but these lists rank the"
             " whole catalogue; prepare a protocol with --referee.sample 0"
         )
+
+
+def evaluated_by(protocol: Protocol, dataset: PreparedDataset) -> Queries:
+    """The test queries of the protocol's evaluated users, from the dataset that it was made of.
+
+    Why not those that a run evaluates: its own sample of users may be smaller, and users without
+    a list count as missed.
+
+    Raises
+    ------
+    ArtifactError
+        The dataset does not have one of the users.
+    """
+    (window,) = protocol.windows
+    users = dataset.user_ids.cast(pa.string())
+    missing = window.ask.filter(pc.invert(pc.is_in(window.ask, value_set=users)))
+    if len(missing):
+        raise ArtifactError(
+            f"{len(missing):,} evaluated users of the protocol are not in {dataset.root}, e.g."
+            f" {missing[0].as_py()!r}; prepare the protocol again with the configuration of the run"
+        )
+    asked_V = np.asarray(pc.is_in(users, value_set=window.ask))
+    return dataset.histories(asked_V).queries(Split.TEST)
 
 
 def list_of(protocol: Protocol, index: int, split: Split, scorer: Scorer, chunk: int) -> pa.Table:
@@ -182,7 +225,9 @@ def table_of(ranking: Ranking, users: pa.Array, items: pa.Array, window: str = "
         "rank": pa.array(ranks + 1, pa.int32()),
         "score": pa.array(ranking.scores_BK[rows, ranks]),
     }
-    return pa.table(columns | ({"window": pa.array([window] * len(rows))} if window else {}))
+    return pa.table(
+        columns | ({"window": pa.array([window] * len(rows), pa.string())} if window else {})
+    )
 
 
 def stamped(table: pa.Table, protocol: Protocol, command: str, form: str) -> pa.Table:
@@ -204,5 +249,5 @@ def stamped(table: pa.Table, protocol: Protocol, command: str, form: str) -> pa.
     if form == "parquet":
         return table.replace_schema_metadata(metadata)
     for name, value in metadata.items():
-        table = table.append_column(name, pa.array([value] * table.num_rows))
+        table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
     return table

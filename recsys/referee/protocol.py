@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +33,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import BaseModel, ValidationError
 
 from recsys.data.dataset import types_mask
 from recsys.data.histories import Array, Histories, Queries, Split
@@ -40,6 +42,7 @@ from recsys.evaluation.ranking import countable
 from recsys.referee.tables import ending_of, read_table, write_table
 
 VERSION: Final = 1
+_CURE: Final = "run `recsys referee prepare --config FILE --out DIR`"
 EVENTS: Final = pa.schema(
     [
         ("user_id", pa.string()),
@@ -52,6 +55,18 @@ EVENTS: Final = pa.schema(
 )
 PAIRS: Final = pa.schema([("user_id", pa.string()), ("item_id", pa.string())])
 SPLITS: Final = {"train": Split.TRAIN, "valid": Split.VALID, "test": Split.TEST}
+_OWN: Final = re.compile(
+    rf"protocol\.json|(window-\d+/)?(items|{'|'.join(SPLITS)}|ask|negatives)\.(parquet|csv)"
+)
+
+
+class _Description(BaseModel):
+    """``protocol.json``; the hash checks the rules."""
+
+    hash: str
+    rules: dict[str, Any]
+    windows: list[str]
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -208,6 +223,16 @@ def write_protocol(protocol: Protocol, folder: Path, form: str) -> None:
     )
 
 
+def others_in(folder: Path) -> list[str]:
+    """Files in a folder that :func:`write_protocol` did not write; without a protocol, all."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
+    return [name for name in names if "protocol.json" not in names or not _OWN.fullmatch(name)]
+
+
 def read_protocol(folder: Path) -> Protocol:
     """Read the folder.
 
@@ -216,20 +241,7 @@ def read_protocol(folder: Path) -> Protocol:
     ArtifactError
         It is not a protocol, a table is missing, or its rows do not match its hash.
     """
-    cure = "run `recsys referee prepare --config FILE --out DIR`"
-    try:
-        record = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{folder} is not a protocol: protocol.json is missing; {cure}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}/protocol.json is damaged ({error}); {cure}") from None
-    if record.get("version") != VERSION:
-        raise ArtifactError(
-            f"{folder} has version {record.get('version')}, but this release reads {VERSION};"
-            f" {cure}"
-        )
+    record = _description(folder)
     rules = record["rules"]
     items = (
         _read(folder, "items", pa.schema([("item_id", pa.string())]))
@@ -244,16 +256,41 @@ def read_protocol(folder: Path) -> Protocol:
             .column("user_id")
             .combine_chunks()
         )
-        negatives = _read(folder / name, "negatives", PAIRS) if rules["sample"] else None
+        negatives = _read(folder / name, "negatives", PAIRS) if rules.get("sample") else None
         windows.append(Window(name, splits, ask, negatives))
     protocol = Protocol(rules, items, windows, record["about"])
     # an edited protocol would compare methods on other data without a sign
     if protocol.hash != record["hash"]:
         raise ArtifactError(
             f"{folder} was changed after it was written: its rows have hash {protocol.hash[:12]},"
-            f" protocol.json says {record['hash'][:12]}; write the protocol again: {cure}"
+            f" protocol.json says {record['hash'][:12]}; write the protocol again: {_CURE}"
         )
     return protocol
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / "protocol.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder} is not a protocol: protocol.json is missing; {_CURE}"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); {_CURE}") from None
+    if not isinstance(record, dict):
+        raise ArtifactError(f"{path} is damaged (it is not an object); {_CURE}")
+    if record.get("version") != VERSION:
+        raise ArtifactError(
+            f"{folder} has version {record.get('version')}, but this release reads {VERSION};"
+            f" {_CURE}"
+        )
+    try:
+        _Description.model_validate(record)
+    except ValidationError as error:
+        wrong = ", ".join(str(one["loc"][0]) for one in error.errors())
+        raise ArtifactError(f"{path} is damaged (wrong or missing: {wrong}); {_CURE}") from None
+    return record
 
 
 def rows_of(ids: Sequence[str] | pa.Array | pa.ChunkedArray, known: pa.Array) -> Array:

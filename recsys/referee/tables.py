@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from recsys.errors import SourceError
 
+_IDS: Final = ("user_id", "item_id", "event_type", "window", "protocol", "command")
 _TEXT: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ENDINGS: Final = (".parquet", *_TEXT)
 
@@ -40,7 +41,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     SourceError
         A column is missing, or its values have another type.
     """
-    table = read_any(path)
+    table = read_any(path, schema)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise SourceError(
@@ -60,8 +61,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def read_any(path: Path) -> pa.Table:
-    """Read all columns of a file; ``user_id`` and ``item_id`` become text.
+def read_any(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read all columns of a file; ``user_id`` and ``item_id`` become text. The types of a schema
+    hold for a text file, too, except those of times.
 
     Raises
     ------
@@ -73,13 +75,22 @@ def read_any(path: Path) -> pa.Table:
     try:
         if path.suffix == ".parquet":
             return pq.read_table(path, partitioning=None)
-        names = ("user_id", "item_id", "event_type", "window", "protocol", "command")
-        return pyarrow.csv.read_csv(
+        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_IDS, pa.string()))
+        if schema is not None:
+            # Arrow guesses integers, which a float may not hold, and takes NaN as missing
+            options.column_types |= {
+                one.name: one.type for one in schema if not pa.types.is_timestamp(one.type)
+            }
+            options.null_values = [""]
+        table = pyarrow.csv.read_csv(
             path,
             parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if ".tsv" in path.name else ","),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string())
-            ),
+            convert_options=options,
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    known = (*_IDS, "rank", "score", *(schema.names if schema else ()))
+    twice = [name for name in known if table.column_names.count(name) > 1]
+    if twice:
+        raise SourceError(f"{path}: the header has {twice[0]} twice; leave one column out")
+    return table

@@ -77,9 +77,9 @@ class Pages:
     def page(self, name: str, status: int = 200, **content: Any) -> HTMLResponse:
         """Render a page from its template."""
         page = name.partition(".")[0]
-        return HTMLResponse(
-            self._templates.get_template(f"{name}.html.j2").render(page=page, **content), status
-        )
+        html = self._templates.get_template(f"{name}.html.j2").render(page=page, **content)
+        # paths of files may have bytes that are not UTF-8
+        return HTMLResponse(html.encode(errors="replace"), status)
 
     def card(self, opened: LoadedModel) -> str:
         """The model card as HTML; HTML in its Markdown is escaped."""
@@ -166,7 +166,7 @@ def _add_runs(app: FastAPI, pages: Pages) -> None:
             raise ArtifactError(f"the run {key!r} has no such report")
         # a report is a file that others may have written, so it runs in a sandbox
         headers = {"Content-Security-Policy": REPORT_POLICY}
-        return HTMLResponse(path.read_text(encoding="utf-8"), headers=headers)
+        return HTMLResponse(path.read_bytes(), headers=headers)
 
 
 def _add_comparison(app: FastAPI, pages: Pages) -> None:

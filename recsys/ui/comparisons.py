@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from recsys.config import redact
 from recsys.errors import MultigrainError
-from recsys.ui.runs import Run, read_json
+from recsys.ui.run_files import ComparisonShape, content_of
+from recsys.ui.runs import Run
 
 Comparing = Callable[[str, str], Mapping[str, Any]]  # two run folders → the content of compare.json
 _WAITING: Final = 3  # maximum number of waiting and running comparisons
@@ -42,15 +43,16 @@ class Comparisons:
         self._found: dict[tuple[str, str], Comparison] = {}
 
     def of(self, first: Run, second: Run) -> Comparison:
-        """The comparison of two runs; the first call starts it."""
+        """The comparison of two runs; the first call starts it, also after an error was shown."""
         stored = _stored(first, second)
         if stored:
             return Comparison(stored)
-        key = tuple(
-            f"{run.folder} {run.metrics.get('model_sha256', '')}" for run in (first, second)
+        key = (
+            f"{first.folder} {_identity(first.metrics)}",
+            f"{second.folder} {_identity(second.metrics)}",
         )
         with self._lock:
-            found = self._found.get((key[0], key[1]))
+            found = self._found.get(key)
             if found is None:
                 if sum(not one.is_made for one in self._found.values()) >= _WAITING:
                     return Comparison(
@@ -60,10 +62,13 @@ class Comparisons:
                     : max(0, len(self._found) - _KEPT)
                 ]:
                     del self._found[old]
-                found = self._found[(key[0], key[1])] = Comparison()
+                found = self._found[key] = Comparison()
                 folders = str(first.folder), str(second.folder)
                 threading.Thread(target=self._make, args=(found, *folders), daemon=True).start()
-        return found
+            shown = replace(found)  # a page must not change while it is rendered
+            if shown.problem:
+                del self._found[key]  # the cause may be gone at the next call
+            return shown
 
     def _make(self, comparison: Comparison, first: str, second: str) -> None:
         try:
@@ -80,12 +85,15 @@ class Comparisons:
 
 def _stored(first: Run, second: Run) -> Mapping[str, Any]:
     """The result of ``recsys compare`` in the first run's folder, if it belongs to these two
-    models.
+    evaluations.
     """
     if first.folder is None:
         return {}
-    record = read_json(first.folder / "compare.json")
-    compared = [(record.get(side) or {}).get("model_sha256") for side in ("first", "second")]
-    return (
-        record if compared == [run.metrics.get("model_sha256") for run in (first, second)] else {}
-    )
+    record = content_of(first.folder / "compare.json", ComparisonShape)
+    compared = [_identity(record.get(side, {})) for side in ("first", "second")]
+    return record if compared == [_identity(first.metrics), _identity(second.metrics)] else {}
+
+
+def _identity(content: Mapping[str, Any]) -> list[Any]:
+    """The weights, and the settings that decide what is measured."""
+    return [content.get("model_sha256"), content.get("settings_sha256")]

@@ -11,6 +11,7 @@ from typing import Any, Final
 from recsys.registry.aliases import CHAMPION
 from recsys.registry.digest import WEIGHTS_TAG
 from recsys.registry.minimum import newest_versions
+from recsys.registry.mlflow_client import all_pages
 from recsys.ui.runs import answer_of
 
 _MOST: Final = 200  # maximum number of versions per model, the newest ones
@@ -107,7 +108,11 @@ def _registered(uri: str) -> tuple[list[Registered], str]:
 
 
 def _models(registry: Any) -> list[Registered]:
-    return [_model(registry, model) for model in registry.search_registered_models(max_results=100)]
+    return [_model(registry, model) for model in _registered_models(registry)]
+
+
+def _registered_models(registry: Any) -> list[Any]:
+    return list(all_pages(registry.search_registered_models, max_results=100))
 
 
 def _model(registry: Any, model: Any) -> Registered:

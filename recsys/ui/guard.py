@@ -50,17 +50,23 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        is_head = scope["method"] == "HEAD"
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     # a page may have its own policy, such as a report
                     headers.setdefault(name, value)
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         # with the headers on refusals too
         refusal = self._refusal(Headers(scope=scope), scope["method"])
-        await (refusal or self._app)(scope, receive, send_guarded)
+        # the pages know only GET
+        asked = {**scope, "method": "GET"} if is_head else scope
+        await (refusal or self._app)(asked, receive, send_guarded)
 
     def _refusal(self, headers: Headers, method: str) -> PlainTextResponse | None:
         host = host_of(headers.get("host", ""))

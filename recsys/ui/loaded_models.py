@@ -57,10 +57,10 @@ class LoadedModel:
         """Ids of items whose title or id contains a text: exact matches first, then prefixes, then
         by popularity.
         """
-        text = text.strip().lower()
+        text = _folded(pa.scalar(text.strip(), pa.large_string())).as_py()
         if not text:
             return []
-        ids, titles = self._lower
+        ids, titles = self._ids_and_titles
         fits_N = pc.or_(pc.match_substring(ids, text), pc.match_substring(titles, text)).to_numpy(
             zero_copy_only=False
         )
@@ -81,13 +81,13 @@ class LoadedModel:
         return [self.bundle.item_ids[row] for row in rows[order]]
 
     @cached_property
-    def _lower(self) -> tuple[pa.Array, pa.Array]:
+    def _ids_and_titles(self) -> tuple[pa.Array, pa.Array]:
         ids, titles = (
             # the titles of a large catalogue may have more than 2 GiB, the limit of ``string``
             pa.array(texts, pa.large_string())
             for texts in (self.bundle.item_ids, self.bundle.titles)
         )
-        return pc.utf8_lower(ids), pc.utf8_lower(titles)
+        return _folded(ids), _folded(titles)
 
 
 class LoadedModels:
@@ -159,6 +159,11 @@ class LoadedModels:
         named = copy(kept)  # the same model may have several names, and aliases change
         named.choice = choice
         return named
+
+
+def _folded(texts: Any) -> Any:
+    """Texts without upper and lower case; both, because Σ has two lower cases."""
+    return pc.utf8_lower(pc.utf8_upper(texts))
 
 
 def _is_of(version: Version, run: Run) -> bool:

@@ -7,13 +7,14 @@ path that is opened.
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,13 +24,20 @@ from recsys.errors import ArtifactError, MultigrainError, first_line
 from recsys.evaluation.bootstrap import THAN, outcome
 from recsys.evaluation.member_scores import kept_names
 from recsys.registry.logged_values import mlflow_name
-from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path
+from recsys.registry.mlflow_client import all_pages, client, short_timeouts, sqlite_path
 from recsys.registry.run_tags import PARENT_TAG, PROCESS_TAG
 from recsys.registry.store_state import check, settled
 from recsys.registry.tracking import RUN_FILE
 from recsys.report.first_screen import verdict
 from recsys.storage.locks import has_ended, is_alive
 from recsys.storage.uris import is_remote
+from recsys.ui.run_files import (
+    BundleShape,
+    MetricsShape,
+    PromotionShape,
+    TrackedShape,
+    content_of,
+)
 
 T = TypeVar("T")
 
@@ -58,7 +66,6 @@ class Run:
     # status, head and text; empty if nothing was measured
     verdict: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)  # metrics.json
-    registered: Mapping[str, Any] = field(default_factory=dict)  # registered.json
     promotion: Mapping[str, Any] = field(default_factory=dict)  # promotion.json
     dataset: str = ""
     run_id: str = ""
@@ -72,8 +79,10 @@ class Run:
     @property
     def weights(self) -> str:
         """SHA-256 of the weights of its bundle; empty without one."""
-        info = {} if self.folder is None else read_json(self.folder / "bundle/bundle.json")
-        return str((info.get("files") or {}).get(WEIGHTS, {}).get("sha256", ""))
+        if self.folder is None:
+            return ""
+        info = content_of(self.folder / "bundle/bundle.json", BundleShape)
+        return str(info.get("files", {}).get(WEIGHTS, {}).get("sha256", ""))
 
     @property
     def is_comparable(self) -> bool:
@@ -169,16 +178,15 @@ def _folders(folders: Iterable[str]) -> Iterator[tuple[Path, str]]:
             folder = config.parent.resolve()
             if folder not in seen:
                 seen.add(folder)
-                yield (
-                    folder,
-                    (whole.name if folder == whole else config.parent.relative_to(root).as_posix()),
-                )
+                name = whole.name if folder == whole else config.parent.relative_to(root).as_posix()
+                # a name that is not UTF-8 cannot be shown, nor be part of a URL
+                yield folder, os.fsencode(name).decode(errors="replace")
 
 
 def _of_folder(folder: Path, key: str) -> Run:
-    metrics, registered = read_json(folder / "metrics.json"), read_json(folder / "registered.json")
-    metric = str(metrics.get("metric", ""))
-    ends = ((metrics.get("confidence") or {}).get("model") or {}).get(metric)
+    metrics = content_of(folder / "metrics.json", MetricsShape)
+    metric = metrics.get("metric", "")
+    ends = metrics.get("confidence", {}).get("model", {}).get(metric)
     newest = folder / ("metrics.json" if metrics else "config.yaml")
     return Run(
         key=key,
@@ -187,16 +195,15 @@ def _of_folder(folder: Path, key: str) -> Run:
         status="evaluated" if metrics else _status(folder),
         folder=folder,
         metric=metric,
-        value=(metrics.get("model") or {}).get(metric),
+        value=metrics.get("model", {}).get(metric),
         interval=(ends[0], ends[1]) if ends else None,
         verdict=verdict_of(metrics),
         metrics=metrics,
-        registered=registered,
-        promotion=read_json(folder / "promotion.json"),
-        dataset=str((metrics.get("data") or {}).get("name", "")),
-        run_id=str(read_json(folder / RUN_FILE).get("run_id", "")),
+        promotion=content_of(folder / "promotion.json", PromotionShape),
+        dataset=str(metrics.get("data", {}).get("name", "")),
+        run_id=content_of(folder / RUN_FILE, TrackedShape).get("run_id", ""),
         granularities=tuple(
-            kept_names(metrics.get("members") or {}, metrics.get("granularities") or ())
+            kept_names(metrics.get("members") or {}, metrics.get("granularities", ()))
         ),
     )
 
@@ -217,42 +224,30 @@ def verdict_of(metrics: Mapping[str, Any]) -> Mapping[str, str]:
     """The report's sentence on the model and the best baseline; empty if metrics are missing."""
     try:
         return verdict(metrics)
-    except (KeyError, TypeError):  # no evaluation, or one of an earlier release
+    except (LookupError, TypeError, AttributeError):  # none, or one of an earlier release
         return {}
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """The JSON object in a file of a run folder; empty if it is missing or incomplete."""
-    try:
-        found = path.stat()
-        return _parsed(path, found.st_mtime_ns, found.st_size)
-    except (OSError, ValueError):
-        return {}
-
-
-@lru_cache(maxsize=512)
-def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
 
 
 def _of_mlflow(uri: str) -> tuple[list[Run], str]:
     """MLflow's newest runs without the trials of sweeps, and an error message or an empty text."""
     found, problem = answer_of(uri, _newest_runs)
-    return [_of_run(run) for run in found if PARENT_TAG not in run.data.tags], problem
+    return [_of_run(run) for run in found], problem
 
 
 def _newest_runs(registry: Any) -> list[Any]:
     experiments = [
         one.experiment_id
-        for one in registry.search_experiments(max_results=1000)
+        for one in all_pages(registry.search_experiments, max_results=1000)
         if not one.name.endswith(_PROMOTIONS)
     ]
-    return list(
-        registry.search_runs(
-            experiments, max_results=_MOST, order_by=["attributes.start_time DESC"]
-        )
+    found = all_pages(
+        registry.search_runs,
+        experiment_ids=experiments,
+        max_results=_MOST,
+        order_by=["attributes.start_time DESC"],
     )
+    # one sweep may have more trials than a page has runs
+    return list(islice((run for run in found if PARENT_TAG not in run.data.tags), _MOST))
 
 
 def answer_of(uri: str, ask: Callable[[Any], list[T]]) -> tuple[list[T], str]:

@@ -118,7 +118,8 @@ def test_metrics_json_follows_the_contract(tmp_path) -> None:
         name: names for name in ("popularity", "item_knn", "ease", "als", "recent_popularity")
     }
     assert content["data"]["baselines_left_out"] == {
-        "frequency": "evaluate.exclude_seen leaves out what a user had before"
+        "frequency": "lists leave out what a user had before (evaluate.exclude_seen, or the mask"
+        " of a protocol)"
     }
     assert {"prepare_s", "train_s", "evaluate_s", "baseline_ease_s"} <= set(content["timing"])
     assert set(content["granularities"]["after"]) == {"weight", "ndcg@3_without"}

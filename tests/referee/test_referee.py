@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -118,6 +120,21 @@ def test_csv_and_parquet_give_the_same_protocol(
     assert frame.item_id.tolist() == [f"i{target(int(user[1:]))}" for user in frame.user_id]
 
 
+@pytest.mark.parametrize("values", [(20_785_000, 1), (np.nan, 0.1)])
+def test_csv_keeps_every_value(
+    dataset: PreparedDataset, tmp_path: Path, values: tuple[float, float]
+) -> None:
+    protocol = made(dataset)
+    (whole,) = protocol.windows
+    splits = {
+        name: table.set_column(4, "value", pa.array(np.resize(np.float32(values), len(table))))
+        for name, table in whole.splits.items()
+    }
+    protocol = replace(protocol, windows=[replace(whole, splits=splits)])
+    write_protocol(protocol, tmp_path / "p", "csv")
+    assert read_protocol(tmp_path / "p").hash == protocol.hash
+
+
 def test_changed_protocol_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
     write_protocol(made(dataset), tmp_path / "p", "csv")
     frame = pd.read_csv(tmp_path / "p/test.csv")
@@ -128,6 +145,26 @@ def test_changed_protocol_is_refused(dataset: PreparedDataset, tmp_path: Path) -
     (tmp_path / "p/test.csv").unlink()
     with pytest.raises(ArtifactError, match="has no table test"):
         read_protocol(tmp_path / "p")
+
+
+def test_prepare_deletes_no_file_that_it_did_not_write(
+    dataset: PreparedDataset, tmp_path: Path, capsys: Captured
+) -> None:
+    write_protocol(made(dataset), tmp_path / "p", "csv")
+    for name in ("window-2/train.csv", "lists/mine.csv", "referee.json"):
+        (tmp_path / "p" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "p" / name).write_text("here")
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {dir: none, source: {kind: canonical, events: [none.csv]}}")
+    words = ["referee", "prepare", "--config", str(config), "--out"]
+    assert main([*words, str(tmp_path / "p")]) == 2
+    assert "did not write: lists/mine.csv, referee.json;" in capsys.readouterr().err
+    assert (tmp_path / "p/lists/mine.csv").is_file() and (tmp_path / "p/test.csv").is_file()
+    (tmp_path / "p/protocol.json").unlink()  # so the rest is the data of somebody
+    assert main([*words, str(tmp_path / "p")]) == 2
+    assert "did not write: ask.csv, items.csv, lists/mine.csv" in capsys.readouterr().err
+    assert main([*words, str(config)]) == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_queries_are_those_of_our_evaluation(dataset: PreparedDataset, folder: Path) -> None:
@@ -195,7 +232,10 @@ def _without_order(frame: pd.DataFrame) -> pd.DataFrame:
         ),
         (_validation_item, "e.g. user 'u0' item 'i4'"),
         (_unknown_user, "1 rows have a user_id that is not in the protocol's events, e.g. '17'"),
-        (_unknown_item, "1 rows have a item_id that is not in items.parquet, e.g. '17'"),
+        (
+            _unknown_item,
+            "1 rows have a item_id that is not in the protocol's table items, e.g. '17'",
+        ),
         (_repeated_item, "has the same item more than once, e.g. user 'u0' item 'i20'"),
         (_repeated_rank, "has the same rank more than once, e.g. user 'u0'"),
         (_missing_rank, "rank is missing in 1 rows"),
@@ -212,6 +252,32 @@ def test_lists_that_break_the_protocol_are_refused(
     printed = capsys.readouterr().err
     assert message in printed and str(path) in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        ("l.csv", {"user_id": "u0", "item_id": "i9", "rank": 1, "user_id ": "u0"}, "user_id twice"),
+        ("l.parquet", {"user_id": ["u0"], "item_id": "i9", "rank": 1}, "user_id holds list"),
+        ("l.parquet", {"user_id": b"u\xff", "item_id": "i9", "rank": 1}, "user_id holds binary"),
+        ("l.parquet", {"user_id": "u0", "item_id": "i9", "rank": 1, "command": ["a"]}, "command"),
+    ],
+)
+def test_files_of_other_columns_are_refused(
+    folder: Path, tmp_path: Path, capsys: Captured, name: str, columns: Any, message: str
+) -> None:
+    path = saved(pd.DataFrame([columns]).rename(columns={"user_id ": "user_id"}), tmp_path / name)
+    assert main(["referee", "score", "--protocol", str(folder), "--lists", f"a={path}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"version": 1}', '{"version": 1, "rules": 1}', "[" * 9**6]
+)
+def test_damaged_description_of_a_protocol_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "protocol.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"protocol\.json is damaged"):
+        read_protocol(tmp_path)
 
 
 def test_lists_of_sampled_items_are_refused_if_all_items_are_ranked(
@@ -367,6 +433,16 @@ def test_main_metric_has_its_own_cut_off(dataset: PreparedDataset, tmp_path: Pat
         protocol_of(dataset, build_config({**tree, "train": {"metric": "statistics:mean@5"}}))
 
 
+def test_cures_of_messages_fit_the_action(folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    file = saved(lists(lambda user: user % 3), tmp_path / "a.csv")
+    words = [f"{number}={file}" for number in range(8)]
+    notes = "\n".join(score(folder, *words, "--referee.bootstrap", "1000")["notes"])
+    assert "raise --referee.bootstrap" in notes
+    empty = saved(lists(lambda user: 1).iloc[:0], tmp_path / "empty.csv")
+    assert main(["referee", "score", "--protocol", str(folder), "--lists", f"a={empty}"]) == 2
+    assert "the protocol's table ask lists these users" in capsys.readouterr().err
+
+
 def test_pairs_are_tested_with_holm(folder: Path, tmp_path: Path) -> None:
     better, worse = (
         saved(lists(lambda user, n=n: user % n), tmp_path / f"{n}.csv") for n in (3, 6)
@@ -511,6 +587,16 @@ def test_only_sampled_unknown_items_are_ranked(
     assert "1 of" in capsys.readouterr().err
 
 
+def test_recbole_sampler_needs_an_item_with_events_that_the_user_does_not_have(
+    tmp_path: Path,
+) -> None:
+    """Of sixty items, five have events; all users have all five."""
+    dataset = write_dataset(tmp_path / "data", [leave_last(*range(5))] * 5, 60)
+    with pytest.raises(ConfigError, match="a user has all 5 items with events"):
+        made(dataset, sample=10, sampler="recbole")
+    assert made(dataset, sample=10, sampler="recbole", mask="none").windows[0].negatives is not None
+
+
 @pytest.mark.parametrize("mask", ["seen", "none"])
 def test_recbole_sampler_draws_as_recbole_does(mask: str) -> None:
     """numpy.random as RecBole calls it: all items of a user at once, and again for items that the
@@ -642,6 +728,105 @@ def test_code_of_the_page_writes_lists_that_the_referee_scores(
     assert not [note for note in found["notes"] if "hash" in note or "short" in note]
 
 
+# --------------------------------------------------------------------------------- lists of our own
+
+
+def test_lists_of_windows_have_one_schema_if_one_window_has_no_validation_query(
+    folder: Path, tmp_path: Path
+) -> None:
+    (whole,) = read_protocol(folder).windows
+    empty = replace(whole, splits={**whole.splits, "valid": whole.splits["valid"][:0]})
+    windows = [replace(whole, name="window-1"), replace(empty, name="window-2")]
+    write_protocol(replace(read_protocol(folder), windows=windows), tmp_path / "p", "csv")
+    words = ["--protocol", str(tmp_path / "p"), "--evaluate.baselines", "[popularity]"]
+    assert main(["referee", "lists", *words, "--out", str(tmp_path / "l")]) == 0
+    assert score(tmp_path / "p", str(tmp_path / "l"))["protocol"]["queries"] == 2 * USERS
+
+
+def test_baseline_that_one_window_rules_out_has_no_lists_and_a_reason(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    again = [leave_last(*((user + step % 3) % 40 for step in range(7))) for user in range(30)]
+    once = [leave_last(*((user + step) % 40 for step in range(7))) for user in range(30)]
+    protocols = [
+        made(write_dataset(tmp_path / name, rows, 40), mask="none")
+        for name, rows in {"again": again, "once": once}.items()
+    ]
+    windows = [
+        replace(one.windows[0], name=f"window-{number}") for number, one in enumerate(protocols, 1)
+    ]
+    out = ["--out", str(tmp_path / "l"), "--evaluate.baselines", "[popularity, frequency]"]
+    write_protocol(replace(protocols[0], windows=windows[:1]), tmp_path / "one", "csv")
+    assert main(["referee", "lists", "--protocol", str(tmp_path / "one"), *out]) == 0
+    assert "left out" not in capsys.readouterr().out and (tmp_path / "l/frequency").is_dir()
+    out[1] = str(tmp_path / "l2")
+    write_protocol(replace(protocols[0], windows=windows), tmp_path / "two", "csv")
+    assert main(["referee", "lists", "--protocol", str(tmp_path / "two"), *out]) == 0
+    assert "frequency is left out: no user has an item twice in window-2" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "l2").iterdir()] == ["popularity"]
+
+
+def test_baselines_follow_the_mask_of_the_protocol(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    words = ["--evaluate.baselines", "[frequency]", "--evaluate.exclude_seen", "false"]
+    words += ["--out", str(tmp_path / "l"), "--protocol", str(folder)]
+    assert main(["referee", "lists", *words]) == 2
+    found = capsys.readouterr()
+    assert "frequency is left out: lists leave out what a user had before" in found.out
+    assert "no baseline is left" in found.err and not (tmp_path / "l").exists()
+
+
+@pytest.fixture
+def finished(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes any folder a finished run: trained on ``dataset``, with popularity as its model."""
+
+    def make(**evaluate: Any) -> None:
+        config = build_config({"data": {"dir": dataset.root}, "evaluate": evaluate})
+        model = build_baseline("popularity", config.evaluate)
+        model.fit(dataset.histories().through(Split.TRAIN), ITEMS)
+        run = SimpleNamespace(
+            config=config, folder=None, metrics={"data": {"fitted_through": "train"}}
+        )
+        for name, found in {
+            "pipelines.comparison.finished_runs.opened_run": nullcontext(run),
+            "pipelines.plumbing.opened_dataset.open_dataset": dataset,
+            "pipelines.plumbing.opened_model.open_trained": SimpleNamespace(frozen=model),
+        }.items():
+            monkeypatch.setattr(name, lambda *_, found=found: found)
+
+    return make
+
+
+def test_lists_of_a_run_have_the_users_of_the_protocol_and_not_those_of_its_own_sample(
+    folder: Path, tmp_path: Path, finished: Callable[..., None]
+) -> None:
+    finished(max_users=20)
+    words = ["--protocol", str(folder), "--out", str(tmp_path), "--runs", "a=run"]
+    assert main(["referee", "lists", *words]) == 0
+    assert pd.read_parquet(tmp_path / "a.parquet").user_id.nunique() == USERS
+
+
+def test_run_with_another_mask_is_refused(
+    folder: Path, tmp_path: Path, finished: Callable[..., None], capsys: Captured
+) -> None:
+    finished(exclude_seen=False)
+    words = ["--protocol", str(folder), "--out", str(tmp_path), "--runs", "a=run"]
+    assert main(["referee", "lists", *words]) == 2
+    assert "has evaluate.exclude_seen false, but the protocol has mask seen" in (
+        capsys.readouterr().err
+    )
+
+
+def test_mask_follows_the_configuration_unless_it_is_given(dataset: PreparedDataset) -> None:
+    tree = {"data": {"dir": dataset.root}, "evaluate": {"exclude_seen": False}}
+    found = [
+        protocol_of(dataset, build_config({**tree, "referee": referee})).rules["mask"]
+        for referee in ({}, {"mask": "seen"})
+    ]
+    assert found == ["none", "seen"] and made(dataset).rules["mask"] == "seen"
+
+
 # ------------------------------------------------------------------------------------- command line
 
 
@@ -670,6 +855,35 @@ def test_code_of_the_page_writes_lists_that_the_referee_scores(
 def test_invalid_arguments_are_refused(words: list[str], message: str, capsys: Captured) -> None:
     assert main(["referee", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"protocol": {}, "methods": {}, "pairs": {}}', "[" * 9**6]
+)
+def test_page_refuses_files_of_another_kind(tmp_path: Path, content: str, capsys: Captured) -> None:
+    file = tmp_path / "referee.json"
+    file.write_text(content)
+    assert main(["referee", "page", "--out", str(tmp_path / "page.md"), str(file)]) == 2
+    assert f"{file} " in capsys.readouterr().err and not (tmp_path / "page.md").exists()
+
+
+@pytest.mark.parametrize("action", ["score", "lists", "page"])
+def test_output_of_another_kind_is_refused(
+    folder: Path, tmp_path: Path, capsys: Captured, action: str
+) -> None:
+    file = saved(lists(lambda user: user % 3), tmp_path / "a[1].csv")
+    words = {
+        "score": ["--out", str(file), "--protocol", str(folder), "--lists", f"a={file}"],
+        "lists": ["--out", f"{file}/below", "--protocol", str(folder)],
+        "page": ["--out", str(tmp_path), str(file)],
+    }
+    assert main(["referee", action, *words[action]]) == 2
+    is_kind = f"{tmp_path} is a folder" if action == "page" else f"{file} is a file"
+    assert is_kind in capsys.readouterr().err
+
+
+def test_name_of_an_existing_file_is_no_pattern(folder: Path, tmp_path: Path) -> None:
+    score(folder, f"a={saved(lists(lambda user: user % 3), tmp_path / 'a[1].csv')}")
 
 
 def test_page_has_every_dataset_and_method(folder: Path, tmp_path: Path) -> None:

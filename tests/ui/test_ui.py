@@ -16,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 import yaml
 from test_compare import finished
@@ -31,14 +33,15 @@ from pipelines.plumbing.run_tracking import tracked
 from pipelines.ui import application_of
 from recsys.config import Config, build_config
 from recsys.registry.mlflow_client import client
-from recsys.registry.run_tags import PROCESS_TAG
+from recsys.registry.run_tags import PARENT_TAG, PROCESS_TAG
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
 from recsys.storage.locks import this_process
-from recsys.ui.gate import Gate
-from recsys.ui.loaded_models import LoadedModels
-from recsys.ui.runs import Runs
+from recsys.ui.comparisons import Comparison, Comparisons
+from recsys.ui.gate import Gate, _registered_models
+from recsys.ui.loaded_models import Choice, LoadedModel, LoadedModels
+from recsys.ui.runs import Run, Runs, _newest_runs
 from tests.ruled import World
 
 pytest.importorskip("fastapi")
@@ -144,10 +147,7 @@ def test_comparison_equals_the_command_and_writes_nothing(
 def test_stored_comparison_of_the_same_models_is_shown_at_once(
     browser: TestClient, runs: Path
 ) -> None:
-    reported = [
-        json.loads((runs / name / "metrics.json").read_text())["model_sha256"]
-        for name in ("bad", "good")
-    ]
+    reported = [json.loads((runs / name / "metrics.json").read_text()) for name in ("bad", "good")]
     entry = {
         "first": 0.1,
         "second": 0.4321,
@@ -157,8 +157,8 @@ def test_stored_comparison_of_the_same_models_is_shown_at_once(
         "p": 0.001,
     }
     record = {
-        "first": {"model_sha256": reported[0]},
-        "second": {"model_sha256": reported[1]},
+        "first": reported[0],
+        "second": reported[1],
         "metric": "ndcg@5",
     }
     stored = runs / "bad/compare.json"
@@ -362,8 +362,6 @@ def test_texts_of_users_are_escaped(browser: TestClient, gated: TestClient) -> N
 
 def test_card_is_markdown_and_its_html_is_escaped(runs: Path) -> None:
     from recsys.ui.app import Pages
-    from recsys.ui.comparisons import Comparisons
-    from recsys.ui.loaded_models import Choice, LoadedModel
 
     found, gate = Runs([str(runs)], ""), Gate("")
     pages = Pages(found, gate, LoadedModels(found, gate), Comparisons(lambda first, second: {}))
@@ -419,6 +417,36 @@ def test_run_of_mlflow_without_its_process_is_stopped_and_a_search_is_part_of_it
             assert [run.status for run in Runs([], tracker.uri).all()] == ["running"]
 
 
+def test_trials_and_many_models_hide_no_run_and_no_model(tmp_path: Path) -> None:
+    store = SimpleNamespace(
+        search_experiments=_pages([SimpleNamespace(experiment_id="1", name="shop")]),
+        search_runs=_pages([*[_logged({PARENT_TAG: "sweep"})] * 250, *[_logged({})] * 250]),
+        search_registered_models=_pages([SimpleNamespace(name=str(n)) for n in range(150)]),
+    )
+    assert [run.data.tags for run in _newest_runs(store)] == [{}] * 200
+    assert [model.name for model in _registered_models(store)] == [str(n) for n in range(150)]
+
+
+def _logged(tags: dict[str, str]) -> SimpleNamespace:
+    return SimpleNamespace(data=SimpleNamespace(tags=tags))
+
+
+class _Page(list[Any]):
+    token: str | None = None
+
+
+def _pages(results: list[Any]) -> Callable[..., _Page]:
+    """A search with pages of at most 100 results, as in MLflow's client."""
+
+    def search(*_: Any, page_token: str = "0", max_results: int = 100, **__: Any) -> _Page:
+        start, end = int(page_token), int(page_token) + min(max_results, 100)
+        page = _Page(results[start:end])
+        page.token = str(end) if end < len(results) else None
+        return page
+
+    return search
+
+
 def test_long_name_of_a_model_is_shown_whole(runs: Path) -> None:
     name = str(runs / "shop/bundle")
     config = config_of(runs, model=name)
@@ -463,6 +491,157 @@ def test_damaged_files_are_skipped_without_failure(tmp_path: Path) -> None:
             and "MLflow&#39;s runs are not shown" in page.text
         )
         assert browser.get("/runs/half").status_code == 200
+
+
+EVALUATED = {
+    "metric": "ndcg@5",
+    "model": {"ndcg@5": 0.1},
+    "confidence": {"model": {"ndcg@5": [0.05, 0.2]}},
+    "data": {"queries": 3, "items": 4},
+    "granularities": {"als": {"weight": 1.0, "ndcg@5_without": 0.0}},
+}
+
+
+def opened(folder: Path) -> TestClient:
+    config = config_of(folder)
+    return TestClient(
+        application_of(config.ui, config.tracking),
+        base_url="http://localhost",
+        raise_server_exceptions=False,
+    )
+
+
+def evaluated(folder: Path, **changed: Any) -> Path:
+    """A run folder with small metrics and an empty model."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/model.safetensors").write_text("")
+    (folder / "config.yaml").write_text("{}")
+    (folder / "metrics.json").write_text(
+        json.dumps({**EVALUATED, "model_sha256": folder.name, **changed})
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": "resnet50", "data": "imagenet", "accuracy": 0.91},
+        {"model": [1]},
+        {**EVALUATED, "model": {"ndcg@5": "0.9"}},
+        {**EVALUATED, "data": "imagenet"},
+        {**EVALUATED, "members": [1, 2]},
+        {**EVALUATED, "confidence": {"model": {"ndcg@5": [0.1]}}},
+        {**EVALUATED, "granularities": {"als": 1}},
+        {**EVALUATED, "baselines": {"ease": 1}},
+        {name: value for name, value in EVALUATED.items() if name != "data"},
+        ["deep"],
+    ],
+)
+def test_metrics_of_another_tool_are_no_evaluation(tmp_path: Path, content: Any) -> None:
+    text = "[" * 200_000 if content == ["deep"] else json.dumps(content)
+    for name in ("theirs", "ours"):
+        evaluated(tmp_path / name)
+    (tmp_path / "theirs/metrics.json").write_text(text)
+    with opened(tmp_path) as browser:
+        page = browser.get("/")
+        assert page.status_code == 200 and "0.1000" in page.text and "not evaluated" in page.text
+        assert "no readable metrics.json" in text_of(browser.get("/runs/theirs").text)
+        assert "test users" in browser.get("/runs/ours").text
+
+
+def test_other_files_of_a_run_folder_cannot_stop_a_page(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        evaluated(tmp_path / name)
+    (tmp_path / "a/promotion.json").write_text('{"a": 1}')
+    (tmp_path / "a/compare.json").write_text('{"first": "a", "second": "b"}')
+    (tmp_path / "a/bundle").mkdir()
+    (tmp_path / "a/bundle/bundle.json").write_text('{"files": [1]}')
+    (tmp_path / "a/report.html").write_bytes(b"<p>\xff\xfe</p>")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+    evaluated(odd)
+    with opened(tmp_path) as browser:
+        assert browser.get("/").status_code == 200
+        for path in ("/runs/a", "/runs/r%EF%BF%BD", "/try", "/compare?first=a&second=b"):
+            assert browser.get(path).status_code in (200, 404), path
+        report = browser.get("/reports/report/a")
+        assert report.status_code == 200 and report.content == b"<p>\xff\xfe</p>"
+
+
+DIFFERENCE = {
+    "first": 0.1,
+    "second": 0.2,
+    "difference": -0.1,
+    "low": -0.2,
+    "high": -0.05,
+    "p": 0.01,
+}
+COMPARED = {
+    "metric": "ndcg@5",
+    "queries": 3,
+    "metrics": {"ndcg@5": DIFFERENCE},
+    "settings": {},
+    "notes": [],
+}
+
+
+def compared(comparisons: Comparisons, runs: list[Run]) -> Comparison:
+    """The comparison of the first two runs when it is there."""
+    until = time.monotonic() + 30
+    while not (found := comparisons.of(*runs)).is_made and time.monotonic() < until:
+        time.sleep(0.01)
+    return found
+
+
+def test_comparison_that_failed_is_made_again_when_it_is_asked_for_again(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        evaluated(tmp_path / name)
+    answers = iter([OSError("no space"), COMPARED])
+
+    def compare(first: str, second: str) -> Any:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    comparisons, runs = Comparisons(compare), Runs([str(tmp_path)], "").all()
+    assert "no space" in compared(comparisons, runs).problem
+    assert compared(comparisons, runs) == compared(comparisons, runs) == Comparison(COMPARED)
+
+
+def test_comparison_of_an_earlier_evaluation_is_made_again(tmp_path: Path) -> None:
+    sides = [{"model_sha256": name, "settings_sha256": "old"} for name in ("a", "b")]
+    for side in sides:
+        evaluated(tmp_path / side["model_sha256"], **side)
+    record = {**COMPARED, "first": sides[0], "second": sides[1]}
+    (tmp_path / "a/compare.json").write_text(json.dumps(record))
+    found = Runs([str(tmp_path)], "")
+    made: list[str] = []
+    comparisons = Comparisons(lambda first, second: made.append(first) or COMPARED)
+
+    def of_both() -> Comparison:
+        return compared(comparisons, [run for key in "ab" if (run := found.get(key))])
+
+    assert of_both() == Comparison(record) and not made
+    for count, settings in enumerate(("new", "newer"), 1):
+        path = tmp_path / "a/metrics.json"
+        path.write_text(json.dumps({**EVALUATED, **sides[0], "settings_sha256": settings}))
+        assert of_both() == Comparison(COMPARED) and len(made) == count
+
+
+@pytest.mark.parametrize("text", ["ΟΔΟΣ", "οδος", "οδοσ", "İstanbul", "istanbul", "STRASSE"])
+def test_search_knows_the_cases_of_all_alphabets(text: str) -> None:
+    titles = ["Ερμού ΟΔΟΣ", "İstanbul Hatırası", "Strasse"]
+    bundle = SimpleNamespace(item_ids=["0", "1", "2"], titles=titles, popularity_N=np.ones(3))
+    model: Any = SimpleNamespace(bundle=bundle)
+    assert len(LoadedModel(Choice("a", "a", "a"), "a", model, {}).find(text)) == 1
+
+
+def test_head_answers_as_get_without_content(tmp_path: Path) -> None:
+    with opened(tmp_path) as browser:
+        for path in ("/", "/static/ui.css", "/nothing"):
+            head, get = browser.head(path), browser.get(path)
+            assert head.status_code == get.status_code and head.content == b""
+            assert head.headers["content-length"] == get.headers["content-length"]
 
 
 @pytest.mark.parametrize(
