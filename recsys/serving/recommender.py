@@ -150,6 +150,17 @@ class Recommender:
         """
         return self._recommend(requests, range(len(requests)))
 
+    def check(self, request: Request) -> None:
+        """Refuse a request that does not fit the model, without answering it.
+
+        Raises
+        ------
+        RequestError
+            As in :meth:`recommend`, for a call with this request alone.
+        """
+        self.scorer.encode([request])
+        self.catalogue.plan(request, "request 0")
+
     def _recommend(
         self, requests: Sequence[Request], numbers: Sequence[int], explorer: Explorer | None = None
     ) -> list[Answer]:
