@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
@@ -101,7 +102,8 @@ class Model:
         ----------
         settings : mapping, optional
             Changes of the section ``evaluate``, such as ``{"evaluate.ks": [5, 50]}``; the test
-            split is ranked again with them.
+            split is ranked again with them. The run keeps its own metrics, report and
+            configuration.
 
         Returns
         -------
@@ -121,8 +123,9 @@ class Model:
         run = self._run("evaluate")
         metrics = self.metrics
         if settings:
-            from pipelines.evaluate import evaluate
-            from pipelines.plumbing.run_folder import open_run
+            from pipelines.evaluate import measure
+            from pipelines.plumbing.progress import Progress
+            from pipelines.plumbing.run_folder import RunFolder
 
             if other := [key for key in settings if not key.startswith("evaluate.")]:
                 raise ConfigError(
@@ -131,8 +134,7 @@ class Model:
             config = with_settings(
                 load_config(run / "config.yaml"), {**settings, "run.dir": str(run)}
             )
-            with open_run(config, "evaluate") as folder:
-                metrics = evaluate(config, folder)
+            metrics = measure(config, RunFolder(run, Progress(sys.stdout, run / "run.log")))
         return pd.DataFrame.from_dict(
             {"model": metrics["model"], **metrics["baselines"]}, orient="index"
         )

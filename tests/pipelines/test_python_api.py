@@ -148,7 +148,14 @@ def test_model_from_frames_has_figures_and_a_report(
 def test_other_cut_offs_are_measured(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
     _, model = fitted
     assert "recall@3" not in model.evaluate().columns
-    assert "recall@3" in model.evaluate({"evaluate.ks": [3, 10, 20]}).columns
+    run = model.run
+    assert run is not None
+    files = [run / name for name in ("metrics.json", "report.html", "config.yaml", "history.jsonl")]
+    before = [file.read_bytes() for file in files]
+    excludes = not model.recommender.bundle.exclude_seen
+    other = {"evaluate.ks": [3, 10, 20], "evaluate.exclude_seen": excludes}
+    assert "recall@3" in model.evaluate({**other, "evaluate.baselines": []}).columns
+    assert [file.read_bytes() for file in files] == before, "the run keeps its own evaluation"
 
 
 def test_known_users_and_histories_get_lists(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
@@ -224,8 +231,12 @@ def test_registered_model_is_loaded_by_its_name(
 ) -> None:
     _, model = fitted
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    name = model.register("shop", tracking_uri=uri)
+    excludes = model.recommender.bundle.exclude_seen
+    other = {"evaluate.exclude_seen": not excludes}
+    name = model.register("shop", tracking_uri=uri, settings=other)
     assert name == "models:/shop/1"
+    registered = recsys.load(name, tracking_uri=uri).recommender.bundle
+    assert registered.exclude_seen == excludes, "as the model was evaluated"
     pd.testing.assert_frame_equal(
         recsys.load(name, tracking_uri=uri).recommend("user 3"), model.recommend("user 3")
     )
