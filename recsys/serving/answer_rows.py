@@ -19,7 +19,7 @@ import pyarrow as pa
 from recsys.bundle.layout import Bundle
 from recsys.errors import RequestError
 from recsys.serving.recommender import Recommender
-from recsys.serving.request_parsing import one_request, parse_request, parse_requests
+from recsys.serving.request_parsing import one_request, parse_request
 from recsys.serving.request_scores import BOOST
 from recsys.serving.requests import Answer, Request
 
@@ -105,7 +105,7 @@ class BatchRecommender:
         id.
         """
         answers = self.recommender.recommend(
-            parse_requests([{**self._fields, **request} for request in requests])
+            [self._parsed(row, f"request {number}") for number, row in enumerate(requests)]
         )
         named = [
             replace(answer, user_id=answer.user_id or str(n)) for n, answer in enumerate(answers)
@@ -126,9 +126,7 @@ class BatchRecommender:
         """
         places: dict[str, str] = {}  # user id → the place of its request
         for place, row in requests.items():
-            if not isinstance(row, Mapping):
-                parse_request(row, place)  # raises
-            request = parse_request({**self._fields, **row}, place)
+            request = self._parsed(row, place)
             if request.user_id is None:
                 raise RequestError(
                     f"{place}: user_id: missing; it identifies the rows of the output"
@@ -143,6 +141,10 @@ class BatchRecommender:
         texts = [json.dumps(dict(row)) for row in requests.values()]
         columns = {"user_id": list(places), "request": texts}
         return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+    def _parsed(self, row: Mapping[str, Any], place: str) -> Request:
+        """A request with the default fields."""
+        return parse_request({**self._fields, **row} if isinstance(row, Mapping) else row, place)
 
     def _check(self, request: Request, place: str) -> None:
         try:
@@ -260,9 +262,9 @@ def named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
     RequestError
         An id is not a non-empty string, or appears twice.
     """
-    bad = next((user for user in users if not isinstance(user, str) or not user), None)
-    if bad is not None:
-        raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
+    for user in users:
+        if not isinstance(user, str) or not user:
+            raise RequestError(f"users: got {user!r}, expected user ids (strings)")
     _check_once(users)
     rows = {user: row for row, user in enumerate(bundle.user_ids)}
     # stable: keeps the order of unknown users

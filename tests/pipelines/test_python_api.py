@@ -186,8 +186,62 @@ def test_candidates_are_respected_and_wrong_arguments_refused(
     for k in (0, -1, True, 2.5):
         with pytest.raises(RequestError, match="expected a whole number from 1"):
             model.recommend("user 3", k=k)
+    for excludes in ("yes", 2):
+        with pytest.raises(RequestError, match=f"^exclude_seen: got {excludes!r}; expected True"):
+            model.recommend("user 3", exclude_seen=excludes)
     with pytest.raises(ConfigError, match=r"split: got 'tset'; did you mean test\?"):
         dataset.events("tset")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"histories": "item 1"}, r"histories: got 'item 1' \(str\), .*; write \[\[\"item 1\"\]\]"),
+        ({"histories": ["item 1", "item 2"]}, r"histories\[0\]: got 'item 1' .*; write \[\"item 1"),
+        ({"histories": {"ann": "item 1"}}, r"histories\['ann'\]: got 'item 1' \(str\), expected"),
+        ({"histories": 5}, r"histories: got 5 \(int\), expected a list of lists of item ids"),
+        (
+            {"requests": {"user_id": "ann"}},
+            r"requests: got {'user_id': 'ann'} \(dict\), .*\]",
+        ),
+        ({"requests": ["ann"]}, "request 0: expected an object with user_id, history"),
+        ({"users": ["ann", None]}, "users: got None, expected user ids"),
+        ({"users": 5.5}, r"users: got 5\.5 \(float\), expected a list of user ids"),
+    ],
+)
+def test_argument_of_a_wrong_type_is_named(
+    fitted: tuple[recsys.Dataset, recsys.Model], given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^{message}"):
+        fitted[1].recommend(**given)
+
+
+def test_values_of_numpy_are_accepted_everywhere(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
+    _, model = fitted
+    k, price = np.int64(3), {"price": {"ge": np.int64(0)}}
+    rules = {"k": k, "offset": np.int64(1), "filters": price}
+    items = np.array(["item 1", "item 2"])
+    for found in (
+        model.recommend(np.array(["user 3"]), **rules, exclude_seen=np.bool_(False)),
+        model.recommend(histories=np.array([items]), **rules, exclude=items),
+        model.recommend(requests=[{"history": items, **rules}]),
+        model.explain("user 3", history=pd.Series(items), **rules),
+        model.similar(items[0], **rules),
+    ):
+        assert len(found) == 3
+    with pytest.raises(RequestError, match=r"^history: got 'item 1' .*; write \[\"item 1\"\]"):
+        model.explain("user 3", history="item 1")
+
+
+def test_whole_numbers_are_ids_in_every_method(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    _, model = fitted
+    for user in (51, np.int64(51)):
+        assert set(model.recommend(user, k=2).user_id) == {"51"}
+        assert set(model.explain(user, k=2).user_id) == {"51"}
+        with pytest.raises(RequestError, match="^item_id: the model does not know '51'"):
+            model.similar(user)
 
 
 def test_similar_items_and_explanations_are_returned(
@@ -334,6 +388,18 @@ def test_settings_of_data_are_accepted_only_by_the_dataset(
     dataset, _ = fitted
     with pytest.raises(ConfigError, match=r"data.order: .*Dataset"):
         recsys.fit(dataset, settings={"data.order": "none"})
+
+
+def test_run_folder_is_an_argument_and_no_setting(
+    fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
+) -> None:
+    dataset, model = fitted
+    for settings in ({"run.dir": str(tmp_path / "run")}, {"run": {"dir": str(tmp_path / "run")}}):
+        with pytest.raises(ConfigError, match=r"^settings: run\.dir: .* folder="):
+            recsys.fit(dataset, settings=settings)
+        with pytest.raises(ConfigError, match=rf"^settings: run\.dir: .* {model.run};"):
+            model.register("shop", settings=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_lists_with_seen_items_are_refused(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:

@@ -108,6 +108,8 @@ def test_invalid_calls_keep_the_old_file(folder: Path, tmp_path: Path) -> None:
         recommend_all(folder, output, users=["u1", "u2", "u1"])
     with pytest.raises(RequestError, match="got 7, expected user ids"):
         recommend_all(folder, output, users=[7])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="got None, expected user ids"):
+        recommend_all(folder, output, users=["u1", None])  # type: ignore[list-item]
     with pytest.raises(ArtifactError, match="has no model bundle"):
         recommend_all(tmp_path / "nowhere", output)
     assert output.read_text() == "of an earlier run"
