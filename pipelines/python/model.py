@@ -31,6 +31,7 @@ from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import one_request, parse_rules, parse_similar
 from recsys.serving.requests import MAX_K
 from recsys.storage.temporary import keep
+from recsys.storage.uris import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -406,13 +407,14 @@ def load(model: str | Path, *, tracking_uri: str = "") -> Model:
     ArtifactError
         There is no model.
     """
+    model = expanded(str(model))
     folder = Path(model)
     if (
-        not str(model).startswith("models:")
+        not model.startswith("models:")
         and (folder / "bundle").is_dir()
         and (folder / "metrics.json").is_file()
     ):
         return Model(folder / "bundle", folder)
     from recsys.registry.resolve import resolve
 
-    return Model(resolve(str(model), tracking_uri), None, str(model), tracking_uri)
+    return Model(resolve(model, tracking_uri), None, model, tracking_uri)

@@ -41,7 +41,7 @@ class CompareConfig(Section):
             "newest answer with the item"
         ),
     )
-    target: str = Field(
+    target: PathOrUri = Field(
         "",
         description=(
             "models:/NAME@ALIAS, models:/NAME/VERSION or a pulled folder: a model whose value is"

@@ -12,7 +12,7 @@ from recsys.config.section import PathOrUri, Section
 class AbConfig(Section):
     """An A/B test: a second model answers some of the users."""
 
-    model: str = Field(
+    model: PathOrUri = Field(
         "",
         description=(
             "second model, named like serve.model, that answers a share of the users; empty: none"
@@ -49,7 +49,7 @@ class ExploreConfig(Section):
 class ServeConfig(Section):
     """The HTTP server and its limits."""
 
-    model: str = Field(
+    model: PathOrUri = Field(
         "",
         description=(
             "model to serve: models:/NAME@ALIAS, models:/NAME/VERSION, or a pulled folder; "

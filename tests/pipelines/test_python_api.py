@@ -263,10 +263,12 @@ def test_similar_items_and_explanations_are_returned(
 
 
 def test_saved_model_gives_the_same_answers(
-    fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
+    fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, model = fitted
-    path = model.save(tmp_path / "served")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = model.save("~/served")
+    assert path == tmp_path / "served" and recsys.load("~/served").bundle == path
     again = recsys.load(path)
     pd.testing.assert_frame_equal(again.recommend("user 3"), model.recommend("user 3"))
     assert (
