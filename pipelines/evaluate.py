@@ -53,7 +53,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     quiet()
     dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     trained = open_trained(config.model, folder, dataset)
-    identity = _identity(config, folder)
+    identity = _identity(config.train, config.evaluate, folder)
     if config.run.resume and (earlier := measured(folder, identity)) is not None:
         folder.progress(f"{folder.metrics} already holds the metrics of this model")
         with tracked(config, folder) as tracker:  # its driver may have died before it logged them
@@ -113,11 +113,11 @@ def _measure(
     return evaluation, _all_metrics(config, folder, dataset, trained, evaluation)
 
 
-def _identity(config: Config, folder: RunFolder) -> dict[str, str]:
+def _identity(train: TrainConfig, evaluate: EvaluateConfig, folder: RunFolder) -> dict[str, str]:
     """Which model is measured, with which settings."""
     return {
         "model_sha256": model_sha256(folder),
-        "settings_sha256": settings_sha256(config.train, config.evaluate),
+        "settings_sha256": settings_sha256(train, evaluate),
     }
 
 
@@ -147,7 +147,8 @@ def _all_metrics(
         **folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("timing", {}),
         "train_s": trained.seconds,
     }
-    metrics = {**evaluation.to_json(timing), **_identity(config, folder)}
+    identity = _identity(config.train, config.evaluate, folder)
+    metrics = {**evaluation.to_json(timing), **identity}
     if config.train.final:
         metrics["data"]["final"] = planned(folder, dataset, trained)
     for name, share in trained.choices.get(KEPT, {}).items():
