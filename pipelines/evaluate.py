@@ -53,10 +53,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     quiet()
     dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     trained = open_trained(config.model, folder, dataset)
-    identity = {
-        "model_sha256": model_sha256(folder),
-        "settings_sha256": settings_sha256(config.train, config.evaluate),
-    }
+    identity = _identity(config.train, config.evaluate, folder)
     if config.run.resume and (earlier := measured(folder, identity)) is not None:
         folder.progress(f"{folder.metrics} already holds the metrics of this model")
         with tracked(config, folder) as tracker:  # its driver may have died before it logged them
@@ -66,15 +63,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     started = time.perf_counter()
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
         settings = config.evaluate
-        settle_threads(config.model, config.train, dataset.num_items, folder.progress)
-        baselines = ", ".join(settings.baselines) or "no baseline"
-        folder.progress(
-            f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}"
-        )
-        evaluation = evaluate_model(
-            trained.frozen, dataset, config, trained.refit, trained.choices.get(STACK)
-        )
-        metrics = _all_metrics(config, folder, dataset, trained, evaluation, identity)
+        evaluation, metrics = _measure(config, folder, dataset, trained)
         shown = (settings.num_examples, config.seed, settings.show_ids)
         examples = example_users(trained.frozen, dataset, evaluation.ranking, *shown)
         metrics["timing"]["evaluate_s"] = time.perf_counter() - started
@@ -96,6 +85,42 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     return metrics
 
 
+def measure(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """What :func:`evaluate` returns, for a look with other settings of the section ``evaluate``.
+
+    The run keeps its metrics, its report and its run in MLflow: a registration reads them.
+    """
+    quiet()
+    dataset = open_dataset(config.data, config.dataset_dir, config.seed)
+    trained = open_trained(config.model, folder, dataset)
+    with folder.progress.stage("evaluate"):
+        _, metrics = _measure(config, folder, dataset, trained)
+        say(metrics, config.train.metric, folder)
+    return metrics
+
+
+def _measure(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult
+) -> tuple[Evaluation, dict[str, Any]]:
+    settle_threads(config.model, config.train, dataset.num_items, folder.progress)
+    baselines = ", ".join(config.evaluate.baselines) or "no baseline"
+    folder.progress(
+        f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}"
+    )
+    evaluation = evaluate_model(
+        trained.frozen, dataset, config, trained.refit, trained.choices.get(STACK)
+    )
+    return evaluation, _all_metrics(config, folder, dataset, trained, evaluation)
+
+
+def _identity(train: TrainConfig, evaluate: EvaluateConfig, folder: RunFolder) -> dict[str, str]:
+    """Which model is measured, with which settings."""
+    return {
+        "model_sha256": model_sha256(folder),
+        "settings_sha256": settings_sha256(train, evaluate),
+    }
+
+
 def _log(tracker: Tracker, folder: RunFolder, metrics: dict[str, Any]) -> None:
     """Log the metrics and the report to MLflow."""
     log_evaluation(tracker, metrics)
@@ -115,7 +140,6 @@ def _all_metrics(
     dataset: PreparedDataset,
     trained: TrainResult,
     evaluation: Evaluation,
-    identity: dict[str, str],
 ) -> dict[str, Any]:
     """The measured metrics, with what was chosen in the training and what the run adds to them."""
     timing = {
@@ -123,6 +147,7 @@ def _all_metrics(
         **folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("timing", {}),
         "train_s": trained.seconds,
     }
+    identity = _identity(config.train, config.evaluate, folder)
     metrics = {**evaluation.to_json(timing), **identity}
     if config.train.final:
         metrics["data"]["final"] = planned(folder, dataset, trained)

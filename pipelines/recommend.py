@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.plumbing.run_folder import RunFolder
@@ -51,10 +51,7 @@ def recommend(config: Config, folder: RunFolder) -> str:
         from recsys.serving.batch import is_small, recommend_all
 
         here = config.ray.address == "local" and is_small(bundle, settings.batch_size, requests)
-        with (
-            nullcontext() if here else ray_session(config.train, config.ray),
-            _written(config.recommend, folder) as (output, shown),
-        ):
+        with _written(config.recommend, folder) as (output, shown):
             done = recommend_all(
                 bundle,
                 output,
@@ -65,6 +62,7 @@ def recommend(config: Config, folder: RunFolder) -> str:
                 at=parse_time(settings.at, "recommend.at") // 1_000_000 if settings.at else None,
                 rules=settings.rules,
                 out_of_stock=stock.out,
+                session=None if here else ray_session(config.train, config.ray),
             )
         folder.progress(
             f"{done.num_rows:,} recommendations for {done.num_users:,} users ({done.num_fallback:,}"

@@ -21,7 +21,7 @@ from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import quiet
 from pipelines.steps.final import FinalModel, final_model
 from recsys.bundle.writing import Measured
-from recsys.config import Config, EvaluateConfig, redact
+from recsys.config import Config, redact
 from recsys.errors import ArtifactError
 from recsys.registry.card import model_card
 from recsys.registry.provenance import lineage
@@ -86,7 +86,7 @@ def register(
         folder.turn_to("registration")
         metrics, digest = _say_final(folder, metrics, final)
         made = lineage(config, dataset.manifest.content_hash, tracker)
-        extra = {**_stored(config.evaluate, folder, trained, metrics, final), "lineage": made}
+        extra = {**_stored(folder, trained, metrics, final), "lineage": made}
         extra[CONFIG] = handed_on(given or config)
         card = model_card(
             config.data,
@@ -149,14 +149,15 @@ def _check_same_model(folder: RunFolder, metrics: dict[str, Any]) -> None:
 
 
 def _stored(
-    evaluate: EvaluateConfig,
     folder: RunFolder,
     trained: TrainResult,
     metrics: dict[str, Any],
     final: FinalModel | None,
 ) -> dict[str, Any]:
     """What the bundle stores about the evaluation, the parent and the training of its model."""
-    comparison = {**metrics.get("comparison", {}), "exclude_seen": evaluate.exclude_seen}
+    # of the evaluation, which the settings of this command do not change
+    excludes = metrics["data"]["exclude_seen"]
+    comparison = {**metrics.get("comparison", {}), "exclude_seen": excludes}
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     private = trained.choices.get(PRIVACY)
     return {

@@ -218,9 +218,9 @@ def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     from recsys.serving import batch
 
-    def here(bundle: Any, asked: Any, batch_size: int, chosen: Any) -> Iterator[Any]:
-        worker = batch.BatchRecommender(batch.Recommender(bundle), asked)
-        yield from (worker(block) for table in chosen for block in batch._slices(table, batch_size))
+    def here(answering: Any, batch_size: int, chosen: Any) -> Iterator[Any]:
+        slices = (block for table in chosen for block in batch._slices(table, batch_size))
+        yield from map(answering, slices)
 
     monkeypatch.setattr(batch, "_answer_tables", here)
 

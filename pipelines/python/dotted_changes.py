@@ -10,6 +10,19 @@ from recsys.config import Config, build_config, set_path
 Settings = Mapping[str, Any] | None
 
 
+def gives(settings: Settings, dotted: str) -> bool:
+    """Whether settings have a value for a key, alone or in its section.
+
+    >>> gives({"run.dir": "a"}, "run.dir"), gives({"run": {"dir": "a"}}, "run.dir")
+    (True, True)
+    >>> gives({"run.budget": "5m"}, "run.dir"), gives(None, "run.dir")
+    (False, False)
+    """
+    section, _, key = dotted.partition(".")
+    whole = (settings or {}).get(section)
+    return dotted in (settings or {}) or (isinstance(whole, Mapping) and key in whole)
+
+
 def with_settings(config: Config, settings: Settings) -> Config:
     """The configuration with ``settings`` (dotted path → value), validated as a whole.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipelines.python.dataset import Dataset
-from pipelines.python.dotted_changes import Settings, with_settings
+from pipelines.python.dotted_changes import Settings, gives, with_settings
 from pipelines.python.model import Model
 from recsys.errors import ConfigError
 
@@ -37,7 +38,7 @@ def fit(
         The run folder, with report and checkpoints. Default: ``run`` in the dataset's folder.
     settings : mapping, optional
         Changes of the configuration by dotted path, such as ``{"train.epochs": 5}``; not of the
-        section ``data``.
+        section ``data``, nor ``run.dir``, which is ``folder``.
     verbose : bool
         Whether to print progress lines; ``run.log`` in the folder always has them.
 
@@ -51,7 +52,8 @@ def fit(
     UserError
         The data or a setting is wrong; the message says what, where and how to fix it.
     ConfigError
-        ``settings`` change the section ``data``, which the dataset decides.
+        ``settings`` change the section ``data``, which the dataset decides, or name a run folder,
+        which is ``folder``.
 
     Examples
     --------
@@ -70,15 +72,13 @@ def fit(
             f"{', '.join(of_data)}: the dataset decides this; make a recsys.Dataset with these"
             " settings"
         )
+    if gives(settings, "run.dir"):
+        raise ConfigError("settings: run.dir: give the run folder as folder=, not in the settings")
     run_dir = dataset.folder / "run" if folder is None else Path(folder).expanduser().absolute()
-    ours = {
-        "run.dir": str(run_dir),
-        "tracking.enabled": False,
-        **({"run.budget": budget} if budget else {}),
-    }
+    ours: dict[str, Any] = {"tracking.enabled": False, **({"run.budget": budget} if budget else {})}
     if (settings or {}).get("seed", dataset.config.seed) != dataset.config.seed:
         ours["data.dir"] = ""  # another seed needs its own dataset, in the run folder
-    config = with_settings(dataset.config, {**ours, **(settings or {})})
+    config = with_settings(dataset.config, {**ours, **(settings or {}), "run.dir": str(run_dir)})
     check(config, VERBS["run"].stages)
     with open_run(config, "run", sys.stdout if verbose else io.StringIO()) as open_folder:
         run(config, open_folder)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pipelines.python.dotted_changes import Settings, with_settings
+from pipelines.python.dotted_changes import Settings, gives, with_settings
+from pipelines.python.request_arguments import (
+    history_of,
+    ids_of_users,
+    one_id,
+    plain,
+    plain_arguments,
+    request_rows,
+    requests_of,
+)
 from recsys.bundle.checksums import writing_aside
 from recsys.bundle.description import DESCRIPTION, BundleInfo, read_info
 from recsys.config import Config, load_config
@@ -22,6 +31,7 @@ from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import one_request, parse_rules, parse_similar
 from recsys.serving.requests import MAX_K
 from recsys.storage.temporary import keep
+from recsys.storage.uris import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +111,8 @@ class Model:
         ----------
         settings : mapping, optional
             Changes of the section ``evaluate``, such as ``{"evaluate.ks": [5, 50]}``; the test
-            split is ranked again with them.
+            split is ranked again with them. The run keeps its own metrics, report and
+            configuration.
 
         Returns
         -------
@@ -121,8 +132,9 @@ class Model:
         run = self._run("evaluate")
         metrics = self.metrics
         if settings:
-            from pipelines.evaluate import evaluate
-            from pipelines.plumbing.run_folder import open_run
+            from pipelines.evaluate import measure
+            from pipelines.plumbing.progress import Progress
+            from pipelines.plumbing.run_folder import RunFolder
 
             if other := [key for key in settings if not key.startswith("evaluate.")]:
                 raise ConfigError(
@@ -131,8 +143,7 @@ class Model:
             config = with_settings(
                 load_config(run / "config.yaml"), {**settings, "run.dir": str(run)}
             )
-            with open_run(config, "evaluate") as folder:
-                metrics = evaluate(config, folder)
+            metrics = measure(config, RunFolder(run, Progress(sys.stdout, run / "run.log")))
         return pd.DataFrame.from_dict(
             {"model": metrics["model"], **metrics["baselines"]}, orient="index"
         )
@@ -180,21 +191,21 @@ class Model:
 
         if sum(given is not None for given in (users, histories, requests)) > 1:
             raise RequestError("got several of users, histories and requests; expected one of them")
-        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= MAX_K:
+        rules = plain_arguments({"k": k, **rules})
+        k, exclude_seen = rules.pop("k"), rules.pop("exclude_seen", None)
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
             raise RequestError(f"k: got {k!r}; expected a whole number from 1 to {MAX_K:,}")
-        exclude_seen = rules.pop("exclude_seen", None)
         answering = BatchRecommender(
             self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules"))
         )
         if histories is not None:
-            requests = _requests_of(histories)
+            return answering.rows(requests_of(histories)).to_pandas()
         if requests is not None:
-            return answering.rows(requests).to_pandas()
+            return answering.rows(request_rows(requests)).to_pandas()
         if users is None:
             rows = pa.table({"user_id": pa.array(self.recommender.bundle.user_ids, pa.string())})
         else:
-            named = [users] if isinstance(users, str | Integral) else list(users)
-            rows = named_users(self.recommender.bundle, [str(user) for user in named])
+            rows = named_users(self.recommender.bundle, ids_of_users(users))
         starts = range(0, len(rows), _AT_A_TIME)
         with one_request():  # the rules are those of the call, and no user has a request
             tables = [answering(rows.slice(start, _AT_A_TIME)) for start in starts]
@@ -236,7 +247,8 @@ class Model:
         """
         import pandas as pd
 
-        request = {"item_id": item, "k": k, "by": by, **parse_rules(rules, "rules")}
+        rules = parse_rules(plain_arguments(rules), "rules")
+        request = {"item_id": one_id(item), "k": plain(k), "by": by, **rules}
         with one_request():
             [answer] = self.recommender.similar.answer(parse_similar([request]))
         columns = {"item_id": answer.item_ids, "title": answer.titles, "score": answer.scores}
@@ -271,8 +283,8 @@ class Model:
             The request is malformed.
         """
         row: dict[str, Any] = {
-            "user_id": user,
-            **({} if history is None else {"history": list(history)}),
+            "user_id": one_id(user),
+            **({} if history is None else {"history": history_of(history)}),
         }
         with one_request():
             found = self.recommend(requests=[row], k=k, **{**rules, "explain": True})
@@ -340,15 +352,22 @@ class Model:
         ------
         ArtifactError
             The model was loaded, and has no run folder.
+        ConfigError
+            ``settings`` name another run folder.
         """
         from pipelines.plumbing.run_folder import open_run
         from pipelines.register import register
 
         run = self._run("register")
+        if gives(settings, "run.dir"):
+            raise ConfigError(
+                f"settings: run.dir: this model has the run folder {run}; for another one use"
+                " recsys.load(RUN_FOLDER).register()"
+            )
         changes: dict[str, Any] = {
             "tracking.enabled": True,
-            "run.dir": str(run),
             **(settings or {}),
+            "run.dir": str(run),
         }
         changes |= {"registry.name": name} if name else {}
         changes |= {"tracking.uri": tracking_uri} if tracking_uri else {}
@@ -366,14 +385,6 @@ class Model:
                 " model that recsys.fit returned, or recsys.load(RUN_FOLDER)"
             )
         return self.run
-
-
-def _requests_of(
-    histories: Sequence[Sequence[str]] | Mapping[str, Sequence[str]],
-) -> list[dict[str, Any]]:
-    if isinstance(histories, Mapping):
-        return [{"user_id": user, "history": list(history)} for user, history in histories.items()]
-    return [{"history": list(history)} for history in histories]
 
 
 def load(model: str | Path, *, tracking_uri: str = "") -> Model:
@@ -396,13 +407,14 @@ def load(model: str | Path, *, tracking_uri: str = "") -> Model:
     ArtifactError
         There is no model.
     """
+    model = expanded(str(model))
     folder = Path(model)
     if (
-        not str(model).startswith("models:")
+        not model.startswith("models:")
         and (folder / "bundle").is_dir()
         and (folder / "metrics.json").is_file()
     ):
         return Model(folder / "bundle", folder)
     from recsys.registry.resolve import resolve
 
-    return Model(resolve(str(model), tracking_uri), None, str(model), tracking_uri)
+    return Model(resolve(model, tracking_uri), None, model, tracking_uri)

@@ -215,12 +215,7 @@ class FrozenModel:
         RequestError
             The model has no evolution, or ``model.max_history`` is too short to roll that far.
         """
-        k, evolution = self._evolution(f"a horizon of {steps + 1}")
-        room = self.config.max_history - steps
-        if room < 1:
-            raise RequestError(
-                f"a horizon of {steps + 1} exceeds model.max_history {self.config.max_history}"
-            )
+        k, evolution, room = self.rolling(steps)
         whole = self._batch(queries, inputs)
         z_BKD, present_BK = self.encoders.encode(whole, self.items, self.states)
         batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
@@ -258,6 +253,23 @@ class FrozenModel:
             batch, rows_B=torch.zeros_like(events_L), seen_B=events_L, asked_BC=no_context
         )
         return evolution.interest(every, self.items)
+
+    def rolling(self, steps: int) -> tuple[int, Evolution, int]:
+        """The index of the granularity that adds ``steps`` expected events, the granularity, and
+        the number of past events that it then reads.
+
+        Raises
+        ------
+        RequestError
+            As in :meth:`contributions_ahead`.
+        """
+        k, evolution = self._evolution(f"a horizon of {steps + 1}")
+        room = self.config.max_history - steps
+        if room < 1:
+            raise RequestError(
+                f"a horizon of {steps + 1} exceeds model.max_history {self.config.max_history}"
+            )
+        return k, evolution, room
 
     @property
     def rolls_forward(self) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ import pyarrow as pa
 from recsys.bundle.layout import Bundle
 from recsys.errors import RequestError
 from recsys.serving.recommender import Recommender
-from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_parsing import one_request, parse_request
 from recsys.serving.request_scores import BOOST
-from recsys.serving.requests import Answer
+from recsys.serving.requests import Answer, Request
 
 
 def output_schema(
@@ -77,6 +78,16 @@ class BatchRecommender:
         self.recommender.catalogue.set_stock(defaults.out_of_stock)
         self.at = self.recommender.newest if defaults.at is None else defaults.at
 
+    @cached_property
+    def _fields(self) -> dict[str, Any]:
+        """The fields of a request that sets none of them."""
+        return {
+            "k": self.defaults.k,
+            "exclude_seen": self.defaults.exclude_seen,
+            "at": datetime.fromtimestamp(self.at, UTC),
+            **self.defaults.rules,
+        }
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows for a table with ``user_id`` and, where requests are given, the
         ``request`` as JSON.
@@ -93,20 +104,54 @@ class BatchRecommender:
         """Rows for requests; a request without ``user_id`` gets its position ("0", "1", …) as its
         id.
         """
-        defaults, at = self.defaults, datetime.fromtimestamp(self.at, UTC)
-        fields = {
-            "k": defaults.k,
-            "exclude_seen": defaults.exclude_seen,
-            "at": at,
-            **defaults.rules,
-        }
         answers = self.recommender.recommend(
-            parse_requests([{**fields, **request} for request in requests])
+            [self._parsed(row, f"request {number}") for number, row in enumerate(requests)]
         )
         named = [
             replace(answer, user_id=answer.user_id or str(n)) for n, answer in enumerate(answers)
         ]
         return answer_table(named, self.recommender.speaking)
+
+    def checked(self, requests: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+        """Requests as a table of ``user_id`` and ``request`` (JSON).
+
+        Why here: a request that cannot be answered is refused before Ray or any actor starts, with
+        the place that its key names.
+
+        Raises
+        ------
+        RequestError
+            A request is malformed, does not fit the model, has no user id, or repeats the user id
+            of another one.
+        """
+        places: dict[str, str] = {}  # user id → the place of its request
+        for place, row in requests.items():
+            request = self._parsed(row, place)
+            if request.user_id is None:
+                raise RequestError(
+                    f"{place}: user_id: missing; it identifies the rows of the output"
+                )
+            first = places.setdefault(request.user_id, place)
+            if first != place:
+                raise RequestError(
+                    f"{place}: user_id: {request.user_id!r} appears more than once, before in"
+                    f" {first}; list every user once"
+                )
+            self._check(request, place)
+        texts = [json.dumps(dict(row)) for row in requests.values()]
+        columns = {"user_id": list(places), "request": texts}
+        return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+    def _parsed(self, row: Mapping[str, Any], place: str) -> Request:
+        """A request with the default fields."""
+        return parse_request({**self._fields, **row} if isinstance(row, Mapping) else row, place)
+
+    def _check(self, request: Request, place: str) -> None:
+        try:
+            with one_request():
+                self.recommender.check(request)
+        except RequestError as error:
+            raise RequestError(f"{place}: {error}") from None
 
 
 def user_table(
@@ -209,30 +254,6 @@ def filled_up(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-def request_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Requests as a table of ``user_id`` and ``request`` (JSON).
-
-    Why here: a malformed request is refused before Ray or any actor starts.
-
-    Raises
-    ------
-    RequestError
-        A request is malformed, has no user id, or repeats the user id of another one.
-    """
-    parsed = parse_requests(rows)
-    nameless = next(
-        (index for index, request in enumerate(parsed) if request.user_id is None), None
-    )
-    if nameless is not None:
-        raise RequestError(
-            f"request {nameless}: user_id: missing; it identifies the rows of the output"
-        )
-    users = [str(request.user_id) for request in parsed]
-    _check_once(users)
-    columns = {"user_id": users, "request": [json.dumps(dict(row)) for row in rows]}
-    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-
-
 def named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
     """The given users in the order of the bundle; unknown users come last, in the given order.
 
@@ -241,9 +262,9 @@ def named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
     RequestError
         An id is not a non-empty string, or appears twice.
     """
-    bad = next((user for user in users if not isinstance(user, str) or not user), None)
-    if bad is not None:
-        raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
+    for user in users:
+        if not isinstance(user, str) or not user:
+            raise RequestError(f"users: got {user!r}, expected user ids (strings)")
     _check_once(users)
     rows = {user: row for row, user in enumerate(bundle.user_ids)}
     # stable: keeps the order of unknown users

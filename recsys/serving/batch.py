@@ -8,10 +8,9 @@ with the number of users.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,15 +25,13 @@ from recsys.bundle.description import USERS
 from recsys.bundle.layout import Bundle
 from recsys.errors import RequestError
 from recsys.pace import Pace
-from recsys.retrieval.rules import Rules
-from recsys.retrieval.selection import Catalogue
+from recsys.preparation.blocks import quiet, user_errors
 from recsys.serving.answer_rows import (
     BatchRecommender,
     Defaults,
     filled_up,
     named_users,
     output_schema,
-    request_table,
 )
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
@@ -46,6 +43,8 @@ from recsys.storage.beside import atomic_write
 _BATCHES_HERE: Final = 16
 _BATCHES_AN_ACTOR: Final = 4  # for fewer batches per actor, starting one more does not pay
 _ROWS_A_GROUP: Final = 262_144
+
+Requests = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,16 @@ def recommend_all(
     exclude_seen: bool | None = None,
     batch_size: int = 1024,
     users: Sequence[str] | None = None,
-    requests: Sequence[Mapping[str, Any]] | None = None,
+    requests: Requests | None = None,
     at: int | None = None,
     rules: Mapping[str, Any] | None = None,
     out_of_stock: Iterable[str] = (),
+    session: AbstractContextManager[Any] | None = None,
 ) -> BatchSummary:
     """Recommend for every user of the bundle, or for ``users``, or for ``requests``.
 
-    This runs on the connected Ray cluster, or in this process where none is connected.
+    This runs on the Ray cluster that ``session`` connects or that is connected, or in this process
+    where there is none.
 
     The file has one row per user and rank: ``user_id``, ``rank`` (from 1), ``item_id``, ``score``,
     ``share_GRANULARITY`` (one column per granularity that contributes to scores; null where the
@@ -96,9 +97,10 @@ def recommend_all(
         Users per batch.
     users : Sequence[str] | None
         Ids of the users; None: every user of the bundle.
-    requests : Sequence[Mapping[str, Any]] | None
+    requests : Requests | None
         Requests as :class:`~recsys.serving.requests.Request` reads them, each with its own user
-        id, such as known users with newer events, or new users with a history or friends.
+        id, such as known users with newer events, or new users with a history or friends. The key
+        of a mapping names its request in messages, for example by file and line.
         ``k``, ``exclude_seen``, ``at`` and ``rules`` apply where a request does not set them.
     at : int | None
         Time of the requests in seconds since the epoch. The default is the time of the newest
@@ -108,13 +110,17 @@ def recommend_all(
         per_user_limit, explain.
     out_of_stock : Iterable[str]
         Ids of items that no list may contain.
+    session : AbstractContextManager[Any] | None
+        Connects Ray for the answers. It is entered after all checks, because a start of Ray takes
+        up to a minute.
 
     Raises
     ------
     ArtifactError
         The bundle is missing or damaged.
     RequestError
-        ``k`` is out of range, a user id is repeated or not a string, or a request is malformed.
+        ``k`` is out of range, a user id is repeated or not a string, or a request is malformed or
+        does not fit the model.
     """
     started = time.perf_counter()
     if not 1 <= k <= MAX_K:
@@ -122,17 +128,22 @@ def recommend_all(
     defaults = Defaults(
         k, exclude_seen, at, parse_rules(rules or {}, "recommend.rules"), tuple(out_of_stock)
     )
-    bundle = read_bundle(bundle_folder)
-    schema = output_schema(
-        bundle.model.active_names, *_boosts_and_explains([defaults.rules, *(requests or ())])
+    answering = BatchRecommender(Recommender(read_bundle(bundle_folder)), defaults)
+    bundle = answering.recommender.bundle
+    answering.recommender.catalogue.plan(
+        rules_of({"k": k, **defaults.rules}, "recommend.rules"), "recommend.rules"
     )
-    chosen = _selected(bundle, bundle_folder, batch_size, users, requests)
-    rules = {"k": k, **defaults.rules}
-    asked = {"recommend.rules": rules} if requests is None else _by_number(rules, requests)
-    _check_rules(bundle, asked)
+    named = None if requests is None else _named(requests)
+    chosen = _selected(answering, bundle_folder, batch_size, users, named)
+    schema = output_schema(
+        bundle.model.active_names,
+        *_boosts_and_explains([defaults.rules, *(named or {}).values()]),
+    )
     output = Path(output_parquet).absolute()
-    tables = _answer_tables(bundle, defaults, batch_size, chosen)
-    counts = _write(output, schema, tables, _num_users(bundle, users, requests))
+    total = len(next((given for given in (named, users) if given is not None), bundle.user_ids))
+    with session or nullcontext():
+        tables = _answer_tables(answering, batch_size, chosen)
+        counts = _write(output, schema, tables, total)
     return BatchSummary(output, *counts, time.perf_counter() - started)
 
 
@@ -163,9 +174,7 @@ def _write(
     return num_users, num_rows, num_fallback
 
 
-def is_small(
-    bundle_folder: str | Path, batch_size: int, requests: Sequence[Any] | None = None
-) -> bool:
+def is_small(bundle_folder: str | Path, batch_size: int, requests: Requests | None = None) -> bool:
     """Whether this process can answer all before Ray and its actors would have started.
 
     Parameters
@@ -174,7 +183,7 @@ def is_small(
         Folder of the bundle.
     batch_size : int
         Users per batch.
-    requests : Sequence[Any] | None
+    requests : Requests | None
         The requests to answer; None: every user of the bundle.
 
     Returns
@@ -203,36 +212,11 @@ def is_small(
         raise
 
 
-def _num_users(
-    bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None
-) -> int:
-    return len(next((given for given in (requests, users) if given is not None), bundle.user_ids))
-
-
-def _by_number(
-    rules: Mapping[str, Any], requests: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Requests with the default rules, by the name that a message gives them."""
-    return {f"request {index}": {**rules, **row} for index, row in enumerate(requests)}
-
-
-def _check_rules(bundle: Bundle, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check rules, by their name in messages, against the items' attributes before anything starts.
-
-    Raises
-    ------
-    RequestError
-        A rule does not fit the attributes.
-    """
-    catalogue = Catalogue(
-        {item: row for row, item in enumerate(bundle.item_ids)}, bundle.attributes
-    )
-    for where, row in rows.items():
-        if not Rules.model_fields.keys().isdisjoint(row):
-            catalogue.plan(
-                rules_of({name: row[name] for name in row if name in Rules.model_fields}, where),
-                where,
-            )
+def _named(requests: Requests) -> Mapping[str, Mapping[str, Any]]:
+    """Requests by the name that a message gives them."""
+    if isinstance(requests, Mapping):
+        return requests
+    return {f"request {index}": row for index, row in enumerate(requests)}
 
 
 def _boosts_and_explains(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
@@ -254,22 +238,21 @@ class _Actor:
 
 
 def _answer_tables(
-    bundle: Bundle, defaults: Defaults, batch_size: int, chosen: Iterator[pa.Table]
+    answering: BatchRecommender, batch_size: int, chosen: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
     """Tables of recommendations in the order of the users."""
     if not ray.is_initialized():
-        answering = BatchRecommender(Recommender(bundle), defaults)
         yield from (answering(block) for table in chosen for block in _slices(table, batch_size))
         return
     blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]
     if not blocks:
         return
-    with _quiet_and_in_order():
+    with quiet(), _in_order(), user_errors():
         dataset = ray.data.from_arrow_refs(blocks)
-        reference = ray.put(bundle)
+        reference = ray.put(answering.recommender.bundle)
         found = dataset.map_batches(
             _Actor,
-            fn_constructor_args=([reference], defaults),
+            fn_constructor_args=([reference], answering.defaults),
             batch_format="pyarrow",
             batch_size=None,  # one block is one batch
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),
@@ -283,16 +266,18 @@ def _answer_tables(
 
 
 def _selected(
-    bundle: Bundle,
+    answering: BatchRecommender,
     folder: str | Path,
     batch_size: int,
     users: Sequence[str] | None,
-    requests: Sequence[Mapping[str, Any]] | None,
+    requests: Mapping[str, Mapping[str, Any]] | None,
 ) -> Iterator[pa.Table]:
     """Tables of ``user_id`` and, where requests are given, ``request`` (JSON)."""
     if requests is not None:
-        return iter([request_table(requests)])
-    return _user_tables(folder, batch_size) if users is None else iter([named_users(bundle, users)])
+        return iter([answering.checked(requests)])
+    if users is not None:
+        return iter([named_users(answering.recommender.bundle, users)])
+    return _user_tables(folder, batch_size)
 
 
 def _user_tables(folder: str | Path, batch_size: int) -> Iterator[pa.Table]:
@@ -312,16 +297,11 @@ def _num_actors(num_batches: int) -> int:
 
 
 @contextmanager
-def _quiet_and_in_order() -> Iterator[None]:
-    """Run Ray Data without progress bars and log lines, and keep the order of the blocks."""
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    before = context.enable_progress_bars, context.execution_options.preserve_order, logger.level
-    # answers must be in the order of the users, and blocks finish in any order
-    context.enable_progress_bars, context.execution_options.preserve_order = False, True
-    context.print_on_execution_start = False
-    logger.setLevel(logging.ERROR)
+def _in_order() -> Iterator[None]:
+    """Keep the order of the blocks, which finish in any order."""
+    options = ray.data.DataContext.get_current().execution_options
+    before, options.preserve_order = options.preserve_order, True
     try:
         yield
     finally:
-        context.enable_progress_bars, context.execution_options.preserve_order = before[:2]
-        logger.setLevel(before[2])
+        options.preserve_order = before

@@ -150,6 +150,26 @@ class Recommender:
         """
         return self._recommend(requests, range(len(requests)))
 
+    def check(self, request: Request) -> None:
+        """Refuse a request that does not fit the model, without answering it.
+
+        Raises
+        ------
+        RequestError
+            As in :meth:`recommend`, for a call with this request alone.
+        """
+        # ids need no look, which saves most of the time for a file of many requests
+        events = request.history or ()
+        if (
+            request.horizon != 1
+            or request.attributes
+            or request.context
+            or any(event.event_type is not None or event.context for event in events)
+        ):
+            self.scorer.encode([request])
+        if request.filters or request.boost or request.diversify:
+            self.catalogue.plan(request, "request 0")
+
     def _recommend(
         self, requests: Sequence[Request], numbers: Sequence[int], explorer: Explorer | None = None
     ) -> list[Answer]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from recsys.errors import RequestError
 from recsys.serving.json_text import read_json
-from recsys.serving.request_parsing import one_request, parse_requests
+from recsys.serving.request_parsing import parse_request
 from recsys.storage.filesystems import read_bytes
 from recsys.storage.uris import is_remote
 
@@ -23,8 +23,9 @@ _MAX_BYTES: Final = 4 << 30
 _PIECE: Final = 1 << 20
 
 
-def read_requests(path: str) -> list[dict[str, Any]]:
-    """The requests of a file of JSON lines in UTF-8, plain or compressed with gzip.
+def read_requests(path: str) -> dict[str, dict[str, Any]]:
+    """The requests of a file of JSON lines in UTF-8, plain or compressed with gzip, by the place
+    (file and line) that messages name.
 
     A byte-order mark, CRLF line ends and empty lines are ignored. Ids are strings, as over HTTP.
 
@@ -33,30 +34,28 @@ def read_requests(path: str) -> list[dict[str, Any]]:
     RequestError
         The file does not exist or is empty, or a line is not a request; names the file and line.
     """
-    found: list[dict[str, Any]] = []
+    found: dict[str, dict[str, Any]] = {}
     # not ``splitlines``, which also breaks lines at a lone carriage return
     for number, line in enumerate(_content(path).split(b"\n"), start=1):
         line = line.strip(b" \t\r")
         if not line:
             continue
+        place = f"{KEY}: {path}, line {number}"
         try:
             row = read_json(line)
             # parsed here only for the message with the line; the caller parses it again
-            with one_request():
-                parse_requests([row])
+            parse_request(row, place)
         except ValueError as error:
             hint = (
                 "; the file holds a JSON list, expected one request a line"
                 if number == 1 and line == b"["
                 else ""
             )
-            raise RequestError(
-                f"{KEY}: {path}, line {number} is not valid JSON ({error}){hint}"
-            ) from None
+            raise RequestError(f"{place} is not valid JSON ({error}){hint}") from None
         except RequestError as error:
             hint = "; expected one request a line" if isinstance(row, list) else ""
-            raise RequestError(f"{KEY}: {path}, line {number}: {error}{hint}") from None
-        found.append(row)
+            raise RequestError(f"{error}{hint}") from None
+        found[place] = row
     if not found:
         raise RequestError(
             f'{KEY}: {path} has no requests; expected JSON lines such as {{"user_id": "7"}}'

@@ -38,10 +38,18 @@ def parse_requests(rows: Iterable[Any], first: int = 0) -> list[Request]:
     RequestError
         A row is malformed; names the first such row (counted from 0) and its wrong fields.
     """
-    return [
-        _parsed(Request, row, f"request {index}", one_of(SUBJECTS))
-        for index, row in enumerate(rows, start=first)
-    ]
+    return [parse_request(row, f"request {index}") for index, row in enumerate(rows, start=first)]
+
+
+def parse_request(row: Any, where: str) -> Request:
+    """Check one dictionary and turn it into a request; ``where`` names it in messages.
+
+    Raises
+    ------
+    RequestError
+        The row is malformed; names its wrong fields.
+    """
+    return _parsed(Request, row, where, one_of(SUBJECTS))
 
 
 def parse_similar(rows: Iterable[Any], first: int = 0) -> list[SimilarRequest]:

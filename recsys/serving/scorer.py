@@ -18,6 +18,7 @@ from recsys.bundle.layout import Bundle
 from recsys.contributions import Contributions
 from recsys.data.histories import Array, Histories, Queries
 from recsys.data.request_attributes import RequestEncoder
+from recsys.errors import RequestError
 from recsys.granularities.profile.attribute_encoding import encoding_of
 from recsys.retrieval.selection import Plan
 from recsys.serving.history_text import HistoryTextEncoder
@@ -84,12 +85,23 @@ class RequestScorer:
         Raises
         ------
         RequestError
-            An event type or context that the model does not know.
+            An event type or context that the model does not know, or a horizon that it does not
+            support.
         """
+        for number, request in zip(numbers, requests, strict=True):
+            self._check_horizon(request.horizon, f"request {number}")
         return [
             self._viewer.view(number, request)
             for number, request in zip(numbers, requests, strict=True)
         ]
+
+    def _check_horizon(self, horizon: int, where: str) -> None:
+        if horizon == 1:
+            return
+        try:
+            self.model.rolling(horizon - 1)
+        except RequestError as error:
+            raise RequestError(f"{where}: horizon: {error}") from None
 
     def encode(self, requests: Sequence[Request]) -> EncodedRequests:
         """Requests with everything that the model reads of them, as input of :meth:`parts`.

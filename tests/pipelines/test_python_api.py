@@ -148,7 +148,14 @@ def test_model_from_frames_has_figures_and_a_report(
 def test_other_cut_offs_are_measured(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
     _, model = fitted
     assert "recall@3" not in model.evaluate().columns
-    assert "recall@3" in model.evaluate({"evaluate.ks": [3, 10, 20]}).columns
+    run = model.run
+    assert run is not None
+    files = [run / name for name in ("metrics.json", "report.html", "config.yaml", "history.jsonl")]
+    before = [file.read_bytes() for file in files]
+    excludes = not model.recommender.bundle.exclude_seen
+    other = {"evaluate.ks": [3, 10, 20], "evaluate.exclude_seen": excludes}
+    assert "recall@3" in model.evaluate({**other, "evaluate.baselines": []}).columns
+    assert [file.read_bytes() for file in files] == before, "the run keeps its own evaluation"
 
 
 def test_known_users_and_histories_get_lists(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
@@ -179,8 +186,62 @@ def test_candidates_are_respected_and_wrong_arguments_refused(
     for k in (0, -1, True, 2.5):
         with pytest.raises(RequestError, match="expected a whole number from 1"):
             model.recommend("user 3", k=k)
+    for excludes in ("yes", 2):
+        with pytest.raises(RequestError, match=f"^exclude_seen: got {excludes!r}; expected True"):
+            model.recommend("user 3", exclude_seen=excludes)
     with pytest.raises(ConfigError, match=r"split: got 'tset'; did you mean test\?"):
         dataset.events("tset")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"histories": "item 1"}, r"histories: got 'item 1' \(str\), .*; write \[\[\"item 1\"\]\]"),
+        ({"histories": ["item 1", "item 2"]}, r"histories\[0\]: got 'item 1' .*; write \[\"item 1"),
+        ({"histories": {"ann": "item 1"}}, r"histories\['ann'\]: got 'item 1' \(str\), expected"),
+        ({"histories": 5}, r"histories: got 5 \(int\), expected a list of lists of item ids"),
+        (
+            {"requests": {"user_id": "ann"}},
+            r"requests: got {'user_id': 'ann'} \(dict\), .*\]",
+        ),
+        ({"requests": ["ann"]}, "request 0: expected an object with user_id, history"),
+        ({"users": ["ann", None]}, "users: got None, expected user ids"),
+        ({"users": 5.5}, r"users: got 5\.5 \(float\), expected a list of user ids"),
+    ],
+)
+def test_argument_of_a_wrong_type_is_named(
+    fitted: tuple[recsys.Dataset, recsys.Model], given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^{message}"):
+        fitted[1].recommend(**given)
+
+
+def test_values_of_numpy_are_accepted_everywhere(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
+    _, model = fitted
+    k, price = np.int64(3), {"price": {"ge": np.int64(0)}}
+    rules = {"k": k, "offset": np.int64(1), "filters": price}
+    items = np.array(["item 1", "item 2"])
+    for found in (
+        model.recommend(np.array(["user 3"]), **rules, exclude_seen=np.bool_(False)),
+        model.recommend(histories=np.array([items]), **rules, exclude=items),
+        model.recommend(requests=[{"history": items, **rules}]),
+        model.explain("user 3", history=pd.Series(items), **rules),
+        model.similar(items[0], **rules),
+    ):
+        assert len(found) == 3
+    with pytest.raises(RequestError, match=r"^history: got 'item 1' .*; write \[\"item 1\"\]"):
+        model.explain("user 3", history="item 1")
+
+
+def test_whole_numbers_are_ids_in_every_method(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    _, model = fitted
+    for user in (51, np.int64(51)):
+        assert set(model.recommend(user, k=2).user_id) == {"51"}
+        assert set(model.explain(user, k=2).user_id) == {"51"}
+        with pytest.raises(RequestError, match="^item_id: the model does not know '51'"):
+            model.similar(user)
 
 
 def test_similar_items_and_explanations_are_returned(
@@ -202,10 +263,12 @@ def test_similar_items_and_explanations_are_returned(
 
 
 def test_saved_model_gives_the_same_answers(
-    fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
+    fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, model = fitted
-    path = model.save(tmp_path / "served")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = model.save("~/served")
+    assert path == tmp_path / "served" and recsys.load("~/served").bundle == path
     again = recsys.load(path)
     pd.testing.assert_frame_equal(again.recommend("user 3"), model.recommend("user 3"))
     assert (
@@ -224,8 +287,12 @@ def test_registered_model_is_loaded_by_its_name(
 ) -> None:
     _, model = fitted
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    name = model.register("shop", tracking_uri=uri)
+    excludes = model.recommender.bundle.exclude_seen
+    other = {"evaluate.exclude_seen": not excludes}
+    name = model.register("shop", tracking_uri=uri, settings=other)
     assert name == "models:/shop/1"
+    registered = recsys.load(name, tracking_uri=uri).recommender.bundle
+    assert registered.exclude_seen == excludes, "as the model was evaluated"
     pd.testing.assert_frame_equal(
         recsys.load(name, tracking_uri=uri).recommend("user 3"), model.recommend("user 3")
     )
@@ -323,6 +390,18 @@ def test_settings_of_data_are_accepted_only_by_the_dataset(
     dataset, _ = fitted
     with pytest.raises(ConfigError, match=r"data.order: .*Dataset"):
         recsys.fit(dataset, settings={"data.order": "none"})
+
+
+def test_run_folder_is_an_argument_and_no_setting(
+    fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
+) -> None:
+    dataset, model = fitted
+    for settings in ({"run.dir": str(tmp_path / "run")}, {"run": {"dir": str(tmp_path / "run")}}):
+        with pytest.raises(ConfigError, match=r"^settings: run\.dir: .* folder="):
+            recsys.fit(dataset, settings=settings)
+        with pytest.raises(ConfigError, match=rf"^settings: run\.dir: .* {model.run};"):
+            model.register("shop", settings=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_lists_with_seen_items_are_refused(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:

@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.errors import ArtifactError, RequestError
-from recsys.serving.answer_rows import answer_table, output_schema, user_table
+from recsys.serving import batch
+from recsys.serving.answer_rows import (
+    BatchRecommender,
+    Defaults,
+    answer_table,
+    output_schema,
+    user_table,
+)
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
@@ -76,6 +83,17 @@ def test_chosen_users_are_in_the_order_of_the_bundle(
     assert [row["source"] for row in rows] == ["model"] * 4 + ["popularity"] * 4
 
 
+def test_user_error_of_an_actor_is_raised_without_the_wrapper_of_ray(
+    ray_local: None, folder: Path
+) -> None:
+    answering = BatchRecommender(Recommender(read_bundle(folder)), Defaults(2, None, None))
+    request = {"user_id": "u0", "history": [{"item_id": "i1", "event_type": "sold"}]}
+    unchecked = pa.table({"user_id": ["u0"], "request": [json.dumps(request)]})
+    with pytest.raises(RequestError, match="^request 0: .* expected one of: buy, view$") as found:
+        list(batch._answer_tables(answering, 1, iter([unchecked])))
+    assert type(found.value) is RequestError
+
+
 def test_no_users_give_an_empty_file(ray_local: None, folder: Path, tmp_path: Path) -> None:
     summary = recommend_all(folder, tmp_path / "recommendations.parquet", users=[])
     assert (summary.num_users, pq.read_table(summary.path).num_rows) == (0, 0)
@@ -90,6 +108,8 @@ def test_invalid_calls_keep_the_old_file(folder: Path, tmp_path: Path) -> None:
         recommend_all(folder, output, users=["u1", "u2", "u1"])
     with pytest.raises(RequestError, match="got 7, expected user ids"):
         recommend_all(folder, output, users=[7])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="got None, expected user ids"):
+        recommend_all(folder, output, users=["u1", None])  # type: ignore[list-item]
     with pytest.raises(ArtifactError, match="has no model bundle"):
         recommend_all(tmp_path / "nowhere", output)
     assert output.read_text() == "of an earlier run"

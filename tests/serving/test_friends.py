@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,7 @@ def test_bad_requests_of_a_batch_are_refused(folder: Path, tmp_path: Path) -> No
         ([{"history": ["i1"]}], "request 0: user_id: missing"),
         ([{"user_id": "a"}, {"user_id": "a"}], "'a' appears more than once"),
         ([{"user_id": "a", "friend": []}], "request 0: friend: unknown field"),
+        ([{"user_id": "a"}, {"user_id": "b", "horizon": 5}], "^request 1: horizon: a horizon of 5"),
     ]:
         with pytest.raises(RequestError, match=message):
             recommend_all(folder, output, requests=rows)
@@ -261,3 +264,37 @@ def test_bad_requests_of_a_batch_are_refused(folder: Path, tmp_path: Path) -> No
     with pytest.raises(RequestError, match="cannot be read"):
         read_requests(str(tmp_path / "nowhere"))
     assert not output.exists()
+
+
+@contextmanager
+def _not_entered() -> Iterator[None]:
+    pytest.fail("Ray starts although a request is wrong")
+    yield
+
+
+def test_request_that_does_not_fit_the_model_is_named_by_its_line(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "requests.jsonl"
+    for line, message in [
+        (
+            '"history": [{"item_id": "i1", "event_type": "sold"}]',
+            r"history\[0\]\.event_type: got 's",
+        ),
+        ('"attributes": {"age": 3}', r"attributes\.age: unknown field"),
+        ('"context": {"weather": "rain"}', r"context: 'weather' is not a context column"),
+        ('"horizon": 5', r"horizon: a horizon of 5 exceeds model\.max_history 4"),
+        ('"filters": {"color": "red"}', r"filters\.color: unknown attribute"),
+        ('"user_id": "u0"', "user_id: 'u0' appears more than once, before in .*, line 1;"),
+    ]:
+        user = "" if "user_id" in line else '"user_id": "u9", '
+        path.write_text(f'{{"user_id": "u0"}}\n{{"user_id": "u1"}}\n\n{{{user}{line}}}\n')
+        requests = read_requests(str(path))
+        with pytest.raises(RequestError, match=rf"^recommend\.requests: {path}, line 4: {message}"):
+            recommend_all(
+                folder,
+                tmp_path / "out.parquet",
+                batch_size=1,
+                requests=requests,
+                session=_not_entered(),
+            )

@@ -275,6 +275,8 @@ def test_tilde_is_the_home_folder_in_every_path_of_the_configuration(
         "update": {"feedback": ["~/f.csv"]},
         "pull": {"dir": "~/model"},
         "tune": {"space": ["~/space.yaml", "lr"]},
+        "serve": {"model": "~/served", "ab": {"model": "~/other"}},
+        "compare": {"target": "~/served"},
         "model": {"granularities": {"collaborative": {"enabled": True}}},
     }
     config = Config.model_validate(given)
@@ -286,6 +288,7 @@ def test_tilde_is_the_home_folder_in_every_path_of_the_configuration(
         config.pull.dir,
     ]
     places += [config.recommend.requests, *config.update.feedback, config.tune.space[0]]
+    places += [config.serve.model, config.serve.ab.model, config.compare.target]
     assert all(place.startswith("/home/me/") for place in places)
     assert config.recommend.model == "models:/a@b" and config.tune.space[1] == "lr"
     config.run.dir = "~/later"

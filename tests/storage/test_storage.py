@@ -589,7 +589,10 @@ def test_artefacts_of_mlflow_are_stored_remotely(
 
 def test_requests_images_and_cached_vectors_are_read_remotely(bucket: str) -> None:
     put(f"{bucket}/asked.jsonl", '{"user_id": "ü"}\n\n{"history": ["a"]}\n')
-    assert read_requests(f"{bucket}/asked.jsonl") == [{"user_id": "ü"}, {"history": ["a"]}]
+    assert read_requests(f"{bucket}/asked.jsonl") == {
+        f"recommend.requests: {bucket}/asked.jsonl, line 1": {"user_id": "ü"},
+        f"recommend.requests: {bucket}/asked.jsonl, line 3": {"history": ["a"]},
+    }
     put(f"{bucket}/pictures/a.png", b"pixels")
     found = digest_block(
         pa.table({"path": [f"{bucket}/pictures/a.png", f"{bucket}/pictures/b.png"]})
