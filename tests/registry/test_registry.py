@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from unittest.mock import Mock
 import pandas as pd
 import pytest
 
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import log_evaluation
+from pipelines.register import registered_already
 from recsys.config import Config, build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError, NotRegistered
@@ -342,6 +346,34 @@ def test_version_created_before_an_interruption_is_reused(registered: Registered
         _version_of_interrupted_run(found, "pocket", version.tags) == 1
         and _version_of_interrupted_run(found, "wallet", version.tags) == 0
     )
+
+
+def test_registration_counts_as_made_only_with_the_same_settings_and_while_it_exists(
+    registered: Registered,
+) -> None:
+    folder, digest = RunFolder(registered.folder / "runs/one", Progress(None)), "sha of metrics"
+    folder.bundle.mkdir(parents=True)
+    made = {**asdict(registered.model), "tracking": registered.uri, "metrics_sha256": digest}
+
+    def known(digest: str = digest, **sections: Any) -> bool:
+        sections = {"registry": {"name": "pocket"}} | sections
+        config = make_config(registered.folder, **sections)
+        return registered_already(config, folder, digest) is not None
+
+    folder.write_json(folder.registered, made)
+    assert known() and not known("of other metrics")
+    assert not known(train={"final": True})
+    assert not known(registry={"name": "other"})
+    assert not known(registry={"name": "pocket", "alias": "canary"})
+    assert not known(tracking={"uri": f"sqlite:///{registered.folder}/another.db"})
+    assert not known(tracking={"enabled": False})
+    # below the minimum: the version did not get the alias that it was registered for
+    folder.write_json(folder.registered, made | {"alias": "", "wanted_alias": "challenger"})
+    assert known() and not known(registry={"name": "pocket", "alias": "canary"})
+    folder.write_json(folder.registered, made | {"version": 99})
+    assert not known(), "the version was deleted"
+    shutil.rmtree(folder.bundle)
+    folder.forget(folder.registered)
 
 
 def test_model_logged_before_an_interruption_is_deleted(
