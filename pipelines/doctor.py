@@ -99,14 +99,15 @@ def examine(
     last = time.monotonic() + patience
     for thread in threads:
         thread.join(max(0.0, last - time.monotonic()))
-    late = "no answer"
-    cure = "check the network connection to this service; all other checks were done"
+    late = f"no answer within {patience:g} s"
+    cure = (
+        "try again when the machine is less busy; if this check asks a service, check the network"
+        " connection to it; all other checks were done"
+    )
     return [
         finding
         for name in checks
-        for finding in found.get(
-            name, [Finding(name, "fail", f"{late} within {patience:g} s", cure)]
-        )
+        for finding in found.get(name, [Finding(name, "fail", late, cure)])
     ]
 
 
