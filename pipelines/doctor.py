@@ -99,7 +99,7 @@ def examine(
     last = time.monotonic() + patience
     for thread in threads:
         thread.join(max(0.0, last - time.monotonic()))
-    late = "the check did not end"
+    late = f"the check did not end within {patience:g} s"
     cure = (
         "the machine is busy, or the service cannot be reached: run `recsys doctor` again; all"
         " other checks were done"
@@ -107,9 +107,7 @@ def examine(
     return [
         finding
         for name in checks
-        for finding in found.get(
-            name, [Finding(name, "fail", f"{late} within {patience:g} s", cure)]
-        )
+        for finding in found.get(name, [Finding(name, "fail", late, cure)])
     ]
 
 

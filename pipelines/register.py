@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from pipelines.plumbing.inherited import CONFIG, handed_on
 from pipelines.plumbing.opened_dataset import open_dataset
@@ -24,12 +24,17 @@ from recsys.bundle.writing import Measured
 from recsys.config import Config, redact
 from recsys.errors import ArtifactError
 from recsys.registry.card import model_card
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
+from recsys.registry.resolve import pinned
 from recsys.serving.bundles import write_bundle
 from recsys.serving.item_index import index_bundle
 from recsys.training.checkpoint import TrainResult
 from recsys.training.private import PRIVACY
+
+# in registered.json: ``registry.alias``, also of a version that did not get it
+_ALIAS: Final = "wanted_alias"
 
 
 def register(
@@ -74,8 +79,7 @@ def register(
     trained = open_trained(config.model, folder, dataset)
     _check_same_model(folder, metrics)
     digest = hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
-    is_final = {"final": config.train.final}
-    if config.run.resume and (earlier := registered_already(folder, digest, is_final)) is not None:
+    if config.run.resume and (earlier := registered_already(config, folder, digest)) is not None:
         folder.progress(f"already registered: {earlier['name']} version {earlier['version']}")
         with tracked(config, folder):  # ends the MLflow run of a driver that died after that
             return earlier
@@ -120,8 +124,14 @@ def register(
             resumes=config.run.resume,
             replaces=config.update.replace,
         )
-        where = {"tracking": redact(tracker.uri), "run_id": tracker.run_id}
-        registered = {**asdict(found), **where, **is_final, "metrics_sha256": digest}
+        registered = {
+            **asdict(found),
+            _ALIAS: config.registry.alias,
+            "tracking": redact(tracker.uri),
+            "run_id": tracker.run_id,
+            "final": config.train.final,
+            "metrics_sha256": digest,
+        }
         folder.write_json(folder.registered, registered)
         folder.progress(found.summary if says_by_hand or found.alias else found.registered)
         if _rewrite_report(folder, metrics, time.perf_counter() - before):
@@ -198,31 +208,41 @@ def _say_final(
 
 
 def registered_already(
-    folder: RunFolder, metrics_sha256: str, is_final: dict[str, bool]
+    config: Config, folder: RunFolder, metrics_sha256: str
 ) -> dict[str, Any] | None:
-    """The registration of the model with these metrics and this ``train.final``, or None.
+    """The registration that an earlier command has already made of this model, in the same way.
 
     Parameters
     ----------
+    config : Config
+        Configuration of the run; it names the store, the registered model and the alias.
     folder : RunFolder
         Folder of the run.
     metrics_sha256 : str
         SHA-256 of ``metrics.json``, in hexadecimal.
-    is_final : dict[str, bool]
-        ``{"final": train.final}``.
 
     Returns
     -------
     dict[str, Any] | None
-        The content of ``registered.json``; None also without a bundle.
+        The content of ``registered.json``; None if it is of other metrics or settings, or if the
+        version or the bundle no longer exists.
     """
+    if not config.tracking.enabled or not folder.bundle.is_dir():
+        return None
+    uri, name = tracking_uri(config.tracking, config.run.dir), config.registry.name
     with suppress(ArtifactError):
         found = folder.read_json(folder.registered, "")
-        same = (
-            found.get("metrics_sha256") == metrics_sha256
-            and {"final": False, **found}.items() >= is_final.items()
-        )
-        return found if same and folder.bundle.is_dir() else None
+        made = {"final": False, _ALIAS: found.get("alias")} | found
+        same = {
+            "name": name,
+            _ALIAS: config.registry.alias,
+            "tracking": redact(uri),
+            "final": config.train.final,
+            "metrics_sha256": metrics_sha256,
+        }
+        if same.items() <= made.items():
+            pinned(f"models:/{name}/{found.get('version')}", uri)  # raises if it was deleted
+            return found
     return None
 
 

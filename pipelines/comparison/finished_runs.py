@@ -23,6 +23,8 @@ from recsys.storage.uris import is_remote
 
 _CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evaluate` for it first"
 
+_READ: Final = ("data", "granularities", "model")  # sections of metrics.json
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -77,6 +79,11 @@ def opened_run(run: str, stream: TextIO | None = None) -> Iterator[FinishedRun]:
             raise ArtifactError(
                 f"metrics.json in {run} belongs to another model than the one in model/; "
                 "run `recsys evaluate` for this run folder"
+            )
+        if missing := [key for key in _READ if not isinstance(metrics.get(key), dict)]:
+            raise ArtifactError(
+                f"metrics.json in {run} lacks {' and '.join(missing)}; run `recsys evaluate` for"
+                " this run folder"
             )
         yield FinishedRun(run, folder, load_config(folder.config, [("run.dir", run)]), metrics)
 

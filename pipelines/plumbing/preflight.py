@@ -30,6 +30,8 @@ from recsys.data.manifest import Manifest
 from recsys.errors import ConfigError
 
 _DOUBT: Final = 2.0  # the estimate may be too high by this factor
+# of a configuration without a section model
+UNKNOWN_MODEL: Final = "model auto: members and settings are chosen after the data is prepared"
 _MOST_WORKERS: Final = 1024  # that a message may advise
 
 _CURES: Final = {
@@ -236,7 +238,8 @@ def preflight(
     manifest: Manifest | None,
     with_time: bool = True,
 ) -> None:
-    """Print the estimate for a training, and refuse one that cannot fit.
+    """Print the estimate for a training, and refuse one that cannot fit; without a section
+    ``model``, neither is possible yet.
 
     Parameters
     ----------
@@ -248,6 +251,9 @@ def preflight(
     ConfigError
         See :func:`check`.
     """
+    if not config.has_model:
+        say(UNKNOWN_MODEL)
+        return
     sizes = sizes_of(config.data, config.dataset_dir, config.seed, manifest)
     if sizes is None:
         return
@@ -259,7 +265,7 @@ def preflight(
 def preview(config: Config) -> str:
     """For a dry run: the estimate, and a refusal that this machine would cause."""
     if not config.has_model:
-        return "model auto: members and settings are chosen after the data is prepared"
+        return UNKNOWN_MODEL
     sizes = sizes_of(config.data, config.dataset_dir, config.seed)
     if sizes is None:
         return "estimate: memory and time are known after the data is prepared"

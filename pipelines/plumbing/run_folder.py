@@ -43,7 +43,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +67,8 @@ if TYPE_CHECKING:
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")
 ANSWERS: Final = "answers"
 PROOFS: Final = "forgotten"
-_RECORDS: Final = ("config.yaml", "history.jsonl", "tracking.json")  # of every command
+_HISTORY: Final = "history.jsonl"
+_RECORDS: Final = ("config.yaml", _HISTORY, "tracking.json")  # of every command
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
 _REDACTED: Final = (
     "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
@@ -272,8 +273,8 @@ class RunFolder:
         from recsys.storage.beside import append_whole
 
         text = json.dumps(line, ensure_ascii=False) + "\n"
-        append_whole(self.root / "history.jsonl", text.encode())
-        self.publish(self.root / "history.jsonl")
+        append_whole(self.root / _HISTORY, text.encode())
+        self.publish(self.root / _HISTORY)
         # a configuration without a model must not replace one with the model that auto chose
         if verb in _CONFIGURING and (config.has_model or not self.config.is_file()):
             self.write_config(config)
@@ -353,23 +354,45 @@ def open_run(
         try:
             yield folder
         except UserError:
-            if created and _is_refused(folder, verb):
-                shutil.rmtree(root, ignore_errors=True)
-                for path in created[1:]:  # the innermost first
-                    with suppress(OSError):  # another command has put something into it
-                        path.rmdir()
+            if created:
+                # without the lock, another command may work in the folder; then it stays
+                with suppress(UserError), nullcontext() if locks else _locked(root, verb):
+                    _remove_refused(folder, verb, created)
             raise
+
+
+def _remove_refused(folder: RunFolder, verb: str, created: Sequence[Path]) -> None:
+    """Remove the folder of a command that failed, and those above it, if it has made nothing in
+    them.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        The folder.
+    verb : str
+        The command.
+    created : Sequence of Path
+        The folders that the command created, the innermost first.
+    """
+    if _is_refused(folder, verb):
+        shutil.rmtree(folder.root, ignore_errors=True)
+        for path in created[1:]:
+            with suppress(OSError):  # another command has put something into it
+                path.rmdir()
 
 
 def _is_refused(folder: RunFolder, verb: str) -> bool:
     """Whether a command that failed has left nothing but its own records in its new folder.
 
-    A stage that other stages build on keeps its folder as soon as it has said anything.
+    A stage that other stages build on keeps its folder as soon as it has said anything. A line of
+    another command in the history also keeps it: a server does not lock the folder that it uses.
     """
     said = () if verb in _CONFIGURING else ("run.log",)
     files = (path for path in folder.root.rglob("*") if not path.is_dir())
     names = {path.relative_to(folder.root).as_posix() for path in files}
-    return names <= {".lock", *_RECORDS, *said}
+    history = folder.root / _HISTORY
+    others = history.read_bytes().count(b"\n") > 1 if history.is_file() else False
+    return names <= {".lock", *_RECORDS, *said} and not others
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from recsys.errors import ArtifactError
-from recsys.storage.filesystems import storage_errors
+from recsys.storage.filesystems import is_of_disk, storage_errors
 
 DESCRIPTION: Final = "bundle.json"
 _WRITING: Final = ".writing-"
@@ -54,15 +54,15 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
     Raises
     ------
     ArtifactError
-        ``folder`` holds something other than a bundle, which would be lost.
+        ``folder`` cannot be created, or holds something other than a bundle, which would be lost.
     StorageError
         The disk is full.
     """
     folder = Path(folder).absolute()
     recover(folder)
-    if folder.exists() and not (
-        folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))
-    ):
+    with creation_errors(folder):
+        is_there = folder.exists()
+    if is_there and not (folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))):
         raise ArtifactError(
             f"{folder} exists and is not a bundle, so it is not overwritten; give another folder or"
             " move it away"
@@ -70,12 +70,32 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
     aside = None
     try:
         with storage_errors(str(folder), "write to"), ExitStack() as locks:
-            aside = _new_aside(folder, locks)
+            with creation_errors(folder):
+                aside = _new_aside(folder, locks)
             yield aside
             _replace(aside, folder, locks)
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def creation_errors(folder: Path) -> Iterator[None]:
+    """Say in one message that a folder cannot be created; errors of the disk stay as they are.
+
+    Raises
+    ------
+    ArtifactError
+        A file is in its place or above it, its name is too long, or permissions are missing.
+    """  # noqa: DOC501
+    try:
+        yield
+    except OSError as error:
+        if is_of_disk(error):
+            raise
+        raise ArtifactError(
+            f"cannot create the folder {folder} ({error.strerror}); give another folder"
+        ) from None
 
 
 def recover(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys import __version__
-from recsys.bundle.checksums import entry_of, writing_aside
+from recsys.bundle.checksums import creation_errors, entry_of, writing_aside
 from recsys.bundle.description import DESCRIPTION
 from recsys.bundle.layout import Bundle
 from recsys.config import redact
@@ -61,10 +61,12 @@ def check_target(folder: Path) -> None:
     Raises
     ------
     ArtifactError
-        It holds something else, which would be lost.
+        It holds something else, which would be lost, or its name is too long.
     """
+    with creation_errors(folder):
+        is_there = folder.exists()
     is_empty = folder.is_dir() and not any(folder.iterdir())
-    if not folder.exists() or is_empty or read_manifest(folder) is not None:
+    if not is_there or is_empty or read_manifest(folder) is not None:
         return
     raise ArtifactError(
         f"{folder} exists and is not an export, so it is not replaced; give another folder or"

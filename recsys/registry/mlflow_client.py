@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from recsys.config import TrackingConfig, redact
 from recsys.config.redaction import MARK
-from recsys.errors import ConfigError, first_line
+from recsys.errors import ConfigError, MultigrainError, first_line
 from recsys.registry.store import ready
 from recsys.storage.uris import is_remote
 
@@ -36,8 +37,8 @@ def tracking_uri(tracking: TrackingConfig, run_dir: str) -> str:
     Raises
     ------
     ConfigError
-        The URI is a plain folder, which MLflow no longer supports, or of an unknown kind, or its
-        credentials were redacted.
+        The URI is a plain folder, which MLflow no longer supports, or of an unknown kind, or names
+        no host, or its credentials were redacted.
     """
     uri = tracking.uri
     if MARK in uri:
@@ -59,8 +60,22 @@ def tracking_uri(tracking: TrackingConfig, run_dir: str) -> str:
             f"tracking.uri: got {redact(uri)!r}, expected sqlite:///FILE.db, http://HOST:PORT or a"
             f" database URI ({', '.join(_STORES)}); MLflow no longer stores runs in plain folders"
         )
+    if scheme in ("http", "https") and not _has_host(uri):
+        raise ConfigError(
+            f"tracking.uri: got {redact(uri)!r}, expected {scheme}://HOST:PORT with the name or the"
+            " address of the server and a number as its port"
+        )
     path = sqlite_path(uri)
     return f"sqlite:///{path}" if path is not None else uri
+
+
+def _has_host(uri: str) -> bool:
+    """Whether the URI of a server names a host, and a valid port if it has one."""
+    try:
+        parts = urlsplit(uri)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or an IPv6 address is incomplete
+        return False
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -113,13 +128,12 @@ def outage(error: BaseException) -> str | None:
     """The message of an MLflow server or SQLite store that stopped answering; None for any other
     error.
     """
-    text, package = str(error), type(error).__module__.split(".")[0]
-    if package in ("mlflow", "sqlalchemy", "sqlite3") and _LOCKED.search(text):
+    if _is_locked(error):
         return (
             "MLflow's SQLite store is locked by another process, which did not release it in time;"
             " wait for that process, or stop it, and continue with the same command and --resume"
         )
-    if package != "mlflow" or "API request to" not in text:
+    if _package(error) != "mlflow" or "API request to" not in str(error):
         return None
     return (
         f"the tracking server no longer answers ({redact(first_line(error))[:300]}); start it, and"
@@ -127,11 +141,48 @@ def outage(error: BaseException) -> str | None:
     )
 
 
+def _is_locked(error: BaseException) -> bool:
+    """Whether another process holds the lock of a SQLite store."""
+    known = _package(error) in ("mlflow", "sqlalchemy", "sqlite3")
+    return known and _LOCKED.search(str(error)) is not None
+
+
+def _package(error: BaseException) -> str:
+    return type(error).__module__.split(".")[0]
+
+
 def is_absence(error: Any) -> bool:
     """Whether an ``MlflowException`` says that a model, version or alias does not exist; MLflow
     reports that in two ways. Any other one is an outage.
     """
     return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+@contextmanager
+def first_contact(uri: str, cure: str = "start the server, or fix the URI") -> Iterator[None]:
+    """Ask a store for the first time within a block: a wrong URI, and a server that does not
+    answer, are reported within seconds.
+
+    Why: the URI may be a typing mistake, and MLflow would wait for minutes without a word.
+
+    Raises
+    ------
+    ConfigError
+        The store cannot be opened or does not answer.
+    """  # noqa: DOC501
+    try:
+        with short_timeouts(retries=2):
+            yield
+    except MultigrainError:
+        raise
+    except Exception as error:  # drivers and clients raise many types
+        if _is_locked(error):  # the URI is right
+            raise
+        if isinstance(error, ModuleNotFoundError):
+            cure = f"install this driver, or {cure}"
+        raise ConfigError(
+            f"tracking.uri {redact(uri)} cannot be used: {redact(first_line(error))}; {cure}"
+        ) from error
 
 
 @contextmanager

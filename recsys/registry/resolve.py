@@ -15,12 +15,19 @@ from recsys.bundle.description import DESCRIPTION
 from recsys.errors import ArtifactError, NotRegistered
 from recsys.registry.digest import check_version, unreadable
 from recsys.registry.minimum import BELOW, MINIMUM_TAG, WHY_TAG, newest_versions
-from recsys.registry.mlflow_client import active_uris, client, is_absence, sqlite_path
+from recsys.registry.mlflow_client import (
+    active_uris,
+    client,
+    first_contact,
+    is_absence,
+    sqlite_path,
+)
 from recsys.storage.filesystems import check_bucket, filesystem_of, read_bytes, storage_errors
 from recsys.storage.mirror import download, downloaded
 from recsys.storage.temporary import temporary_folder
 from recsys.storage.uris import is_remote, within
 
+_NUMBER_DIGITS: Final = 9  # larger numbers do not fit into the 32 bits of MLflow's databases
 _URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
@@ -43,6 +50,8 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     ArtifactError
         There is no such model, alias, version or bundle (lists what is registered), or the files
         are not those that were registered.
+    ConfigError
+        The MLflow store cannot be opened or does not answer.
     """  # noqa: DOC501
     if is_remote(uri):
         return _bundle_at(uri, into)
@@ -93,25 +102,36 @@ def _name_and_version(uri: str, tracking_uri: str) -> tuple[str, str]:
             f"{uri}: the MLflow store {path} does not exist; run `recsys register`, or set"
             " tracking.uri to your store"
         )
-    registry = client(tracking_uri)
+    with first_contact(tracking_uri):
+        registry = client(tracking_uri)
+        number = _number_of(registry, match)
+        if number is None:
+            newest = newest_versions(registry, match["name"], 1)
+            raise NotRegistered(
+                f"{uri} is not registered; {_registered(registry, match['name'])}",
+                uri,
+                f"models:/{match['name']}/{newest[0].version}" if newest else "",
+            )
+    return str(match["name"]), number
+
+
+def _number_of(registry: Any, match: re.Match[str]) -> str | None:
+    """The number of the version that a URI names; None if there is no such version."""
     from mlflow import MlflowException
 
+    number = match["version"]
+    if number is not None and len(number.lstrip("0")) > _NUMBER_DIGITS:
+        return None
     try:
         number = (
-            match["version"]
-            or registry.get_model_version_by_alias(match["name"], match["alias"]).version
+            number or registry.get_model_version_by_alias(match["name"], match["alias"]).version
         )
         registry.get_model_version(match["name"], str(number))
     except MlflowException as error:
         if not is_absence(error):
             raise
-        newest = newest_versions(registry, match["name"], 1)
-        raise NotRegistered(
-            f"{uri} is not registered; {_registered(registry, match['name'])}",
-            uri,
-            f"models:/{match['name']}/{newest[0].version}" if newest else "",
-        ) from None
-    return str(match["name"]), str(number)
+        return None
+    return str(number)
 
 
 def is_local(uri: str) -> bool:

@@ -23,13 +23,13 @@ from typing import Any, Final
 from recsys import __version__
 from recsys.config import Config, TrackingConfig, dump_config, redact
 from recsys.data.manifest import Manifest
-from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
+from recsys.errors import ConfigError, StorageError
 from recsys.registry.experiments import experiment_id, local_path
 from recsys.registry.logged_values import mlflow_name, numbers, set_parameters
 from recsys.registry.mlflow_client import (
     client,
+    first_contact,
     has_store,
-    short_timeouts,
     sqlite_path,
     tracking_uri,
 )
@@ -114,19 +114,13 @@ class Tracker:
     def __enter__(self) -> Tracker:
         if not self.enabled:
             return self
-        try:
-            self._made_store = not has_store(self.uri)
-            with short_timeouts(retries=2):  # a wrong address should be reported at once
-                self._client = client(self.uri, writes=True)
-                self._open()
+        self._made_store = not has_store(self.uri)
+        with first_contact(
+            self.uri, "start the server, fix the URI, or set tracking.enabled false"
+        ):
+            self._client = client(self.uri, writes=True)
+            self._open()
             self._check_store()
-        except MultigrainError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"tracking.uri {redact(self.uri)} cannot be used: {redact(first_line(error))};"
-                " start the server, fix the URI, or set tracking.enabled false"
-            ) from error
         # first: a command that continues a killed one finds the run
         self._remember()
         self._log_config()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recsys.bundle.description import USERS
 from recsys.registry.experiments import local_path
-from recsys.registry.mlflow_client import all_pages, client, name_is
+from recsys.registry.mlflow_client import all_pages, client, first_contact, name_is
 from recsys.storage.temporary import temporary_folder
 
 _KEPT_TAGS: Final = "promotion."
@@ -59,7 +59,10 @@ class Store:
     """An MLflow store with its registry and artefacts."""
 
     def __init__(self, uri: str) -> None:
-        self.uri, self._client = uri, client(uri, writes=True)
+        self.uri = uri
+        with first_contact(uri):
+            self._client = client(uri, writes=True)
+            self._client.search_registered_models(max_results=1)
 
     def versions(self) -> Iterator[Version]:
         """Every version of every registered model."""

@@ -245,6 +245,15 @@ def test_bundle_survives_a_kill_between_the_two_renames(
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("name", ["file/bundle", "x" * 300, "x" * 250])
+def test_folder_that_cannot_be_created_gives_one_message(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    message = r"cannot create the folder .* \((Not a directory|File name too long)\); give another"
+    with pytest.raises(ArtifactError, match=message):
+        put(tmp_path / name, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_bundle_stays_where_its_successor_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

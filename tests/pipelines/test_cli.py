@@ -10,7 +10,7 @@ import re
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import get_args
 
@@ -371,6 +371,19 @@ def test_refused_command_removes_the_run_folder_that_it_made(
         (tmp_path / "runs/mlflow.db").touch()  # of another command
         raise ConfigError("wrong")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize(("other", "locks"), [("run", True), ("serve", False)])
+def test_refused_command_keeps_the_run_folder_in_which_another_one_works(
+    config: Config, tmp_path: Path, other: str, locks: bool
+) -> None:
+    new = in_folder(config, tmp_path / "runs/new")
+    with ExitStack() as working:
+        with pytest.raises(ConfigError), open_run(new, "similar", locks=False):
+            folder = working.enter_context(open_run(new, other, locks=locks))
+            raise ConfigError("wrong")
+        folder.progress("goes on")
+    assert "goes on" in (tmp_path / "runs/new/run.log").read_text()
 
 
 def test_run_folder_stays_after_a_failure_of_work_and_if_it_was_there(

@@ -192,10 +192,14 @@ def test_sample_of_other_users_is_refused(folder: Path, capsys: Captured) -> Non
 def test_folder_that_is_no_finished_run_gives_one_message(
     folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    empty, halfway, newer = (tmp_path / name for name in ("empty", "halfway", "newer"))
+    names = ("empty", "halfway", "newer", "partial")
+    empty, halfway, newer, partial = (tmp_path / name for name in names)
     empty.mkdir()
-    for name in (halfway, newer):
+    for name in (halfway, newer, partial):
         shutil.copytree(folder / "bad", name)
+    metrics = json.loads((partial / "metrics.json").read_text())
+    del metrics["model"], metrics["data"]
+    (partial / "metrics.json").write_text(json.dumps(metrics))
     (halfway / "metrics.json").unlink()
     shutil.rmtree(newer / "model")
     shutil.copytree(folder / "good/model", newer / "model")
@@ -204,6 +208,7 @@ def test_folder_that_is_no_finished_run_gives_one_message(
         ([good, str(tmp_path / "nowhere")], "is not a folder"),
         ([good, str(empty)], "config.yaml is missing"),
         ([good, str(halfway)], "metrics.json does not exist"),
+        ([good, str(partial)], "lacks data and model; run `recsys evaluate`"),
         ([good, str(newer)], "belongs to another model than the one in model/"),
         ([good], "got 1 run folders, expected two"),
         ([good, good, "--train.lr", "1"], "compare does not read --train.lr"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import stat
 import threading
 import types
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,7 @@ def test_crashing_and_hanging_checks_are_findings_and_hide_no_other() -> None:
         ("fine", "ok"),
     ]
     assert "did not end within 3 s" in found[0].found and "ZeroDivisionError" in found[1].found
+    assert "busy" in found[0].cure, "not every check asks a service"
 
 
 def test_versions_are_compared_with_the_requirements_of_the_project(
@@ -253,6 +256,42 @@ def test_missing_servers_fail_at_once_and_passwords_stay_hidden(tmp_path: Path) 
         jobs = _of(services.job_server, config)["job server"]
     assert store.state == jobs.state == "fail"
     assert "hunter2" not in store.found + store.cure
+
+
+class _WithLogin(BaseHTTPRequestHandler):
+    """An MLflow server that answers only to the user ``me`` with the password ``hunter2``."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        login = base64.b64encode(b"me:hunter2").decode()
+        is_known = self.headers.get("Authorization") == f"Basic {login}"
+        body = b'{"experiments": []}' if is_known else b"not authenticated"
+        self.send_response(200 if is_known else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_server_with_a_login_is_asked_with_the_login_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), _WithLogin) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = _config(tmp_path, ("tracking.uri", f"http://127.0.0.1:{server.server_port}"))
+        monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+        refused = _of(services.tracking, config)["mlflow store"]
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+        found = _of(services.tracking, config)["mlflow store"]
+        server.shutdown()
+    assert refused.state == "fail" and "not authenticated" in refused.found
+    assert "the login" in refused.cure
+    assert found.state == "ok" and "answers" in found.found
 
 
 def test_missing_language_model_and_missing_source_are_findings(tmp_path: Path) -> None:

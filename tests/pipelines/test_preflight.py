@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.plumbing.diagnostics import machine
 from pipelines.plumbing.nodes import Node, dashboard_nodes
-from pipelines.plumbing.preflight import check, check_cluster, planned, preview
+from pipelines.plumbing.preflight import check, check_cluster, planned, preflight, preview
 from pipelines.plumbing.training_estimate import Need, described, need, sizes_of
 from recsys.config import Config, GranularitiesConfig, load_config
 from recsys.config.workload import DataSizes
@@ -355,6 +356,15 @@ def test_data_of_unknown_size_get_no_estimate(tmp_path: Path) -> None:
     config = _config("demo", source, ("run.dir", str(tmp_path)), ("data.order", "file"))
     assert sizes_of(config.data, config.dataset_dir, config.seed) is None
     assert "after the data is prepared" in preview(config)
+
+
+def test_model_that_auto_will_choose_gets_no_estimate_and_is_not_refused() -> None:
+    large = [("data.source.kind", "synthetic"), ("data.source.num_items", "900000000")]
+    config, said = load_config(None, large), []
+    preflight(config, said.append, [Node(cpus=8, gpus=0, memory=8 * GIB)], None)
+    (found,) = machine.training(config)
+    expected = "model auto: members and settings are chosen after the data is prepared"
+    assert said == [found.found] == [preview(config)] == [expected] and found.state == "ok"
 
 
 def test_text_of_an_estimate_names_memory_and_steps() -> None:

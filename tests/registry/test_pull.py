@@ -23,7 +23,7 @@ import yaml
 
 from pipelines.cli import main
 from recsys.config import Config, build_config
-from recsys.errors import ArtifactError
+from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.copy_records import Copy, of_models
 from recsys.registry.followed_model import FollowedModel
 from recsys.registry.mlflow_client import client, tracking_uri
@@ -195,7 +195,7 @@ def test_registry_that_does_not_answer_is_no_missing_model(
 
     _, uri = store
     monkeypatch.setattr(MlflowClient, "get_model_version", fails)
-    with pytest.raises(MlflowException, match="API request"):
+    with pytest.raises(ConfigError, match=r"tracking\.uri .* cannot be used: API request"):
         resolve("models:/pocket@champion", uri)
 
 

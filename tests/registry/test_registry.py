@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from unittest.mock import Mock
 import pandas as pd
 import pytest
 
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import log_evaluation
+from pipelines.register import registered_already
 from recsys.config import Config, build_config, load_config
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import ArtifactError, ConfigError
+from recsys.errors import ArtifactError, ConfigError, NotRegistered
 from recsys.registry.experiments import local_path
 from recsys.registry.logged_model import REQUIREMENTS, input_example
 from recsys.registry.mlflow_client import active_uris, client, tracking_uri
@@ -165,6 +169,11 @@ def test_unknown_model_lists_registered_models(
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
         resolve(uri, registered.uri)
+
+
+def test_number_too_large_for_mlflow_is_not_registered(registered: Registered) -> None:
+    with pytest.raises(NotRegistered, match=r"pocket/9{20} is not registered; registered models"):
+        resolve(f"models:/pocket/{'9' * 20}", registered.uri)
 
 
 def test_resolving_creates_no_store(tmp_path: Path) -> None:
@@ -339,6 +348,34 @@ def test_version_created_before_an_interruption_is_reused(registered: Registered
     )
 
 
+def test_registration_counts_as_made_only_with_the_same_settings_and_while_it_exists(
+    registered: Registered,
+) -> None:
+    folder, digest = RunFolder(registered.folder / "runs/one", Progress(None)), "sha of metrics"
+    folder.bundle.mkdir(parents=True)
+    made = {**asdict(registered.model), "tracking": registered.uri, "metrics_sha256": digest}
+
+    def known(digest: str = digest, **sections: Any) -> bool:
+        sections = {"registry": {"name": "pocket"}} | sections
+        config = make_config(registered.folder, **sections)
+        return registered_already(config, folder, digest) is not None
+
+    folder.write_json(folder.registered, made)
+    assert known() and not known("of other metrics")
+    assert not known(train={"final": True})
+    assert not known(registry={"name": "other"})
+    assert not known(registry={"name": "pocket", "alias": "canary"})
+    assert not known(tracking={"uri": f"sqlite:///{registered.folder}/another.db"})
+    assert not known(tracking={"enabled": False})
+    # below the minimum: the version did not get the alias that it was registered for
+    folder.write_json(folder.registered, made | {"alias": "", "wanted_alias": "challenger"})
+    assert known() and not known(registry={"name": "pocket", "alias": "canary"})
+    folder.write_json(folder.registered, made | {"version": 99})
+    assert not known(), "the version was deleted"
+    shutil.rmtree(folder.bundle)
+    folder.forget(folder.registered)
+
+
 def test_model_logged_before_an_interruption_is_deleted(
     registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,6 +527,14 @@ def test_unsupported_store_uris_are_refused(tmp_path: Path, uri: str) -> None:
         Tracker(make_config(tmp_path, tracking={"uri": uri}))
 
 
+@pytest.mark.parametrize("uri", ["http://", "https://:443", "http://host:port", "http://[::1"])
+def test_server_uris_without_a_host_or_with_a_wrong_port_are_refused(
+    tmp_path: Path, uri: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri: got .*expected https?://HOST:PORT"):
+        Tracker(make_config(tmp_path, tracking={"uri": uri}))
+
+
 def test_unreachable_store_raises_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, it is a poem")
     with (
@@ -500,6 +545,35 @@ def test_unreachable_store_raises_one_message(tmp_path: Path) -> None:
         Tracker(make_config(tmp_path, tracking={"uri": f"sqlite:///{tmp_path}/broken.db"})),
     ):
         raise AssertionError("must not be entered")
+
+
+def test_verbs_that_read_a_store_wait_seconds_for_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow import MlflowException
+
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    patience = []
+
+    def fails(*_: Any, **__: Any) -> None:
+        patience.append(os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"))
+        raise MlflowException("API request to http://127.0.0.1:9/x failed")
+
+    silent = Mock(get_model_version=fails, search_registered_models=fails)
+    for module in ("resolve", "versions"):
+        monkeypatch.setattr(f"recsys.registry.{module}.client", lambda *_, **__: silent)
+    message = r"tracking\.uri http://127\.0\.0\.1:9 cannot be used: API request .*start the server"
+    with pytest.raises(ConfigError, match=message):
+        resolve("models:/pocket/1", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=message):
+        Store("http://127.0.0.1:9")
+    assert patience == ["2", "2"] and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_missing_driver_of_a_database_raises_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(ConfigError, match=r"tracking\.uri postgresql.*cannot be used.*psycopg2"):
+        resolve("models:/pocket@champion", "postgresql+psycopg2://127.0.0.1:9/db")
 
 
 def test_remote_run_folders_need_a_tracking_uri(tmp_path: Path) -> None:

@@ -129,11 +129,14 @@ def training(config: Config | None) -> Iterator[Finding]:
     """Whether a training with this configuration fits into the memory of this machine."""
     # imports torch
     from pipelines.plumbing.nodes import local_nodes
-    from pipelines.plumbing.preflight import check, planned
+    from pipelines.plumbing.preflight import UNKNOWN_MODEL, check, planned
     from pipelines.plumbing.training_estimate import described, sizes_of
     from recsys.errors import ConfigError
 
     if config is None or config.ray.address != "local":
+        return
+    if not config.has_model:
+        yield Finding("training", "ok", UNKNOWN_MODEL)
         return
     sizes = sizes_of(config.data, config.dataset_dir, config.seed)
     if sizes is None:

@@ -39,7 +39,10 @@ def tracking(config: Config | None) -> Iterator[Finding]:
         found = _sqlite(path) if path is not None else _answer(uri)
         yield Finding("mlflow store", "ok", f"{redact(uri)}: {found}")
     except Exception as error:  # drivers and clients raise many types
-        cure = "check tracking.uri, and whether the server runs and can be reached from here"
+        cure = (
+            "check tracking.uri, the login in MLFLOW_TRACKING_USERNAME and _PASSWORD, and whether"
+            " the server runs and can be reached from here"
+        )
         yield Finding(
             "mlflow store", "fail", f"{redact(uri)}: {redact(first_line(error)[:300])}", cure
         )
@@ -59,18 +62,18 @@ def _sqlite(path: Path) -> str:
 
 
 def _answer(uri: str) -> str:
-    if not uri.startswith("http"):
+    if not uri.startswith(("http", "databricks")):
         return _database(uri)
-    import requests
+    from recsys.registry.mlflow_client import client, short_timeouts
 
-    endpoint = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search"
-    answer = requests.post(endpoint, json={"max_results": 1}, timeout=5)
-    answer.raise_for_status()
-    answer.json()
+    with short_timeouts():
+        # by MLflow, because it reads the login and the certificates from the environment
+        client(uri).search_experiments(max_results=1)
     return "answers (write access was not tested: a test would leave an experiment)"
 
 
 def _database(uri: str) -> str:
+    # not by MLflow, which would create its tables
     from sqlalchemy import create_engine, text
 
     with create_engine(uri).connect() as connection:
