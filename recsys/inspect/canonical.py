@@ -27,7 +27,7 @@ from recsys.inspect.event_pairs import (
     find_events,
     find_events_in_lists,
 )
-from recsys.inspect.event_settings import EventSettings, derived_settings
+from recsys.inspect.event_settings import EventSettings, decimal_marks, derived_settings
 from recsys.inspect.event_statistics import (
     Types,
     events_of,
@@ -223,19 +223,13 @@ class _Canonical:
         return names
 
     def _rules(self) -> CellRules:
-        commas = [
-            table.sample.name
-            for table in self.tables
-            if table.role
-            for c in table.columns
-            if c.decimal_comma
-        ]
+        """The rules for the events."""
         time = self.columns.time.time if self.columns.time else None
         scale = self.columns.value.scale if self.columns.value else None
         grades = {**(scale.grades if scale is not None else {}), **self.no_grade[0]}
         return CellRules(
             time_format=time.format if time else "",
-            decimal="," if commas else ".",
+            decimal=decimal_marks(self.tables).get(schema.EVENTS.name) or ".",
             values=tuple((text.lower(), grade) for text, grade in grades.items()),
         )
 
@@ -328,7 +322,8 @@ class _Canonical:
                 for name, to in plan.names.items()
                 if to in table.columns
             }
-            checked = check_rows(pa.table(given), Layout(table, rules=rules))
+            own = replace(rules, decimal=decimal_marks(self.tables).get(plan.role) or ".")
+            checked = check_rows(pa.table(given), Layout(table, rules=own))
             reasons = checked.column(schema.REASON).drop_null()
             lost = len(reasons) - sum(
                 1 for reason in reasons.to_pylist() if "relation" in str(reason) and plan.constants
