@@ -46,6 +46,30 @@ def test_tables_of_other_ids_are_left_out_and_lead_to_the_table_with_these_ids(
     assert source_of(look(paths)).items == [paths[2]], "the cure works"
 
 
+@pytest.mark.parametrize("has_books", [True, False])
+def test_counts_of_tags_are_no_users_and_other_ids_no_items(
+    has_books: bool, tmp_path: Path
+) -> None:
+    """All ids count from 1, and so do the counts."""
+    books: Rows = [("book_id", "goodreads_book_id", "title")]
+    books += [(i, i * 3 + 2, f"The tale of the book {i}") for i in range(1, NUM_ITEMS + 1)]
+    key = "goodreads_book_id" if has_books else "book_id"
+    tags: Rows = [(key, "tag_id", "count")]
+    tags += [(i, (i * n) % 30, (i * n) % 70 + 1) for i, *_ in books[1:] for n in range(1, 9)]
+    if has_books:
+        tags[1:] = [(i * 3 + 2, tag, count) for i, tag, count in tags[1:]]
+    paths = [ratings(tmp_path), write(tmp_path / "book_tags.csv", tags)]
+    if has_books:
+        paths.append(write(tmp_path / "books.csv", books))
+    found = look(paths)
+    assert source_of(found).events == paths[:1]
+    if has_books:
+        why = "its ids are goodreads_book_id of books.csv; add a column with book_id of that file"
+        assert ignored(found, paths[1]) == f"{why} to use it"
+    else:
+        assert source_of(found).knowledge == paths[1:]
+
+
 def test_table_with_the_kinds_of_items_is_preferred_to_one_with_their_counts(
     tmp_path: Path,
 ) -> None:
