@@ -15,7 +15,12 @@ from recsys.inspect.canceled import why_marked, without_canceled
 from recsys.inspect.columns import Column, are_lists, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.event_attributes import refuse_histories, why_unused
+from recsys.inspect.event_attributes import (
+    has_few_users,
+    refuse_histories,
+    refuse_lists_without_users,
+    why_unused,
+)
 from recsys.inspect.event_columns import (
     EventColumns,
     columns_of_events,
@@ -86,6 +91,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
             raise
         raise SourceError(f"the argument events: {error}") from None
     refuse_histories(pair)
+    refuse_lists_without_users(pair)
     pair = with_order_numbers(without_canceled(pair))
     tables, pair = with_parts(tables, pair)
     ours = {*pair.table.sample.files}
@@ -128,6 +134,12 @@ class _Canonical:
         self.no_grade = code_of_no_grade(self.columns.value, pair.table.sample.has_names)
         self.ignored = dict(looked.ignored)
         self.notes: list[str] = []
+        if has_few_users(pair):
+            user = pair.user
+            self.notes.append(
+                f"the users are the {user.num_distinct} values of {user.name}, such as"
+                f" {user.example}; if they are no users, rename another column to user_id"
+            )
         self.files = event_files(looked, tables, pair, self.columns)
         self.rows, self.sample = self.files.rows, self.files.sample
         self.settings = EventSettings(looked, tables, pair, self.columns, self.files, self.no_grade)

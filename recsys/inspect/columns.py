@@ -66,6 +66,8 @@ _PRICE_COMMA: Final = r",\d{1,2}\D*$"
 _PRICE: Final = rf"^[+-]?(?:{_CURRENCY})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:{_CURRENCY}|kr|zł)$"
 _OBJECTS: Final = r"""^\s*\[?\s*\{\s*["'][^"']+["']\s*:"""  # JSON or Python in text
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
+# as NumPy prints them: ['B07' 'B12'] or [7 12]
+_PRINTED_LIST: Final = r"""^\[\s*(?:(?:'[^']*'|"[^"]*"|\d+)(?:\s+|\]$))+\]?$"""
 _LIST_MARKS: Final = ("|", ";", ", ", ",")
 _PATH_MARKS: Final = (" > ", ">", " / ", " » ", "/", "\\")
 # one or two characters are a word in Chinese, Japanese and Korean
@@ -300,6 +302,8 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
     # codes have digits, and words for people mostly do not
     wordy = letters >= 0.7 and share_of(sample, r"\d") <= 0.5
     base |= {"words": words, "is_wordy": wordy or (words >= _WORDY and letters >= 0.5)}
+    if share_of(sample, _PRINTED_LIST) >= _MOST and share_of(sample, r"\S\s+\S"):
+        return Column(name, position, "list", mark=" ", is_list=True, **base)
     # few descriptions have tags, but a single one makes the cleaning necessary
     if share_of(sample, _TAGS) >= 0.03 and words >= _WORDY:
         return Column(name, position, "html", **base)
