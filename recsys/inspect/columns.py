@@ -117,6 +117,16 @@ class Column:
         )
 
     @property
+    def constant_words(self) -> str:
+        """Why a column with one value is not used."""
+        if self.num_values == self.num_rows:
+            return "the same value in every row"
+        return (
+            f"one value, {self.example}, in {self.filled:.0%} of the rows; the others are empty or"
+            " have a text that means no value, such as NONE (data.source.absent)"
+        )
+
+    @property
     def may_be_id(self) -> bool:
         """Whether the values can be ids: short and without fractions."""
         if self.kind in ("token", "flag"):

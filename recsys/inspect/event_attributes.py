@@ -106,7 +106,7 @@ def refuse_histories(pair: Pair) -> None:
     form = sample.form
     if isinstance(form, TextForm) and user.name in pair.table.owners:
         for last in _last_items(pair):
-            raise _history(pair, item, last)
+            raise SourceError(_history(pair, item, last))
     are_repeated = item.num_distinct < _CATEGORY * item.num_values
     if not (user.is_key and are_repeated and isinstance(form, TextForm)):
         return
@@ -114,7 +114,7 @@ def refuse_histories(pair: Pair) -> None:
     if history is None or history is user or (history.mark or " ") != " ":
         return
     if history.is_list:
-        raise _history(pair, history, item)
+        raise SourceError(_history(pair, history, item))
     positions = user.position + 1, history.position + 1, item.position + 1
     begin = "NR > 1 " if sample.has_names else ""
     raise SourceError(history_message(sample.name, positions, form.separator, begin))
@@ -128,9 +128,9 @@ def _last_items(pair: Pair) -> list[Column]:
     return [c for c in others if IdSet(c).share_in(known) >= _HALF][:1]
 
 
-def _history(pair: Pair, history: Column, last: Column) -> SourceError:
+def _history(pair: Pair, history: Column, last: Column) -> str:
     cure = _lines_of_csv(pair, (history, last), f"r[{pair.user.position}]")
-    return SourceError(
+    return (
         f"{pair.table.sample.name} has a row for each user or session, with the items before in"
         f" {history.name} and the last one in {last.name}; write lines of USER ITEM ITEM …, e.g."
         f" with {cure}, of the file with the longest histories"
@@ -267,7 +267,7 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
     """
     fixed = {
         "empty": "empty",
-        "constant": "the same value in every row",
+        "constant": column.constant_words,
         "object": OBJECTS,
         "time": "a second time; only the time of the event is used",
         "vector": "vectors are read from a table of items only",

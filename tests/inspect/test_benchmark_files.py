@@ -283,8 +283,13 @@ def test_one_purchase_of_each_session_is_no_attribute_of_it(
         for name, of_file in (("clicks.dat", rows), ("buys.dat", [*last.values()]))
     ]
     found = look(paths)
-    assert source_of(found).users == [] and source_of(found).events == paths[:1]
-    assert "events" in found.found.ignored[paths[1]]
+    source = source_of(found)
+    assert source.users == []
+    if has_names:
+        assert source.type_files == {"buy": paths[1:], "click": paths[:1]}
+    else:
+        assert source.events == paths[:1]
+        assert "events" in found.found.ignored[paths[1]]
 
 
 def test_extract_with_another_name_is_no_event_type(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from recsys.inspect.look import Look, look
 from recsys.inspect.terminal_summary import summary_of
+from recsys.sources import open_source
+from recsys.sources.base import read_all
 from tests.inspect.test_public_forms import NUM_ITEMS, NUM_USERS, source_of, triples, write
 
 Rows = list[Sequence[Any]]
@@ -244,3 +246,60 @@ def test_few_items_with_several_codes_have_lists(mark: str, tmp_path: Path) -> N
     rows = [("book_id", "tag"), *((i, f'"{tag}"') for i, tag in enumerate(tags, 1))]
     found = look([ratings(tmp_path), write(tmp_path / "books.csv", rows)])
     assert found.config.data.knowledge.separators == {"tag": mark}
+
+
+def test_columns_that_are_not_used_have_a_true_reason_or_at_least_a_name(tmp_path: Path) -> None:
+    names = [f"c{n}" for n in range(12)]
+    people: Rows = [("user_id", "age", "active", "news", *names)]
+    for u in range(1, NUM_USERS + 1):
+        news = "NONE" if u % 4 else "Regularly"
+        people.append((u, 20 + u % 40, "1.0" if u % 2 else "", news, *["x"] * 12))
+    found = look([ratings(tmp_path), write(tmp_path / "users.csv", people)]).found
+    assert found.users is not None
+    assert found.users.idle["active"].startswith("one value, 1.0, in 50% of the rows; the others")
+    assert found.users.idle["news"].startswith("one value, Regularly, in 24% of the rows; the")
+    assert found.users.idle["c0"] == "the same value in every row"
+    assert "not used: 6 more: c6, c7, c8, c9, c10, c11" in summary_of(found)
+
+
+def test_numbers_of_days_without_a_year_have_no_period(tmp_path: Path) -> None:
+    rows: Rows = [("user_id", "item_id", "time_stamp")]
+    rows += [(u, i, 501 + (t // 86_400 % 7) * 100 + t % 28) for u, i, t in triples()]
+    text = look([write(tmp_path / "log.csv", rows)]).draft.text()
+    assert "temporal" in text and "over a long period the model then knows" in text
+
+
+@pytest.mark.parametrize("is_of_events", [True, False])
+def test_numbers_with_a_text_for_unknown_are_numbers(is_of_events: bool, tmp_path: Path) -> None:
+    scores = {i: "Unknown" if i % 9 == 0 else f"{5 + i * 0.07:.2f}" for _, i, _ in triples()}
+    if is_of_events:
+        events = [("user_id", "book_id", "score_of_book")]
+        events += [(u, i, scores[i]) for u, i, _ in triples()]  # type: ignore[misc]
+        paths = [write(tmp_path / "log.csv", events)]
+    else:
+        books = [("book_id", "score_of_book"), *scores.items()]
+        paths = [ratings(tmp_path), write(tmp_path / "books.csv", books)]
+    found = look(paths)
+    assert found.found.items is not None and "score_of_book" in found.found.items.measures
+    assert "of the rows with Unknown" in found.found.items.kinds["score_of_book"]
+    assert not found.found.bad.get("items") and not found.found.bad["events"]
+    read = read_all(open_source(found.config.data.source).pieces()["items"])
+    known = dict(zip(read["item_id"].to_pylist(), read["score_of_book"].to_pylist(), strict=True))
+    assert known == {str(i): None if i % 9 == 0 else float(text) for i, text in scores.items()}
+
+
+def test_only_negative_number_of_a_column_has_a_remark_with_a_cure(tmp_path: Path) -> None:
+    people: Rows = [("user_id", "age", "trend")]
+    people += [(u, -1 if u % 4 else 20 + u, u % 3 - 1) for u in range(1, NUM_USERS + 1)]
+    found = look([ratings(tmp_path), write(tmp_path / "users.csv", people)])
+    assert found.found.users is not None
+    kinds = found.found.users.kinds
+    assert ", -1 in 76% of the rows; if it means unknown, add '-1'" in kinds["age"]
+    assert kinds["trend"] == "numbers"
+    source = source_of(found)
+    source = source.model_copy(update={"absent": [*source.absent, "-1"]})
+    ages = read_all(open_source(source).pieces()["users"]).column("age")
+    assert (
+        ages.null_count == sum(u % 4 > 0 for u in range(1, NUM_USERS + 1))
+        and min(ages.drop_null().to_pylist()) >= 20
+    )
