@@ -229,7 +229,7 @@ def column_of(
             **measured,
         )
     return _number_in_texts(name, position, sample, base, decimal) or _of_texts(
-        name, position, sample, base
+        name, position, sample, base, decimal
     )
 
 
@@ -278,7 +278,9 @@ def _number_in_texts(
     return Column(name, position, kind, **base, **measured, **marks)
 
 
-def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) -> Column:
+def _of_texts(
+    name: str, position: int, sample: pa.Array, base: dict[str, Any], decimal: str
+) -> Column:
     """Classify a column of texts that are neither times nor numbers."""
     distinct = base["num_distinct"]
     lowered = {text.lower() for text in pc.unique(sample.slice(0, 1000)).to_pylist()}
@@ -294,9 +296,9 @@ def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) 
     if any(lowered <= flags for flags in _FLAGS):
         return Column(name, position, "flag", **base)
     if share_of(sample, _PRICE) >= _MOST and not _is_owner(name):
-        marks = {"decimal_comma": share_of(sample, _PRICE_COMMA) > SOME}
-        marks["decimal_point"] = not marks["decimal_comma"] and has_points(sample)
-        return Column(name, position, "price", **base, **marks)
+        comma = decimal != "." and share_of(sample, _PRICE_COMMA) > SOME
+        point = not comma and has_points(sample)
+        return Column(name, position, "price", **base, decimal_comma=comma, decimal_point=point)
     if mark := _mark_of_urls(sample):
         return Column(name, position, "url", mark=mark, is_list=True, **base)
     if share_of(sample, _URL) >= _MOST:

@@ -157,8 +157,10 @@ def _with_other_columns(
         if columns.time is not None and columns.time.time is not None:
             pair = with_order_numbers(pair) if columns.time.time.is_number else pair
         theirs = _columns_of(pair)
-        # one setting reads the times of all files
+        # one setting reads the times of all files, and one their numbers
         if theirs is None or not _has_times_like(pair, main, columns):
+            continue
+        if {table.decimal, main.decimal} == {",", "."}:
             continue
         if (schema.TIMESTAMP in ours) != (schema.TIMESTAMP in theirs.values()):
             continue

@@ -20,6 +20,7 @@ from recsys.preparation.prepare import prepare
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from tests.inspect.test_unusual_files import (
+    NUM_ITEMS,
     at,
     columns_of_events,
     pairs,
@@ -178,8 +179,25 @@ def test_commas_in_one_table_leave_the_points_of_another(
         assert tables["items"].column(name).to_pylist() == pytest.approx(prices)
 
 
-def test_a_table_has_one_decimal_mark(tmp_path: Path) -> None:
-    rows = [(u, i, n % 9 / 2 + 0.5, f"{n % 9},{n % 7}5") for n, (u, i, _) in enumerate(pairs())]
+def test_items_of_sequences_may_have_decimal_commas(tmp_path: Path) -> None:
+    lines: dict[int, list[int]] = {}
+    for u, i, _ in pairs():
+        lines.setdefault(u, []).append(i)
+    text = "".join(f"u{u} {' '.join(f'p{i}' for i in items)}\n" for u, items in lines.items())
+    (tmp_path / "sequences.txt").write_text(text)
+    rows = [(f"p{i}", f"The tale of item {i}", f"{i % 9},{i % 7}5") for i in range(NUM_ITEMS)]
+    path = write(tmp_path / "items.csv", ["item_id", "title", "price"], rows)
+    source = look([str(tmp_path / "sequences.txt"), str(path)]).config.data.source
+    assert source.kind == "sequences" and source.decimal == ","
+    prices = read_all(open_source(source).pieces()["items"]).column("price").to_pylist()
+    assert prices[:2] == pytest.approx([0.05, 1.15])
+
+
+@pytest.mark.parametrize("unit", ["", " €"])
+def test_a_table_has_one_decimal_mark(unit: str, tmp_path: Path) -> None:
+    rows = [
+        (u, i, n % 9 / 2 + 0.5, f"{n % 9},{n % 7}5{unit}") for n, (u, i, _) in enumerate(pairs())
+    ]
     path = write(tmp_path / "e.csv", ["user_id", "item_id", "rating", "price"], rows)
     found = look([str(path)])
     assert found.config.data.source.decimal == "."  # type: ignore[union-attr]
