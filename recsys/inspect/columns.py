@@ -122,8 +122,8 @@ class Column:
         if self.num_values == self.num_rows:
             return "the same value in every row"
         return (
-            f"one value, {self.example}, in {self.filled:.0%} of the rows; the others are empty or"
-            " have a text that means no value, such as NONE (data.source.absent)"
+            f"one value, {self.example}, in {self.filled:.0%} of the rows; empty cells and texts"
+            " such as NONE are no values"
         )
 
     @property

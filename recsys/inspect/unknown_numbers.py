@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.inspect.columns import Column, column_of
+from recsys.inspect.common_names import is_code
 from recsys.inspect.decimal_marks import share_of
 from recsys.sources.validate import CellRules
 
@@ -32,7 +33,7 @@ def without_unknown(column: Column) -> Column:
     >>> column.kind, without_unknown(column).kind
     ('token', 'number')
     """
-    if column.kind not in ("token", "text") or column.is_list:
+    if column.kind not in ("token", "text") or column.is_list or is_code(column.name):
         return column
     is_unknown = pc.is_in(pc.utf8_lower(column.values), value_set=_UNKNOWN)
     if not 0 < (pc.sum(is_unknown).as_py() or 0) <= _MOST * column.num_values:

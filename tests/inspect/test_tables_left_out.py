@@ -256,8 +256,8 @@ def test_columns_that_are_not_used_have_a_true_reason_or_at_least_a_name(tmp_pat
         people.append((u, 20 + u % 40, "1.0" if u % 2 else "", news, *["x"] * 12))
     found = look([ratings(tmp_path), write(tmp_path / "users.csv", people)]).found
     assert found.users is not None
-    assert found.users.idle["active"].startswith("one value, 1.0, in 50% of the rows; the others")
-    assert found.users.idle["news"].startswith("one value, Regularly, in 24% of the rows; the")
+    assert found.users.idle["active"].startswith("one value, 1.0, in 50% of the rows; empty cells")
+    assert found.users.idle["news"].startswith("one value, Regularly, in 24% of the rows; empty")
     assert found.users.idle["c0"] == "the same value in every row"
     assert "not used: 6 more: c6, c7, c8, c9, c10, c11" in summary_of(found)
 
@@ -285,6 +285,10 @@ def test_numbers_with_a_text_for_unknown_are_numbers(is_of_events: bool, tmp_pat
     assert not found.found.bad.get("items") and not found.found.bad["events"]
     read = read_all(open_source(found.config.data.source).pieces()["items"])
     known = dict(zip(read["item_id"].to_pylist(), read["score_of_book"].to_pylist(), strict=True))
+    codes = [("book_id", "author_code"), *((i, "Unknown" if i % 9 == 0 else i % 5) for i in scores)]
+    found = look([ratings(tmp_path), write(tmp_path / "codes.csv", codes)])  # type: ignore[arg-type]
+    assert found.found.items is not None
+    assert found.found.items.kinds["author_code"] == "categories"
     assert known == {str(i): None if i % 9 == 0 else float(text) for i, text in scores.items()}
 
 
