@@ -22,9 +22,19 @@ def share_of(texts: pa.Array, pattern: str) -> float:
 
 
 def has_decimal_comma(name: str, texts: pa.Array, least: float) -> bool:
-    """Whether a larger share of the cells than ``least`` is written like 2,5, and the cells are no
-    lists of codes such as 3,20.
+    """Whether cells are numbers such as 2,5, and no lists of codes such as 3,20.
 
+    Parameters
+    ----------
+    name : str
+        Name of the column.
+    texts : pa.Array
+        Its cells that are not missing.
+    least : float
+        Share of the cells that must be exceeded by those with a comma.
+
+    Examples
+    --------
     >>> prices, codes = pa.array(["5,37", "4,05", "12"]), pa.array(["12", "65", "7", "12,65"] * 9)
     >>> has_decimal_comma("price", prices, 0.1), has_decimal_comma("themes", codes, 0.1)
     (True, False)
