@@ -109,6 +109,8 @@ Comment = Annotated[
 
 Encoding = Annotated[str, Field(min_length=1)]
 
+DecimalMark = Literal[".", ","]
+
 
 def _of_known_tables(rename: dict[str, str | dict[str, str]]) -> dict[str, str | dict[str, str]]:
     check_tables("rename", {name for name, to in rename.items() if not isinstance(to, str)})
@@ -133,7 +135,26 @@ class CellSource(Section):
             " spreadsheets write dates; empty: epoch numbers, ISO 8601, YYYYMMDD …"
         ),
     )
-    decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers in text files")
+    decimal: DecimalMark | dict[str, DecimalMark] = Field(
+        ".",
+        description=(
+            "decimal mark of numbers in text files; {TABLE: mark} for single tables, the others"
+            " have a point"
+        ),
+    )
+
+    @field_validator("decimal")
+    @classmethod
+    def _is_of_tables(cls, given: str | dict[str, str]) -> str | dict[str, str]:
+        """Refuse unknown tables.
+
+        Raises
+        ------
+        ValueError
+            A name is not that of a table.
+        """
+        check_tables("decimal", set(given) if isinstance(given, dict) else set())
+        return given
 
     @field_validator("time_format")
     @classmethod

@@ -15,7 +15,12 @@ from recsys.inspect.canceled import why_marked, without_canceled
 from recsys.inspect.columns import Column, are_lists, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.event_attributes import refuse_histories, why_unused
+from recsys.inspect.event_attributes import (
+    has_few_users,
+    refuse_histories,
+    refuse_lists_without_users,
+    why_unused,
+)
 from recsys.inspect.event_columns import (
     EventColumns,
     columns_of_events,
@@ -27,7 +32,7 @@ from recsys.inspect.event_pairs import (
     find_events,
     find_events_in_lists,
 )
-from recsys.inspect.event_settings import EventSettings, derived_settings
+from recsys.inspect.event_settings import EventSettings, decimal_marks, derived_settings
 from recsys.inspect.event_statistics import (
     Types,
     events_of,
@@ -86,6 +91,7 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
             raise
         raise SourceError(f"the argument events: {error}") from None
     refuse_histories(pair)
+    refuse_lists_without_users(pair)
     pair = with_order_numbers(without_canceled(pair))
     tables, pair = with_parts(tables, pair)
     ours = {*pair.table.sample.files}
@@ -128,6 +134,12 @@ class _Canonical:
         self.no_grade = code_of_no_grade(self.columns.value, pair.table.sample.has_names)
         self.ignored = dict(looked.ignored)
         self.notes: list[str] = []
+        if has_few_users(pair):
+            user = pair.user
+            self.notes.append(
+                f"the users are the {user.num_distinct} values of {user.name}, such as"
+                f" {user.example}; if they are no users, rename another column to user_id"
+            )
         self.files = event_files(looked, tables, pair, self.columns)
         self.rows, self.sample = self.files.rows, self.files.sample
         self.settings = EventSettings(looked, tables, pair, self.columns, self.files, self.no_grade)
@@ -223,19 +235,13 @@ class _Canonical:
         return names
 
     def _rules(self) -> CellRules:
-        commas = [
-            table.sample.name
-            for table in self.tables
-            if table.role
-            for c in table.columns
-            if c.decimal_comma
-        ]
+        """The rules for the events."""
         time = self.columns.time.time if self.columns.time else None
         scale = self.columns.value.scale if self.columns.value else None
         grades = {**(scale.grades if scale is not None else {}), **self.no_grade[0]}
         return CellRules(
             time_format=time.format if time else "",
-            decimal="," if commas else ".",
+            decimal=decimal_marks(self.tables).get(schema.EVENTS.name) or ".",
             values=tuple((text.lower(), grade) for text, grade in grades.items()),
         )
 
@@ -328,7 +334,8 @@ class _Canonical:
                 for name, to in plan.names.items()
                 if to in table.columns
             }
-            checked = check_rows(pa.table(given), Layout(table, rules=rules))
+            own = replace(rules, decimal=decimal_marks(self.tables).get(plan.role) or ".")
+            checked = check_rows(pa.table(given), Layout(table, rules=own))
             reasons = checked.column(schema.REASON).drop_null()
             lost = len(reasons) - sum(
                 1 for reason in reasons.to_pylist() if "relation" in str(reason) and plan.constants

@@ -21,6 +21,7 @@ from recsys.inspect.common_names import (
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import Table, pairs
+from recsys.inspect.unknown_numbers import without_unknown, words_of_unknown
 from recsys.sources.names import fold
 from recsys.sources.validate import CellRules
 
@@ -40,7 +41,7 @@ _KINDS: Final = {
     "rating": "ratings",
 }  # fmt: skip
 _IDLE: Final = {
-    "empty": "empty", "constant": "the same value in every row",
+    "empty": "empty",
     "object": OBJECTS,
     "url": "web addresses", "image": "paths of images",
     "time": "times, which are used for events only",
@@ -104,7 +105,8 @@ def attributes_of(
         For a table of events: the column of the items or users that the columns describe.
     """
     found = Attributes(rename=dict(moved or {}))
-    given = list(columns)
+    as_written = list(columns)
+    given = [without_unknown(column) for column in as_written]
     taken = (
         {*keys, *(column.name for column in table.columns)} if table.sample.has_names else {*keys}
     )
@@ -114,7 +116,7 @@ def attributes_of(
     found.place = {schema_name for schema_name in ("latitude", "longitude")} <= {
         found.rename.get(column.name, column.name) for column in given
     }
-    for column in given:
+    for column, written in zip(given, as_written, strict=True):
         name = _name(column, found, table, taken)
         taken.add(name)
         # friends as an attribute would become one category per person
@@ -125,6 +127,7 @@ def attributes_of(
             continue
         num_owners = column.num_values if of is None else of.num_distinct
         _sort(found, column, name, items, _is_text(table, column), num_owners)
+        found.kinds[name] = found.kinds.get(name, "") + words_of_unknown(written, column)
     _without_copies(found, given)
     for name in found.triples[_MOST_TRIPLE_COLUMNS:]:
         found.idle[name] = f"there are already {_MOST_TRIPLE_COLUMNS} columns of triples"
@@ -262,7 +265,9 @@ def _sort(
         found.idle[column.name] = "contact data, which is not predictive"
         return
     found.kinds[name] = _KINDS.get(kind, kind)
-    if kind in _IDLE:
+    if kind == "constant":
+        found.idle[column.name] = column.constant_words
+    elif kind in _IDLE:
         found.idle[column.name] = _IDLE[kind]
         if kind == "image":
             found.images.append(name)

@@ -29,6 +29,15 @@ from recsys.inspect.common_names import (
     lists_codes,
     similarity,
 )
+from recsys.inspect.decimal_marks import (
+    COMMA_NUMBER,
+    LEAST_LISTS,
+    SOME,
+    are_few_lists,
+    has_decimal_comma,
+    has_points,
+    share_of,
+)
 from recsys.inspect.scales import MOST_GRADES, Scale, scale_of
 from recsys.inspect.time_formats import TimeForm, time_form
 from recsys.sources.validate import CellRules, ids, numbers
@@ -44,8 +53,6 @@ Kind = Literal[
 OBJECTS: Final = "nested objects or lists, lists of numbers, or bytes that are no text"
 _SAMPLED: Final = 20_000  # cells that are searched for patterns
 _MOST: Final = 0.8
-_LEAST_LISTS: Final = 0.02  # share of lists, where the other cells have their members
-_ALONE: Final = 0.9  # share of these members
 _NEARLY: Final = 0.98
 _URL: Final = r"(?i)^(?:https?://|ftp://|s3://|gs://|www\.)\S+$"
 _URL_STARTS: Final = r"(?i)^(?:https?://|www\.)"
@@ -55,10 +62,12 @@ _TAGS: Final = (
     r"|&(?:amp|nbsp|lt|gt|quot|#\d+);"
 )
 _CURRENCY: Final = "|".join((r"\p{Sc}", r"US\$", *CURRENCIES))
+_PRICE_COMMA: Final = r",\d{1,2}\D*$"
 _PRICE: Final = rf"^[+-]?(?:{_CURRENCY})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:{_CURRENCY}|kr|zł)$"
-_COMMA_NUMBER: Final = r"^[+-]?\d+,\d+$"
 _OBJECTS: Final = r"""^\s*\[?\s*\{\s*["'][^"']+["']\s*:"""  # JSON or Python in text
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
+# as NumPy prints them: ['B07' 'B12'] or [7 12]
+_PRINTED_LIST: Final = r"""^\[\s*(?:(?:'[^']*'|"[^"]*"|\d+)(?:\s+|\]$))+\]?$"""
 _LIST_MARKS: Final = ("|", ";", ", ", ",")
 _PATH_MARKS: Final = (" > ", ">", " / ", " » ", "/", "\\")
 # one or two characters are a word in Chinese, Japanese and Korean
@@ -86,7 +95,8 @@ class Column:
     low: float = 0.0  # smallest number
     high: float = 0.0
     share_negative: float = 0.0
-    decimal_comma: bool = False
+    decimal_comma: bool = False  # text has numbers like 2,5
+    decimal_point: bool = False  # text has numbers like 2.5
     is_wordy: bool = False  # values are words for people, not codes
     is_list: bool = False  # cells are lists, whose texts are no ids before they are opened
     example: str = ""
@@ -104,6 +114,16 @@ class Column:
             self.num_values > 1
             and self.num_distinct >= _NEARLY * self.num_values
             and self.filled >= _NEARLY
+        )
+
+    @property
+    def constant_words(self) -> str:
+        """Why a column with one value is not used."""
+        if self.num_values == self.num_rows:
+            return "the same value in every row"
+        return (
+            f"one value, {self.example}, in {self.filled:.0%} of the rows; empty cells and texts"
+            " such as NONE are no values"
         )
 
     @property
@@ -145,7 +165,9 @@ class Column:
         return bool(digits) and sum(count >= 4 for count in digits) >= _MOST * len(digits)
 
 
-def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Column:
+def column_of(
+    name: str, position: int, cells: pa.Array, rules: CellRules, decimal: str = ""
+) -> Column:
     """Classify one column of a sample.
 
     Parameters
@@ -158,6 +180,8 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
         Values of the sample.
     rules : CellRules
         Rules for missing values, times and numbers.
+    decimal : str
+        The decimal mark of the table; empty: the one that the cells have.
 
     Returns
     -------
@@ -204,7 +228,9 @@ def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Co
             **base,
             **measured,
         )
-    return _of_texts(name, position, sample, base)
+    return _number_in_texts(name, position, sample, base, decimal) or _of_texts(
+        name, position, sample, base, decimal
+    )
 
 
 def _is_id(name: str) -> bool:
@@ -214,10 +240,6 @@ def _is_id(name: str) -> bool:
 def _is_owner(name: str) -> bool:
     """Whether a name is that of users or items, and not of what they have (``price_per_item``)."""
     return max(similarity(name, USER), similarity(name, ITEM)) > 0.8
-
-
-def _share(texts: pa.Array, pattern: str) -> float:
-    return float(pc.mean(pc.match_substring_regex(texts, pattern).cast(pa.int8())).as_py() or 0.0)
 
 
 def _measured(values: pa.Array) -> dict[str, Any]:
@@ -232,51 +254,70 @@ def _measured(values: pa.Array) -> dict[str, Any]:
     }
 
 
-def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) -> Column:
-    """Classify a column of texts that are not times."""
+def _number_in_texts(
+    name: str, position: int, sample: pa.Array, base: dict[str, Any], decimal: str
+) -> Column | None:
+    """Classify a column of texts that are numbers; None for other texts."""
+    comma = decimal != "." and has_decimal_comma(name, sample, 0.0 if decimal else SOME)
+    # in a table with decimal commas, 1.234 is a whole number
+    is_read_so = comma or decimal == "," and not share_of(sample, COMMA_NUMBER)
+    values, wrong = numbers(sample, CellRules(decimal="," if is_read_so else "."))
+    if (pc.mean(wrong.cast(pa.int8())).as_py() or 0.0) > 1 - _NEARLY:
+        return None
+    # leading zeros belong to ids, such as postcodes, and a number would lose them
+    if share_of(sample, r"^0\d") >= 0.01 and not comma:
+        return None
+    measured = _measured(values)
+    if base["num_distinct"] == 1 and base["num_values"] > 1:
+        kind: Kind = "constant"
+    else:
+        kind = "flag" if {*pc.unique(sample.slice(0, 1000)).to_pylist()} <= {"0", "1"} else "number"
+    if not (measured.get("is_whole") or comma) and kind == "number" and _is_id(name):
+        return Column(name, position, "token", **base)  # such as 1026932.0858862293
+    marks = {"decimal_comma": comma, "decimal_point": not is_read_so and has_points(sample)}
+    return Column(name, position, kind, **base, **measured, **marks)
+
+
+def _of_texts(
+    name: str, position: int, sample: pa.Array, base: dict[str, Any], decimal: str
+) -> Column:
+    """Classify a column of texts that are neither times nor numbers."""
     distinct = base["num_distinct"]
     lowered = {text.lower() for text in pc.unique(sample.slice(0, 1000)).to_pylist()}
-    constant = distinct == 1 and base["num_values"] > 1
-    # a share, because whole numbers in the column have no comma
-    comma = _share(sample, _COMMA_NUMBER) > 0.3
-    values, wrong = numbers(sample, CellRules(decimal="," if comma else "."))
-    if (pc.mean(wrong.cast(pa.int8())).as_py() or 0.0) <= 1 - _NEARLY:
-        leading = _share(sample, r"^0\d")
-        # leading zeros belong to ids, such as postcodes, and a number would lose them
-        if leading < 0.01 or comma:
-            measured = _measured(values)
-            kind: Kind = "constant" if constant else "flag" if lowered <= {"0", "1"} else "number"
-            if not (measured.get("is_whole") or comma) and kind == "number" and _is_id(name):
-                return Column(name, position, "token", **base)  # such as 1026932.0858862293
-            return Column(name, position, kind, **base, **measured, decimal_comma=comma)
-    if constant:
+    if distinct == 1 and base["num_values"] > 1:
         return Column(name, position, "constant", **base)
     members = sample.filter(pc.invert(pc.is_in(sample, value_set=pa.array(["[]", "{}"]))))
-    if len(members) and _share(members, _OBJECTS) >= _MOST:
+    if len(members) and share_of(members, _OBJECTS) >= _MOST:
         return Column(name, position, "object", **base)
     # before flags: "yes" and "no" may be a rating, which the column's name decides later
     base["scale"] = _scale(base["values"], distinct)
-    if _share(pc.utf8_lower(sample), RATED) >= _NEARLY and _are_ratings(name, base["scale"]):
+    if share_of(pc.utf8_lower(sample), RATED) >= _NEARLY and _are_ratings(name, base["scale"]):
         return Column(name, position, "rating", **base, **_measured(cell_values.measured(sample)))
     if any(lowered <= flags for flags in _FLAGS):
         return Column(name, position, "flag", **base)
-    if _share(sample, _PRICE) >= _MOST and not _is_owner(name):
-        return Column(name, position, "price", **base)
+    if share_of(sample, _PRICE) >= _MOST and not _is_owner(name):
+        comma = decimal != "." and share_of(sample, _PRICE_COMMA) > SOME
+        point = not comma and has_points(sample)
+        return Column(name, position, "price", **base, decimal_comma=comma, decimal_point=point)
     if mark := _mark_of_urls(sample):
         return Column(name, position, "url", mark=mark, is_list=True, **base)
-    if _share(sample, _URL) >= _MOST:
-        return Column(name, position, "image" if _share(sample, _IMAGE) >= _MOST else "url", **base)
-    if _share(sample, _IMAGE) >= _MOST:
+    if share_of(sample, _URL) >= _MOST:
+        return Column(
+            name, position, "image" if share_of(sample, _IMAGE) >= _MOST else "url", **base
+        )
+    if share_of(sample, _IMAGE) >= _MOST:
         return Column(name, position, "image", **base)
     blanks = pc.mean(pc.count_substring(pc.utf8_trim_whitespace(sample), " ")).as_py() or 0.0
     # Chinese and Japanese have no blanks; a word has about two characters, and a code often four
     words = float(blanks) + 1 + float(pc.mean(pc.count_substring_regex(sample, _CJK)).as_py()) / 4
-    letters = _share(sample, _WORD)
+    letters = share_of(sample, _WORD)
     # codes have digits, and words for people mostly do not
-    wordy = letters >= 0.7 and _share(sample, r"\d") <= 0.5
+    wordy = letters >= 0.7 and share_of(sample, r"\d") <= 0.5
     base |= {"words": words, "is_wordy": wordy or (words >= _WORDY and letters >= 0.5)}
+    if share_of(sample, _PRINTED_LIST) >= _MOST and share_of(sample, r"\S\s+\S"):
+        return Column(name, position, "list", mark=" ", is_list=True, **base)
     # few descriptions have tags, but a single one makes the cleaning necessary
-    if _share(sample, _TAGS) >= 0.03 and words >= _WORDY:
+    if share_of(sample, _TAGS) >= 0.03 and words >= _WORDY:
         return Column(name, position, "html", **base)
     if found := _members(sample, similarity(name, TEXT) >= 0.8):
         return Column(name, position, found[0], mark=found[1], **base)
@@ -316,7 +357,7 @@ def _members(sample: pa.Array, is_title: bool) -> tuple[Kind, str] | None:
     ):
         for mark in marks:
             share = float(pc.mean(pc.match_substring(few, mark).cast(pa.int8())).as_py() or 0.0)
-            if share < 0.3 and not (kind == "list" and _are_few_lists(few, mark)):
+            if share < 0.3 and not (kind == "list" and are_few_lists(few, mark)):
                 continue
             members = [
                 member.strip()
@@ -341,13 +382,13 @@ def _mark_of_urls(sample: pa.Array) -> str:
     >>> _mark_of_urls(pa.array(["https://a.b/1 https://a.b/2", "https://a.b/2"]))
     ' '
     """
-    if _share(sample, _URL_STARTS) < _MOST or _share(sample, _IMAGE) >= _MOST:
+    if share_of(sample, _URL_STARTS) < _MOST or share_of(sample, _IMAGE) >= _MOST:
         return ""
     return next(
         (
             mark
             for mark in (*_LIST_MARKS, " ")
-            if _share(sample, rf"(?i)^\S+{re.escape(mark)}\s*https?://\S+") > _LEAST_LISTS
+            if share_of(sample, rf"(?i)^\S+{re.escape(mark)}\s*https?://\S+") > LEAST_LISTS
         ),
         "",
     )
@@ -360,24 +401,9 @@ def are_lists(column: Column) -> bool:
     texts = column.values.drop_null()
     return (
         column.mark not in _LIST_MARKS[2:]
-        or _share(texts, r"^\s*\[.*\]\s*$") >= _MOST
-        or _are_few_lists(texts, column.mark)
+        or share_of(texts, r"^\s*\[.*\]\s*$") >= _MOST
+        or are_few_lists(texts, column.mark)
     )
-
-
-def _are_few_lists(texts: pa.Array, mark: str) -> bool:
-    """Whether cells with the mark list texts that are cells of their own, such as ``12,65``.
-
-    >>> _are_few_lists(pa.array(["12", "65", "7", "12,65"] * 9), ",")
-    True
-    """
-    has_mark = pc.match_substring(texts, mark)
-    if not (pc.mean(has_mark.cast(pa.int8())).as_py() or 0.0) > _LEAST_LISTS:
-        return False
-    members = pc.list_flatten(pc.split_pattern(texts.filter(has_mark), mark))
-    alone = pc.unique(texts.filter(pc.invert(has_mark)))
-    known = pc.is_in(pc.utf8_trim_whitespace(members), value_set=alone)
-    return float(pc.mean(known.cast(pa.int8())).as_py() or 0.0) > _ALONE
 
 
 def _has_branches(texts: pa.Array, mark: str) -> bool:
@@ -405,8 +431,8 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
     cells = cells.cast(pa.list_(pa.string()))
     joined = pc.binary_join(cells, " | ")
     wordy = (
-        _share(members.slice(0, _SAMPLED), _WORD) >= 0.7
-        and _share(members.slice(0, _SAMPLED), r"\d{3,}") < 0.3
+        share_of(members.slice(0, _SAMPLED), _WORD) >= 0.7
+        and share_of(members.slice(0, _SAMPLED), r"\d{3,}") < 0.3
     )
     distinct = int(pc.count_distinct(members).as_py())
     spaces = (
@@ -416,12 +442,12 @@ def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
     )
     is_text = spaces >= 5  # a description in one or several paragraphs
     if is_text:
-        kind_found: Kind = "html" if _share(members.slice(0, _SAMPLED), _TAGS) >= 0.03 else "text"
+        kind_found: Kind = "html" if share_of(members.slice(0, _SAMPLED), _TAGS) >= 0.03 else "text"
     else:
         kind_found = "lists"
     if distinct == 1 and len(members) > 1:
         kind_found = "constant"
-    elif _share(members.slice(0, _SAMPLED), _URL) >= _MOST:
+    elif share_of(members.slice(0, _SAMPLED), _URL) >= _MOST:
         kind_found = "url"
     base |= {"num_distinct": distinct, "is_wordy": wordy, "words": spaces + 1}
     base["example"] = members[0].as_py()[:60] if len(members) else ""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import SourceError
-from recsys.inspect.column_uses import are_ids
 from recsys.inspect.columns import OBJECTS, Column
 from recsys.inspect.common_names import (
     ITEM,
@@ -19,16 +18,25 @@ from recsys.inspect.common_names import (
     USER,
     has_id,
     similarity,
+    words_of,
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.forms import TextForm
 from recsys.inspect.sampled_tables import Table, determines
+from recsys.sources.list_cells import ListForm, as_lists
 
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
 _ALWAYS: Final = 0.98  # the same, for ids of groups of items
 _TELLS: Final = 0.5  # threshold of :func:`determines`, for texts and categories
 _TELLS_NUMBER: Final = 0.25
+_LOOKED_AT: Final = 2000  # cells that may be lists
+_SOME_ITEMS: Final = 0.2  # least share of items among the members of a list of items
+_NEXT: Final = {"next", "last", "target", "label"}
+_NAMED: Final = 0.7
+_HALF: Final = 0.5  # least share of last items that the lists have, too
+_FEW_USERS: Final = 10  # fewer values of many rows are likely no users …
+_MANY: Final = 200  # … from this number of rows on
 
 
 def attributes_of_events(
@@ -96,15 +104,101 @@ def refuse_histories(pair: Pair) -> None:
     """
     sample, user, item = pair.table.sample, pair.user, pair.item
     form = sample.form
+    if isinstance(form, TextForm) and user.name in pair.table.owners:
+        for last in _last_items(pair):
+            raise SourceError(_history(pair, item, last))
     are_repeated = item.num_distinct < _CATEGORY * item.num_values
     if not (user.is_key and are_repeated and isinstance(form, TextForm)):
         return
     history = next((c for c in pair.table.columns if c is not item and _has_items(c, item)), None)
     if history is None or history is user or (history.mark or " ") != " ":
         return
+    if history.is_list:
+        raise SourceError(_history(pair, history, item))
     positions = user.position + 1, history.position + 1, item.position + 1
     begin = "NR > 1 " if sample.has_names else ""
     raise SourceError(history_message(sample.name, positions, form.separator, begin))
+
+
+def _last_items(pair: Pair) -> list[Column]:
+    """The column with the item after those of the list, if the rows have one."""
+    table, known = pair.table, IdSet(pair.item)
+    named = [c for c in table.columns if c.may_be_id and _NEXT & {*words_of(c.name)}]
+    others = [c for c in named if c.name not in (pair.user.name, *table.lists)]
+    return [c for c in others if IdSet(c).share_in(known) >= _HALF][:1]
+
+
+def _history(pair: Pair, history: Column, last: Column) -> str:
+    cure = _lines_of_csv(pair, (history, last), f"r[{pair.user.position}]")
+    return (
+        f"{pair.table.sample.name} has a row for each user or session, with the items before in"
+        f" {history.name} and the last one in {last.name}; write lines of USER ITEM ITEM …, e.g."
+        f" with {cure}, of the file with the longest histories"
+    )
+
+
+def refuse_lists_without_users(pair: Pair) -> None:
+    """Refuse rows with a list of items each, but without a column of users or sessions.
+
+    Raises
+    ------
+    SourceError
+        The likeliest column of users has a few values, such as countries; the message says how to
+        number the rows.
+    """
+    table, user, item = pair.table, pair.user, pair.item
+    if not has_few_users(pair):
+        return
+    if item.name in table.lists:
+        columns = [item, *_last_items(pair)]
+    else:
+        columns = [c for c in table.columns if c not in (user, item) and _has_items(c, item)][:1]
+        columns += [item] * len(columns)
+    if not columns:
+        return
+    names = [column.name for column in columns]
+    how = "add a column with the number of the row"
+    if isinstance(table.sample.form, TextForm):
+        how = f"number the rows, e.g. with {_lines_of_csv(pair, columns, 'n')}, and read that file"
+    raise SourceError(
+        f"{table.sample.name} has a list of items in each row, in {' and '.join(names)}, but no"
+        f" column of users or sessions: {user.name} has only {user.num_distinct} values, such as"
+        f" {user.example}; {how}"
+    )
+
+
+def has_few_users(pair: Pair) -> bool:
+    """Whether a column without the name of users, and with a few values, is that of the users for
+    want of a better one, such as the countries of a shop.
+    """
+    table, user = pair.table, pair.user
+    is_named = max(table.like(user, USER), table.like(user, SESSION)) >= _NAMED
+    is_few = user.num_distinct < _FEW_USERS and user.num_values >= _MANY
+    return is_few and not is_named and table.sample.has_names
+
+
+def _lines_of_csv(pair: Pair, columns: Sequence[Column], user: str) -> str:
+    """A command that writes lines of USER ITEM ITEM … from rows with written lists.
+
+    Parameters
+    ----------
+    pair : Pair
+        The table of events.
+    columns : Sequence[Column]
+        Its columns of items, in order of time.
+    user : str
+        The user in Python: of the row r, or its number n.
+    """
+    sample = pair.table.sample
+    assert isinstance(sample.form, TextForm)
+    mark = "" if sample.form.separator == "," else f", delimiter={sample.form.separator!r}"
+    mark = mark.replace("'", '"')
+    cells = ' + " " + '.join(f"r[{column.position}]" for column in columns)
+    members = rf'*re.findall(r"[^][\s,\x27\x22]+", {cells})'
+    skipped = "next(rows); " if sample.has_names else ""
+    rows = f'rows = csv.reader(open("{sample.name}"){mark})'
+    lines = f"[print({user}, {members}) for n, r in enumerate(rows)]"
+    return f"python -c 'import csv, re; {rows}; {skipped}{lines}' > sequences.txt"
 
 
 def history_message(
@@ -136,10 +230,14 @@ def _has_items(column: Column, item: Column) -> bool:
     """Whether the cells are lists of items, such as what the user had read before."""
     if column.kind in ("number", "time", "flag") or not len(column.values.drop_null()):
         return False
-    lists = pc.split_pattern(column.values.drop_null().slice(0, 200), column.mark or " ")
+    cells = column.values.drop_null().slice(0, _LOOKED_AT)
+    lists = as_lists(cells, ListForm(column.mark or " "))
     # one item a cell is another item, such as that of the page
-    is_list = (pc.mean(pc.list_value_length(lists)).as_py() or 0.0) > 1.5
-    return is_list and are_ids(replace(column, mark=column.mark or " "), IdSet(item))
+    if (pc.mean(pc.list_value_length(lists)).as_py() or 0.0) <= 1.5:
+        return False
+    members = pc.unique(pc.list_flatten(lists))
+    known = pc.mean(pc.is_in(members, value_set=IdSet(item).ids).cast(pa.int8())).as_py() or 0.0
+    return float(known) > _SOME_ITEMS
 
 
 def _groups_items(item: Column, column: Column) -> bool:
@@ -169,7 +267,7 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
     """
     fixed = {
         "empty": "empty",
-        "constant": "the same value in every row",
+        "constant": column.constant_words,
         "object": OBJECTS,
         "time": "a second time; only the time of the event is used",
         "vector": "vectors are read from a table of items only",

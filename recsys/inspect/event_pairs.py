@@ -208,7 +208,7 @@ def _is_matrix(table: Table) -> bool:
 
 def _summary(column: Column) -> str:
     """A column's name, and a reason if it clearly cannot be ids."""
-    reason = {"constant": "the same value in every row", "object": OBJECTS}.get(column.kind)
+    reason = {"constant": column.constant_words, "object": OBJECTS}.get(column.kind)
     return f"{column.name} ({reason})" if reason else column.name
 
 

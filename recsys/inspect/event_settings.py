@@ -48,9 +48,7 @@ class EventSettings:
 
     def settings(self, rules: CellRules) -> list[Setting]:
         """The settings of cells, times, lists, lookups and files."""
-        found = []
-        if rules.decimal == ",":
-            found.append(Setting("decimal", ",", "numbers are written like 2,5"))
+        found = _decimal_settings(self.tables)
         if rules.time_format and self.columns.time is not None:
             time = self.columns.time
             why = f"format of {time.name}, e.g. {time.example}"
@@ -131,6 +129,30 @@ class EventSettings:
         """The columns with the times, in words."""
         assert self.columns.time is not None
         return ", ".join(self.pair.table.date_columns) or self.columns.time.name
+
+
+def decimal_marks(tables: Sequence[Table]) -> dict[str, str]:
+    """Role of tables → the decimal mark of their numbers in text; empty if none has one."""
+    found: dict[str, str] = {}
+    for table in tables:
+        if table.role and found.get(table.role) != ",":
+            found[table.role] = table.decimal or found.get(table.role, "")
+    return found
+
+
+def _decimal_settings(tables: Sequence[Table]) -> list[Setting]:
+    """The decimal marks of text files, if some have a comma: one for all tables that have any, or
+    one for each table.
+    """
+    marks = decimal_marks(tables)
+    commas = {role: mark for role, mark in marks.items() if mark == ","}
+    if not commas:
+        return []
+    points = [role for role, mark in marks.items() if mark == "."]
+    if not points:
+        return [Setting("decimal", ",", "numbers are written like 2,5")]
+    why = f"numbers are written like 2,5; those of {' and '.join(points)} are written like 2.5"
+    return [Setting("decimal", commas, why)]
 
 
 def derived_settings(planned: Planned) -> list[Setting]:

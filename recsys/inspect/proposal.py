@@ -205,7 +205,8 @@ def _split(draft: Draft, found: Understood) -> None:
         draft.set("data.split.kind", "temporal", why)
         draft.set("data.split.test", fit.share, "share of events, the latest")
         draft.set("data.split.valid", fit.share, "share of events, those before the test")
-        period = _period(statistics)
+        # numbers that order the events have no unit, so their dates tell no period
+        period = _period(statistics) if found.has_dates else "a long period"
         draft.other(
             "data.split.kind",
             "leave-last",

@@ -15,6 +15,8 @@ from recsys.inspect.common_names import (
     FRIEND,
     ITEM,
     USER,
+    VALUE,
+    has_id,
     is_code,
     words_of,
 )
@@ -35,6 +37,7 @@ from recsys.values.overlap import SideIds, compare
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
 _LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
+_VALUES: Final = 0.8  # the same, for values
 _REFERS: Final = 0.9  # share of the codes of a column that a table of their names has
 _MANY_COLUMNS: Final = 10
 _OTHER_IDS: Final = "it has only other ids of the same users or items"
@@ -52,8 +55,8 @@ def assign_roles(tables: list[Table], events: Pair) -> None:
     for table in tables:
         if table is events.table or table.role:
             continue
-        if described := _described(table, tables, events):
-            table.why = described
+        if why := _described(table, tables, events) or _of_other_ids(table, tables, events):
+            table.why = why
             continue
         if not _is_part_of_events(table, events) and is_triples(table, items):
             triples.append(table)
@@ -109,6 +112,34 @@ def _described(table: Table, tables: Sequence[Table], events: Pair) -> str:
     return ""
 
 
+def _of_other_ids(table: Table, tables: Sequence[Table], events: Pair) -> str:
+    """Why a table with other ids of the items, which a table of items gives besides its own, is
+    left out; empty if it has none.
+
+    Why: ids that count from 1 have values in common with other ids that count from 1.
+    """
+    ours = events.item.name
+    if not table.sample.has_names or ours in table.sample.rows.column_names:
+        return ""
+    for other in tables:
+        keys = {key.name: key for key in other.keys} if other.sample.has_names else {}
+        for column in table.columns if ours in keys else ():
+            key = keys.get(column.name)
+            if key is None or not (column.may_be_id and has_id(column.name)):
+                continue
+            if key.values != keys[ours].values and IdSet(column).share_in(IdSet(key)) >= _REFERS:
+                return _cure(column, other, ours)
+    return ""
+
+
+def _cure(column: Column, ids: Table, ours: str) -> str:
+    """How to use a table with ids that are a column of a table with the ids of the events."""
+    return (
+        f"its ids are {column.name} of {ids.sample.name}; add a column with {ours} of that file to"
+        " use it"
+    )
+
+
 def _position_of(column: Column) -> int:
     return column.position
 
@@ -125,7 +156,12 @@ class _IdColumns:
 
     @classmethod
     def of(cls, table: Table, users: IdSet, items: IdSet) -> _IdColumns:
-        named = {column.name: column for column in (*table.id_columns, *table.keys)}
+        # a count is no id, though it has values in common with ids that count from 1
+        named = {
+            column.name: column
+            for column in (*table.id_columns, *table.keys)
+            if table.like(column, VALUE) < _VALUES or has_id(column.name)
+        }
         sets = {name: IdSet(column) for name, column in named.items()}
         user_like = {name: ids.similarity(users) for name, ids in sets.items()}
         item_like = {name: ids.similarity(items) for name, ids in sets.items()}
@@ -275,10 +311,7 @@ def _add_cures(tables: Sequence[Table]) -> None:
             for table in left:
                 shares = [IdSet(key).share_in(IdSet(column)) for key in table.keys]
                 if table is not ids and max(shares, default=0.0) >= _SOME:
-                    table.why = (
-                        f"its ids are {column.name} of {ids.sample.name}; add a column with {ours}"
-                        " of that file to use it"
-                    )
+                    table.why = _cure(column, ids, ours)
 
 
 def _why_no_role(ids: _IdColumns, users: IdSet, items: IdSet) -> str:
@@ -318,6 +351,9 @@ def _may_be_events(table: Table, user: Column, events: Pair) -> bool:
     if table.like(user, USER) >= _NAMED:
         return True
     has_time = any(column.kind == "time" for column in events.table.columns)
+    if not has_time and table.sample.has_names and has_id(user.name):
+        # the ids of tags have values in common with users that count from 1
+        return core_words(user.name) == core_words(events.user.name)
     return not has_time or any(column.kind == "time" for column in table.columns)
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Final
 
 import polars as pl
+import pyarrow as pa
 
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.common_names import (
@@ -88,13 +89,20 @@ class Table:
     @classmethod
     def of(cls, sample: Sample) -> Table:
         """Classify the columns of a sample."""
-        rules = CellRules()
-        rows = sample.rows
-        columns = [
-            column_of(name, position, rows.column(name).combine_chunks(), rules)
-            for position, name in enumerate(rows.column_names)
-        ]
+        columns = _columns_of(sample.rows)
+        commas = sum(column.decimal_comma for column in columns)
+        if commas:
+            # the readers know one decimal mark for a table: the one of most columns
+            points = sum(column.decimal_point for column in columns)
+            columns = _columns_of(sample.rows, "," if commas > points else ".")
         return cls(sample, columns)
+
+    @property
+    def decimal(self) -> str:
+        """The decimal mark of its numbers in text; empty if none has one."""
+        if any(column.decimal_comma for column in self.columns):
+            return ","
+        return "." if any(column.decimal_point for column in self.columns) else ""
 
     def column(self, name: str) -> Column:
         """Column by name."""
@@ -158,6 +166,14 @@ class Table:
         ):
             return True
         return any(column.looks_like_coordinate(180.0) for column in self.columns)
+
+
+def _columns_of(rows: pa.Table, decimal: str = "") -> list[Column]:
+    rules = CellRules()
+    return [
+        column_of(name, position, rows.column(name).combine_chunks(), rules, decimal)
+        for position, name in enumerate(rows.column_names)
+    ]
 
 
 def form_sign(column: Column) -> int:

@@ -191,6 +191,8 @@ def _add_items(
         found.source.append(
             Setting("numbers", found.items.numbers, "the file stores these numbers as text")
         )
+    if table.decimal == ",":
+        found.source.append(Setting("decimal", ",", "numbers are written like 2,5"))
     summary = TableSummary("items", ", ".join(files), f"{form_words(table.sample)}, {num_rows}")
     summary.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
     found.tables.append(summary)

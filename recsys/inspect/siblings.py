@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.inspect.common_names import STRONG, WEAK, words_of
+from recsys.inspect.columns import has_known
+from recsys.inspect.common_names import NEGATIVE, STRONG, WEAK, words_of
 from recsys.inspect.event_columns import EventColumns, columns_of_events
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.forms import TextForm
 from recsys.inspect.input_files import ArgumentContent, shown_path
+from recsys.inspect.order_numbers import with_order_numbers
 from recsys.inspect.sampled_tables import Table
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.time_columns import with_time_columns
@@ -22,6 +24,10 @@ from recsys.sources.dropped import has_values
 from recsys.sources.validate import SPLIT_WORDS
 
 _NEGATIVES: Final = frozenset(("negative", "negatives", "neg", "negs"))
+_TYPES: Final = (
+    *(*STRONG, *WEAK, *NEGATIVE),
+    *("like", "listen", "play", "watch", "share", "comment", "follow", "download", "save"),
+)
 _COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract
 _SPLIT_NAMES: Final = {**SPLIT_WORDS, "trn": "train", "tst": "test"}
 
@@ -117,7 +123,7 @@ def _other_events(table: Table, main: Table) -> str:
     seen = " and ".join(f"{to} in {name}" for name, to in table.names.items())
     return (
         f"looks like events ({seen}) with other columns than {main.sample.name}; write both into"
-        " one file to use both"
+        " one file, with a column event_type, to use both"
     )
 
 
@@ -148,9 +154,13 @@ def _with_other_columns(
     ours = {to: name for name, to in columns.names.items()}
     for table in others:
         pair = with_time_columns(_pair_of(table, main, ours))
+        if columns.time is not None and columns.time.time is not None:
+            pair = with_order_numbers(pair) if columns.time.time.is_number else pair
         theirs = _columns_of(pair)
-        # one setting reads the times of all files
+        # one setting reads the times of all files, and one their numbers
         if theirs is None or not _has_times_like(pair, main, columns):
+            continue
+        if {table.decimal, main.decimal} == {",", "."}:
             continue
         if (schema.TIMESTAMP in ours) != (schema.TIMESTAMP in theirs.values()):
             continue
@@ -198,8 +208,15 @@ def _has_times_like(pair: Pair, main: Table, columns: EventColumns) -> bool:
     time, table = columns_of_events(pair).time, pair.table
     if columns.time is None or time is None or time.time is None or columns.time.time is None:
         return not table.clock and not table.date_columns
-    is_same = time.time.format == columns.time.time.format
-    return is_same and not table.date_columns and table.clock in ("", main.clock or table.clock)
+    forms = [
+        (form.format, form.is_number, form.counts_by_user)
+        for form in (time.time, columns.time.time)
+    ]
+    return (
+        forms[0] == forms[1]
+        and not table.date_columns
+        and table.clock in ("", main.clock or table.clock)
+    )
 
 
 def _columns_of(pair: Pair) -> dict[str, str] | None:
@@ -232,11 +249,23 @@ def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:
     is_part = (
         part and part != part_word(table.sample) and schema.TIMESTAMP not in columns.names.values()
     )
-    if share < _COPIES or is_part:
+    if share < _COPIES or is_part or _are_other_types(table.sample, main.sample):
         return False
     table.role = ""
     table.why = f"{share:.0%} of its events are in {main.sample.name} too: an extract"
     return True
+
+
+def _are_other_types(one: Sample, other: Sample) -> bool:
+    """Whether the names of two files say different types, such as views and purchases, though not
+    orders and purchases.
+    """
+    kinds = [
+        {word for word in words_of(sample.name.split(".")[0]) if has_known(word, _TYPES)}
+        for sample in (one, other)
+    ]
+    own = [kinds[0] - kinds[1], kinds[1] - kinds[0]]
+    return all(own) and not all(has_known(word, STRONG) for words in own for word in words)
 
 
 def _keys(rows: pa.Table, names: Sequence[str]) -> pa.Array:

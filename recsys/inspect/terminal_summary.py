@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from recsys.inspect.understood import Understood, percent
 
-_ALWAYS = "popularity, item-kNN, EASE and ALS as baselines; item_cf, user_cf, collaborative"
+_MOST_NAMES: Final = 40  # of unused columns
+_ALWAYS: Final = "popularity, item-kNN, EASE and ALS as baselines; item_cf, user_cf, collaborative"
 
 
 def summary_of(found: Understood) -> str:
@@ -29,8 +31,16 @@ def _tables(found: Understood) -> Iterator[str]:
             )
             more = f" and {len(named) - 12} more" if len(named) > 12 else ""
             yield f"{noun + 's have':<10} {', '.join(named[:12])}{more}{where}"
-        for name, why in list(attributes.idle.items())[:8]:
-            yield f"             not used: {name} ({why})"
+        yield from _not_used(attributes.idle, 8)
+
+
+def _not_used(idle: Mapping[str, str], most: int) -> Iterator[str]:
+    """The columns that are not used, so many of them with the reason."""
+    for name, why in list(idle.items())[:most]:
+        yield f"             not used: {name} ({why})"
+    if more := list(idle)[most:]:
+        names = ", ".join(more[:_MOST_NAMES]) + ", …" * (len(more) > _MOST_NAMES)
+        yield f"             not used: {len(more):,} more: {names}"
 
 
 def _events(found: Understood) -> Iterator[str]:
@@ -56,8 +66,7 @@ def _events(found: Understood) -> Iterator[str]:
         yield f"             to predict: all types; too few users have three events of type {rare}"
     if found.meaning.targets:
         yield f"             to predict: {', '.join(found.meaning.targets)}"
-    for name, why in list(found.idle.items())[:12]:
-        yield f"             not used: {name} ({why})"
+    yield from _not_used(found.idle, 12)
     yield (
         f"             repeats: {percent(statistics.repeats)} of the events to predict have an"
         " item of the user's history"

@@ -297,7 +297,7 @@ class CanonicalAdapter(SourceAdapter):
                     _form(config, name),
                     constants if table is schema.EVENTS else {},
                     config.constants.get(name, {}),
-                    rules=CellRules.of(config),
+                    rules=CellRules.of(config, name),
                     numbers=tuple(config.numbers.get(name, ())),
                     lists=_lists(config, name),
                     times=_times(config) if table is schema.EVENTS else TimeColumns(),

@@ -171,7 +171,7 @@ class RecBoleAdapter(SourceAdapter):
             for n, kind in typed.items()
             if rename.get(n, n) not in table.columns
         )
-        layout = Layout(table, extras, CellRules.of(self.config))
+        layout = Layout(table, extras, CellRules.of(self.config, table.name))
         return DelimitedPiece(
             file, 0, tuple(names), layout, header.dialect, header.end, chunk_bytes=self.chunk_bytes
         )

@@ -71,7 +71,7 @@ class SequencesAdapter(SourceAdapter):
         return head.start
 
     def _items(self, files: list[InputFile]) -> TableFiles:
-        rules = CellRules.of(self.config)
+        rules = CellRules.of(self.config, schema.ITEMS.name)
         numbers = tuple(self.config.numbers)
         return TableFiles(
             schema.ITEMS,

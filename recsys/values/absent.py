@@ -36,13 +36,17 @@ class CellRules:
         return any(character.isdigit() for text in self.absent for character in text)
 
     @classmethod
-    def of(cls, source: Any) -> CellRules:
-        """The rules of a source's configuration; the defaults for a source without files."""
+    def of(cls, source: Any, table: str = "events") -> CellRules:
+        """The rules of a source's configuration for a table; the defaults for a source without
+        files.
+        """
         if not isinstance(source, CellSource):
             return cls()
         given = getattr(source, "values", {})
         values = tuple((text.lower(), number) for text, number in given.items())
-        return cls(tuple(source.absent), source.time_format, source.decimal, values)
+        mark = source.decimal
+        decimal = mark.get(table, ".") if isinstance(mark, dict) else mark
+        return cls(tuple(source.absent), source.time_format, decimal, values)
 
 
 DEFAULT_RULES: Final = CellRules()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,6 +198,53 @@ def test_sessions_with_history_and_last_item_in_a_row_are_refused_with_the_cure(
         look([path])
 
 
+@pytest.mark.parametrize("key", ["locale", "session_id"])
+def test_sessions_with_lists_as_numpy_prints_them_lead_to_lines_of_items(
+    key: str, tmp_path: Path
+) -> None:
+    """Without a column of sessions the rows need a number: three countries are no users."""
+    rows = []
+    for user in range(250):
+        items = [f"B{(user * 7 + n * 11) % 40:09}" for n in range(2 + user % 5)]
+        written = " ".join(map(repr, items[:-1])).replace(" 'B000000003", "\n 'B000000003")
+        rows.append((f"[{written}]", items[-1], ("DE", "JP", "UK")[user % 3], f"s{user}"))
+    columns, is_numbered = ["prev_items", "next_item", key], key == "session_id"
+    path = tmp_path / "sessions.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *((*row[:2], row[2 + is_numbered]) for row in rows)])
+    with pytest.raises(SourceError, match="sequences.txt") as caught:
+        look([str(path)])
+    assert ("locale has only 3 values, such as DE" in str(caught.value)) is not is_numbered
+    found = re.search(r"python -c '(.*)' > sequences.txt", str(caught.value))
+    assert found is not None
+    command = [sys.executable, "-c", found[1]]
+    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    path = tmp_path / "sequences.txt"
+    path.write_text(lines)
+    assert look([str(path)]).found.statistics.num_events == sum(
+        len(re.findall("B", prev)) + 1 for prev, *_ in rows
+    ), "the cure works"
+
+
+def test_lists_as_numpy_prints_them_are_events(tmp_path: Path) -> None:
+    lines: dict[int, list[int]] = {}
+    for user, item, _ in events():
+        lines.setdefault(user, []).append(item)
+    rows = [(user, f"[{' '.join(map(str, items))}]") for user, items in lines.items()]
+    path = write(tmp_path / "sessions.csv", [("session_id", "items"), *rows])
+    config = look([path]).config
+    assert config.data.source.lists == {"items": " "}  # type: ignore[union-attr]
+    assert read_all(open_source(config.data.source).pieces()["events"]).num_rows == len(events())
+
+
+def test_few_users_without_the_name_of_users_have_a_note(tmp_path: Path) -> None:
+    rows = [(("DE", "JP", "UK")[user % 3], item, time) for user, item, time in events()]
+    for name in ("locale", "user"):
+        found = look([write(tmp_path / f"{name}.csv", [(name, "item_id", "time"), *rows])]).found
+        note = "the users are the 3 values of locale, such as JP; if they are no users"
+        assert any(said.startswith(note) for said in found.notes) is (name == "locale")
+
+
 def test_fields_of_recbole_with_other_names_are_users_items_and_values(tmp_path: Path) -> None:
     columns = ["session_id:token", "artist_id:token", "weight:float", "tag:token_seq"]
     rows = [(u, i, u + i, "pop") for u, i, _ in events()]
@@ -232,8 +283,13 @@ def test_one_purchase_of_each_session_is_no_attribute_of_it(
         for name, of_file in (("clicks.dat", rows), ("buys.dat", [*last.values()]))
     ]
     found = look(paths)
-    assert source_of(found).users == [] and source_of(found).events == paths[:1]
-    assert "events" in found.found.ignored[paths[1]]
+    source = source_of(found)
+    assert source.users == []
+    if has_names:
+        assert source.type_files == {"buy": paths[1:], "click": paths[:1]}
+    else:
+        assert source.events == paths[:1]
+        assert "events" in found.found.ignored[paths[1]]
 
 
 def test_extract_with_another_name_is_no_event_type(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from recsys.preparation.prepare import prepare
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from tests.inspect.test_unusual_files import (
+    NUM_ITEMS,
     at,
     columns_of_events,
     pairs,
@@ -146,6 +148,60 @@ def test_decimal_commas_below_a_header_with_blanks_are_no_table(tmp_path: Path) 
     path = tmp_path / "ratings.txt"
     path.write_text("user item rating\n" + "".join(f"u{u} p{i} 3,5\n" for u, i, _ in pairs()))
     assert source_of(path).separator == " "
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "setting"),
+    [
+        ("category_ids", lambda n: f"{n % 10},{20 + n % 5}" if n % 2 else str(n % 10), "."),
+        ("themes", lambda n: [10 + n // 2 % 6, f"{10 + n // 2 % 5},{11 + n // 2 % 5}"][n % 2], "."),
+        ("preis", lambda n: f"{n % 9},{n % 7}5", {"items": ","}),
+        ("preis", lambda n: f"{n % 9},{n % 7}5 €", {"items": ","}),
+    ],
+    ids=["codes by name", "codes by values", "prices", "prices with a currency"],
+)
+def test_commas_in_one_table_leave_the_points_of_another(
+    name: str, codes: Any, setting: object, tmp_path: Path
+) -> None:
+    rows = [(u, i, at(t), n % 9 / 2 + 0.5) for n, (u, i, t) in enumerate(pairs())]
+    items = sorted({row[1] for row in rows})
+    events = write(tmp_path / "ratings.csv", ["user_id", "item_id", "date", "rating"], rows)
+    cells = [(i, f"The tale of item {i}", codes(n)) for n, i in enumerate(items)]
+    path = write(tmp_path / "items.csv", ["item_id", "title", name], cells, ";")
+    config = look([str(events), str(path)]).config
+    assert config.data.source.decimal == setting  # type: ignore[union-attr]
+    tables = {
+        name: read_all(pieces) for name, pieces in open_source(config.data.source).pieces().items()
+    }
+    assert tables["events"].column("value").to_pylist() == [row[3] for row in rows]
+    if name == "preis":
+        prices = [n % 9 + n % 7 / 10 + 0.05 for n in range(len(items))]
+        assert tables["items"].column(name).to_pylist() == pytest.approx(prices)
+
+
+def test_items_of_sequences_may_have_decimal_commas(tmp_path: Path) -> None:
+    lines: dict[int, list[int]] = {}
+    for u, i, _ in pairs():
+        lines.setdefault(u, []).append(i)
+    text = "".join(f"u{u} {' '.join(f'p{i}' for i in items)}\n" for u, items in lines.items())
+    (tmp_path / "sequences.txt").write_text(text)
+    rows = [(f"p{i}", f"The tale of item {i}", f"{i % 9},{i % 7}5") for i in range(NUM_ITEMS)]
+    path = write(tmp_path / "items.csv", ["item_id", "title", "price"], rows)
+    source = look([str(tmp_path / "sequences.txt"), str(path)]).config.data.source
+    assert source.kind == "sequences" and source.decimal == ","
+    prices = read_all(open_source(source).pieces()["items"]).column("price").to_pylist()
+    assert prices[:2] == pytest.approx([0.05, 1.15])
+
+
+@pytest.mark.parametrize("unit", ["", " €"])
+def test_a_table_has_one_decimal_mark(unit: str, tmp_path: Path) -> None:
+    rows = [
+        (u, i, n % 9 / 2 + 0.5, f"{n % 9},{n % 7}5{unit}") for n, (u, i, _) in enumerate(pairs())
+    ]
+    path = write(tmp_path / "e.csv", ["user_id", "item_id", "rating", "price"], rows)
+    found = look([str(path)])
+    assert found.config.data.source.decimal == "."  # type: ignore[union-attr]
+    assert not found.found.statistics.bad_share
 
 
 def test_attributes_of_items_in_several_files_are_no_rows_left_out(tmp_path: Path) -> None:

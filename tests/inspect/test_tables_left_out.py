@@ -11,6 +11,8 @@ import pytest
 
 from recsys.inspect.look import Look, look
 from recsys.inspect.terminal_summary import summary_of
+from recsys.sources import open_source
+from recsys.sources.base import read_all
 from tests.inspect.test_public_forms import NUM_ITEMS, NUM_USERS, source_of, triples, write
 
 Rows = list[Sequence[Any]]
@@ -44,6 +46,30 @@ def test_tables_of_other_ids_are_left_out_and_lead_to_the_table_with_these_ids(
     rows = [(ids[other], other, title) for other, title in titles]
     write(tmp_path / "books.csv", [("book_id_csv", "book_id", "title"), *rows])
     assert source_of(look(paths)).items == [paths[2]], "the cure works"
+
+
+@pytest.mark.parametrize("has_books", [True, False])
+def test_counts_of_tags_are_no_users_and_other_ids_no_items(
+    has_books: bool, tmp_path: Path
+) -> None:
+    """All ids count from 1, and so do the counts."""
+    books: Rows = [("book_id", "goodreads_book_id", "title")]
+    books += [(i, i * 3 + 2, f"The tale of the book {i}") for i in range(1, NUM_ITEMS + 1)]
+    key = "goodreads_book_id" if has_books else "book_id"
+    tags: Rows = [(key, "tag_id", "count")]
+    tags += [(i, (i * n) % 30, (i * n) % 70 + 1) for i, *_ in books[1:] for n in range(1, 9)]
+    if has_books:
+        tags[1:] = [(i * 3 + 2, tag, count) for i, tag, count in tags[1:]]
+    paths = [ratings(tmp_path), write(tmp_path / "book_tags.csv", tags)]
+    if has_books:
+        paths.append(write(tmp_path / "books.csv", books))
+    found = look(paths)
+    assert source_of(found).events == paths[:1]
+    if has_books:
+        why = "its ids are goodreads_book_id of books.csv; add a column with book_id of that file"
+        assert ignored(found, paths[1]) == f"{why} to use it"
+    else:
+        assert source_of(found).knowledge == paths[1:]
 
 
 def test_table_with_the_kinds_of_items_is_preferred_to_one_with_their_counts(
@@ -220,3 +246,64 @@ def test_few_items_with_several_codes_have_lists(mark: str, tmp_path: Path) -> N
     rows = [("book_id", "tag"), *((i, f'"{tag}"') for i, tag in enumerate(tags, 1))]
     found = look([ratings(tmp_path), write(tmp_path / "books.csv", rows)])
     assert found.config.data.knowledge.separators == {"tag": mark}
+
+
+def test_columns_that_are_not_used_have_a_true_reason_or_at_least_a_name(tmp_path: Path) -> None:
+    names = [f"c{n}" for n in range(12)]
+    people: Rows = [("user_id", "age", "active", "news", *names)]
+    for u in range(1, NUM_USERS + 1):
+        news = "NONE" if u % 4 else "Regularly"
+        people.append((u, 20 + u % 40, "1.0" if u % 2 else "", news, *["x"] * 12))
+    found = look([ratings(tmp_path), write(tmp_path / "users.csv", people)]).found
+    assert found.users is not None
+    assert found.users.idle["active"].startswith("one value, 1.0, in 50% of the rows; empty cells")
+    assert found.users.idle["news"].startswith("one value, Regularly, in 24% of the rows; empty")
+    assert found.users.idle["c0"] == "the same value in every row"
+    assert "not used: 6 more: c6, c7, c8, c9, c10, c11" in summary_of(found)
+
+
+def test_numbers_of_days_without_a_year_have_no_period(tmp_path: Path) -> None:
+    rows: Rows = [("user_id", "item_id", "time_stamp")]
+    rows += [(u, i, 501 + (t // 86_400 % 7) * 100 + t % 28) for u, i, t in triples()]
+    text = look([write(tmp_path / "log.csv", rows)]).draft.text()
+    assert "temporal" in text and "over a long period the model then knows" in text
+
+
+@pytest.mark.parametrize("is_of_events", [True, False])
+def test_numbers_with_a_text_for_unknown_are_numbers(is_of_events: bool, tmp_path: Path) -> None:
+    scores = {i: "Unknown" if i % 9 == 0 else f"{5 + i * 0.07:.2f}" for _, i, _ in triples()}
+    if is_of_events:
+        events = [("user_id", "book_id", "score_of_book")]
+        events += [(u, i, scores[i]) for u, i, _ in triples()]  # type: ignore[misc]
+        paths = [write(tmp_path / "log.csv", events)]
+    else:
+        books = [("book_id", "score_of_book"), *scores.items()]
+        paths = [ratings(tmp_path), write(tmp_path / "books.csv", books)]
+    found = look(paths)
+    assert found.found.items is not None and "score_of_book" in found.found.items.measures
+    assert "of the rows with Unknown" in found.found.items.kinds["score_of_book"]
+    assert not found.found.bad.get("items") and not found.found.bad["events"]
+    read = read_all(open_source(found.config.data.source).pieces()["items"])
+    known = dict(zip(read["item_id"].to_pylist(), read["score_of_book"].to_pylist(), strict=True))
+    codes = [("book_id", "author_code"), *((i, "Unknown" if i % 9 == 0 else i % 5) for i in scores)]
+    found = look([ratings(tmp_path), write(tmp_path / "codes.csv", codes)])  # type: ignore[arg-type]
+    assert found.found.items is not None
+    assert found.found.items.kinds["author_code"] == "categories"
+    assert known == {str(i): None if i % 9 == 0 else float(text) for i, text in scores.items()}
+
+
+def test_only_negative_number_of_a_column_has_a_remark_with_a_cure(tmp_path: Path) -> None:
+    people: Rows = [("user_id", "age", "trend")]
+    people += [(u, -1 if u % 4 else 20 + u, u % 3 - 1) for u in range(1, NUM_USERS + 1)]
+    found = look([ratings(tmp_path), write(tmp_path / "users.csv", people)])
+    assert found.found.users is not None
+    kinds = found.found.users.kinds
+    assert ", -1 in 76% of the rows; if it means unknown, add '-1'" in kinds["age"]
+    assert kinds["trend"] == "numbers"
+    source = source_of(found)
+    source = source.model_copy(update={"absent": [*source.absent, "-1"]})
+    ages = read_all(open_source(source).pieces()["users"]).column("age")
+    assert (
+        ages.null_count == sum(u % 4 > 0 for u in range(1, NUM_USERS + 1))
+        and min(ages.drop_null().to_pylist()) >= 20
+    )

@@ -21,6 +21,7 @@ from recsys.config import CanonicalSource
 from recsys.errors import SourceError
 from recsys.inspect.columns import OBJECTS, column_of
 from recsys.inspect.look import look
+from recsys.inspect.terminal_summary import summary_of
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.encodings import encoding_of
@@ -117,6 +118,41 @@ def test_files_of_event_types_may_have_other_columns(tmp_path: Path) -> None:
     read = read_all(open_source(source).pieces()["events"])
     assert read.num_rows == len(views) + len(done)
     assert read.column(schema.TIMESTAMP).null_count == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "types"),
+    [
+        (("views", "purchases"), {"view", "purchase"}),
+        (("listens", "likes"), {"listen", "like"}),
+        (("transactions", "orders"), set()),
+        (("events", "purchases"), set()),
+    ],
+)
+@pytest.mark.parametrize("is_timed", [True, False])
+def test_events_of_one_type_on_the_day_of_another_are_no_extract(
+    names: tuple[str, str], types: set[str], is_timed: bool, tmp_path: Path
+) -> None:
+    header = ["customer_id", "product_id", "date"][: 2 + is_timed]
+    rows = [(u + 5000, f"P{i}", at(t, "%Y-%m-%d"))[: 2 + is_timed] for u, i, t in pairs()]
+    paths = [
+        write(tmp_path / f"{name}.csv", header, some)
+        for name, some in zip(names, (rows, rows[::3]), strict=True)
+    ]
+    found = look([str(path) for path in paths])
+    assert {*source_of(*paths).type_files} == types
+    assert ("an extract" in summary_of(found.found)) is (not types)
+    data = found.config.data
+    if "purchase" in types:
+        assert [*data.targets, *data.interactions] == ["purchase"]
+
+
+def test_event_types_with_numbers_for_times_may_have_other_columns(tmp_path: Path) -> None:
+    rows = [(u, i, (t - START) // 5 + 7, n % 90) for n, (u, i, t) in enumerate(pairs())]
+    listens = write(tmp_path / "listens.csv", ["uid", "item_id", "timestamp", "ratio"], rows)
+    likes = [(u, t + 3, i) for u, i, t, _ in rows[::5]]
+    path = write(tmp_path / "likes.csv", ["uid", "timestamp", "item_id"], likes)
+    assert {*source_of(listens, path).type_files} == {"listen", "like"}
 
 
 def test_time_of_the_event_is_before_the_times_that_it_is_about(tmp_path: Path) -> None:
