@@ -185,8 +185,14 @@ WEAK: Final = (
     "pageview", "product_view", "collect", "ansicht", "浏览", "点击", "收藏", "加购", "閲覧",
     "조회", "просмотр",
 )  # fmt: skip
-SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "show")
+_SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "inview")
+SHOWN: Final = (*_SHOWN, "show", "in_view")
 """Event types for what a user was shown, not what they did."""
+SHOWN_LISTS: Final = (
+    *_SHOWN, "exposed", "displayed", "presented", "candidate", "slate", "recommended",
+    "recommendation",
+)  # fmt: skip
+"""Words in the name of a list of what a user was shown; a show may be one of a theatre."""
 NEGATIVE: Final = (
     "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block",
     "hide", "delete", "downvote", "unsubscribe", "storno", "dismiss", "reject", "ignore",

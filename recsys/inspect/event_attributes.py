@@ -24,6 +24,7 @@ from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.forms import TextForm
 from recsys.inspect.sampled_tables import Table, determines
+from recsys.inspect.shown_lists import names_shown
 
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
 _ALWAYS: Final = 0.98  # the same, for ids of groups of items
@@ -175,6 +176,8 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
         "vector": "vectors are read from a table of items only",
         "lists": "lists are read from a table of items only",
     }
+    if column.kind in ("object", "list", "lists") and names_shown(column.name):
+        return "lists of what was shown to the user; only what the user did is an event"
     if _has_items(column, items):
         return "lists of items, such as a history; only the events in rows are read"
     if column.kind in fixed:
