@@ -38,6 +38,7 @@ from recsys.inspect.event_statistics import (
     with_rated,
     without_hints,
 )
+from recsys.inspect.event_types import without_strange_items
 from recsys.inspect.input_files import ArgumentContent, data_name
 from recsys.inspect.order_numbers import with_order_numbers
 from recsys.inspect.orders import with_orders
@@ -145,6 +146,7 @@ class _Canonical:
         )
         if self.files.types and not meaning.targets:
             meaning = with_rated(meaning, self.rows, self.columns.value)
+        meaning = without_strange_items(meaning, events, self._known_items(only_whole=True))
         meaning = without_hints(meaning, events)
         # once with all types and values, because these decide which of them count
         time = self.columns.time.time if self.columns.time else None
@@ -156,6 +158,8 @@ class _Canonical:
         min_value, min_why, is_rating = smallest_value(
             events, first, self.columns.value, self.pair.table.sample.has_names
         )
+        # a run checks the items of all events, also of those that it leaves out
+        unknown_items = self._unknown_items(events)
         if meaning.history:
             is_used = pc.is_in(
                 events.column(schema.EVENT_TYPE), value_set=pa.array(meaning.history)
@@ -189,7 +193,7 @@ class _Canonical:
             + self.settings.settings(rules)
             + derived_settings(planned)
         )
-        found.unknown_items = self._unknown_items(events)
+        found.unknown_items = unknown_items
         self._side_tables(found, planned.plans, rules)
         found.bad["events"] = statistics.bad_share
         found.bad_why["events"] = "; ".join(
@@ -282,12 +286,21 @@ class _Canonical:
         types = columns.type.values if columns.type is not None else None
         return are_in_order(columns.user.values, columns.item.values, numbers, types)
 
-    def _unknown_items(self, events: pa.Table) -> float:
+    def _known_items(self, only_whole: bool = False) -> pa.Array | None:
+        """The ids of the table of items; None if there is no such table, or it must be whole and is
+        sampled.
+        """
         table = next((table for table in self.tables if table.role == "items"), None)
-        if table is None or not events.num_rows:
-            return 0.0
+        if table is None or only_whole and not table.sample.is_whole:
+            return None
         key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
-        known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
+        return IdSet(key).ids
+
+    def _unknown_items(self, events: pa.Table) -> float:
+        ids = self._known_items()
+        if ids is None or not events.num_rows:
+            return 0.0
+        known = pc.is_in(events.column(schema.ITEM_ID), value_set=ids)
         return 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
 
     def _idle(self, planned: Planned) -> dict[str, str]:

@@ -13,6 +13,7 @@ from recsys.config.text_files import TABLES
 from recsys.inspect.column_uses import Attributes
 from recsys.inspect.draft import Draft
 from recsys.inspect.event_statistics import EventStatistics
+from recsys.inspect.event_types import type_to_try
 from recsys.inspect.row_order import SEEM_ORDERED
 from recsys.inspect.understood import Understood, percent
 
@@ -134,14 +135,14 @@ def _rules(draft: Draft, found: Understood) -> None:
         draft.other("data.targets", [], "predicts all types")
     elif len(statistics.types) > 1 and found.event_text is None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(statistics.types.items())[:6])
-        why = "this predicts one of them"
+        proposed, why = type_to_try(statistics.types)
         if found.meaning.rare:
             why = (
                 "too few users have three events of this type, which leave-last needs to test them"
             )
         draft.other(
             "data.targets",
-            list(found.meaning.rare) or [next(iter(statistics.types))],
+            list(found.meaning.rare) or [proposed],
             f"now all types are predicted ({kinds}); {why}",
         )
     _values(draft, found)
