@@ -40,12 +40,13 @@ from recsys.inspect.event_statistics import (
 )
 from recsys.inspect.event_types import without_strange_items
 from recsys.inspect.input_files import ArgumentContent, data_name
+from recsys.inspect.interest_flags import is_outcome
 from recsys.inspect.order_numbers import with_order_numbers
 from recsys.inspect.orders import with_orders
 from recsys.inspect.ratings import code_of_no_grade, smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.row_order import SEEM_ORDERED, are_in_order
-from recsys.inspect.sampled_tables import Table
+from recsys.inspect.sampled_tables import Table, determines
 from recsys.inspect.samples import Sample
 from recsys.inspect.sequences import (
     are_alone,
@@ -65,6 +66,7 @@ from recsys.inspect.understood import TableSummary, Understood, percent
 from recsys.sources.validate import CellRules, Layout, check_rows
 
 _CLEARLY: Final = 1.0  # difference of scores from which the members of lists are the events
+_TELLS_ITEM: Final = 0.9  # how far a column determines the item that it tells
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
@@ -333,6 +335,9 @@ class _Canonical:
         ]
 
     def _side_tables(self, found: Understood, plans: Sequence[TablePlan], rules: CellRules) -> None:
+            and not is_outcome(column.name)
+            # the track tells the artist that is to be predicted
+            and determines(column, self.columns.item) < _TELLS_ITEM
         """Describe friends and triples, and compute the share of unusable rows of each table."""
         for plan in plans[1:]:
             table = schema.FILE_TABLES[plan.role]

@@ -145,6 +145,8 @@ CODED: Final = (
 """Last words in the names of columns whose numbers are codes."""
 CLICKED: Final = ("click", "clicked", "isclick", "clk")
 """Words in the name of a flag that tells a click from what was only shown."""
+ANSWERS: Final = ("label", "target", "recommend", "recommended", "interested", "outcome")
+"""Words in the name of a flag that tells interest from none."""
 EVENT_FILES: Final = (
     "event", "interaction", "rating", "review", "order", "transaction", "purchase", "click", "log",
     "view", "checkin", "check_in", "check-in", "listen", "history", "play", "sales", "retail",

@@ -176,11 +176,13 @@ def _values(draft: Draft, found: Understood) -> None:
     statistics = found.statistics
     if found.min_value is not None:
         draft.set("data.min_value", found.min_value, found.min_value_why)
-    elif found.is_rating and statistics.num_values > 2:
+    elif found.is_rating and statistics.num_values > 1:
         # 0.7 of a scale from 1 to 5 is 3.8, so 4 and 5 count as interest; few people give a 1
         low = min(statistics.low, 1.0)
         high = low + 0.7 * (statistics.high - low)
         rounded = float(math.ceil(high)) if statistics.high - low >= 3 else round(high, 2)
+        if statistics.num_values == 2:  # such as yes and no
+            rounded = statistics.high
         why = (
             f"now every value of {found.value_name or 'the rating'} counts as interest; this drops"
             " low values"
