@@ -15,7 +15,7 @@ from recsys.inspect.canceled import why_marked, without_canceled
 from recsys.inspect.columns import Column, are_lists, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.event_attributes import refuse_histories, why_unused
+from recsys.inspect.event_attributes import is_unread_time, refuse_histories, why_unused
 from recsys.inspect.event_columns import (
     EventColumns,
     columns_of_events,
@@ -61,7 +61,7 @@ from recsys.inspect.source_keys import (
     source_settings,
 )
 from recsys.inspect.table_plans import Planned, TablePlans
-from recsys.inspect.time_columns import with_time_columns
+from recsys.inspect.time_columns import part_of, with_time_columns
 from recsys.inspect.understood import TableSummary, Understood, percent
 from recsys.sources.validate import CellRules, Layout, check_rows
 
@@ -266,7 +266,7 @@ class _Canonical:
             found.order, found.order_why = order_of_lines(self.rows)
         else:
             found.order = "none"
-            found.order_why = "no column has times, and the order of rows is unknown"
+            found.order_why = self._why_no_order()
             if self._rows_are_in_order():
                 found.order, found.order_why = "file", SEEM_ORDERED
         if self._is_split:
@@ -278,6 +278,11 @@ class _Canonical:
                 else "split by file names"
             )
             found.split = {"kind": "given"}, f"{where}: {count}"
+
+    def _why_no_order(self) -> str:
+        unread = [c.name for c in self.columns.left if is_unread_time(c) and not part_of(c.name)]
+        times = f"the times of {unread[0]} are not read" if unread else "no column has times"
+        return f"{times}, and the order of rows is unknown"
 
     def _rows_are_in_order(self) -> bool:
         """Whether the rows of one file seem to be in order of time."""
@@ -330,14 +335,14 @@ class _Canonical:
             # context is known at a request only if it is one of few values
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and similarity(column.name, SESSION) < 0.8
+            and not is_outcome(column.name)
+            # the track tells the artist that is to be predicted
+            and determines(column, self.columns.item) < _TELLS_ITEM
             # a column that describes the item tells what is to be predicted
             and not self.pair.is_described_by(column)
         ]
 
     def _side_tables(self, found: Understood, plans: Sequence[TablePlan], rules: CellRules) -> None:
-            and not is_outcome(column.name)
-            # the track tells the artist that is to be predicted
-            and determines(column, self.columns.item) < _TELLS_ITEM
         """Describe friends and triples, and compute the share of unusable rows of each table."""
         for plan in plans[1:]:
             table = schema.FILE_TABLES[plan.role]

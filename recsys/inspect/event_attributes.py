@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -25,6 +26,7 @@ from recsys.inspect.event_pairs import Pair
 from recsys.inspect.forms import TextForm
 from recsys.inspect.sampled_tables import Table, determines
 from recsys.inspect.shown_lists import names_shown
+from recsys.inspect.time_columns import part_of
 
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
 _ALWAYS: Final = 0.98  # the same, for ids of groups of items
@@ -151,6 +153,21 @@ def _groups_items(item: Column, column: Column) -> bool:
     )
 
 
+def is_unread_time(column: Column) -> bool:
+    """Whether a column is named as a time, and its cells are not read as times."""
+    return column.kind in ("token", "text") and similarity(column.name, TIME) >= 0.8
+
+
+def _why_no_time(column: Column) -> str:
+    if part_of(column.name) and re.fullmatch(r"\d{1,2}|\D+", column.example):
+        return f"a part of a time such as {column.example}, without the date that belongs to it"
+    return (
+        f"named as a time, but a cell such as {column.example} is not read as one; write"
+        f" 2023-03-01 09:13:38, or add {column.name}: timestamp to data.source.rename.events and"
+        " the form of the cells as data.source.time_format: '%d.%m.%Y %H:%M:%S' (strptime)"
+    )
+
+
 def why_unused(column: Column, items: Column, users: Column) -> str:
     """Why a column of the events is not used.
 
@@ -184,11 +201,8 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
         return fixed[column.kind]
     if column.filled < 0.5 and similarity(column.name, USER) >= 0.8:
         return f"has a value in only {column.filled:.0%} of the rows"
-    if column.kind in ("token", "text") and similarity(column.name, TIME) >= 0.8:
-        return (
-            f"named as a time, but a cell such as {column.example} is not read as one; write"
-            " 2023-03-01 09:13:38, or set data.source.time_format"
-        )
+    if is_unread_time(column):
+        return _why_no_time(column)
     if similarity(column.name, SESSION) >= 0.8:
         return "identifies the visit or order, not the item or the user"
     if column.kind == "number" and column.is_whole and has_id(column.name):
