@@ -7,7 +7,9 @@ describes one.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from typing import Final
 
 USER: Final = (
@@ -335,6 +337,16 @@ def similarity(name: str, words: tuple[str, ...]) -> float:
     if core and core[0] in known:
         return 1.0 if core[-1] == "email" and words is USER else 0.7 if has_id else 0.4
     return 0.3 if any(word in known for word in core) else 0.0
+
+
+def shared_prefix(names: Sequence[str]) -> str:
+    """What all names have up to a point: the table, as Hive writes it before its columns.
+
+    >>> shared_prefix(["log.user_id", "log.type"]), shared_prefix(["user.id", "item.id"])
+    ('log.', '')
+    """
+    start, point, _ = os.path.commonprefix(names).rpartition(".")
+    return start + point if len(names) > 1 else ""
 
 
 def named_like(stem: str, words: tuple[str, ...]) -> bool:

@@ -183,6 +183,15 @@ def test_ratings_with_a_cell_that_is_no_number_are_read(mark: str, tmp_path: Pat
     assert source_of(found).values == {f"0{mark}0": 4.5}
 
 
+@pytest.mark.parametrize("mark", ["\t", "\t\t"])
+def test_numbers_with_signs_are_grades_in_a_file_without_names(mark: str, tmp_path: Path) -> None:
+    rows = [(u, i, (t * 7 + u * i) % 2000 / 100 - 10) for u, i, t in triples()]
+    found = look([write(tmp_path / "jester.dat", rows, mark)])
+    events = read_all(open_source(source_of(found)).pieces()["events"])
+    assert events["value"].to_pylist() == [row[2] for row in rows]
+    assert found.config.data.min_value == 1e-9, "negative grades are dislikes"
+
+
 def test_customers_with_a_number_for_each_order_are_found(tmp_path: Path) -> None:
     lines: list[Sequence[Any]] = [("order_id", "product_id", "price", "freight_value")]
     orders: list[Sequence[Any]] = [("order_id", "customer_id", "order_purchase_timestamp")]
