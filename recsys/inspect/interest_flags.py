@@ -40,7 +40,8 @@ def is_yes_no(column: Column) -> bool:
         return True
     if column.kind != "number" or column.num_distinct != 2:
         return False
-    return all(text in (*YES, *NO) for text in texts_of(column))
+    first, second = texts_of(column)
+    return first in NO and second in YES or first in YES and second in NO
 
 
 def tells_clicks(column: Column) -> bool:
@@ -52,7 +53,7 @@ def tells_clicks(column: Column) -> bool:
 
 def tells_interest(column: Column) -> bool:
     """Whether a column tells the events that show interest from the others: a click, the label of
-    a training file, a recommendation. A like is not meant, which few people give what they like.
+    a training file, a recommendation. A like is not meant: few people say so of all that they like.
     """
     return tells_clicks(column) or _last_word(column) in ANSWERS and is_yes_no(column)
 

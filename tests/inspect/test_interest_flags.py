@@ -46,6 +46,10 @@ def test_rows_without_interest_are_left_out(name: str, suffix: str, tmp_path: Pa
     assert not found.found.context and "rows with 0 are left out" in found.found.idle[name]
 
 
+def test_two_numbers_that_are_no_yes_and_no_leave_out_nothing(tmp_path: Path) -> None:
+    assert not dropped(log(tmp_path / "log.csv", "label", (0, -1), ["hours"]))
+
+
 @pytest.mark.parametrize(
     ("values", "marks"), [((1, 1, 0), ["0"]), ((0, 0, 1), []), ((-1, 1, 1), ["-1"])]
 )
