@@ -38,7 +38,6 @@ from recsys.inspect.event_statistics import (
     with_rated,
     without_hints,
 )
-from recsys.inspect.event_types import without_strange_items
 from recsys.inspect.input_files import ArgumentContent, data_name
 from recsys.inspect.interest_flags import is_outcome
 from recsys.inspect.order_numbers import with_order_numbers
@@ -62,6 +61,7 @@ from recsys.inspect.source_keys import (
 )
 from recsys.inspect.table_plans import Planned, TablePlans
 from recsys.inspect.time_columns import part_of, with_time_columns
+from recsys.inspect.type_choice import without_strange_items
 from recsys.inspect.understood import TableSummary, Understood, percent
 from recsys.sources.validate import CellRules, Layout, check_rows
 

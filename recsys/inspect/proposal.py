@@ -13,8 +13,8 @@ from recsys.config.text_files import TABLES
 from recsys.inspect.column_uses import Attributes
 from recsys.inspect.draft import Draft
 from recsys.inspect.event_statistics import EventStatistics
-from recsys.inspect.event_types import type_to_try
 from recsys.inspect.row_order import SEEM_ORDERED
+from recsys.inspect.type_choice import type_to_try
 from recsys.inspect.understood import Understood, percent
 
 _TOKENS_A_WORD: Final = 1.5
