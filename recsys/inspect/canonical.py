@@ -60,7 +60,7 @@ from recsys.inspect.source_keys import (
     source_settings,
 )
 from recsys.inspect.table_plans import Planned, TablePlans
-from recsys.inspect.time_columns import part_of, with_time_columns
+from recsys.inspect.time_columns import with_time_columns
 from recsys.inspect.type_choice import without_strange_items
 from recsys.inspect.understood import TableSummary, Understood, percent
 from recsys.sources.validate import CellRules, Layout, check_rows
@@ -280,7 +280,7 @@ class _Canonical:
             found.split = {"kind": "given"}, f"{where}: {count}"
 
     def _why_no_order(self) -> str:
-        unread = [c.name for c in self.columns.left if is_unread_time(c) and not part_of(c.name)]
+        unread = [c.name for c in self.columns.left if is_unread_time(c)]
         times = f"the times of {unread[0]} are not read" if unread else "no column has times"
         return f"{times}, and the order of rows is unknown"
 

@@ -154,12 +154,23 @@ def _groups_items(item: Column, column: Column) -> bool:
 
 
 def is_unread_time(column: Column) -> bool:
-    """Whether a column is named as a time, and its cells are not read as times."""
+    """Whether a column is named as a time, and its cells are no times in a known form."""
+    return _is_named_time(column) and not _is_part_of_time(column)
+
+
+def _is_named_time(column: Column) -> bool:
     return column.kind in ("token", "text") and similarity(column.name, TIME) >= 0.8
 
 
+def _is_part_of_time(column: Column) -> bool:
+    """Whether the cells are an hour, a weekday or a time of day, without a date."""
+    is_few = re.fullmatch(r"\D*\d{0,2}\D*", column.example) is not None
+    is_clock = re.match(r"\d{1,2}:\d{2}", column.example) is not None
+    return is_clock or is_few and part_of(column.name) is not None
+
+
 def _why_no_time(column: Column) -> str:
-    if part_of(column.name) and re.fullmatch(r"\d{1,2}|\D+", column.example):
+    if _is_part_of_time(column):
         return f"a part of a time such as {column.example}, without the date that belongs to it"
     return (
         f"named as a time, but a cell such as {column.example} is not read as one; write"
@@ -201,7 +212,7 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
         return fixed[column.kind]
     if column.filled < 0.5 and similarity(column.name, USER) >= 0.8:
         return f"has a value in only {column.filled:.0%} of the rows"
-    if is_unread_time(column):
+    if _is_named_time(column):
         return _why_no_time(column)
     if similarity(column.name, SESSION) >= 0.8:
         return "identifies the visit or order, not the item or the user"

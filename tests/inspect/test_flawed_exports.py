@@ -58,10 +58,14 @@ def test_named_time_in_an_unknown_form_has_a_message(tmp_path: Path) -> None:
     assert found.found.order_why.startswith("the times of date are not read")
 
 
-def test_hour_of_the_day_is_no_time_in_an_unknown_form(tmp_path: Path) -> None:
-    rows = [(u, i, at(t, "%H")) for u, i, t in pairs()]
-    found = look([str(write(tmp_path / "sales.csv", ["user", "item", "order_hour_of_day"], rows))])
-    assert "without the date" in found.found.idle["order_hour_of_day"]
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("order_hour_of_day", "%H"), ("order_time", "%H:%M"), ("order_day", "day %d")],
+)
+def test_part_of_a_time_is_no_time_in_an_unknown_form(name: str, form: str, tmp_path: Path) -> None:
+    rows = [(u, i, at(t, form)) for u, i, t in pairs()]
+    found = look([str(write(tmp_path / "sales.csv", ["user", "item", name], rows))])
+    assert "without the date" in found.found.idle[name]
     assert found.found.order_why.startswith("no column has times")
 
 
