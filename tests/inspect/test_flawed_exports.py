@@ -60,7 +60,7 @@ def test_named_time_in_an_unknown_form_has_a_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [("order_hour_of_day", "%H"), ("order_time", "%H:%M"), ("order_day", "day %d")],
+    [("order_hour_of_day", "%H"), ("order_time", "%H:%M"), ("order_day", "day%d")],
 )
 def test_part_of_a_time_is_no_time_in_an_unknown_form(name: str, form: str, tmp_path: Path) -> None:
     rows = [(u, i, at(t, form)) for u, i, t in pairs()]
