@@ -1,5 +1,5 @@
-"""Rows of events that did not take place: canceled orders, refunds, test orders, items that were
-shown and not clicked.
+"""Rows of events that did not take place or show no interest: canceled orders, refunds, test
+orders, items that were shown and not clicked, or not recommended.
 
 Why: exports keep them, marked by a flag or a status. As events they teach a model what people did
 not want. A column that describes the item or the user marks no single event and is left alone.
@@ -13,14 +13,13 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.inspect.columns import Column, bare_tokens, has_known
-from recsys.inspect.common_names import CANCELED, CANCELED_STATES, CLICKED, STATUS, words_of
+from recsys.inspect.columns import Column, has_known
+from recsys.inspect.common_names import CANCELED, CANCELED_STATES, STATUS, words_of
 from recsys.inspect.event_columns import columns_of_events
 from recsys.inspect.event_pairs import Pair
+from recsys.inspect.interest_flags import NO, YES, is_yes_no, tells_interest, tells_likes, texts_of
 from recsys.sources.dropped import has_values
 
-_YES: Final = ("1", "true", "t", "yes", "y")
-_NO: Final = ("0", "false", "f", "no", "n")
 _MOST_STATES: Final = 30
 _MOST: Final = 0.5  # largest share of rows that a column may mark; above it, the mark is the norm
 
@@ -41,7 +40,7 @@ def without_canceled(pair: Pair) -> Pair:
         for name, marks in marked.items()
         if name not in used
         and not pair.is_described_by(table.column(name))
-        and (_share(rows, {name: marks}) <= _MOST or _tells_clicks(table.column(name)))
+        and (_share(rows, {name: marks}) <= _MOST or tells_interest(table.column(name)))
     }
     if not drop:
         return pair
@@ -65,27 +64,16 @@ def why_marked(column: Column, marks: Sequence[str]) -> str:
 def _marks(column: Column) -> list[str]:
     """The values, in lower case, that mark a row as no event."""
     words = words_of(column.name)
-    if _tells_clicks(column):
-        return [text for text in _texts(column) if text in _NO]
-    if column.kind == "flag":
+    if tells_interest(column) or tells_likes(column):
+        return [text for text in texts_of(column) if text in NO]
+    if is_yes_no(column):
         is_mark = any(word in CANCELED for word in words) or words[-2:] == ["is", "test"]
-        return [text for text in _texts(column) if text in _YES] if is_mark else []
+        return [text for text in texts_of(column) if text in YES] if is_mark else []
     if column.kind != "token" or column.num_distinct > _MOST_STATES:
         return []
     if not any(word.endswith(STATUS) for word in words):
         return []
-    return [text for text in _texts(column) if has_known(text, CANCELED_STATES)]
-
-
-def _tells_clicks(column: Column) -> bool:
-    """Whether a flag tells the items that the user chose from those that were only shown."""
-    words = words_of(column.name)
-    is_named = any(word in CLICKED for word in words[-1:]) or words[-2:] == ["not", "skipped"]
-    return column.kind == "flag" and is_named
-
-
-def _texts(column: Column) -> list[str]:
-    return sorted({str(value).strip().lower() for value in bare_tokens(column)})
+    return [text for text in texts_of(column) if has_known(text, CANCELED_STATES)]
 
 
 def _share(rows: pa.Table, marks: dict[str, list[str]]) -> float:

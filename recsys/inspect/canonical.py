@@ -17,6 +17,7 @@ from recsys.inspect.common_names import SESSION, similarity
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_attributes import (
     has_few_users,
+    is_unread_time,
     refuse_histories,
     refuse_lists_without_users,
     why_unused,
@@ -44,12 +45,13 @@ from recsys.inspect.event_statistics import (
     without_hints,
 )
 from recsys.inspect.input_files import ArgumentContent, data_name
+from recsys.inspect.interest_flags import is_outcome
 from recsys.inspect.order_numbers import with_order_numbers
 from recsys.inspect.orders import with_orders
 from recsys.inspect.ratings import code_of_no_grade, smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.row_order import SEEM_ORDERED, are_in_order
-from recsys.inspect.sampled_tables import Table
+from recsys.inspect.sampled_tables import Table, determines
 from recsys.inspect.samples import Sample
 from recsys.inspect.sequences import (
     are_alone,
@@ -65,10 +67,12 @@ from recsys.inspect.source_keys import (
 )
 from recsys.inspect.table_plans import Planned, TablePlans
 from recsys.inspect.time_columns import with_time_columns
+from recsys.inspect.type_choice import without_strange_items
 from recsys.inspect.understood import TableSummary, Understood, percent
 from recsys.sources.validate import CellRules, Layout, check_rows
 
 _CLEARLY: Final = 1.0  # difference of scores from which the members of lists are the events
+_TELLS_ITEM: Final = 0.9  # how far a column determines the item that it tells
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
@@ -157,6 +161,7 @@ class _Canonical:
         )
         if self.files.types and not meaning.targets:
             meaning = with_rated(meaning, self.rows, self.columns.value)
+        meaning = without_strange_items(meaning, events, self._known_items(only_whole=True))
         meaning = without_hints(meaning, events)
         # once with all types and values, because these decide which of them count
         time = self.columns.time.time if self.columns.time else None
@@ -168,6 +173,8 @@ class _Canonical:
         min_value, min_why, is_rating = smallest_value(
             events, first, self.columns.value, self.pair.table.sample.has_names
         )
+        # a run checks the items of all events, also of those that it leaves out
+        unknown_items = self._unknown_items(events)
         if meaning.history:
             is_used = pc.is_in(
                 events.column(schema.EVENT_TYPE), value_set=pa.array(meaning.history)
@@ -201,7 +208,7 @@ class _Canonical:
             + self.settings.settings(rules)
             + derived_settings(planned)
         )
-        found.unknown_items = self._unknown_items(events)
+        found.unknown_items = unknown_items
         self._side_tables(found, planned.plans, rules)
         found.bad["events"] = statistics.bad_share
         found.bad_why["events"] = "; ".join(
@@ -266,7 +273,7 @@ class _Canonical:
             found.order, found.order_why = order_of_lines(self.rows)
         else:
             found.order = "none"
-            found.order_why = "no column has times, and the order of rows is unknown"
+            found.order_why = self._why_no_order()
             if self._rows_are_in_order():
                 found.order, found.order_why = "file", SEEM_ORDERED
         if self._is_split:
@@ -279,6 +286,11 @@ class _Canonical:
             )
             found.split = {"kind": "given"}, f"{where}: {count}"
 
+    def _why_no_order(self) -> str:
+        unread = [c.name for c in self.columns.left if is_unread_time(c)]
+        times = f"the times of {unread[0]} are not read" if unread else "no column has times"
+        return f"{times}, and the order of rows is unknown"
+
     def _rows_are_in_order(self) -> bool:
         """Whether the rows of one file seem to be in order of time."""
         if self.files.splits or self.files.types:
@@ -288,12 +300,21 @@ class _Canonical:
         types = columns.type.values if columns.type is not None else None
         return are_in_order(columns.user.values, columns.item.values, numbers, types)
 
-    def _unknown_items(self, events: pa.Table) -> float:
+    def _known_items(self, only_whole: bool = False) -> pa.Array | None:
+        """The ids of the table of items; None if there is no such table, or it must be whole and is
+        sampled.
+        """
         table = next((table for table in self.tables if table.role == "items"), None)
-        if table is None or not events.num_rows:
-            return 0.0
+        if table is None or only_whole and not table.sample.is_whole:
+            return None
         key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
-        known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
+        return IdSet(key).ids
+
+    def _unknown_items(self, events: pa.Table) -> float:
+        ids = self._known_items()
+        if ids is None or not events.num_rows:
+            return 0.0
+        known = pc.is_in(events.column(schema.ITEM_ID), value_set=ids)
         return 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
 
     def _idle(self, planned: Planned) -> dict[str, str]:
@@ -321,6 +342,9 @@ class _Canonical:
             # context is known at a request only if it is one of few values
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and similarity(column.name, SESSION) < 0.8
+            and not is_outcome(column.name)
+            # the track tells the artist that is to be predicted
+            and determines(column, self.columns.item) < _TELLS_ITEM
             # a column that describes the item tells what is to be predicted
             and not self.pair.is_described_by(column)
         ]

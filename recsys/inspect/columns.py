@@ -464,8 +464,11 @@ def has_known(text: str, words: tuple[str, ...]) -> bool:
 
     >>> has_known("Product_View", ("view",)), has_known("preview", ("view",))
     (True, False)
+    >>> has_known("items_purchased", ("purchase",))
+    True
     """
     found = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).lower())
     return text.lower() in words or any(
-        word in found or f"{word}s" in found or f"{word}ed" in found for word in words
+        word in found or any(f"{word}{ending}" in found for ending in ("s", "d", "ed"))
+        for word in words
     )

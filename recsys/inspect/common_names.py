@@ -7,7 +7,9 @@ describes one.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from typing import Final
 
 USER: Final = (
@@ -145,6 +147,8 @@ CODED: Final = (
 """Last words in the names of columns whose numbers are codes."""
 CLICKED: Final = ("click", "clicked", "isclick", "clk")
 """Words in the name of a flag that tells a click from what was only shown."""
+ANSWERS: Final = ("label", "target", "recommend", "recommended", "interested", "outcome")
+"""Words in the name of a flag that tells interest from none."""
 EVENT_FILES: Final = (
     "event", "interaction", "rating", "review", "order", "transaction", "purchase", "click", "log",
     "view", "checkin", "check_in", "check-in", "listen", "history", "play", "sales", "retail",
@@ -185,8 +189,14 @@ WEAK: Final = (
     "pageview", "product_view", "collect", "ansicht", "浏览", "点击", "收藏", "加购", "閲覧",
     "조회", "просмотр",
 )  # fmt: skip
-SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "show")
+_SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "inview")
+SHOWN: Final = (*_SHOWN, "show", "in_view")
 """Event types for what a user was shown, not what they did."""
+SHOWN_LISTS: Final = (
+    *_SHOWN, "exposed", "displayed", "presented", "candidate", "slate", "recommended",
+    "recommendation",
+)  # fmt: skip
+"""Words in the name of a list of what a user was shown; a show may be one of a theatre."""
 NEGATIVE: Final = (
     "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block",
     "hide", "delete", "downvote", "unsubscribe", "storno", "dismiss", "reject", "ignore",
@@ -327,6 +337,16 @@ def similarity(name: str, words: tuple[str, ...]) -> float:
     if core and core[0] in known:
         return 1.0 if core[-1] == "email" and words is USER else 0.7 if has_id else 0.4
     return 0.3 if any(word in known for word in core) else 0.0
+
+
+def shared_prefix(names: Sequence[str]) -> str:
+    """What all names have up to a point: the table, as Hive writes it before its columns.
+
+    >>> shared_prefix(["log.user_id", "log.type"]), shared_prefix(["user.id", "item.id"])
+    ('log.', '')
+    """
+    start, point, _ = os.path.commonprefix(names).rpartition(".")
+    return start + point if len(names) > 1 else ""
 
 
 def named_like(stem: str, words: tuple[str, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -24,6 +25,8 @@ from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.forms import TextForm
 from recsys.inspect.sampled_tables import Table, determines
+from recsys.inspect.shown_lists import names_shown
+from recsys.inspect.time_columns import part_of
 from recsys.sources.list_cells import ListForm, as_lists
 
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
@@ -248,6 +251,32 @@ def _groups_items(item: Column, column: Column) -> bool:
     )
 
 
+def is_unread_time(column: Column) -> bool:
+    """Whether a column is named as a time, and its cells are no times in a known form."""
+    return _is_named_time(column) and not _is_part_of_time(column)
+
+
+def _is_named_time(column: Column) -> bool:
+    return column.kind in ("token", "text") and similarity(column.name, TIME) >= 0.8
+
+
+def _is_part_of_time(column: Column) -> bool:
+    """Whether the cells are an hour, a weekday or a time of day, without a date."""
+    is_few = re.fullmatch(r"\D*\d{0,2}\D*", column.example) is not None
+    is_clock = re.match(r"\d{1,2}:\d{2}", column.example) is not None
+    return is_clock or is_few and part_of(column.name) is not None
+
+
+def _why_no_time(column: Column) -> str:
+    if _is_part_of_time(column):
+        return f"a part of a time such as {column.example}, without the date that belongs to it"
+    return (
+        f"named as a time, but a cell such as {column.example} is not read as one; write"
+        f" 2023-03-01 09:13:38, or add {column.name}: timestamp to data.source.rename.events and"
+        " the form of the cells as data.source.time_format: '%d.%m.%Y %H:%M:%S' (strptime)"
+    )
+
+
 def why_unused(column: Column, items: Column, users: Column) -> str:
     """Why a column of the events is not used.
 
@@ -273,17 +302,16 @@ def why_unused(column: Column, items: Column, users: Column) -> str:
         "vector": "vectors are read from a table of items only",
         "lists": "lists are read from a table of items only",
     }
+    if column.kind in ("object", "list", "lists") and names_shown(column.name):
+        return "lists of what was shown to the user; only what the user did is an event"
     if _has_items(column, items):
         return "lists of items, such as a history; only the events in rows are read"
     if column.kind in fixed:
         return fixed[column.kind]
     if column.filled < 0.5 and similarity(column.name, USER) >= 0.8:
         return f"has a value in only {column.filled:.0%} of the rows"
-    if column.kind in ("token", "text") and similarity(column.name, TIME) >= 0.8:
-        return (
-            f"named as a time, but a cell such as {column.example} is not read as one; write"
-            " 2023-03-01 09:13:38, or set data.source.time_format"
-        )
+    if _is_named_time(column):
+        return _why_no_time(column)
     if similarity(column.name, SESSION) >= 0.8:
         return "identifies the visit or order, not the item or the user"
     if column.kind == "number" and column.is_whole and has_id(column.name):

@@ -23,6 +23,7 @@ from recsys.inspect.common_names import (
     WEAK,
     has_id,
     similarity,
+    singular,
     words_of,
 )
 from recsys.inspect.event_pairs import Pair
@@ -206,7 +207,9 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         if column.scale is not None and _is_rating_name(table, column):
             continue
         words = bare_tokens(column) if column.kind in ("token", "text") else []
-        is_named = table.like(column, EVENT_TYPE) >= _SAYS and not _is_type_of_other(column.name)
+        is_named = table.like(column, EVENT_TYPE) >= _SAYS and not _is_type_of_other(
+            table.plain_name(column)
+        )
         if not is_named and table.like(column, STATUS) >= _SAYS:
             continue  # what became of an order
         least = len(words) / 3 if is_named else len(words) / 2
@@ -227,7 +230,7 @@ def _is_type_of_other(name: str) -> bool:
     """
     *before, last = words_of(name) or [""]
     return last in ("type", "kind") and any(
-        word not in (*EVENT_TYPE, *_OF_EVENTS) for word in before
+        singular(word) not in (*EVENT_TYPE, *_OF_EVENTS) for word in before
     )
 
 
@@ -281,7 +284,7 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         # the code of the item's category is no rating
         and determines(pair.item, c) < 0.9
     ] or [c for c in _scales(pair, left) if c.scale is not None and len(c.scale.grades) > 2]
-    return rated[0] if rated else _count(pair, left)
+    return rated[0] if rated else _count(pair, left) or _score(pair, left)
 
 
 def _is_plain_flag(table: Table, column: Column) -> bool:
@@ -299,6 +302,18 @@ def _count(pair: Pair, left: list[Column]) -> Column | None:
     is_new = max(determines(key, count) for key in (pair.item, pair.user)) < 0.5
     once = num_pairs >= 0.99 * min(pair.user.num_values, pair.item.num_values)
     return count if is_new and once and count.num_distinct < 0.5 * count.num_values else None
+
+
+def _score(pair: Pair, left: list[Column]) -> Column | None:
+    """The grade of each user for each item, where a file without names has only one further column
+    and it has numbers with fractions or signs, such as the jokes of Jester from -10 to 10.
+    """
+    filled = [column for column in left if column.kind not in ("empty", "constant")]
+    if len(filled) != 1 or any(c.kind == "time" for c in pair.table.columns):
+        return None
+    score = filled[0]
+    is_signed = score.kind == "number" and (not score.is_whole or score.low < 0)
+    return score if is_signed and not pair.is_described_by(score) else None
 
 
 def _is_rating_name(table: Table, column: Column) -> bool:

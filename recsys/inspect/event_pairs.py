@@ -30,6 +30,7 @@ from recsys.inspect.common_names import (
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
+from recsys.inspect.shown_lists import CHOSEN, mark_of_choices, without_shown
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.sources.validate import CellRules
 from recsys.values.arrow_types import is_list_of_cells
@@ -49,9 +50,6 @@ _HOPELESS: Final = 20.0  # exceeds all other evidence
 _HALF: Final = 0.5  # least share of rows with an id
 _SHORT_TIME: Final = 0.02  # length of a visit, as a share of the period
 _LONG_TIME: Final = 0.2  # time between the first and the last event of an item
-_SHOWN: Final = r"^\S+-[01](?: \S+-[01])*$"  # what was shown, and whether it was chosen
-_SHOWN_ROWS: Final = 5000
-_CHOSEN: Final = "-1"
 
 
 @dataclass(frozen=True)
@@ -140,16 +138,13 @@ def find_chosen(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair | None
     """
     for table in may_be:
         for column in table.columns:
-            cells = column.values.drop_null().slice(0, _SHOWN_ROWS)
-            if column.kind in ("number", "time", "flag") or not len(cells):
+            if (mark := mark_of_choices(table, column)) is None:
                 continue
-            if not pc.all(pc.match_substring_regex(cells, _SHOWN)).as_py():
-                continue
-            lists = {column.name: ListForm(" ", _CHOSEN)}
+            lists = {column.name: ListForm(mark, CHOSEN)}
             rows = members_as_rows(table.sample.rows, lists)[0]
             num_rows = round(table.sample.num_rows * len(rows) / max(len(column.values), 1))
             opened = Table.of(replace(table.sample, rows=rows, num_rows=num_rows))
-            opened.lists, opened.chosen = {column.name: " "}, {column.name: _CHOSEN}
+            opened.lists, opened.chosen = {column.name: mark}, {column.name: CHOSEN}
             pair = _best_pair(opened, [opened if other is table else other for other in tables])
             if pair is not None and pair.item.name == column.name:
                 return pair
@@ -167,7 +162,7 @@ def _with_members_as_rows(table: Table) -> list[Table]:
         or is_list_of_cells(rows.schema.field(column.name).type)
     }
     groups: dict[tuple[int, ...], dict[str, str]] = {}
-    for name, mark in marks.items():
+    for name, mark in without_shown(table, marks).items():
         sizes = pc.list_value_length(as_lists(rows.column(name), ListForm(mark)))
         # lists of equal lengths in every row describe the same members, such as ids and prices
         groups.setdefault(tuple(sizes.to_pylist()), {})[name] = mark

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 import polars as pl
+import pyarrow.compute as pc
 
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import SESSION, TIME, VALUE, similarity, words_of
@@ -42,7 +43,7 @@ def with_order_numbers(pair: Pair) -> Pair:
         return pair
     numbers = [
         column
-        for column in pair.table.columns
+        for column in map(_with_number, pair.table.columns)
         if column.name not in (pair.user.name, pair.item.name)
         and column.kind == "number"
         and column.is_whole
@@ -66,8 +67,20 @@ def _with_time(pair: Pair, column: Column, is_own_count: bool) -> Pair:
         words, SERIAL * are_days, by_day=are_days, is_number=True, counts_by_user=is_own_count
     )
     timed = replace(column, kind="time", time=form)
-    columns = [timed if other is column else other for other in pair.table.columns]
+    columns = [timed if other.name == column.name else other for other in pair.table.columns]
     return replace(pair, table=replace(pair.table, columns=columns))
+
+
+def _with_number(column: Column) -> Column:
+    """A month and day with leading zeros, such as 0801, as a column of numbers."""
+    cells = column.values.drop_null()
+    is_code = column.kind != "token" or similarity(column.name, TIME) < 0.8
+    if is_code or not pc.all(pc.match_substring_regex(cells, r"^\d{4}$")).as_py():
+        return column
+    ends = pc.min_max(cells).as_py()
+    low, high = float(ends["min"]), float(ends["max"])
+    found = replace(column, kind="number", is_whole=True, low=low, high=high)
+    return found if _are_month_days(found) else column
 
 
 def _is_time(column: Column) -> bool:

@@ -14,6 +14,7 @@ from recsys.inspect.column_uses import Attributes
 from recsys.inspect.draft import Draft
 from recsys.inspect.event_statistics import EventStatistics
 from recsys.inspect.row_order import SEEM_ORDERED
+from recsys.inspect.type_choice import type_to_try
 from recsys.inspect.understood import Understood, percent
 
 _TOKENS_A_WORD: Final = 1.5
@@ -134,14 +135,14 @@ def _rules(draft: Draft, found: Understood) -> None:
         draft.other("data.targets", [], "predicts all types")
     elif len(statistics.types) > 1 and found.event_text is None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(statistics.types.items())[:6])
-        why = "this predicts one of them"
+        proposed, why = type_to_try(statistics.types)
         if found.meaning.rare:
             why = (
                 "too few users have three events of this type, which leave-last needs to test them"
             )
         draft.other(
             "data.targets",
-            list(found.meaning.rare) or [next(iter(statistics.types))],
+            list(found.meaning.rare) or [proposed],
             f"now all types are predicted ({kinds}); {why}",
         )
     _values(draft, found)
@@ -175,11 +176,13 @@ def _values(draft: Draft, found: Understood) -> None:
     statistics = found.statistics
     if found.min_value is not None:
         draft.set("data.min_value", found.min_value, found.min_value_why)
-    elif found.is_rating and statistics.num_values > 2:
+    elif found.is_rating and statistics.num_values > 1:
         # 0.7 of a scale from 1 to 5 is 3.8, so 4 and 5 count as interest; few people give a 1
         low = min(statistics.low, 1.0)
         high = low + 0.7 * (statistics.high - low)
         rounded = float(math.ceil(high)) if statistics.high - low >= 3 else round(high, 2)
+        if statistics.num_values == 2:  # such as yes and no
+            rounded = statistics.high
         why = (
             f"now every value of {found.value_name or 'the rating'} counts as interest; this drops"
             " low values"

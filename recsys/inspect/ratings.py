@@ -14,6 +14,7 @@ from recsys import schema
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import similarity
 from recsys.inspect.event_statistics import EventStatistics
+from recsys.inspect.interest_flags import tells_interest, tells_likes
 from recsys.inspect.scales import MOST_GRADES, median
 from recsys.sources.validate import CellRules
 from recsys.values.cells import graded
@@ -66,6 +67,8 @@ def smallest_value(
             " cancellations or dislikes"
         )
         return (1.0 if column.is_whole else 1e-9), why, is_rating
+    if statistics.num_values == 2 and (tells_interest(column) or tells_likes(column)):
+        return statistics.high, f"the lower value of {column.name} is no interest", True
     if is_rating and statistics.num_values <= 101:
         grades = _counted(column)
         code = _code(column, grades)

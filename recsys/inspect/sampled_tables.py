@@ -10,6 +10,7 @@ from typing import Final
 import polars as pl
 import pyarrow as pa
 
+from recsys import schema
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.common_names import (
     EVENT_TYPE,
@@ -26,6 +27,7 @@ from recsys.inspect.common_names import (
     USER_FILES,
     VALUE,
     named_like,
+    shared_prefix,
     similarity,
 )
 from recsys.inspect.samples import Sample
@@ -136,6 +138,15 @@ class Table:
             if self.sample.has_names or column.name in self.sample.folders
             else 0.0
         )
+
+    def plain_name(self, column: Column) -> str:
+        """The column's name without the name of the table that Hive writes before each."""
+        return column.name.removeprefix(self._prefix)
+
+    @cached_property
+    def _prefix(self) -> str:
+        made = (schema.TIMESTAMP, *self.sample.folders)  # columns that are not in the files
+        return shared_prefix([column.name for column in self.columns if column.name not in made])
 
     def penalty(self, column: Column) -> float:
         """Evidence against the column as an id."""

@@ -60,7 +60,8 @@ def _events(found: Understood) -> Iterator[str]:
         )
     if found.meaning.history:
         others = [kind for kind in statistics.all_types if kind not in found.meaning.history]
-        yield f"             left out: {', '.join(others)}"
+        why = f" ({found.meaning.why})" if found.meaning.why else ""
+        yield f"             left out: {', '.join(others)}{why}; see interactions in the file"
     if found.meaning.rare:
         rare = ", ".join(found.meaning.rare)
         yield f"             to predict: all types; too few users have three events of type {rare}"

@@ -25,8 +25,8 @@ _LAST: Final = 2_051_222_400_000_000  # 2035-01-01
 _GOOD: Final = 0.98  # smallest share of cells that are times
 _LOOKED_AT: Final = 20_000
 _DAY_MONTH: Final = re.compile(
-    r"(\d{1,2})([/.\-])(\d{1,2})\2(\d{4}|\d{2})(?:([ T,]+)(\d{1,2}):(\d{2})(:\d{2})?(?:\.\d+)?("
-    r" ?[AaPp][Mm])?)?"
+    r"(\d{1,2})([/.\-])(\d{1,2})\2(\d{4}|\d{2})(?:([ T,]+)(\d{1,2})(?::(\d{2})(:\d{2})?"
+    r"(?:\.\d+)?( ?[AaPp][Mm])?)?)?"
 )
 _MONTH_DAYS: Final = (
     "%d %b %Y",
@@ -40,7 +40,7 @@ _MONTH_DAYS: Final = (
 _YEAR_FIRST_DAYS: Final = ("%Y年%m月%d日", "%Y년 %m월 %d일", "%Y-%m-%d", "%Y/%m/%d")
 _MONTH_DAYS_LONG: Final = tuple(days.replace("%b", "%B") for days in _MONTH_DAYS)
 # some clocks are unknown to the readers of a dataset, such as 10:30 PM
-_CLOCKS: Final = ("", "%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
+_CLOCKS: Final = ("", "%H", "%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 _GAPS: Final = (" ", ", ", "T", ":")
 _EPOCH_NUMBER: Final = r"^[1-9]\d{8,18}(?:\.\d+)?$"
 _DATE_TEXT: Final = (
@@ -196,16 +196,21 @@ def _day_and_month(cells: pa.Array) -> TimeForm | None:
     first = np.array([int(match[1]) for match in good])
     second = np.array([int(match[3]) for match in good])
     usual = max(
-        ({(m[2], len(m[4]), m[5] or "", bool(m[6]), bool(m[8]), (m[9] or "")[:1]) for m in good}),
+        (
+            {
+                (m[2], len(m[4]), m[5] or "", bool(m[6]), bool(m[7]), bool(m[8]), (m[9] or "")[:1])
+                for m in good
+            }
+        ),
         key=str,
     )
-    mark, digits, gap, has_clock, has_seconds, half = usual
+    mark, digits, gap, has_clock, has_minutes, has_seconds, half = usual
     day_first, month_first = bool((second <= 12).all()), bool((first <= 12).all())
     if not (day_first or month_first):
         return None
     clock = ""
     if has_clock:
-        hours = "%I:%M" if half or any(match[9] for match in good) else "%H:%M"
+        hours = "%I:%M" if half or any(match[9] for match in good) else "%H" + ":%M" * has_minutes
         clock = f"{gap}{hours}{':%S' if has_seconds else ''}"
         clock += f"{half if half == ' ' else ''}%p" if "%I" in hours else ""
     year = "%Y" if digits == 4 else "%y"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.config import build_config
+from recsys.config import CanonicalSource, build_config
 from recsys.errors import SourceError
 from recsys.inspect.event_statistics import roles_of_types
 from recsys.inspect.look import look
@@ -53,8 +53,33 @@ def test_zero_dates_are_missing_and_leave_the_other_times(
 def test_named_time_in_an_unknown_form_has_a_message(tmp_path: Path) -> None:
     rows = [(u, i, f"{at(t)} CEST") for u, i, t in pairs()]
     path = write(tmp_path / "sales.csv", ["user", "item", "date"], rows)
-    said = summary_of(look([str(path)]).found)
+    found = look([str(path)])
+    said = summary_of(found.found)
     assert "named as a time, but a cell such as 2023" in said
+    assert "add date: timestamp to data.source.rename.events" in said
+    assert found.found.order_why.startswith("the times of date are not read")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("order_hour_of_day", "%H"), ("order_time", "%H:%M"), ("order_day", "day%d")],
+)
+def test_part_of_a_time_is_no_time_in_an_unknown_form(name: str, form: str, tmp_path: Path) -> None:
+    rows = [(u, i, at(t, form)) for u, i, t in pairs()]
+    found = look([str(write(tmp_path / "sales.csv", ["user", "item", name], rows))])
+    assert "without the date" in found.found.idle[name]
+    assert found.found.order_why.startswith("no column has times")
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H", "%Y/%m/%d %H", "%d.%m.%Y %H", "%d %b %Y %H"])
+def test_days_with_hours_are_times(form: str, tmp_path: Path) -> None:
+    rows = [(u, i, at(t, form)) for u, i, t in pairs()]
+    found = look([str(write(tmp_path / "log.csv", ["user", "item", "time"], rows))])
+    assert isinstance(found.config.data.source, CanonicalSource)
+    assert found.config.data.source.time_format == form and not found.found.day_only
+    events = read_all(open_source(found.config.data.source).pieces()["events"])
+    read = [time.timestamp() for time in events["timestamp"].to_pylist()]
+    assert read == [t // 3600 * 3600 for _, _, t in pairs()]
 
 
 @pytest.mark.parametrize("grades", [(4, 5, 3), ("★★★★☆", "★★★★★", "★☆☆☆☆")])

@@ -86,3 +86,14 @@ def test_number_of_the_order_is_that_of_its_lines(tmp_path: Path) -> None:
     assert source.lookup == {"order_id": [str(tmp_path / "orders.csv")]}
     events = read_all(open_source(source).pieces()["events"])
     assert events["timestamp"].null_count == 0 and len({*events["timestamp"].to_pylist()}) == 8
+
+
+def test_month_and_day_with_leading_zeros_order_the_events(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    days = [f"{month:02}{day:02}" for month in (5, 9, 11) for day in range(1, 31, 2)]
+    rows: Rows = [("user_id", "item_id", "time_stamp")]
+    rows += [(u, f"p{random.integers(NUM_ITEMS)}", day) for u in range(NUM_USERS) for day in days]
+    found = look([write(tmp_path / "log.csv", rows)])
+    assert found.config.data.order == "time" and source_of(found).time_format == "serial"
+    read = read_all(open_source(source_of(found)).pieces()["events"])["timestamp"].to_pylist()
+    assert read[: len(days)] == sorted(read[: len(days)]) and len({*read}) == len(days)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from recsys.config import CanonicalSource
@@ -60,6 +62,43 @@ def test_clicks_are_the_events_of_lists_of_shown_news(tmp_path: Path) -> None:
     assert source.chosen == {"item_id": "-1"} and source.items == [paths[1]]
     events = read_all(open_source(source).pieces()["events"])
     assert events["item_id"].to_pylist() == [f"N{i}" for _, i, _ in triples()]
+
+
+@pytest.mark.parametrize("mark", [", ", ";", "|", ""])
+def test_marks_of_clicks_are_read_in_every_form_of_lists(mark: str, tmp_path: Path) -> None:
+    shown = [[f"N{i}-1", f"N{i % NUM_ITEMS + 1}-0"] for _, i, _ in triples()]
+    users = [f"U{u}" for u, _, _ in triples()]
+    cells = [mark.join(members) for members in shown] if mark else shown
+    pq.write_table(pa.table({"user": users, "impressions": cells}), tmp_path / "log.parquet")
+    source = source_of(look([str(tmp_path / "log.parquet")]))
+    events = read_all(open_source(source).pieces()["events"])
+    assert events["item_id"].to_pylist() == [f"N{i}" for _, i, _ in triples()]
+
+
+@pytest.mark.parametrize(
+    "shown, chosen, are_clicks",
+    [
+        ("article_ids_inview", "article_ids_clicked", True),
+        ("impressions", "item_id", True),
+        ("items", "items_purchased", True),
+        ("items_viewed", "items_purchased", False),
+    ],
+)
+def test_list_of_what_was_chosen_wins_over_that_of_what_was_shown(
+    shown: str, chosen: str, are_clicks: bool, tmp_path: Path
+) -> None:
+    rows = triples()
+    lists = [[i, i % NUM_ITEMS + 1, (i + 7) % NUM_ITEMS + 1] for _, i, _ in rows]
+    clicks = [[i] for _, i, _ in rows] if chosen != "item_id" else [i for _, i, _ in rows]
+    columns = {"user_id": [u for u, _, _ in rows], "time": [t for _, _, t in rows]}
+    pq.write_table(pa.table({**columns, shown: lists, chosen: clicks}), tmp_path / "log.parquet")
+    found = look([str(tmp_path / "log.parquet")])
+    events = read_all(open_source(source_of(found)).pieces()["events"])
+    assert len(events) == (NUM_EVENTS if are_clicks else 3 * NUM_EVENTS)
+    if shown != "items":
+        assert found.found.idle[shown if are_clicks else chosen]
+    if shown == "impressions":
+        assert "shown to the user" in found.found.idle[shown]
 
 
 def test_friends_in_a_column_of_the_users_are_links(tmp_path: Path) -> None:
@@ -142,6 +181,15 @@ def test_ratings_with_a_cell_that_is_no_number_are_read(mark: str, tmp_path: Pat
     rows[7] = ("user_id", "anime_id", "rating")  # the header of a file that was appended
     found = look([write(tmp_path / "rating.csv", rows, ";")])
     assert source_of(found).values == {f"0{mark}0": 4.5}
+
+
+@pytest.mark.parametrize("mark", ["\t", "\t\t"])
+def test_numbers_with_signs_are_grades_in_a_file_without_names(mark: str, tmp_path: Path) -> None:
+    rows = [(u, i, (t * 7 + u * i) % 2000 / 100 - 10) for u, i, t in triples()]
+    found = look([write(tmp_path / "jester.dat", rows, mark)])
+    events = read_all(open_source(source_of(found)).pieces()["events"])
+    assert events["value"].to_pylist() == [row[2] for row in rows]
+    assert found.config.data.min_value == 1e-9, "negative grades are dislikes"
 
 
 def test_customers_with_a_number_for_each_order_are_found(tmp_path: Path) -> None:

@@ -307,3 +307,44 @@ def test_only_negative_number_of_a_column_has_a_remark_with_a_cure(tmp_path: Pat
         ages.null_count == sum(u % 4 > 0 for u in range(1, NUM_USERS + 1))
         and min(ages.drop_null().to_pylist()) >= 20
     )
+
+
+def searches(tmp_path: Path, types: tuple[str, ...], share: float) -> Look:
+    """Events with searches in the column of items, and a table of this share of the items."""
+    rows: Rows = [("user_id", "timestamp", "action_type", "reference")]
+    for n, (u, i, t) in enumerate(triples()):
+        kind = types[n % len(types)]
+        rows.append((u, t, kind, "Best Value" if kind == "filter" else 3_400_000 + i))
+    items: Rows = [("item_id", "properties")]
+    items += [(3_400_000 + i, "Pool|Golf" if i % 2 else "Pool") for i in range(1, 61)]
+    paths = [
+        write(tmp_path / "train.csv", rows),
+        write(tmp_path / "items.csv", items[: round(share * 61)]),
+    ]
+    return look(paths)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_types_on_no_items_of_the_table_are_left_out(share: float, tmp_path: Path) -> None:
+    found = searches(tmp_path, ("filter", "filter", "view item", "go to shop"), share)
+    data = found.config.data
+    if share < 1:
+        assert not data.interactions
+        return
+    assert data.interactions == ["go to shop", "view item"]
+    assert data.unknown_items == "keep", "a run checks the items of all events"
+    assert "left out: filter (these events are on no items of the table" in summary_of(found.found)
+    assert "Best Value" not in str(found.found.statistics)
+    assert "# targets: [go to shop]" in found.draft.text()
+
+
+def test_negative_types_keep_their_reason_next_to_types_on_no_items(tmp_path: Path) -> None:
+    found = searches(tmp_path, ("filter", "skip", "view item"), 1.0)
+    assert found.config.data.interactions == ["view item"]
+    assert "negative, or only shown to the user; filter on no items" in found.draft.text()
+
+
+def test_numbers_of_types_propose_the_rarest(tmp_path: Path) -> None:
+    found = searches(tmp_path, ("1", "1", "4", "1"), 1.0)
+    assert "# targets: ['4']" in found.draft.text()
+    assert "numbers do not tell" in found.draft.text()

@@ -176,6 +176,16 @@ def test_channel_is_no_event_type(tmp_path: Path) -> None:
     assert "event_type" not in columns_of_events(source_of(path)).values()
 
 
+@pytest.mark.parametrize("prefix", ["interactions.", "challenge_2017_device_export."])
+def test_name_of_the_table_before_each_column_hides_no_event_type(
+    prefix: str, tmp_path: Path
+) -> None:
+    names = [f"{prefix}{name}" for name in ("user_id", "item_id", "interaction_type", "created_at")]
+    rows = [(u, i, (0, 0, 1, 4)[t % 4], t) for u, i, t in pairs()]
+    found = columns_of_events(source_of(write(tmp_path / "log.csv", names, rows)))
+    assert found[f"{prefix}interaction_type"] == "event_type"
+
+
 def test_times_of_two_systems_in_one_column_are_read(tmp_path: Path) -> None:
     rows = [
         (f"u{u}", f"i{i}", t * 1000 if u % 2 else at(t, "%Y-%m-%dT%H:%M:%SZ"))

@@ -1,0 +1,74 @@
+"""Event types whose events are on no items, and the type that a person may want to predict.
+
+Why: a log of a site has searches and filters in the column of items, too. As items they are the
+most popular ones, and everybody gets them recommended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+import polars as pl
+import pyarrow as pa
+
+from recsys import schema
+from recsys.inspect.columns import has_known
+from recsys.inspect.common_names import STRONG, WEAK
+from recsys.inspect.event_statistics import Types
+
+_HARDLY: Final = 0.02  # most events of a type on known items, if its events are on no items …
+_NEARLY: Final = 0.95  # … and least, if they are on items
+_LEAST: Final = 5  # events of a type, of which fewer may be on new items by chance
+
+
+def without_strange_items(types: Types, events: pa.Table, known: pa.Array | None) -> Types:
+    """Leave out the types whose events are on no items of the table of items, such as searches, if
+    those of other types are.
+
+    Parameters
+    ----------
+    types : Types
+        What is known from the names of the types.
+    events : pa.Table
+        Events of :func:`recsys.inspect.event_statistics.events_of`.
+    known : pa.Array | None
+        Ids of the table of items; None: there is no such table.
+    """
+    if known is None or not events.num_rows:
+        return types
+    names = {"type": schema.EVENT_TYPE, "item": schema.ITEM_ID}
+    frame = pl.DataFrame({to: pl.from_arrow(events.column(name)) for to, name in names.items()})
+    is_known = pl.col("item").is_in(pl.Series(pl.from_arrow(known)).implode())
+    every = frame.group_by("type").agg(share=is_known.mean(), num=pl.len()).sort("type")
+    counts = [row for row in every.rows() if not types.history or row[0] in types.history]
+    strange = [name for name, share, num in counts if share <= _HARDLY and num >= _LEAST]
+    strange = [name for name in strange if name not in types.targets]
+    if not strange or not any(share >= _NEARLY for _, share, _ in counts):
+        return types
+    why = "these events are on no items of the table of items, such as searches or filters"
+    if types.history:
+        others = types.why or "negative, or only shown to the user"
+        why = f"{others}; {', '.join(strange)} on no items of the table of items, such as searches"
+    history = tuple(name for name, _, _ in counts if name not in strange)
+    return replace(types, history=history, why=why)
+
+
+def type_to_try(counts: Mapping[str, int]) -> tuple[str, str]:
+    """The type that a person may want to predict alone, and why.
+
+    Parameters
+    ----------
+    counts : Mapping[str, int]
+        Type → number of events, the most frequent first.
+
+    >>> type_to_try({"view": 9, "like": 5, "order": 1})[0], type_to_try({"1": 9, "4": 2})[0]
+    ('order', '4')
+    """
+    if all(name.strip().isdigit() for name in counts):
+        why = "this predicts the rarest, as purchases are; numbers do not tell, so choose yours"
+        return list(counts)[-1], why
+    strong = [name for name in counts if has_known(name, STRONG)]
+    other = [name for name in counts if not has_known(name, WEAK)]
+    return [*strong, *other, *counts][0], "this predicts one of them"
