@@ -266,7 +266,7 @@ def test_numbers_of_days_without_a_year_have_no_period(tmp_path: Path) -> None:
     rows: Rows = [("user_id", "item_id", "time_stamp")]
     rows += [(u, i, 501 + (t // 86_400 % 7) * 100 + t % 28) for u, i, t in triples()]
     text = look([write(tmp_path / "log.csv", rows)]).draft.text()
-    assert "temporal" in text and "over a long period the model then knows" in text
+    assert "temporal" in text and "over a long period, so the model would know" in text
 
 
 @pytest.mark.parametrize("is_of_events", [True, False])
