@@ -444,7 +444,10 @@ def test_part_of_a_date_that_never_changes_is_the_month(
         ([[f"{u} 7:3" + " 8:5" * (1 + u % 3)] for u in range(30)], "pairs of item and value.*awk"),
         ([["3 7 8 9"], *[["2 5 6"], ["1 4"]] * 9], r"is the number of the other ids.*\{\$1 = NR"),
         ([["3 7 8 9 4"], *[["2 5 6"], ["2 4"]] * 9], "is on several lines.*print NR"),
-        ([["item: B1"], ["score: 5"], [], *[["item: B2"], ["score: 4"], []] * 9], "block to one JSON object"),
+        (
+            [["item: B1"], ["score: 5"], [], *[["item: B2"], ["score: 4"], []] * 9],
+            "block to one JSON object",
+        ),
         ([[n, *np.arange(n, n + 40) % 11 / 3, 99] * 1 for n in range(60)], "matrix.*melt"),
     ],
 )
