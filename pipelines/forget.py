@@ -56,6 +56,7 @@ from recsys.privacy.rows import RowFinder
 from recsys.registry.mlflow_client import has_store, tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
 from recsys.serving.answer_log import holds_rows
+from recsys.serving.request_files import read_requests
 from recsys.storage.temporary import temporary, temporary_folder
 
 JOURNAL: Final = "forgetting.json"
@@ -94,7 +95,9 @@ def forget(config: Config, folder: RunFolder) -> None:
     """
     quiet()
     raw = _named(config.forget)
-    # before anything is removed: without a key there would be no proof
+    # before anything is removed: without these there would be no proof
+    if config.forget.unseen:
+        read_requests(config.forget.unseen, "forget.unseen")
     key = signing_key(config.forget.signing_key)
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
     # the artefacts hold pseudonyms only

@@ -387,7 +387,7 @@ def _given(forget: ForgetConfig, items: dict[str, int]) -> Histories | None:
     from recsys.serving.request_files import read_requests
     from recsys.serving.request_parsing import parse_requests
 
-    requests = parse_requests(read_requests(forget.unseen).values())
+    requests = parse_requests(read_requests(forget.unseen, "forget.unseen").values())
     names = [
         [event if isinstance(event, str) else event.item_id for event in one.history or []]
         for one in requests

@@ -23,9 +23,9 @@ _MAX_BYTES: Final = 4 << 30
 _PIECE: Final = 1 << 20
 
 
-def read_requests(path: str) -> dict[str, dict[str, Any]]:
+def read_requests(path: str, key: str = KEY) -> dict[str, dict[str, Any]]:
     """The requests of a file of JSON lines in UTF-8, plain or compressed with gzip, by the place
-    (file and line) that messages name.
+    (file and line) that messages name. ``key`` is the setting that names the file.
 
     A byte-order mark, CRLF line ends and empty lines are ignored. Ids are strings, as over HTTP.
 
@@ -36,11 +36,11 @@ def read_requests(path: str) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     # not ``splitlines``, which also breaks lines at a lone carriage return
-    for number, line in enumerate(_content(path).split(b"\n"), start=1):
+    for number, line in enumerate(_content(path, key).split(b"\n"), start=1):
         line = line.strip(b" \t\r")
         if not line:
             continue
-        place = f"{KEY}: {path}, line {number}"
+        place = f"{key}: {path}, line {number}"
         try:
             row = read_json(line)
             # parsed here only for the message with the line; the caller parses it again
@@ -58,26 +58,26 @@ def read_requests(path: str) -> dict[str, dict[str, Any]]:
         found[place] = row
     if not found:
         raise RequestError(
-            f'{KEY}: {path} has no requests; expected JSON lines such as {{"user_id": "7"}}'
+            f'{key}: {path} has no requests; expected JSON lines such as {{"user_id": "7"}}'
         )
     return found
 
 
-def _content(path: str) -> bytes:
+def _content(path: str, key: str) -> bytes:
     try:
         content = read_bytes(path) if is_remote(path) else Path(path).expanduser().read_bytes()
         if content.startswith(_GZIP):
-            content = b"".join(_unpacked(path, content))
+            content = b"".join(_unpacked(path, content, key))
     except (OSError, EOFError, zlib.error) as error:
         raise RequestError(
-            f"{KEY}: {path} cannot be read ({error}); give a file of JSON lines"
+            f"{key}: {path} cannot be read ({error}); give a file of JSON lines"
         ) from None
     if content.startswith(_UTF16):
-        raise RequestError(f"{KEY}: {path} is encoded as UTF-16; convert it to UTF-8")
+        raise RequestError(f"{key}: {path} is encoded as UTF-16; convert it to UTF-8")
     return content.removeprefix(BOM_UTF8)
 
 
-def _unpacked(path: str, content: bytes) -> Iterator[bytes]:
+def _unpacked(path: str, content: bytes, key: str) -> Iterator[bytes]:
     """Decompress gzip in pieces, up to the largest size of a request file."""
     total = 0
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
@@ -86,7 +86,7 @@ def _unpacked(path: str, content: bytes) -> Iterator[bytes]:
             # a small file may decompress to all of the memory
             if total > max(_PIECE, min(_MAX_BYTES, 200 * len(content))):
                 raise RequestError(
-                    f"{KEY}: {path} decompresses to more than 200 times its size; give the"
+                    f"{key}: {path} decompresses to more than 200 times its size; give the"
                     " decompressed file"
                 )
             yield piece

@@ -768,6 +768,24 @@ def test_separation_is_the_share_of_ordered_pairs() -> None:
     assert separation(np.full(40, 2.0), np.full(40, 1.0)).is_blind is False
 
 
+def test_bad_file_of_unseen_users_is_refused_before_anything_is_removed(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "events.csv").write_text("user_id,item_id\nu1,i1\n", encoding="utf-8")
+    unseen = tmp_path / "unseen.jsonl"
+    unseen.write_text('{"history": ["i1"]}\n{"history": 5}\n', encoding="utf-8")
+    tree = {
+        "run": {"dir": str(tmp_path / "run")},
+        "data": {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}},
+        "tracking": {"enabled": False},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    words = ["--config", str(path), "--user", "u1", "--forget.unseen", str(unseen)]
+    assert main(["forget", *words]) == 2
+    assert f"forget.unseen: {unseen}, line 2" in capsys.readouterr().err
+
+
 def test_missing_unseen_users_are_reported() -> None:
     nobody = Histories.of_items([])
     message = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
