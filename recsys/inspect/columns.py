@@ -274,7 +274,10 @@ def _number_in_texts(
         kind = "flag" if {*pc.unique(sample.slice(0, 1000)).to_pylist()} <= {"0", "1"} else "number"
     if not (measured.get("is_whole") or comma) and kind == "number" and _is_id(name):
         return Column(name, position, "token", **base)  # such as 1026932.0858862293
-    marks = {"decimal_comma": comma, "decimal_point": not is_read_so and has_points(sample)}
+    marks: dict[str, Any] = {
+        "decimal_comma": comma,
+        "decimal_point": not is_read_so and has_points(sample),
+    }
     return Column(name, position, kind, **base, **measured, **marks)
 
 
