@@ -23,6 +23,7 @@ _NO_PATHS = {
     *("run.name", "data.media.images.column", "data.source.name", "update.follow", "update.idle"),
     *("data.source.rename", "data.source.format", "data.source.columns", "data.source.numbers"),
     *("data.source.separator", "data.source.comment", "data.source.encoding"),
+    "data.source.decimal",
     *("data.source.constants", "data.source.item_columns"),
     *("promote.model", "referee.lists", "referee.runs"),  # NAME=FILE, and registered models
 }

@@ -330,7 +330,8 @@ def test_console_verdict_names_the_best_baseline_of_the_report(on_validation: st
 def test_choosing_lambdas_of_a_stacked_model_is_refused(tmp_path) -> None:
     dataset = small_world(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"tune.search fusion: the members of this one are weighted by stacking"
+        ConfigError,
+        match=r"tune.search fusion: the weights of this one are already chosen by stacking",
     ):
         refuse_stacked(
             stacked_model(dataset, [1.0, 1.0, 1.0]).encoders, "tune.search fusion", "this one"

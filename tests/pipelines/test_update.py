@@ -227,7 +227,7 @@ def test_other_language_model_of_equal_width_is_recognised_by_its_files(tmp_path
         config.model, config.train, config.seed, dataset, Earlier(first.weights, first.frozen.sizes)
     )
     with pytest.raises(
-        ArtifactError, match=r"uses the language model bb, this dataset aa.*data\.text\.model"
+        ArtifactError, match=r"uses the language model bb, and this dataset aa.*data\.text\.model"
     ):
         warm_start(
             config.model,
@@ -625,7 +625,7 @@ def test_version_names_its_parent(world: Path, updated: Path) -> None:
     ) == pytest.approx(0.003)
     assert (updated / "metrics.json").is_file() and (updated / "report.html").is_file()
     log = (updated / "run.log").read_text()
-    assert "4 users, 1 items, 1 event types more" in log and "validation on 20 users" in log
+    assert "new: 4 users, 1 items, 1 event types;" in log and "validation on 20 users" in log
     assert "validation users have only targets" not in log, (
         "only evaluated users are checked for such targets"
     )

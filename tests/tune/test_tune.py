@@ -188,7 +188,7 @@ def test_early_stops_need_comparable_values(tmp_path: Path) -> None:
         "granularities": {"evolution": {"enabled": True}, "item_cf": {"enabled": True}},
     }
     with pytest.raises(
-        ConfigError, match=r"item_cf counts only in those of weighted.*tune\.scheduler none"
+        ConfigError, match=r"only trials with weighted include item_cf.*tune\.scheduler none"
     ):
         load_space(files, _config(model=fitted))
     assert load_space(files, _config(model=fitted, tune={"scheduler": "none"})).dimensions
