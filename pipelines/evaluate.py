@@ -53,11 +53,12 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     quiet()
     dataset = open_dataset(config.data, config.dataset_dir, config.seed)
     trained = open_trained(config.model, folder, dataset)
-    identity = _identity(config.train, config.evaluate, folder)
-    if config.run.resume and (earlier := measured(folder, identity)) is not None:
+    if config.run.resume and (
+        earlier := measured(folder, _identity(config.train, config.evaluate, folder))
+    ):
         folder.progress(f"{folder.metrics} already holds the metrics of this model")
         with tracked(config, folder) as tracker:  # its driver may have died before it logged them
-            if tracker.tag(_LOGGED) != _mark(identity):
+            if tracker.tag(_LOGGED) != _mark(earlier):
                 _log(tracker, folder, earlier)
         return earlier
     started = time.perf_counter()

@@ -22,7 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.forgetting.copies import Copies, CopiesForgotten, find_copies
-from pipelines.forgetting.deletion_search import Evidence, conclude, searchable
+from pipelines.forgetting.deletion_search import (
+    Evidence,
+    conclude,
+    membership_test,
+    searchable,
+    unseen_users,
+)
 from pipelines.forgetting.models import (
     forget_lines,
     forget_recommendations,
@@ -56,7 +62,6 @@ from recsys.privacy.rows import RowFinder
 from recsys.registry.mlflow_client import has_store, tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
 from recsys.serving.answer_log import holds_rows
-from recsys.serving.request_files import read_requests
 from recsys.storage.temporary import temporary, temporary_folder
 
 JOURNAL: Final = "forgetting.json"
@@ -96,8 +101,7 @@ def forget(config: Config, folder: RunFolder) -> None:
     quiet()
     raw = _named(config.forget)
     # before anything is removed: without these there would be no proof
-    if config.forget.unseen:
-        read_requests(config.forget.unseen, "forget.unseen")
+    unseen = unseen_users(config.forget)
     key = signing_key(config.forget.signing_key)
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
     # the artefacts hold pseudonyms only
@@ -109,7 +113,7 @@ def forget(config: Config, folder: RunFolder) -> None:
         folder.fetch_all()
         copies = find_copies(config, folder, store, temporary_folder())
         work = Forgetting(
-            config, folder, users, [*dict.fromkeys([*raw, *users])], Evidence(), copies
+            config, folder, users, [*dict.fromkeys([*raw, *users])], Evidence(unseen=unseen), copies
         )
         versions = _gather(work, dataset, store)
         path = list_path(config.data, config.dataset_dir)
@@ -141,7 +145,9 @@ def forget(config: Config, folder: RunFolder) -> None:
         temporary() as copied,
     ):
         files = searchable(config, folder, store, Path(copied), copies)
-        conclude(config, folder, files, work.users, work.evidence, work.actions, key)
+        tested = membership_test(config.dataset_dir, config.seed, work.evidence)
+        traces = work.evidence.traces
+        conclude(config.run.dir, folder, files, work.users, traces, work.actions, tested, key)
 
 
 def _named(forget: ForgetConfig) -> list[str]:

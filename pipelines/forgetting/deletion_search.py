@@ -38,12 +38,16 @@ _MOST_USERS: Final = 500  # users per group in the membership test
 
 @dataclass
 class Evidence:
-    """Everything known about the users to forget; kept in memory only."""
+    """Everything known about the users to forget, and those that they are compared with; kept in
+    memory only.
+    """
 
     traces: SearchTargets = field(default_factory=SearchTargets)
     # by user, with the item ids
     histories: dict[str, tuple[Histories, list[str]]] = field(default_factory=dict)
     model: Path | None = None  # the model that was made or trained again
+    # item ids of each user of ``forget.unseen``; None if it is empty
+    unseen: list[list[str]] | None = None
 
     def add_ids(self, users: Sequence[str], known: pa.Array, items: pa.Array) -> None:
         """Add user ids; ``known`` and ``items`` are all ids that could be confused with them.
@@ -216,30 +220,33 @@ def _source_files(data: DataConfig) -> list[str]:
 
 
 def conclude(
-    config: Config,
+    run_dir: str,
     folder: RunFolder,
     searchable: Searchable,
     users: list[str],
-    evidence: Evidence,
+    traces: SearchTargets,
     actions: dict[str, Any],
+    tested: dict[str, Any],
     key: Any,
 ) -> None:
-    """Search, test membership, write the signed proof and print the result.
+    """Search, write the signed proof and print the result.
 
     Parameters
     ----------
-    config : Config
-        The whole configuration.
+    run_dir : str
+        The run folder as the configuration names it.
     folder : RunFolder
         The run folder; the proof is written below ``forgotten``.
     searchable : Searchable
         The files to search, the source's files, and what cannot be searched.
     users : list[str]
         Ids of the forgotten users, as the artefacts hold them.
-    evidence : Evidence
-        What is known about the users: traces, histories, and the new model.
+    traces : SearchTargets
+        What to search for.
     actions : dict[str, Any]
         What was done, by kind; becomes ``done`` of the proof.
+    tested : dict[str, Any]
+        The result of :func:`membership_test`.
     key : Any
         Private key that signs the proof.
 
@@ -248,7 +255,6 @@ def conclude(
     Refusal
         Users were found, or a file could not be searched.
     """
-    traces = evidence.traces
     target = folder.root / PROOFS
     target.mkdir(exist_ok=True)
     # the source belongs to the user and is reported separately
@@ -257,14 +263,9 @@ def conclude(
     source = [
         search_file(path, searchable.shown(path, folder.root), traces) for path in searchable.source
     ]
-    tested = _tested(config.forget, config.dataset_dir, config.seed, evidence)
     whole = {
         "release": __version__,
-        "run": (
-            without_query(config.run.dir)
-            if is_remote(config.run.dir)
-            else str(folder.root.absolute())
-        ),
+        "run": (without_query(run_dir) if is_remote(run_dir) else str(folder.root.absolute())),
         "done": actions,
         "membership": tested,
         "source_files_with_them": [one.path for one in source if one.found],
@@ -341,10 +342,18 @@ def _refused(searched: list[Searched], path: Path, actions: dict[str, Any]) -> s
     return "\n  ".join([head, *lines[:_SHOWN], *more]) + f"\n{cure}"
 
 
-def _tested(
-    forget: ForgetConfig, dataset_dir: str, seed: int, evidence: Evidence
-) -> dict[str, Any]:
-    """Membership test of the model that was made again."""
+def membership_test(dataset_dir: str, seed: int, evidence: Evidence) -> dict[str, Any]:
+    """Membership test of the model that was made again.
+
+    Parameters
+    ----------
+    dataset_dir : str
+        Folder of the dataset without the forgotten users.
+    seed : int
+        Seed for the choice of the other users.
+    evidence : Evidence
+        Histories of the forgotten users and of those to compare them with, and the model.
+    """
     if evidence.model is None:
         return {"tested": False, "why": "no model was made again"}
     if not evidence.histories:
@@ -358,10 +367,13 @@ def _tested(
     trained_on = np.add.reduceat(
         np.append(everybody.splits_E < Split.TEST, False).astype(int), everybody.offsets_U1[:-1]
     ) * (everybody.lengths_U > 0)
-    unseen = _given(forget, items)
-    if unseen is None:
+    if evidence.unseen is None:
         unseen = everybody.take(
             _some(np.flatnonzero((trained_on == 0) & (everybody.lengths_U > 1)), seed)
+        )
+    else:
+        unseen = Histories.of_items(
+            [[items[name] for name in row if name in items] for row in evidence.unseen]
         )
     # like the forgotten ones: the model may have read events through validation only
     members = everybody.take(_some(np.flatnonzero(trained_on > 1), seed)).through(Split.VALID)
@@ -380,16 +392,21 @@ def _in_numbers(histories: Histories, ids: list[str], items: dict[str, int]) -> 
     return moved.where(moved.items_E >= 0)
 
 
-def _given(forget: ForgetConfig, items: dict[str, int]) -> Histories | None:
-    """The histories of ``forget.unseen``."""
+def unseen_users(forget: ForgetConfig) -> list[list[str]] | None:
+    """Item ids of each user of ``forget.unseen``; None if it is empty.
+
+    Raises
+    ------
+    RequestError
+        The file is missing, or a line is not a request.
+    """
     if not forget.unseen:
         return None
     from recsys.serving.request_files import read_requests
     from recsys.serving.request_parsing import parse_requests
 
     requests = parse_requests(read_requests(forget.unseen, "forget.unseen").values())
-    names = [
+    return [
         [event if isinstance(event, str) else event.item_id for event in one.history or []]
         for one in requests
     ]
-    return Histories.of_items([[items[name] for name in row if name in items] for row in names])

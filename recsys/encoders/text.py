@@ -200,29 +200,28 @@ def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
     Vectors of equal identities are comparable. The number of tokens and the precision do not change
     the vector space.
     """
-    folder = resolve_model(config.model, config.allow_download)
-    adapters = [adapter] if adapter else []
-    if is_adapter(folder):
-        adapters.insert(0, Adapter.read(folder))
-    base = model_fingerprint(base_folder(config))
-    return "-".join([base[:24], *(part.digest[:24] for part in adapters)])
+    folder, inner = _base_and_adapter(config.model, config.allow_download)
+    adapters = [part for part in (inner, adapter) if part is not None]
+    return "-".join([model_fingerprint(folder)[:24], *(part.digest[:24] for part in adapters)])
 
 
-def base_folder(config: TextConfig) -> Path:
-    """The folder of the language model, also where ``data.text.model`` is an adapter of it."""
-    folder = resolve_model(config.model, config.allow_download)
-    return (
-        resolve_model(Adapter.read(folder).base, config.allow_download)
-        if is_adapter(folder)
-        else folder
-    )
+def _base_and_adapter(name: str, allow_download: bool) -> tuple[Path, Adapter | None]:
+    """The folder of a language model; where the name is that of an adapter, the folder of its base
+    model, and the adapter.
+    """
+    folder = resolve_model(name, allow_download)
+    if not is_adapter(folder):
+        return folder, None
+    adapter = Adapter.read(folder)
+    return resolve_model(adapter.base, allow_download), adapter
 
 
 def position_note(config: TextConfig) -> str:
     """A note if the language model has fewer positions than ``max_tokens``, else an empty text;
     reads only the configuration of the model.
     """
-    found = json.loads((base_folder(config) / "config.json").read_text(encoding="utf-8"))
+    folder, _ = _base_and_adapter(config.model, config.allow_download)
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "relative_attention_num_buckets" in found:  # T5: the number of positions has no effect
         return ""
     positions = found.get("max_position_embeddings") or found.get("n_positions")
@@ -276,10 +275,7 @@ def load_language_model(
     messages.set_verbosity_error()
     messages.disable_progress_bar()
     settle_device_contexts()
-    folder = resolve_model(name, allow_download)
-    inner = Adapter.read(folder) if is_adapter(folder) else None
-    if inner is not None:
-        folder = resolve_model(inner.base, allow_download)
+    folder, inner = _base_and_adapter(name, allow_download)
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = transformers.AutoModel.from_pretrained(

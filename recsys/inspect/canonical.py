@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Final
 
 import pyarrow as pa
@@ -161,7 +162,8 @@ class _Canonical:
         )
         if self.files.types and not meaning.targets:
             meaning = with_rated(meaning, self.rows, self.columns.value)
-        meaning = without_strange_items(meaning, events, self._known_items(only_whole=True))
+        if self._items is not None and self._items.sample.is_whole:
+            meaning = without_strange_items(meaning, events, self._item_ids)
         meaning = without_hints(meaning, events)
         # once with all types and values, because these decide which of them count
         time = self.columns.time.time if self.columns.time else None
@@ -300,21 +302,23 @@ class _Canonical:
         types = columns.type.values if columns.type is not None else None
         return are_in_order(columns.user.values, columns.item.values, numbers, types)
 
-    def _known_items(self, only_whole: bool = False) -> pa.Array | None:
-        """The ids of the table of items; None if there is no such table, or it must be whole and is
-        sampled.
-        """
-        table = next((table for table in self.tables if table.role == "items"), None)
-        if table is None or only_whole and not table.sample.is_whole:
-            return None
+    @property
+    def _items(self) -> Table | None:
+        """The table of items."""
+        return next((table for table in self.tables if table.role == "items"), None)
+
+    @cached_property
+    def _item_ids(self) -> pa.Array:
+        """The ids of the table of items; none without such a table."""
+        if (table := self._items) is None:
+            return pa.array([], pa.string())
         key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
         return IdSet(key).ids
 
     def _unknown_items(self, events: pa.Table) -> float:
-        ids = self._known_items()
-        if ids is None or not events.num_rows:
+        if self._items is None or not events.num_rows:
             return 0.0
-        known = pc.is_in(events.column(schema.ITEM_ID), value_set=ids)
+        known = pc.is_in(events.column(schema.ITEM_ID), value_set=self._item_ids)
         return 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
 
     def _idle(self, planned: Planned) -> dict[str, str]:

@@ -23,7 +23,7 @@ _NEARLY: Final = 0.95  # … and least, if they are on items
 _LEAST: Final = 5  # events of a type, of which fewer may be on new items by chance
 
 
-def without_strange_items(types: Types, events: pa.Table, known: pa.Array | None) -> Types:
+def without_strange_items(types: Types, events: pa.Table, known: pa.Array) -> Types:
     """Leave out the types whose events are on no items of the table of items, such as searches, if
     those of other types are.
 
@@ -33,10 +33,10 @@ def without_strange_items(types: Types, events: pa.Table, known: pa.Array | None
         What is known from the names of the types.
     events : pa.Table
         Events of :func:`recsys.inspect.event_statistics.events_of`.
-    known : pa.Array | None
-        Ids of the table of items; None: there is no such table.
+    known : pa.Array
+        Ids of the table of items.
     """
-    if known is None or not events.num_rows:
+    if not events.num_rows:
         return types
     names = {"type": schema.EVENT_TYPE, "item": schema.ITEM_ID}
     frame = pl.DataFrame({to: pl.from_arrow(events.column(name)) for to, name in names.items()})
