@@ -133,10 +133,14 @@ def _last_items(pair: Pair) -> list[Column]:
 
 def _history(pair: Pair, history: Column, last: Column) -> str:
     cure = _lines_of_csv(pair, (history, last), f"r[{pair.user.position}]")
+    return _needs_lines(pair.table.sample.name, history.name, last.name, cure)
+
+
+def _needs_lines(file: str, history: str, last: str, cure: str) -> str:
     return (
-        f"{pair.table.sample.name} has a row for each user or session, with the items before in"
-        f" {history.name} and the last one in {last.name}; write lines of USER ITEM ITEM …, e.g."
-        f" with {cure}, of the file with the longest histories"
+        f"{file} has a row for each user or session: the earlier items are in {history}, the last"
+        f" item is in {last}; write lines of USER ITEM ITEM …, e.g. with {cure}; of several files,"
+        " take the one with the longest histories"
     )
 
 
@@ -221,12 +225,8 @@ def history_message(
         Condition of awk, which skips a header.
     """
     own = ", ".join(f"${position}" for position in positions)
-    return (
-        f"{file} has a row for each user or session, with the items before in column {positions[1]}"
-        f" and the last one in column {positions[2]}; write lines of USER ITEM ITEM …, e.g. with"
-        f" awk -F {separator!r} '{begin}{{print {own}}}' {file} > sequences.txt, of the file with"
-        " the longest histories"
-    )
+    cure = f"awk -F {separator!r} '{begin}{{print {own}}}' {file} > sequences.txt"
+    return _needs_lines(file, f"column {positions[1]}", f"column {positions[2]}", cure)
 
 
 def _has_items(column: Column, item: Column) -> bool:

@@ -1,4 +1,4 @@
-"""Event types whose events are on no items, and the type that a person may want to predict.
+"""Event types whose items are unknown, and the type that a person may want to predict.
 
 Why: a log of a site has searches and filters in the column of items, too. As items they are the
 most popular ones, and everybody gets them recommended.
@@ -24,7 +24,7 @@ _LEAST: Final = 5  # events of a type, of which fewer may be on new items by cha
 
 
 def without_strange_items(types: Types, events: pa.Table, known: pa.Array) -> Types:
-    """Leave out the types whose events are on no items of the table of items, such as searches, if
+    """Leave out the types whose items are not in the table of items, such as searches, if
     those of other types are.
 
     Parameters
@@ -47,10 +47,10 @@ def without_strange_items(types: Types, events: pa.Table, known: pa.Array) -> Ty
     strange = [name for name in strange if name not in types.targets]
     if not strange or not any(share >= _NEARLY for _, share, _ in counts):
         return types
-    why = "these events are on no items of the table of items, such as searches or filters"
+    why = "their items are not in the table of items, as with searches or filters"
     if types.history:
         others = types.why or "negative, or only shown to the user"
-        why = f"{others}; {', '.join(strange)} on no items of the table of items, such as searches"
+        why = f"{others}; the items of {', '.join(strange)} are not in the table of items"
     history = tuple(name for name, _, _ in counts if name not in strange)
     return replace(types, history=history, why=why)
 
@@ -67,7 +67,7 @@ def type_to_try(counts: Mapping[str, int]) -> tuple[str, str]:
     ('order', '4')
     """
     if all(name.strip().isdigit() for name in counts):
-        why = "this predicts the rarest, as purchases are; numbers do not tell, so choose yours"
+        why = "this predicts the rarest type, as purchases are rare; check what the numbers mean"
         return list(counts)[-1], why
     strong = [name for name in counts if has_known(name, STRONG)]
     other = [name for name in counts if not has_known(name, WEAK)]

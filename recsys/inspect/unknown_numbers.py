@@ -56,7 +56,7 @@ def words_of_unknown(column: Column, known: Column) -> str:
     if known is not column:
         unknown = column.values.filter(pc.invert(pc.is_valid(known.values))).drop_null()
         share = len(unknown) / column.num_values
-        return f", none in the {share:.0%} of the rows with {unknown[0].as_py()}"
+        return f", no number in the {share:.0%} of the rows with {unknown[0].as_py()}"
     # the only negative number among others; -1, 0 and 1 are a scale
     if not column.is_numeric or column.low not in _CODES or column.high <= 1:
         return ""

@@ -86,8 +86,8 @@ def with_earlier(table: pa.Table | None, before: pa.Table, key: str) -> tuple[pa
         table = table.append_column(name, pa.nulls(table.num_rows, before.column(name).type))
     noun = key.removesuffix("_id")
     note = (
-        f"the table of {noun}s lacks {', '.join(lost)}, which the earlier dataset has; empty for"
-        f" the {noun}s of the table, unchanged for the others"
+        f"the table of {noun}s lacks {', '.join(lost)}, which the earlier dataset has; they are"
+        f" empty for the {noun}s of today's table, and unchanged for the others"
     )
     if before.num_rows:
         for name in (key, *attributes):

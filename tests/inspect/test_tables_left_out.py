@@ -333,7 +333,7 @@ def test_types_on_no_items_of_the_table_are_left_out(share: float, tmp_path: Pat
         return
     assert data.interactions == ["go to shop", "view item"]
     assert data.unknown_items == "keep", "a run checks the items of all events"
-    assert "left out: filter (these events are on no items of the table" in summary_of(found.found)
+    assert "left out: filter (their items are not in the table of items" in summary_of(found.found)
     assert "Best Value" not in str(found.found.statistics)
     assert "# targets: [go to shop]" in found.draft.text()
 
@@ -341,10 +341,11 @@ def test_types_on_no_items_of_the_table_are_left_out(share: float, tmp_path: Pat
 def test_negative_types_keep_their_reason_next_to_types_on_no_items(tmp_path: Path) -> None:
     found = searches(tmp_path, ("filter", "skip", "view item"), 1.0)
     assert found.config.data.interactions == ["view item"]
-    assert "negative, or only shown to the user; filter on no items" in found.draft.text()
+    why = "negative, or only shown to the user; the items of filter are not in the table of items"
+    assert why in found.draft.text()
 
 
 def test_numbers_of_types_propose_the_rarest(tmp_path: Path) -> None:
     found = searches(tmp_path, ("1", "1", "4", "1"), 1.0)
     assert "# targets: ['4']" in found.draft.text()
-    assert "numbers do not tell" in found.draft.text()
+    assert "check what the numbers mean" in found.draft.text()
