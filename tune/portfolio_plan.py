@@ -102,8 +102,8 @@ class Portfolio(Plan):
     def best_trial(self) -> Trial | None:
         """The trial with the best validated epoch; None without a usable one.
 
-        If no trial finished, trials are compared pairwise after the same number of epochs, unless
-        one of them has too few.
+        If no trial finished, trials are compared pairwise, by their values after the same number
+        of epochs and by their best ones.
         """
         found = [trial for trial in self.usable() if trial.epochs]
         if any(trial.state == "finished" and not is_cut(trial) for trial in found):
@@ -143,15 +143,18 @@ def is_cut(trial: Trial) -> bool:
 
 
 def _is_ahead(trial: Trial, other: Trial) -> bool:
-    """Whether a trial is better than another after the same number of epochs.
+    """Whether a trial is better than another: the product of its values after the same number of
+    epochs and in its best epoch is larger.
 
-    The first epochs say little, and a higher learning rate is ahead in them: with less than two
-    thirds of the other's epochs, each trial counts with its best one.
+    The first epochs say little, and a higher learning rate is ahead in them: a small lead there
+    does not beat an epoch that is much better. With less than two thirds of the other's epochs,
+    each trial counts with its best one alone.
     """
     ends = sorted((max(trial.epochs), max(other.epochs)))
     most = ends[0] if _LEAST_SHARE * ends[1] <= ends[0] else ends[1]
     values = [
         max((epoch["value"] for number, epoch in one.epochs.items() if number <= most), default=0.0)
+        * (one.best or 0.0)
         for one in (trial, other)
     ]
     return values[0] > values[1]

@@ -201,6 +201,9 @@ class _Canonical:
         found.has_clock = has_clock
         found.has_dates = not (time and time.is_number)
         found.is_sampled = not self.sample.is_whole
+        used = (self.sample, *(table.sample for table in self.tables if table.role))
+        files = [file.path for one in used if not one.is_whole for file in one.files]
+        found.sampled = tuple(dict.fromkeys(files))
         found.day_only = bool(time and time.by_day)
         found.other_time_format = self.settings.form_of_files(time.other) if time else ""
         if words := unordered_ratings(self.pair.table, self.columns):
@@ -315,9 +318,11 @@ class _Canonical:
         key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
         return IdSet(key).ids
 
-    def _unknown_items(self, events: pa.Table) -> float:
+    def _unknown_items(self, events: pa.Table) -> float | None:
         if self._items is None or not events.num_rows:
             return 0.0
+        if not self._items.sample.is_whole:
+            return None
         known = pc.is_in(events.column(schema.ITEM_ID), value_set=self._item_ids)
         return 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
 

@@ -305,6 +305,11 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
     score -= _HOPELESS * (rows >= _MANY and item.num_distinct <= _TOO_FEW)
     num_pairs, sizes = pairs(user, item), (user.num_distinct, item.num_distinct)
+    # an attribute has few values, one for each user; a visit belongs to one user
+    is_attribute = num_pairs < _ONE_TO_ONE * sizes[0] and sizes[1] <= FEW
+    is_visit = num_pairs < _ONE_TO_ONE * sizes[1]
+    is_named = table.like(item, ITEM) >= _NAMED
+    score -= _HOPELESS * (rows >= _MANY and not is_named and (is_attribute or is_visit))
     if num_pairs < _ONE_TO_ONE * max(sizes):
         score -= 2.0  # one determines the other: an attribute
     # each determines the other: two names of one thing, as in the export of one person

@@ -37,7 +37,8 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
         Command that writes the file, for the head.
     """
     draft = Draft()
-    seen = "a sample of your files" if found.is_sampled else "all rows of your files"
+    names = ", ".join(found.sampled[:3]) + ", …" * (len(found.sampled) > 3)
+    seen = "all rows of your files" + f", but only a sample of {names}" * bool(found.sampled)
     draft.title = [
         f"Written by `{command}` from {seen}; comments give the reasons.",
         (
@@ -146,12 +147,15 @@ def _rules(draft: Draft, found: Understood) -> None:
             f"now all types are predicted ({kinds}); {why}",
         )
     _values(draft, found)
-    if found.has_items and found.unknown_items > 0:
+    if found.has_items and found.unknown_items != 0:
+        share = found.unknown_items
         draft.set(
             "data.unknown_items",
             "keep",
-            f"{percent(found.unknown_items)} of the events have an item that is not in the table"
-            " of items",
+            "the table of items was not read whole, so some events may have an item that is not in"
+            " it"
+            if share is None
+            else f"{percent(share)} of the events have an item that is not in the table of items",
         )
     limits = {table: share for table, share in found.bad.items() if share > _CLOSE_TO_IT}
     for table, bad in limits.items():

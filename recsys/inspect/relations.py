@@ -16,11 +16,12 @@ from recsys.inspect.common_names import (
     IDS,
     RELATION,
     TAIL,
+    TIME,
     singular,
     words_of,
 )
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.sampled_tables import Table
+from recsys.inspect.sampled_tables import Table, pairs
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
 from recsys.values.arrow_types import is_list, is_list_of_cells, is_string
 
@@ -30,6 +31,8 @@ _NO_ITEMS: Final = "triples whose ids match no item of the events"
 _NUMBERED: Final = 500  # most numbered relations
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
 _MARKS: Final = (",", "|", ";", " ")  # separators of lists of friends
+_PERIODS: Final = (*TIME, "day", "week", "week_no", "month", "quarter", "period")
+_REPEATED: Final = 1.2  # times that a pair has on average, from which it says what held when
 _ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
 
 
@@ -237,11 +240,31 @@ def as_categories(table: Table, key: Column, items: IdSet) -> None:
             " that hold, such as those with a large weight, into a file"
         )
         return
+    if period := _repeats_over(table, key, tail):
+        table.why = (
+            f"its pairs of {key.name} and {tail.name} repeat over {period.name}, so they say what"
+            " held at a time, such as an offer, and not what an item is; write the pairs that"
+            " always hold into a file"
+        )
+        return
     table.role = "knowledge"
     table.names = {key.name: "head", tail.name: "tail"}
     if relation is not None and relation is not tail:
         table.names[relation.name] = "relation"
     table.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items in the events"
+
+
+def _repeats_over(table: Table, key: Column, tail: Column) -> Column | None:
+    """The column of times, such as weeks, over which pairs of items and values repeat; None if
+    there is none.
+    """
+    for column in table.columns:
+        is_period = column.kind == "time" or table.like(column, _PERIODS) >= 0.8
+        if column in (key, tail) or not is_period or column.num_distinct < 2:
+            continue
+        if pairs(key, tail, column) >= _REPEATED * pairs(key, tail):
+            return column
+    return None
 
 
 def core_words(name: str) -> tuple[str, ...]:

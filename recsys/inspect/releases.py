@@ -106,7 +106,8 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
                 known = pc.is_in(
                     events.column(schema.ITEM_ID), value_set=IdSet(table.column(_TABLES[role])).ids
                 )
-                found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+                share = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+                found.unknown_items = share if table.sample.is_whole else None
     if "social" in pieces:
         found.friends = "links of the .net file"
         found.tables.append(TableSummary("social", f"{folder}/{name}.net", "links"))

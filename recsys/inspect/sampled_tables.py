@@ -207,9 +207,9 @@ def _may_be_name(column: Column) -> bool:
     return column.kind in _NAMES and not column.is_list
 
 
-def pairs(one: Column, other: Column) -> int:
-    """Number of distinct pairs of values of two columns, without rows that lack either."""
-    frame = pl.DataFrame({"a": pl.from_arrow(one.values), "b": pl.from_arrow(other.values)})
+def pairs(*columns: Column) -> int:
+    """Number of distinct pairs (or triples) of values of columns, without rows that lack one."""
+    frame = pl.DataFrame({str(k): pl.from_arrow(c.values) for k, c in enumerate(columns)})
     return frame.drop_nulls().n_unique()
 
 

@@ -58,6 +58,7 @@ def understand_sequences(
     found = Understood(data_name(sample.files[0]), [], statistics)
     found.order, found.order_why = order_of_lines(sample.rows)
     found.is_sampled = not sample.is_whole
+    found.sampled = tuple(file.path for file in sample.files if found.is_sampled)
     found.source = [
         Setting("kind", "sequences", "lines of USER ITEM ITEM …"),
         Setting(
@@ -197,7 +198,8 @@ def _add_items(
     summary.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
     found.tables.append(summary)
     known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
-    found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+    share = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+    found.unknown_items = share if table.sample.is_whole else None
 
 
 def _is_readable(table: Table) -> bool:

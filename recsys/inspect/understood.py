@@ -66,9 +66,11 @@ class Understood:
     day_only: bool = False
     has_dates: bool = True  # False: the times are numbers whose dates are unknown
     has_clock: bool = True  # False: the times count the events of each user
-    is_sampled: bool = False  # True: the files have more events than the sample
+    sampled: tuple[str, ...] = ()  # the files that were not read whole
+    is_sampled: bool = False  # True: those of the events are among them
     other_time_format: str = ""
-    unknown_items: float = 0.0  # share of events whose item is not in the table of items
+    # share of events whose item is not in the table of items; None: the table was not read whole
+    unknown_items: float | None = 0.0
     bad: dict[str, float] = field(default_factory=dict)  # table → share of invalid rows
     bad_why: dict[str, str] = field(default_factory=dict)
     split: tuple[dict[str, Any], str] | None = None  # split defined by the files

@@ -175,6 +175,11 @@ def test_counts_report_impossible_settings() -> None:
     many = Field("zip", "category", 1, tuple(map(str, range(2000))))
     with pytest.raises(ConfigError, match="makes 6,000 cells, at most 4,096"):
         Cells((AGE, many), [["age", "zip"]])
+    every = Field("place", "category", 1, tuple(map(str, range(9000))))
+    with pytest.raises(ConfigError, match="11,003 values, at most 4,096; set max_categories 2093"):
+        Cells((AGE, many, every), [])
+    fewer = replace(every, categories=every.categories[:2093])
+    assert Cells((AGE, many, fewer), []), "what the message proposes works"
     with pytest.raises(ConfigError, match="needs triples about items"):
         KnowledgeCounts(KnowledgeConfig(fit="counts"), _sizes())
     with pytest.raises(ConfigError, match="crosses works with fit counts only"):

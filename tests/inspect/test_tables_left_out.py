@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recsys.errors import SourceError
 from recsys.inspect.look import Look, look
 from recsys.inspect.terminal_summary import summary_of
 from recsys.sources import open_source
@@ -349,3 +350,37 @@ def test_numbers_of_types_propose_the_rarest(tmp_path: Path) -> None:
     found = searches(tmp_path, ("1", "1", "4", "1"), 1.0)
     assert "# targets: ['4']" in found.draft.text()
     assert "check what the numbers mean" in found.draft.text()
+
+
+def test_offers_of_a_week_are_no_knowledge_but_the_shelf_of_an_item_is(tmp_path: Path) -> None:
+    shelves = [(i, f"shelf {(i + k) % 9}") for i in range(1, NUM_ITEMS + 1) for k in range(2)]
+    offers = [(i, shelf, week) for i, shelf in shelves for week in range(2601, 2606)]
+    paths = [
+        ratings(tmp_path),
+        write(tmp_path / "promotions.csv", [("book_id", "display", "week"), *offers]),
+    ]
+    found = look(paths)
+    assert not found.found.triples
+    assert ignored(found, paths[1]).startswith("its pairs of book_id and display repeat over week")
+    write(tmp_path / "promotions.csv", [("book_id", "display"), *shelves])
+    assert look(paths).found.triples, "the cure works"
+
+
+@pytest.mark.parametrize(
+    "item", [pytest.param("lifecycle", id="attribute"), pytest.param("visit", id="visit")]
+)
+def test_attribute_of_users_and_their_visits_are_no_items(item: str, tmp_path: Path) -> None:
+    rows: Rows = [
+        (f"u{u}", f"{u}-{t // 3}" if item == "visit" else ("new", "active", "lost")[u % 3], f"p{t}")
+        for u in range(60)
+        for t in range(9)
+    ]
+    path = write(
+        tmp_path / "log.csv",
+        [
+            ("customer", item, "date"),
+            *((u, i, f"2026-03-{1 + int(t[1:])} 10:00:00") for u, i, t in rows),
+        ],
+    )
+    with pytest.raises(SourceError, match="no table has events"):
+        look([path])

@@ -174,6 +174,14 @@ def test_cut_trials_are_compared_after_the_same_number_of_epochs(tmp_path: Path)
     assert best is not None and best.number == 1
 
 
+def test_small_lead_of_a_cut_trial_does_not_beat_a_much_better_epoch(tmp_path: Path) -> None:
+    plan, _ = _plan(tmp_path)
+    _report(plan, 0, {1: 0.10, 2: 0.20, 3: 0.45}, cut=True)
+    _report(plan, 1, {1: 0.12, 2: 0.22}, cut=True)
+    best = plan.best_trial()
+    assert best is not None and best.number == 0
+
+
 def test_cut_trial_with_few_epochs_is_compared_by_its_best_epoch(tmp_path: Path) -> None:
     plan, _ = _plan(tmp_path)
     _report(plan, 0, {1: 0.10, 3: 0.20, 8: 0.35}, cut=True)

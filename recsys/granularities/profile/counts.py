@@ -118,6 +118,32 @@ class ProfileCounts(Granularity):
         return encoded_attributes(sizes, dataset)
 
     @classmethod
+    def proposed(cls, section: ProfileConfig, dataset: PreparedDataset) -> dict[str, Any]:
+        """Keep only the most frequent values of each field if all would be too many cells.
+
+        Parameters
+        ----------
+        section : ProfileConfig
+            Has no crosses, so that each value is a cell.
+        dataset : PreparedDataset
+            The dataset with the attributes.
+
+        Returns
+        -------
+        dict of str to int
+            ``max_categories``; empty if all values can be cells.
+
+        Raises
+        ------
+        ConfigError
+            As in :meth:`size`.
+        """
+        # users who come later may have further values
+        found = [_most_categories(profile_encoding(section, dataset, k).users) for k in Split]
+        most = min((number for number in found if number is not None), default=None)
+        return {} if most is None else {"max_categories": most}
+
+    @classmethod
     def idle(cls, section: ProfileConfig, dataset: PreparedDataset, config: Config) -> str:
         """Attributes must distinguish users.
 
@@ -220,9 +246,14 @@ class Cells:
         sizes = [_num_values(field) for field in fields]
         num_cells = sum(int(np.prod([sizes[index] for index in cross])) for cross in self.crosses)
         if num_cells > _MAX_CELLS:
+            section, most = "model.granularities.profile", _most_categories(fields)
             raise ConfigError(
-                f"model.granularities.profile.crosses makes {num_cells:,} cells, at most"
-                f" {_MAX_CELLS:,}; cross fewer fields, or reduce bins or max_categories"
+                f"{section}.crosses makes {num_cells:,} cells, at most {_MAX_CELLS:,}; cross fewer"
+                " fields, or reduce bins or max_categories"
+                if crosses
+                else f"{section}: the fields of users have {num_cells:,} values, at most"
+                f" {_MAX_CELLS:,}; set max_categories {most} to keep the most frequent values, or"
+                f" name fewer fields in user_fields (now {', '.join(names)})"
             )
 
     def __call__(self, rows: AttributeRows) -> Tensor:
@@ -251,6 +282,20 @@ def _knots(field: Field) -> Array:
 def _num_values(field: Field) -> int:
     knots = len(_knots(field)) if field.kind == "number" else 0
     return knots or field.num_codes - FIRST_KNOWN
+
+
+def _most_categories(fields: Sequence[Field]) -> int | None:
+    """The largest number of categories a field with which every value can be a cell; None if all
+    values can be.
+    """
+    left = _MAX_CELLS - sum(_num_values(field) for field in fields if field.kind == "number")
+    sizes = sorted(_num_values(field) for field in fields if field.kind != "number")
+    for place, size in enumerate(sizes):
+        share = left // (len(sizes) - place)
+        if size > share:
+            return max(1, share)
+        left -= size
+    return None
 
 
 def _shares(field: Field, codes_XS: Tensor, values_X: Tensor | None) -> Tensor:
