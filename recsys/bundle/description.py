@@ -62,9 +62,8 @@ class BundleInfo(BaseModel):
     text_model: str
     # hash of the language model's files, recsys.encoders.text.vector_identity; empty: unknown
     text_identity: str = ""
-    user_text: dict[
-        str, Any
-    ] = {}  # how histories become text: model, fingerprint, max_tokens, max_items
+    # how histories become text: model, fingerprint, max_tokens, encoder, max_items
+    user_text: dict[str, Any] = {}
     metrics: dict[str, Any]
     index: dict[
         str, Any

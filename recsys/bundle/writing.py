@@ -217,7 +217,8 @@ def _user_text(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:
         section.signal == USER_TEXT for section in frozen.config.granularities.enabled().values()
     ):
         return {}
-    return {key: users[key] for key in ("model", "fingerprint", "max_tokens", "max_items")}
+    names = ("model", "fingerprint", "max_tokens", "encoder", "max_items")
+    return {key: users[key] for key in names if key in users}
 
 
 def _plain(value: Any) -> Any:

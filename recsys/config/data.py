@@ -160,6 +160,13 @@ class TextConfig(Section):
     allow_download: bool = Field(
         False, description="whether the model may be downloaded from the hub"
     )
+    encoder: Literal["transformer", "static"] = Field(
+        "transformer",
+        description=(
+            "transformer: the model reads each text; static: the mean of the model's token vectors,"
+            " many times faster and less exact, for very many texts"
+        ),
+    )
     max_tokens: int = Field(128, ge=8, description="tokens of a text that the model reads")
     batch_size: int = Field(64, ge=1, description="texts that the model encodes at once")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -179,6 +186,15 @@ class TextConfig(Section):
     def _groups_or_fields(self) -> TextConfig:
         if self.groups and self.fields is not None:
             raise ValueError("fields and groups both say which columns are text; set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _finetunes_a_transformer(self) -> TextConfig:
+        if self.finetune.enabled and self.encoder == "static":
+            raise ValueError(
+                "finetune adapts the layers of the model, which encoder: static does not use; set"
+                " encoder transformer, or finetune.enabled false"
+            )
         return self
 
 

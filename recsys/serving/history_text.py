@@ -48,7 +48,11 @@ class HistoryTextEncoder:
             if language_model_fingerprint(name) != self._described["fingerprint"]:
                 return None
             settings = EncoderSettings(
-                name, int(self._described["max_tokens"]), dtype="float32", threads=1
+                name,
+                int(self._described["max_tokens"]),
+                dtype="float32",
+                threads=1,
+                is_static=self._described.get("encoder") == "static",
             )
             return TextEncoder(settings)
         except (ConfigError, ImportError):

@@ -513,9 +513,12 @@ def test_notes_name_ids_in_two_forms_and_e_mail_addresses(tmp_path: Path) -> Non
     assert not without.found.notes and "pseudonymise" not in without.draft.text()
 
 
-@pytest.mark.parametrize(("num_items", "limit"), [(40, None), (60_000, 33)])
-def test_long_texts_of_many_items_are_read_in_part(
-    tmp_path: Path, num_items: int, limit: int | None
+@pytest.mark.parametrize(
+    ("num_items", "limit", "encoder"),
+    [(40, None, "transformer"), (60_000, 33, "transformer"), (130_000, None, "static")],
+)
+def test_long_texts_of_many_items_are_read_in_part_or_not_by_the_model(
+    tmp_path: Path, num_items: int, limit: int | None, encoder: str
 ) -> None:
     events = write(
         tmp_path / "events.csv",
@@ -529,6 +532,7 @@ def test_long_texts_of_many_items_are_read_in_part(
     items = write(tmp_path / "items.csv", ["item_id", "description"], texts)
     text = look([str(events), str(items)]).config.data.text
     assert text.enabled and text.max_tokens == (limit or type(text)().max_tokens)
+    assert text.encoder == encoder
 
 
 def test_lists_of_whole_numbers_are_codes_if_their_name_says_so(tmp_path: Path) -> None:
