@@ -30,6 +30,7 @@ from pipelines.forgetting.deletion_search import (
     unseen_users,
 )
 from pipelines.forgetting.models import (
+    check_model,
     forget_lines,
     forget_recommendations,
     make_models_again,
@@ -119,6 +120,8 @@ def forget(config: Config, folder: RunFolder) -> None:
         path = list_path(config.data, config.dataset_dir)
         forgotten = Forgotten.read(path)
         _check_known(work, forgotten)
+        if dataset is not None:
+            _check_model(work, dataset)
         forgotten = forgotten.having(users)
         # first on disk: after a crash ``prepare`` must not read the users again
         forgotten.write(path)
@@ -296,6 +299,18 @@ def _unknown_words(number: int, given: int) -> str:
         f"{who} in no dataset, bundle, registered version or log of answers{others}; check the"
         f" {'id' if number == 1 else 'ids'}: ids are text and case-sensitive"
     )
+
+
+def _check_model(work: Forgetting, dataset: PreparedDataset) -> None:
+    """Check that the model fits the configuration, if it will be fitted again."""
+    folder, journal = work.folder, work.folder.root / JOURNAL
+    hashes = [dataset.manifest.content_hash]
+    if journal.is_file():
+        hashes.append(str(folder.read_json(journal, "run `recsys forget` again").get("before")))
+    elif not pc.any(pc.is_in(dataset.user_ids, value_set=work.ids)).as_py():
+        return
+    if (folder.model / ORIGIN).is_file() and not work.config.forget.retrain:
+        check_model(_with_model(work.config, folder), folder, dataset.root, hashes)
 
 
 def _are_logged(work: Forgetting) -> bool:

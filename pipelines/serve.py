@@ -130,10 +130,10 @@ def _follow(
     say: Any,
     stopped: threading.Event,
 ) -> None:
-    """Hand over new versions of each side until the signal, and restart the front if it ends."""
+    """Hand over new versions of each side until the signal, and replace processes that end."""
     while not stopped.wait(settings.poll_seconds):
-        if server.keep():
-            say("the process that accepts requests had ended; a new one replaces it")
+        for line in server.keep():
+            say(line)
         for side in sides:
             side.follow(server, say, stopped)
 

@@ -17,18 +17,22 @@ from recsys.registry.followed_model import FollowedModel
 from recsys.registry.mlflow_client import tracking_uri
 from recsys.serving.answer_log import check_folder
 from recsys.serving.experiment_split import Side
-from recsys.serving.stock import Stock, read_stock
+from recsys.serving.stock import Stock, read_stock, write_stock
 from recsys.storage.uris import is_remote
 
 
 class FollowedSide:
-    """One side of a server: the name of its model, the current version, and failed versions."""
+    """One side of a server: the name of its model, the version that all replicas use, the one that
+    they were last offered, and failed versions.
+    """
 
     def __init__(
         self, side: Side, followed: FollowedModel, version: str, settings: ServeConfig
     ) -> None:
         self.side, self.followed, self.version = side, followed, version
         self._refused, self._is_silent = Refused(settings.poll_seconds, settings.max_retry_s), False
+        self._offered, self._patience_s = version, settings.poll_seconds
+        self._serial: int | None = None  # of an offer that not all replicas use yet
 
     @classmethod
     def of(
@@ -98,12 +102,16 @@ class FollowedSide:
             # one line for an outage, not one for every poll
             self._is_silent = True
             return
+        self._settle(server, say)
+        # after a version that only some replicas could load, the earlier one is offered again
+        is_offered = found == self._offered and (self._serial is not None or found == self.version)
         # a version that cannot be loaded costs a download at each attempt
-        if found == self.version or not self._refused.may_try(found):
+        if is_offered or not self._refused.may_try(found):
             return
         try:
             bundle, about = self.followed.load(found)
-            serial = server.offer(bundle, about, self.side)
+            self._serial = server.offer(bundle, about, self.side)
+            self._offered = found
             # the object store has it; a second copy would stay in memory while replicas load it
             del bundle
         except Exception as error:
@@ -113,12 +121,32 @@ class FollowedSide:
                     " further attempts follow"
                 )
             return
-        errors = taken(server, serial, found, say, stopped)
+        # a replica that has ended must not hold up the next version, so the wait has a limit
+        until = time.monotonic() + self._patience_s
+        while not (self._settle(server, say) or stopped.is_set() or time.monotonic() >= until):
+            time.sleep(0.2)
+
+    def _settle(self, server: Any, say: Any) -> bool:
+        """Note whether all replicas use the last offer, or why some cannot; False while neither is
+        known.
+        """
+        if self._serial is None:
+            return True
+        num_replicas, num_ready, errors = server.state(self._serial)
+        # without replicas, as while all restart, nothing uses it yet
+        if not errors and not (num_replicas and num_ready == num_replicas):
+            return False
+        self._serial = None
         if not errors:
-            self.version = found
+            say(f"{self._offered} now answers on {num_ready} replica(s)")
+            self.version = self._offered
             self._refused.forget()
-        elif self._refused.again(found):
-            say(f"{found}: {errors}; further attempts follow")
+        elif self._refused.again(self._offered):
+            say(
+                f"{self._offered}: {num_ready} of {num_replicas} replicas use it, the others"
+                f" failed: {'; '.join(errors)}; further attempts follow"
+            )
+        return True
 
 
 def sides_of(config: Config) -> list[FollowedSide]:
@@ -163,42 +191,6 @@ class Refused:
         self._pause_s = self._first_s if is_news else min(2 * self._pause_s, self._longest_s)
         self._version, self._next = version, time.monotonic() + self._pause_s
         return is_news
-
-
-def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.Event) -> str:
-    """Wait until every replica uses the version; return why some cannot, or an empty string.
-
-    Parameters
-    ----------
-    server : Any
-        A server or an offering of a model holder: it has ``state``.
-    serial : int
-        Number of the offer.
-    version : str
-        The version, for the message.
-    say : Any
-        Prints a line when all replicas use the version.
-    stopped : threading.Event
-        Is set when the server stops; then the wait ends.
-
-    Returns
-    -------
-    str
-        How many replicas use it and why the others failed; empty if all use it or the server stops.
-    """
-    while not stopped.is_set():
-        num_replicas, num_ready, errors = server.state(serial)
-        if errors:
-            return (
-                f"{num_ready} of {num_replicas} replicas use it, the others failed:"
-                f" {'; '.join(errors)}"
-            )
-        # without replicas, as while all restart, nothing uses it yet
-        if num_replicas and num_ready == num_replicas:
-            say(f"{version} now answers on {num_ready} replica(s)")
-            return ""
-        time.sleep(0.2)
-    return ""
 
 
 def check_log(settings: ServeConfig) -> None:
@@ -262,7 +254,8 @@ def stock_of(settings: ServeConfig) -> Stock:
     Raises
     ------
     ConfigError
-        ``serve.stock_file`` is remote, or no token protects changes of the stock.
+        ``serve.stock_file`` is remote or cannot be written, or no token protects changes of the
+        stock.
     """
     if is_remote(settings.stock_file):
         raise ConfigError(f"serve.stock_file: {settings.stock_file} must be a local file")
@@ -271,7 +264,16 @@ def stock_of(settings: ServeConfig) -> Stock:
             "serve.stock_file is set, but serve.stock_token_env is empty: no call may change"
             " the stock; set both"
         )
-    return read_stock(settings.stock_file, "serve.stock_file")
+    stock = read_stock(settings.stock_file, "serve.stock_file")
+    if settings.stock_file:
+        try:
+            write_stock(settings.stock_file, stock)
+        except OSError as error:
+            raise ConfigError(
+                f"serve.stock_file: {settings.stock_file} cannot be written ({error}); set it to a"
+                " file in a writable folder"
+            ) from None
+    return stock
 
 
 def _why(error: Exception) -> str:

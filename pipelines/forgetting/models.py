@@ -7,7 +7,7 @@ Part of the verb ``forget``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,38 @@ _FRIEND: Final = '"user_id":'  # only friends have this key in an explanation
 _LOGS: Final = ("run.log", "history.jsonl")
 
 
+def check_model(config: Config, folder: RunFolder, dataset: str, hashes: Collection[str]) -> None:
+    """Check that RUN/model can be fitted again, before anything is removed.
+
+    Parameters
+    ----------
+    config : Config
+        Configuration of the run.
+    folder : RunFolder
+        Folder of the run.
+    dataset : str
+        Folder of the dataset, for the message.
+    hashes : Collection[str]
+        Content hashes of the dataset, with and without the users.
+
+    Raises
+    ------
+    ArtifactError
+        The model was trained on another dataset or with another section ``model``.
+    """
+    origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
+    if origin.get("hash") not in hashes:
+        raise ArtifactError(
+            f"{folder.model} was trained on another dataset than {dataset}, so it cannot be"
+            " fitted again: use --retrain, or set --data.dir to its dataset"
+        )
+    if different := first_difference(load_trained(folder.model).frozen.config, config.model):
+        raise ArtifactError(
+            f"{folder.model} was trained with another model section: {different}; give the"
+            " configuration that it was trained with, or --retrain"
+        )
+
+
 def make_models_again(
     config: Config, folder: RunFolder, dataset: PreparedDataset, numbering: Renumbering, before: str
 ) -> list[str]:
@@ -60,23 +92,9 @@ def make_models_again(
     list of str
         What still depends on the users.
 
-    Raises
-    ------
-    ArtifactError
-        The model was trained on another dataset or with another section ``model``.
     """
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     trained = load_trained(folder.model)
-    if origin.get("hash") not in (before, dataset.manifest.content_hash):
-        raise ArtifactError(
-            f"{folder.model} was trained on another dataset than {dataset.root}, so it cannot be"
-            " fitted again: use --retrain, or set --data.dir to its dataset"
-        )
-    if different := first_difference(trained.frozen.config, config.model):
-        raise ArtifactError(
-            f"{folder.model} was trained with another model section: {different}; give the"
-            " configuration that it was trained with, or --retrain"
-        )
     settings = as_trained(config, origin)
     left = influence(trained, settings.model)
     # otherwise an interrupted command has made it again already

@@ -149,14 +149,14 @@ def _rules(draft: Draft, found: Understood) -> None:
         )
     _values(draft, found)
     if found.has_items and found.unknown_items != 0:
-        share = found.unknown_items
+        unknown = found.unknown_items
         draft.set(
             "data.unknown_items",
             "keep",
             "the table of items was not read whole, so some events may have an item that is not in"
             " it"
-            if share is None
-            else f"{percent(share)} of the events have an item that is not in the table of items",
+            if unknown is None
+            else f"{percent(unknown)} of the events have an item that is not in the table of items",
         )
     limits = {table: share for table, share in found.bad.items() if share > _CLOSE_TO_IT}
     for table, bad in limits.items():
@@ -363,8 +363,8 @@ def _tokens(draft: Draft, items: Attributes) -> None:
         draft.set(
             "data.text.encoder",
             "static",
-            f"means of token vectors; the language model would read {items.owners:,} texts for about"
-            f" {whole:,.0f} minutes on two cores without a GPU",
+            f"means of token vectors; the language model would read {items.owners:,} texts for"
+            f" about {whole:,.0f} minutes on two cores without a GPU",
         )
         draft.other("data.text.encoder", "transformer", "the language model reads each text")
         return

@@ -6,6 +6,7 @@ No data that grows with the number of events passes through this process.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
 
@@ -130,6 +131,7 @@ class Preparation:
         with step("histories"):
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
         features = align(items, item_ids, schema.ITEM_ID)
+        self._note_numbers("items", features)
         with step("graphs"):
             self._write_graphs(pieces, user_ids, features, plan)
         with step("text"):
@@ -343,7 +345,19 @@ class Preparation:
 
     def _write_users(self, users: pa.Table | None, user_ids: pa.Array) -> None:
         self.record.note(self.guard.warning(user_ids, users))
-        self.folder.write_table("users/features.parquet", align(users, user_ids, schema.USER_ID))
+        features = align(users, user_ids, schema.USER_ID)
+        self._note_numbers("users", features)
+        self.folder.write_table("users/features.parquet", features)
+
+    def _note_numbers(self, table: str, features: pa.Table) -> None:
+        """Note the columns of ``data.source.numbers`` without any number."""
+        given = getattr(self.data.source, "numbers", ())
+        for name in given.get(table, ()) if isinstance(given, Mapping) else given:
+            if name in features.column_names and not pc.count(features.column(name)).as_py():
+                self.record.note(
+                    f"no value of {name} in the table of {table} is a number, so all are missing;"
+                    " take it out of data.source.numbers to keep them as text or times"
+                )
 
     def _encode(
         self,

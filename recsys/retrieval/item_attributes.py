@@ -30,11 +30,13 @@ from recsys.errors import RequestError, valid_instead
 from recsys.retrieval.conditions import BOUNDS, Condition, Value
 from recsys.values.arrow_types import is_string, is_variable_list
 from recsys.values.moment import moment
+from recsys.values.times import timestamps
 
 _TEXT: Final = "text"  # the column that the language model reads
 # mean length in characters, above which a column is prose and not an attribute
 _LONGEST_MEAN: Final = 80
 _SEPARATORS: Final = re.compile(r"\s*[>/|›»]\s*")
+_ISO_TIME: Final = r"^\s*\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?\s*$"
 _NOWHERE: Final = np.iinfo(np.int64).max
 
 
@@ -132,7 +134,8 @@ class Categories:
             raise RequestError(
                 f"{where}: {condition.attribute} has text values, but {operator} works only for"
                 " numbers and times; if the values are numbers, list the column in"
-                " data.source.numbers and prepare again"
+                " data.source.numbers and prepare again; write times like 2024-05-31 or"
+                " 2024-05-31T17:30:00"
             )
         if operator == "known":
             return np.asarray(self._known_N == condition.values[0])
@@ -341,7 +344,19 @@ def _stored(column: pa.ChunkedArray) -> Any:
     if not (is_string(kind) or pa.types.is_boolean(kind)):
         return None
     texts = as_categories(column)
+    times = _times(texts)
+    if times is not None:
+        return times
     return None if _is_prose(texts) else texts.dictionary_encode()
+
+
+def _times(texts: pa.ChunkedArray) -> pa.Array | None:
+    """The times of a column whose texts are all ISO 8601, as CSV and JSON hold times; else None."""
+    there = texts.drop_null()
+    if not len(there) or not pc.all(pc.match_substring_regex(there, _ISO_TIME)).as_py():
+        return None
+    micros, is_wrong = timestamps(pa.chunked_array(texts).combine_chunks())
+    return None if pc.any(is_wrong).as_py() else micros
 
 
 def _is_prose(texts: Any) -> bool:

@@ -37,18 +37,25 @@ def tokens_of(settings: ServeConfig) -> Tokens:
     Raises
     ------
     ConfigError
-        A variable holds no token, or its token is too short.
+        A variable holds no token, its token is too short, or both have the same token.
     """
     named = {
         "serve.token_env": settings.token_env,
         "serve.stock_token_env": settings.stock_token_env,
     }
-    return Tokens(
+    tokens = Tokens(
         *(
             token_sha256(token) if (token := read_token(name, key)) else ""
             for key, name in named.items()
         )
     )
+    if tokens.stock_sha256 and tokens.stock_sha256 == tokens.callers_sha256:
+        raise ConfigError(
+            f"serve.token_env {settings.token_env} and serve.stock_token_env"
+            f" {settings.stock_token_env} have the same token, so every caller could change the"
+            " stock; set two different tokens"
+        )
+    return tokens
 
 
 def read_token(variable: str, key: str) -> str:

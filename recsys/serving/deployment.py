@@ -27,6 +27,7 @@ from recsys.errors import ConfigError
 from recsys.serving.access import Tokens
 from recsys.serving.admission import Limits
 from recsys.serving.calls import STOCK, CallError, Reply
+from recsys.serving.error_lines import ErrorLines
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import NOT_READY, SOON, Front, limits_of
 from recsys.serving.large_calls import Slices, read_ahead
@@ -161,6 +162,7 @@ class Gate:
         self._front = Front(limits, patience, _NoReplicas())
         self._host, self._port = settings.host, port
         self._listener: Listener | None = None
+        self._errors = ErrorLines()
 
     async def listen(self) -> int:
         """Listen on the socket and return its port; calls are refused until :meth:`open`."""
@@ -174,9 +176,9 @@ class Gate:
         while replicas.about() is None:
             await asyncio.sleep(0.05)
 
-    async def lives(self) -> bool:
-        """True: a check that the process is alive."""
-        return True
+    async def errors(self) -> list[str]:
+        """The errors that this process has logged since the last call."""
+        return self._errors.take()
 
     async def close(self) -> int:
         """Refuse new calls, answer admitted ones and close the socket; returns the number of
@@ -224,6 +226,8 @@ class Server:
         self._gate: Any = None
         self._handle: Any = None
         self._started = False
+        # the last offer of each side: serial number, description, list with the reference
+        self._offers: dict[Side, tuple[int, dict[str, Any], list[Any]]] = {}
 
     def start(self, models: Mapping[Side, tuple[Bundle, dict[str, Any]]]) -> None:
         """Start the front and the replicas, and wait until they answer.
@@ -242,11 +246,13 @@ class Server:
         """
         settings = self._settings
         made: Any = ray.remote(ModelHolder)
-        self._holder = made.options(num_cpus=0, scheduling_strategy=_here()).remote(
-            self._stock, settings.stock_file
-        )
+        # Ray starts it again if it ends; then it gets the offers and the stock again
+        self._holder = made.options(
+            num_cpus=0, max_restarts=-1, scheduling_strategy=_here()
+        ).remote(self._stock, settings.stock_file)
         # Serve starts at the same time as these two processes
-        offers = [self._offer(bundle, about, side) for side, (bundle, about) in models.items()]
+        offers = {side: (about, [ray.put(bundle)]) for side, (bundle, about) in models.items()}
+        serials = {side: self._offered(*offer, side) for side, offer in offers.items()}
         self._gate, port = self._new_gate()
         serve.start(
             # the front replaces the proxy of Serve
@@ -255,7 +261,7 @@ class Server:
         )
         self._started = True
         self._check_listening(port)
-        ray.get(offers)
+        self._offers = {side: (ray.get(serials[side]), *offers[side]) for side in offers}
         application = recommender(settings).bind(self._holder, self._limits, settings)
         self._handle = serve.run(application, name=APP, route_prefix=None)
         ray.get(self._gate.open.remote(self._handle))
@@ -278,28 +284,40 @@ class Server:
         int
             Serial number of the offer, for :meth:`state`.
         """
-        return int(ray.get(self._offer(bundle, about, side)))
+        model = [ray.put(bundle)]
+        serial = int(ray.get(self._offered(about, model, side)))
+        self._offers[side] = serial, about, model
+        return serial
 
-    def _offer(self, bundle: Bundle, about: dict[str, Any], side: Side) -> Any:
-        return self._holder.offer.remote(about, [ray.put(bundle)], side)
+    def _offered(self, about: dict[str, Any], model: list[Any], side: Side) -> Any:
+        return self._holder.offer.remote(about, model, side)
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
-        """As :meth:`ModelHolder.state`."""
-        found: tuple[int, int, list[str]] = ray.get(self._holder.state.remote(serial))
+        """As :meth:`ModelHolder.state`; without replicas while the model holder starts again."""
+        try:
+            found: tuple[int, int, list[str]] = ray.get(self._holder.state.remote(serial))
+        except ray.exceptions.RayActorError:
+            return 0, 0, []
         return found
 
-    def keep(self) -> bool:
-        """Start another front process where the last one died; returns whether that was needed."""
-        try:
-            ray.get(self._gate.lives.remote(), timeout=_UNHEARD_S)
-            return False
-        except ray.exceptions.GetTimeoutError:  # alive, but busy
-            return False
-        except ray.exceptions.RayActorError:
-            self._gate, port = self._new_gate()
-            self._check_listening(port)
-            ray.get(self._gate.open.remote(self._handle))
-            return True
+    def keep(self) -> list[str]:
+        """Replace the processes that have ended; returns lines for the log: which they were, and
+        the errors that all processes have logged since the last call.
+        """
+        lines, errors = [], list[str]()
+        with suppress(ray.exceptions.RayActorError):  # it is still starting
+            if ray.get(self._holder.resume.remote(self._offers)):
+                lines.append("the process that holds the models had ended; a new one replaces it")
+            errors += ray.get(self._holder.errors.remote())
+        with suppress(ray.exceptions.GetTimeoutError):  # alive, but busy
+            try:
+                errors += ray.get(self._gate.errors.remote(), timeout=_UNHEARD_S)
+            except ray.exceptions.RayActorError:
+                self._gate, port = self._new_gate()
+                self._check_listening(port)
+                ray.get(self._gate.open.remote(self._handle))
+                lines.append("the process that accepts requests had ended; a new one replaces it")
+        return lines + [f"a process that answers requests reports: {error}" for error in errors]
 
     def stop(self) -> int:
         """Answer admitted calls, refuse others, and stop; returns the number of

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
 
+from recsys.serving.error_lines import MOST
 from recsys.serving.experiment_split import Side
-from recsys.serving.stock import Stock, StockChange, write_stock
+from recsys.serving.stock import Stock, StockChange, read_stock, write_stock
 
 if TYPE_CHECKING:
     from recsys.bundle.layout import Bundle
@@ -44,11 +47,14 @@ class ModelHolder:
     """
 
     def __init__(self, stock: Stock | None = None, stock_file: str = "") -> None:
-        self._stock, self._stock_file = stock or Stock(), stock_file
+        # after a restart of this actor the file is newer
+        kept = stock or Stock(), read_stock(stock_file, "serve.stock_file")
+        self._stock, self._stock_file = max(kept, key=lambda one: one.revision), stock_file
         self._serial = time.time_ns()  # after a restart, serial numbers must not repeat
         self._fronts: dict[str, dict[str, Any]] = {}
         self._offers: dict[Side, tuple[int, dict[str, Any], list[Any]]] = {}
         self._replicas: dict[str, _Replica] = {}
+        self._errors: deque[str] = deque(maxlen=MOST)
 
     def offer(self, about: dict[str, Any], model: list[Any], side: Side = "a") -> int:
         """Offer another model and return its serial number.
@@ -74,6 +80,18 @@ class ModelHolder:
         self._offers[side] = (self._serial, about, model)
         return self._serial
 
+    def resume(self, offers: dict[Side, tuple[int, dict[str, Any], list[Any]]]) -> bool:
+        """Take over the offers that were made before a restart; returns whether some were missing.
+
+        Parameters
+        ----------
+        offers : dict
+            The last offer of each side, as :meth:`take` returns it.
+        """
+        is_missing = bool(offers.keys() - self._offers.keys())
+        self._offers = {**offers, **self._offers}
+        return is_missing
+
     def take(self) -> dict[Side, tuple[int, dict[str, Any], list[Any]]]:
         """The offered models: side → serial number, description, list with the reference to the
         bundle.
@@ -87,6 +105,7 @@ class ModelHolder:
         failed: dict[int, str],
         counts: dict[str, Any],
         stock_revision: int,
+        errors: Sequence[str] = (),
     ) -> tuple[dict[Side, int], int]:
         """Store the report of a replica; returns the serials of the offered models and the revision
         of the stock.
@@ -103,6 +122,8 @@ class ModelHolder:
             Its counts since its start.
         stock_revision : int
             Revision of the stock that it answers with.
+        errors : Sequence[str]
+            The errors that it has logged since its last report.
 
         Returns
         -------
@@ -111,10 +132,15 @@ class ModelHolder:
         int
             Revision of the stock of this holder.
         """
+        self._errors.extend(errors)
         self._replicas[name] = _Replica(
             time.monotonic(), dict(serials), failed, counts, stock_revision
         )
         return {side: serial for side, (serial, _, _) in self._offers.items()}, self._stock.revision
+
+    def errors(self) -> list[str]:
+        """The errors that replicas have reported since the last call."""
+        return [self._errors.popleft() for _ in range(len(self._errors))]
 
     def leave(self, name: str) -> None:
         """A replica has stopped; its counts are kept."""
@@ -133,8 +159,27 @@ class ModelHolder:
         if stock.revision > self._stock.revision:
             self._stock = stock
 
-    def restock(self, change: StockChange) -> Stock:
-        """Change the stock; the file is written before any replica gets the change."""
+    def restock(self, change: StockChange, known: Stock | None = None) -> Stock:
+        """Change the stock; the file is written before any replica gets the change.
+
+        Parameters
+        ----------
+        change : StockChange
+            The change.
+        known : Stock | None
+            The stock of the replica that asks; newer than this one after a restart.
+
+        Returns
+        -------
+        Stock
+            The changed stock.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; then the stock is unchanged.
+        """
+        self.restore(known or self._stock)
         changed = self._stock.after(change)
         if self._stock_file:
             # first: after a crash the file must know every change that a replica has answered with

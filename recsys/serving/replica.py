@@ -25,6 +25,7 @@ from ray.serve.exceptions import RayServeException
 from recsys.config import ServeConfig
 from recsys.serving.admission import Limits
 from recsys.serving.calls import CallError, Reply
+from recsys.serving.error_lines import ErrorLines
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import SOON
 from recsys.serving.requests import Job
@@ -59,6 +60,8 @@ class Replica:
         self._is_own_holder = holder is None
         self._holder, self._name = holder or serve.get_deployment_actor(MODEL_HOLDER), uuid4().hex
         self._has_ended = False
+        # an application that Serve runs alone has no command that prints them
+        self._errors = None if self._is_own_holder else ErrorLines()
         # without hashes: the front has checked the tokens
         self._service = service_of(settings, replace(limits, token_sha256="", stock_sha256=None))
         self._service.restock(ray.get(self._holder.stock.remote()))
@@ -68,7 +71,9 @@ class Replica:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
         self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
-        for side, offer in ray.get(self._holder.take.remote()).items():
+        while not (offers := ray.get(self._holder.take.remote())):  # the holder starts again
+            time.sleep(LOOK_S)
+        for side, offer in offers.items():
             self._load(side, offer)
         threading.Thread(target=self._poll_holder, daemon=True, name="following").start()
 
@@ -85,13 +90,18 @@ class Replica:
         Raises
         ------
         CallError
-            The model holder is being replaced (503).
+            The model holder is being replaced, or cannot write its file (503).
         """
         try:
-            changed: Stock = await self._holder.restock.remote(change)
+            changed: Stock = await self._holder.restock.remote(change, self._service.stock)
         except ray.exceptions.RayActorError:
             raise CallError(
                 503, "the stock cannot be changed right now; send the call again in a second", SOON
+            ) from None
+        except OSError as error:  # Ray raises an actor's error as a class that derives from it too
+            why = getattr(error, "cause", error)
+            raise CallError(
+                503, f"the stock is unchanged: serve.stock_file cannot be written ({why})", SOON
             ) from None
         self._service.restock(changed)
         await self._report_state()
@@ -107,7 +117,10 @@ class Replica:
         its answer.
         """
         counts, revision = self._service.counts.snapshot(), self._service.stock.revision
-        return self._holder.report.remote(self._name, self._serials, self._failed, counts, revision)
+        errors = self._errors.take() if self._errors is not None else []
+        return self._holder.report.remote(
+            self._name, self._serials, self._failed, counts, revision, errors
+        )
 
     async def about(self) -> tuple[dict[str, Any], int]:
         """A description of the model, and the number of items that it scores for a list."""
@@ -146,6 +159,8 @@ class Replica:
                     self._service.restock(ray.get(self._holder.stock.remote()))
                     # report at once: the caller of POST /stock waits for it
                     offered, _ = ray.get(self._report_state())
+                elif revision < self._service.stock.revision:  # the holder was started again
+                    ray.get(self._holder.restore.remote(self._service.stock))
             except ray.exceptions.RayError:
                 self._find_holder()
                 continue
@@ -154,15 +169,12 @@ class Replica:
                     self._try_load(side, serial)
 
     def _find_holder(self) -> None:
-        """Find the model holder that Serve started after the last one was lost, and send it the
-        current stock.
-        """
+        """Find the model holder that Serve started after the last one was lost."""
         if self._is_own_holder:
             with suppress(
                 ValueError, RayServeException, ray.exceptions.RayError
             ):  # not started yet
                 self._holder = serve.get_deployment_actor(MODEL_HOLDER)
-                ray.get(self._holder.restore.remote(self._service.stock))
 
     def __del__(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,7 +120,10 @@ class Service:
     # limits and tokens of the front, which checks the tokens; None: those of ``limits``
     server: ServerTraits | None = None
     _lane: LargeCallQueue = field(default_factory=LargeCallQueue)
-    _described: tuple[Mapping[Side, Held], Reply] | None = None
+    _num_adopted: int = 0
+    # the number of adopted models, not the models: a replaced one must not stay in memory
+    _described: tuple[int, Reply] | None = None
+    _changing: threading.Lock = field(default_factory=threading.Lock)
 
     def adopt(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> None:
         """Load a bundle and, after one successful test request, let it answer a side.
@@ -139,14 +143,16 @@ class Service:
         from recsys.serving.recommender import Recommender
 
         recommender = Recommender(bundle)
-        # before it answers: a new model must not list an item that is out of stock
-        recommender.catalogue.set_stock(self.stock.out)
         request = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
         recommender.recommend(
             [request]
         )  # fills the caches that the first request would have to fill
-        # a new dictionary: running calls keep the one that they began with
-        self._held = {**self._held, side: (recommender, about)}
+        # the stock may change meanwhile, and a new model must not list an item that is out of stock
+        with self._changing:
+            recommender.catalogue.set_stock(self.stock.out)
+            # a new dictionary: running calls keep the one that they began with
+            self._held = {**self._held, side: (recommender, about)}
+            self._num_adopted += 1
 
     @property
     def about(self) -> dict[str, Any]:
@@ -167,11 +173,12 @@ class Service:
 
         A revision older than the current one is ignored: it arrived late.
         """
-        if stock.revision < self.stock.revision:
-            return
-        self.stock = stock
-        for recommender, _ in self._held.values():
-            recommender.catalogue.set_stock(stock.out)
+        with self._changing:
+            if stock.revision < self.stock.revision:
+                return
+            self.stock = stock
+            for recommender, _ in self._held.values():
+                recommender.catalogue.set_stock(stock.out)
 
     def answer(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Answer several calls with one forward pass; a call that fails, also by a fault of ours,
@@ -339,13 +346,13 @@ class Service:
         """The description of the server, with what the current models know."""
         from recsys.serving.model_traits import traits_of
 
-        held, kept = self._held, self._described
-        if kept is None or kept[0] is not held:
+        number, held, kept = self._num_adopted, self._held, self._described
+        if kept is None or kept[0] != number:
             traits = traits_of(held["a"][0].bundle)
             if "b" in held:
                 traits = traits.merged(traits_of(held["b"][0].bundle))
             content = document(self.server or self.limits.server, traits, self.about)
-            kept = self._described = held, reply_json(200, content)
+            kept = self._described = number, reply_json(200, content)
         return kept[1]
 
     async def _restock_here(self, change: StockChange) -> tuple[Stock, bool]:
@@ -419,10 +426,10 @@ class Service:
                     return None
                 version, first = outcome.version, first + len(job)
                 collected.parts.append(answers_json(outcome.answers))
-            collected.versions |= {
-                getattr(answer, "version", None) or outcome.models["a"][1]
-                for answer in outcome.answers
-            }
+            for answer in outcome.answers:
+                # a list merged from two models names both
+                named = getattr(answer, "version", None) or outcome.models["a"][1]
+                collected.versions |= {*named.split(", ")}
             if self.log is not None:
                 collected.lines += lines_of(job, outcome.answers, outcome.models)
             for answer in outcome.answers:

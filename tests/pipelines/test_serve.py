@@ -99,6 +99,10 @@ def test_stock_file_needs_a_token_and_a_local_path(config: Config, tmp_path: Pat
         followed.stock_of(config.serve)
     config.serve.stock_token_env = "STOCK"
     assert followed.stock_of(config.serve).out == frozenset()
+    assert (tmp_path / "stock.json").exists(), "written at once, so that a later change can be"
+    config.serve.stock_file = str(tmp_path / "stock.json" / "stock.json")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        followed.stock_of(config.serve)
     config.serve.stock_file = "s3://shop/stock.json"
     with pytest.raises(ConfigError, match="must be a local file"):
         followed.stock_of(config.serve)
@@ -182,9 +186,9 @@ class Server:
         self.offered: list[str] = []
         self.num_kept = 0
 
-    def keep(self) -> bool:
+    def keep(self) -> list[str]:
         self.num_kept += 1
-        return self.num_kept == 2
+        return ["the front had ended; a new one replaces it"] * (self.num_kept == 2)
 
     def offer(self, bundle: str, about: dict[str, Any], side: str) -> int:
         assert side == "a"
@@ -222,6 +226,27 @@ def test_server_follows_the_version_of_the_name(monkeypatch: pytest.MonkeyPatch)
     assert printed.count("broken cannot be loaded (a file is damaged); 2 keeps answering") == 1
     assert "3: 1 of 2 replicas use it, the others failed: MemoryError: no room" in printed
     assert printed.count("a new one replaces it") == 1
+
+
+def test_replica_that_has_ended_does_not_hold_up_the_next_version() -> None:
+    stopped, output, server = threading.Event(), io.StringIO(), Server()
+    states = {1: (2, 1, []), 2: (2, 2, [])}
+    server.state = lambda serial: states[serial]  # type: ignore[method-assign,assignment]
+    registry = Registry(stopped, "1", "2", "2", "3", "3")
+    follow(server, registry, ServeConfig(poll_seconds=0.001), Progress(output), stopped)
+    assert server.offered == ["2", "3"]
+    assert "2 now" not in output.getvalue() and "3 now answers on 2" in output.getvalue()
+
+
+def test_earlier_version_is_offered_again_after_one_that_some_replicas_cannot_load() -> None:
+    stopped, output, server = threading.Event(), io.StringIO(), Server()
+    states = {1: (2, 1, ["MemoryError: no room"]), 2: (2, 2, [])}
+    server.state = lambda serial: states[serial]  # type: ignore[method-assign,assignment]
+    registry = Registry(stopped, "1", "2", "1", "1", "1")
+    settings = ServeConfig(poll_seconds=0.001, max_retry_s=1000)
+    follow(server, registry, settings, Progress(output), stopped)
+    assert server.offered == ["2", "1"], "one replica answers with version 2"
+    assert "1 now answers on 2 replica(s)" in output.getvalue()
 
 
 def test_each_side_follows_its_own_name() -> None:

@@ -340,6 +340,24 @@ def test_default_split_is_random_only_if_no_event_has_a_time(tmp_path: Path) -> 
         prepare(config(tmp_path / "some", **options), silent, MemorySource(events=some))
 
 
+def test_column_of_numbers_without_a_number_is_noted(tmp_path: Path) -> None:
+    rows = [f"u{user},{item},{day}" for user in range(4) for day, item in enumerate("abab")]
+    text = "\n".join(["user_id,item_id,timestamp", *rows])
+    (tmp_path / "events.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "items.csv").write_text(
+        "item_id,released,price\na,2024-05-31,2\nb,2024-06-01,x\n", encoding="utf-8"
+    )
+    source = {
+        "kind": "canonical",
+        "events": [str(tmp_path / "events.csv")],
+        "items": [str(tmp_path / "items.csv")],
+        "numbers": {"items": ["released", "price"]},
+    }
+    dataset = prepare(config(tmp_path, source=source), silent)
+    [note] = [note for note in dataset.manifest.notes if "is a number" in note]
+    assert note.startswith("no value of released in the table of items is a number")
+
+
 def test_few_events_without_a_time_come_first_and_are_noted(tmp_path: Path) -> None:
     rows = [
         event("u", item, time)

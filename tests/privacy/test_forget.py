@@ -246,6 +246,22 @@ def test_forget_leaves_no_trace_and_all_verbs_run(trained: Path, capsys: Capture
     )
 
 
+def test_configuration_of_another_model_is_refused_before_anything_is_removed(
+    trained: Path, capsys: Captured
+) -> None:
+    def files() -> dict[str, int]:
+        found = [one for one in (trained.parent / "run").rglob("*") if one.suffix != ".log"]
+        return {str(one): one.stat().st_mtime_ns for one in found if one.is_file()}
+
+    before = files()
+    command = ["forget", "--config", str(trained), "--user", "person-050", "--model.width", "16"]
+    assert main(command) != 0
+    assert "another model section: model.width was 8, is now 16" in capsys.readouterr().err
+    changed = {name for name, when in files().items() if before.get(name) != when}
+    assert not [name for name in changed if "/dataset/" in name or "/model/" in name], changed
+    assert not (trained.parent / "run" / "forgetting.json").exists()
+
+
 @pytest.mark.slow
 def test_interrupted_forget_continues(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.data.attributes import as_numbers
+from recsys.errors import RequestError
 from recsys.retrieval.conditions import parse_filters
 from recsys.retrieval.item_attributes import ItemAttributes, attribute_table
 
@@ -50,6 +51,16 @@ def test_nanoseconds_and_far_dates_are_times(found: Any, zone: str | None) -> No
     assert found(pa.array([date(9999, 12, 31), None, date(2020, 1, 1)]), {"gt": "2021-01-01"}) == [
         0
     ]
+
+
+def test_texts_of_csv_and_json_that_are_all_times_are_times(found: Any) -> None:
+    days = pa.array(["2024-05-31", None, "2023-01-02", " 2024-06-01 "])
+    assert found(days, {"ge": "2024-05-31"}) == [0, 3] and found(days, "2023-01-02") == [2]
+    moments = pa.array(["2024-05-31T17:30:00Z", "2024-05-31T20:30:00+02:00", None, "2024-06-01"])
+    assert found(moments, {"gt": "2024-05-31T18:00:00"}) == [1, 3]
+    with pytest.raises(RequestError, match="write times like 2024-05-31"):
+        found(pa.array(["2024-05-31", "2024-13-31", "soon"]), {"ge": "2024-05-31"})
+    assert found(pa.array(["2024", "2023", None]), "2023") == [1], "a year alone is a category"
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,8 @@ def test_interleaved_list_takes_the_best_items_of_both_models_in_turn(
         sums = np.sum([*answer["shares"].values()], axis=0)
         np.testing.assert_allclose(sums, answer["scores"], atol=1e-5)
     assert min(starts["a"], starts["b"]) > 5, "either model may be first"
+    rows = [{"user_id": f"new {number}", "history": ["i1"], "k": 2} for number in range(3)]
+    assert call(service, rows)[2]["X-Model-Version"] == "3, 4", "each version once"
     assert service.about["ab"]["interleave"] is True
 
 

@@ -5,9 +5,11 @@ model.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import pickle
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from typing import Any
 import pytest
 
 from recsys.bundle.layout import Bundle
+from recsys.config import ServeConfig
 from recsys.errors import ConfigError, RequestError
 from recsys.registry.followed_model import FollowedModel
-from recsys.serving.access import token_sha256
+from recsys.serving.access import token_sha256, tokens_of
 from recsys.serving.admission import Limits
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import CallError
@@ -150,6 +153,43 @@ def test_stock_changes_only_with_its_token(service: Service, bundle: Bundle) -> 
     )
     service.restock(Stock(frozenset(before[:1]), revision=1))
     assert popular() == before[:4], "an older revision came late"
+
+
+def test_stock_that_changes_while_a_model_is_loaded_holds_for_that_model(
+    service: Service, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = call(service, "/recommend", {"user_id": "u0", "k": 1})[1]["item_ids"]
+    test_request = Recommender.recommend
+
+    def recommend(self: Recommender, *given: Any) -> Any:
+        service.restock(service.stock.after(StockChange(out=best)))
+        return test_request(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recommender, "recommend", recommend)
+        service.adopt(bundle, {"uri": "models:/pocket/2", "version": "2"})
+    assert best[0] not in call(service, "/recommend", {"user_id": "u0", "k": 9})[1]["item_ids"]
+
+
+def test_description_of_the_server_keeps_no_replaced_model_in_memory(
+    service: Service, bundle: Bundle
+) -> None:
+    assert call(service, "/openapi.json", method="GET")[0] == 200
+    replaced = weakref.ref(service._held["a"][0])
+    service.adopt(bundle, {"uri": "models:/pocket/2", "version": "2"})
+    gc.collect()
+    assert replaced() is None
+    assert '"2"' in json.dumps(call(service, "/openapi.json", method="GET")[1])
+
+
+def test_callers_and_stock_need_different_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLERS", "one token for everything")
+    monkeypatch.setenv("STOCK", "one token for everything")
+    settings = ServeConfig(token_env="CALLERS", stock_token_env="STOCK")
+    with pytest.raises(ConfigError, match="have the same token, so every caller could change"):
+        tokens_of(settings)
+    monkeypatch.setenv("STOCK", "another token for the stock")
+    assert len({*vars(tokens_of(settings)).values()}) == 2
 
 
 @pytest.mark.parametrize(

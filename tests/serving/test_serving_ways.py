@@ -21,7 +21,7 @@ import urllib.request
 import venv
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -661,6 +661,49 @@ def test_stock_reply_waits_until_both_replicas_have_the_change(tmp_path: Path) -
                 for _ in range(20)
             }
             assert found == {change != out}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keeps_file", [True, False])
+def test_model_holder_that_is_killed_is_replaced_with_stock_and_models(
+    tmp_path: Path, keeps_file: bool
+) -> None:
+    served, port = Served(tmp_path), free_port()
+    url, bearer = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {TOKEN}"}
+    more = ["--serve.poll_seconds", "0.5", "--serve.stock_token_env", "STOCK"]
+    more += ["--serve.stock_file", str(tmp_path / "stock.json")] if keeps_file else []
+    log = tmp_path / f"serve-{port}.log"
+
+    def wait_for(text: str) -> None:
+        until = time.monotonic() + 300
+        while text not in log.read_text():
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
+
+    def listed() -> list[str]:
+        return list(post(f"{url}/recommend", {"user_id": "nobody", "k": 100})["item_ids"])
+
+    with ray_server(served, tmp_path, port, *more, STOCK=TOKEN) as process:
+        assert post(f"{url}/stock", {"out": ["i3"]}, **bearer)["revision"] == 1
+        [holder] = [
+            pid
+            for pid in _below(process.pid)
+            if b"ModelHolder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(holder, signal.SIGKILL)
+        wait_for("the process that holds the models had ended; a new one replaces it")
+        until = time.monotonic() + 100
+        while True:  # refused with 503 while the process starts
+            with suppress(urllib.error.HTTPError):
+                found = post(f"{url}/stock", {"add": ["i4"]}, **bearer)
+                break
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert found["revision"] == 2 and found["out"] == 2 and not {"i3", "i4"} & {*listed()}
+        served.add(1)
+        wait_for("models:/pocket/2 now answers on 1 replica(s)")
+        assert listed() and not {"i3", "i4"} & {*listed()}
+        assert log.read_text().count("had ended") == 1
 
 
 def test_stock_is_everywhere_when_every_running_replica_has_the_revision(
