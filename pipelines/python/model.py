@@ -19,6 +19,7 @@ from pipelines.python.request_arguments import (
     plain_arguments,
     request_rows,
     requests_of,
+    seconds_of,
 )
 from recsys.bundle.checksums import writing_aside
 from recsys.bundle.description import DESCRIPTION, BundleInfo, read_info
@@ -155,6 +156,7 @@ class Model:
         histories: Sequence[Sequence[str]] | Mapping[str, Sequence[str]] | None = None,
         requests: Sequence[Mapping[str, Any]] | None = None,
         k: int = 20,
+        at: Any = None,
         **rules: Any,
     ) -> pd.DataFrame:
         """The best items for users, histories or requests.
@@ -171,6 +173,10 @@ class Model:
             ``attributes``, ``context``, ``at``, …
         k : int
             Length of a list.
+        at : str, datetime or epoch seconds, optional
+            Time for which the lists are computed; UTC without a time zone. Without it, the time of
+            the newest event that the model knows, so that a model gives the same lists on any day;
+            a server answers for now.
         **rules
             Defaults for all requests: ``candidates``, ``exclude``, ``filters``, ``boost``,
             ``diversify``, ``offset``, ``per_user_limit``, ``explain``, and ``exclude_seen``.
@@ -185,7 +191,8 @@ class Model:
         Raises
         ------
         RequestError
-            Several of users, histories and requests are given, or one is malformed.
+            Several of users, histories and requests are given, or one of the arguments is
+            malformed.
         """
         import pyarrow as pa
 
@@ -196,7 +203,8 @@ class Model:
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
             raise RequestError(f"k: got {k!r}; expected a whole number from 1 to {MAX_K:,}")
         answering = BatchRecommender(
-            self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules"))
+            self.recommender,
+            Defaults(k, exclude_seen, seconds_of(at), parse_rules(rules, "rules")),
         )
         if histories is not None:
             return answering.rows(requests_of(histories)).to_pandas()
@@ -256,7 +264,13 @@ class Model:
         return found.assign(by=answer.by)
 
     def explain(
-        self, user: str, *, history: Sequence[str] | None = None, k: int = 10, **rules: Any
+        self,
+        user: str,
+        *,
+        history: Sequence[str] | None = None,
+        k: int = 10,
+        at: Any = None,
+        **rules: Any,
     ) -> pd.DataFrame:
         """The list of a user, with the reasons for each item.
 
@@ -268,6 +282,8 @@ class Model:
             Item ids, oldest first.
         k : int
             Length of the list.
+        at : str, datetime or epoch seconds, optional
+            As in :meth:`recommend`.
         **rules
             As in :meth:`recommend`.
 
@@ -287,7 +303,7 @@ class Model:
             **({} if history is None else {"history": history_of(history)}),
         }
         with one_request():
-            found = self.recommend(requests=[row], k=k, **{**rules, "explain": True})
+            found = self.recommend(requests=[row], k=k, at=at, **{**rules, "explain": True})
         explanations = [json.loads(text) for text in found.explanation]
         return found.assign(
             explanation=explanations, why=[entry["sentence"] for entry in explanations]

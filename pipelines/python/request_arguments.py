@@ -7,6 +7,7 @@ sequence, too, so it would be read as the list of its letters.
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import RequestError
+from recsys.values.moment import moment
 
 
 def plain(value: Any) -> Any:
@@ -127,6 +129,31 @@ def request_rows(requests: Any) -> list[Any]:
         The requests are not a sequence.
     """
     return _members(plain(requests), "requests", "requests", '[{"user_id": "ID"}]')
+
+
+def seconds_of(at: Any) -> int | None:
+    """A time as seconds since the epoch; None for None.
+
+    Raises
+    ------
+    RequestError
+        It is not a time.
+
+    Examples
+    --------
+    >>> seconds_of("1970-01-02"), seconds_of(None)
+    (86400, None)
+    """
+    if at is None:
+        return None
+    try:
+        is_numpy = isinstance(at, np.datetime64)
+        found = moment(at.astype("datetime64[us]").item() if is_numpy else plain(at))
+    except ValueError as error:
+        raise RequestError(f"at: got {at!r}, {error}") from None
+    if found is None:
+        raise RequestError(f"at: got {at!r}; expected a time such as 2024-03-01T12:00:00")
+    return math.floor(found.timestamp())
 
 
 def _members(given: Any, where: str, what: str, example: str) -> list[Any]:

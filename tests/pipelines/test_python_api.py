@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 import recsys
+from pipelines.python.request_arguments import seconds_of
 from recsys.errors import ArtifactError, ConfigError, DataError, RequestError, SourceError
 from tests.own_data import World
 from tests.training_here import training_here
@@ -170,6 +172,20 @@ def test_known_users_and_histories_get_lists(fitted: tuple[recsys.Dataset, recsy
     named = model.recommend(histories={"a newcomer": ["item 1", "item 2"]}, k=4)
     assert named.item_id.tolist() == new.item_id.tolist()[:4]
     assert len(model.recommend(k=2)) == 2 * len(model.recommender.bundle.user_ids)
+
+
+def test_time_of_the_lists_has_the_forms_of_a_request(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
+    _, model = fitted
+    day = 20_000 * 86_400
+    forms = [day, "2024-10-04", datetime(2024, 10, 4, tzinfo=UTC), np.datetime64("2024-10-04")]
+    assert {seconds_of(form) for form in forms} == {day}
+    asked = model.recommend(requests=[{"user_id": "user 3", "at": day}], k=5)
+    pd.testing.assert_frame_equal(model.recommend("user 3", k=5, at="2024-10-04"), asked)
+    for wrong in ("soon", ""):
+        with pytest.raises(RequestError, match=f"^at: got {wrong!r}"):
+            model.explain("user 3", at=wrong)
 
 
 def test_candidates_are_respected_and_wrong_arguments_refused(
