@@ -33,11 +33,19 @@ from recsys.training.resume import training_digest
 from recsys.training.separate_models import own_config, sections
 from tune.in_process import run_in_process
 from tune.ledger import Ledger, Trial
-from tune.portfolio_plan import Portfolio, PortfolioLines
+from tune.portfolio_plan import Portfolio, PortfolioLines, is_ended
 from tune.ray_tune import run_trials
 from tune.searcher import TrialPaths, training_seconds
 from tune.slots import slots_of_cluster
-from tune.timing import STARTS_S, Costs, continued, cost_of, users_in_time, with_apart
+from tune.timing import (
+    STARTS_S,
+    Costs,
+    continued,
+    cost_of,
+    is_hopeless,
+    users_in_time,
+    with_apart,
+)
 from tune.trial import forget_checkpoints, last_checkpoint
 from tune.trial_lines import Children
 
@@ -84,7 +92,7 @@ def search(
     )
     begun = time.monotonic()
     paths = TrialPaths(dataset.root, (folder.root / "trials").absolute())
-    plan = _try_all(config, dataset, folder, traits, portfolio, until, paths)
+    plan = _try_all(config, dataset, folder, traits, portfolio, (until, deadline), paths)
     start_s = 0.0 if is_here else _start_seconds(plan, time.monotonic() - begun)
     best = plan.best_trial()
     if best is None:
@@ -191,7 +199,10 @@ def _settle(
     lines = [
         f"estimate: {span(sum(cost))} to train the chosen setting, {span(left)} left",
         f"chosen: {chosen.name}, {whole.train.epochs} epochs"
-        + f", continued after epoch {done}" * bool(done),
+        + f", continued after epoch {done}" * bool(done)
+        if whole.train.epochs > done or is_ended(best)
+        else f"chosen: {chosen.name}, the weights after epoch {done}: too few epochs fit into the"
+        " remaining time, so the members get it",
     ]
     if apart:
         models = "; ".join(apart)
@@ -231,12 +242,13 @@ def _try_all(
     folder: RunFolder,
     traits: Traits,
     portfolio: list[Setting],
-    until: float,
+    ends: tuple[float, float],
     paths: TrialPaths,
 ) -> Portfolio:
     """Run the portfolio; an earlier search in the folder is not reused, because its time was
-    another.
+    another. ``ends`` are those of the search and of the whole run.
     """
+    until, deadline = ends
     ledger = paths.folder / "ledger.jsonl"
     ledger.unlink(missing_ok=True)
     epochs = max(setting.train.get("epochs", 1) for setting in portfolio)
@@ -250,7 +262,13 @@ def _try_all(
     if is_short:
         configs = [_validated_every(config, rung) for config in configs]
     names = [setting.name for setting in portfolio]
-    plan = Portfolio(configs, names, Ledger(ledger), until)
+    plan = Portfolio(
+        configs,
+        names,
+        Ledger(ledger),
+        until,
+        lambda trial: is_hopeless(trial, configs[0].train, deadline),
+    )
     plan.ledger.begin({"dataset": dataset.manifest.content_hash, "portfolio": names})
     with (
         tracked(config, folder, fresh=True) as tracker,

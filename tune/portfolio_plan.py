@@ -68,12 +68,20 @@ class PortfolioLines(TrialLines):
 
 
 class Portfolio(Plan):
-    """The settings of the portfolio, one trial each, in order, until the time is used up."""
+    """The settings of the portfolio, one trial each, in order, until the time is used up, or until
+    the first one shows that none can be trained in time.
+    """
 
     def __init__(
-        self, configs: list[Config], names: list[str], ledger: Ledger, deadline: float
+        self,
+        configs: list[Config],
+        names: list[str],
+        ledger: Ledger,
+        deadline: float,
+        is_hopeless: Callable[[Trial], bool] = lambda trial: False,
     ) -> None:
         super().__init__(configs[0], Space(()), ledger)
+        self._is_hopeless = is_hopeless
         self.configs, self.names, self.deadline = configs, names, deadline
         self.clock: Callable[[], float] = time.monotonic
         self.begun = self.clock()
@@ -123,8 +131,11 @@ class Portfolio(Plan):
         return [trial for trial in over if trial not in kept]
 
     def _proposal(self) -> Trial | None:
-        number = len(self.ledger.searched())
+        searched = self.ledger.searched()
+        number = len(searched)
         if number >= len(self.configs) or (number and self.clock() > self.deadline):
+            return None
+        if number and is_cut(searched[0]) and self._is_hopeless(searched[0]):
             return None
         return Trial(number, 0, self.config.seed, {"setting": self.names[number]})
 

@@ -19,6 +19,7 @@ from tune.portfolio_plan import MOST_APART, Portfolio, is_ended
 
 STARTS_S: Final = 8.0  # seconds that the workers of one training need to start
 _TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is trained
+_FASTER: Final = 4  # the settings after the first one may need a quarter of its time, not less
 # times the epochs that fit from scratch: then an unfinished schedule is better
 _MUCH_LONGER: Final = 2
 _HOPED: Final = 2.0  # times the remaining time that separate models may need at the pace of trials
@@ -145,7 +146,7 @@ def in_time(config: Config, best: Trial, deadline: float) -> Config | None:
         return config
     affordable = _affordable(best, deadline)
     wanted = config.train.epochs
-    least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
+    least, epochs = _least_epochs(wanted), wanted
     if sum(epochs_of(best, config.train)) > affordable:
         # the final one may continue instead
         counts = (_trainings(config.train), _trainings(config.train) - config.train.final)
@@ -159,6 +160,29 @@ def in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
+def _least_epochs(wanted: int) -> float:
+    """The smallest number of epochs of a training that is worth its time."""
+    return min(wanted, max(1, _TOO_FEW * wanted))
+
+
+def is_hopeless(first: Trial, train: TrainConfig, deadline: float) -> bool:
+    """Whether no setting can be trained in time, after the pace of the first one.
+
+    Parameters
+    ----------
+    first : Trial
+        The trial of the first setting, which was stopped.
+    train : TrainConfig
+        Section ``train`` of this setting.
+    deadline : float
+        End of the whole run, on the monotonic clock, in seconds.
+    """
+    if not pace_of(first):
+        return False
+    least = _least_epochs(train.epochs) * (1 + train.refit)
+    return _FASTER * _affordable(first, deadline) < least
+
+
 def continued(
     config: Config, plan: Portfolio, best: Trial, done: int, deadline: float
 ) -> tuple[Config | None, int]:
@@ -166,7 +190,8 @@ def continued(
     continues; 0 from scratch.
 
     The training continues unless a shorter schedule from scratch fits the time much better: then,
-    the trial was stopped at a high learning rate that would never decay.
+    the trial was stopped at a high learning rate that would never decay. If only a few of its
+    epochs fit either way, the trial's weights are used as they are.
 
     Parameters
     ----------
@@ -181,6 +206,10 @@ def continued(
         reached = (done + _affordable(best, deadline)) / (1 + config.train.refit)
         if fresh is not None and reached < min(wanted, _MUCH_LONGER * fresh.train.epochs):
             return fresh, 0
+        if reached < _least_epochs(wanted):
+            # its weights cost nothing more, and the members get the time
+            short = config.train.model_copy(update={"epochs": done, "refit": False})
+            return config.model_copy(update={"train": short}), done
     tried = plan.configs[best.number].train
     changes = {"evaluate_every": tried.evaluate_every, "patience": tried.patience}
     return config.model_copy(update={"train": config.train.model_copy(update=changes)}), done

@@ -10,6 +10,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,7 @@ from tests.training_here import training_here
 from tune.auto_search import _expect
 from tune.ledger import Ledger, Trial
 from tune.portfolio_plan import Portfolio, is_cut
-from tune.timing import Costs, continued, pace_of
+from tune.timing import Costs, continued, is_hopeless, pace_of
 from tune.trial import last_checkpoint
 
 
@@ -266,6 +267,33 @@ def test_chosen_training_continues_its_trial_unless_a_short_schedule_is_better(
     trial, saved = _trial_of_two(seconds, state=state), load_progress(checkpoint).epoch
     found = continued(config, plan, trial, saved, time.monotonic() + 100.0)
     assert found[0] is not None and (found[1], found[0].train.epochs) == (done, epochs)
+
+
+def test_weights_of_a_trial_are_used_as_they_are_if_only_few_epochs_fit(
+    after_two: tuple[RunFolder, Config],
+) -> None:
+    _, config = after_two
+    many = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 80})})
+    plan: Any = SimpleNamespace(configs=[many])
+    found, done = continued(many, plan, _trial_of_two(30.0), 2, time.monotonic() + 200.0)
+    assert found is not None and (found.train.epochs, done, found.train.refit) == (2, 2, False)
+    found, done = continued(many, plan, _trial_of_two(5.0), 2, time.monotonic() + 200.0)
+    assert found is not None and found.train.epochs > 8 and found.train.refit
+
+
+def test_search_ends_if_the_first_setting_shows_that_none_can_be_trained(tmp_path: Path) -> None:
+    for seconds, is_tried in ((30.0, True), (400.0, False)):
+        plan, clock = _plan(tmp_path / str(seconds))
+        train = CONFIG.train.model_copy(update={"epochs": 80, "refit": True})
+        end = time.monotonic() + 1000.0
+        plan._is_hopeless = partial(is_hopeless, train=train, deadline=end)
+        first = plan.next(())
+        assert isinstance(first, Trial)
+        plan.ledger.start(first)
+        history = [{"epoch": 1, "seconds": seconds, "share": 1.0}]
+        plan.ledger.epoch(first, {"epoch": 1, "value": 0.1, "best": 0.1, "history": history})
+        plan.ledger.end(first, "finished", value=0.1)
+        assert (plan.next(()) is not None) == is_tried
 
 
 def test_trial_without_a_checkpoint_is_trained_again(

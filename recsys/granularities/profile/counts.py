@@ -49,6 +49,8 @@ from recsys.granularities.profile.model import column_slices, known_rows
 from recsys.granularities.profile.section import ProfileConfig
 
 _MAX_CELLS: Final = 4096
+_NUMBERS: Final = 2**26  # log-odds of items in cells that `model: auto` proposes; 268 MB
+_LEAST_CELLS: Final = 64
 _MEMBERSHIPS: Final = 2**22  # shares of users in cells that are in memory at a time
 
 
@@ -119,7 +121,8 @@ class ProfileCounts(Granularity):
 
     @classmethod
     def proposed(cls, section: ProfileConfig, dataset: PreparedDataset) -> dict[str, Any]:
-        """Keep only the most frequent values of each field if all would be too many cells.
+        """Keep only the most frequent values of each field if all would be too many cells for the
+        items.
 
         Parameters
         ----------
@@ -139,7 +142,9 @@ class ProfileCounts(Granularity):
             As in :meth:`size`.
         """
         # users who come later may have further values
-        found = [_most_categories(profile_encoding(section, dataset, k).users) for k in Split]
+        most_cells = min(_MAX_CELLS, max(_NUMBERS // dataset.num_items, _LEAST_CELLS))
+        encodings = [profile_encoding(section, dataset, through) for through in Split]
+        found = [_most_categories(encoding.users, most_cells) for encoding in encodings]
         most = min((number for number in found if number is not None), default=None)
         return {} if most is None else {"max_categories": most}
 
@@ -246,7 +251,8 @@ class Cells:
         sizes = [_num_values(field) for field in fields]
         num_cells = sum(int(np.prod([sizes[index] for index in cross])) for cross in self.crosses)
         if num_cells > _MAX_CELLS:
-            section, most = "model.granularities.profile", _most_categories(fields)
+            section = "model.granularities.profile"
+            most = _most_categories(fields, _MAX_CELLS)
             raise ConfigError(
                 f"{section}.crosses makes {num_cells:,} cells, at most {_MAX_CELLS:,}; cross fewer"
                 " fields, or reduce bins or max_categories"
@@ -284,11 +290,11 @@ def _num_values(field: Field) -> int:
     return knots or field.num_codes - FIRST_KNOWN
 
 
-def _most_categories(fields: Sequence[Field]) -> int | None:
+def _most_categories(fields: Sequence[Field], most_cells: int) -> int | None:
     """The largest number of categories a field with which every value can be a cell; None if all
     values can be.
     """
-    left = _MAX_CELLS - sum(_num_values(field) for field in fields if field.kind == "number")
+    left = most_cells - sum(_num_values(field) for field in fields if field.kind == "number")
     sizes = sorted(_num_values(field) for field in fields if field.kind != "number")
     for place, size in enumerate(sizes):
         share = left // (len(sizes) - place)
