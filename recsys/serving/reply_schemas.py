@@ -67,7 +67,8 @@ def components(traits: ModelTraits | None = None) -> dict[str, Schema]:
 
 
 def _invocations_body(found: Mapping[str, Schema], names: Iterable[str]) -> Schema:
-    params = {name: found["Request"]["properties"][name] for name in PARAMS}
+    given = {name: found["Request"]["properties"][name] for name in PARAMS}
+    params = {name: or_null(schema) for name, schema in given.items()}  # null: as if not given
     split: Schema = {
         "type": "object",
         "properties": {

@@ -291,7 +291,7 @@ def test_schema_of_invocations_accepts_what_the_parser_accepts() -> None:
         {"dataframe_split": split}, {"dataframe_split": {**split, "index": [0]}},
         {"dataframe_split": {"columns": ["user_id"]}}, {"dataframe_split": [row]},
         {"inputs": [row], "params": {"k": 3, "exclude_seen": True}}, {"params": {"k": 3}},
-        {"inputs": [row], "params": None}, {"inputs": [row], "params": {"offset": 3}},
+        {"inputs": [row], "params": None}, {"inputs": [row], "params": {"k": None}}, {"inputs": [row], "params": {"offset": 3}},
         {"inputs": [row], "instances": [row]}, {"inputs": [row], "sort": 1}, {"inputs": "u"},
         {"inputs": [{**row, "sort": 1}]}, {"inputs": [{"user_id": 7}]}, {"inputs": []},
         {"inputs": [{"k": 5}]}, {"inputs": {"sort": [1]}}, {"inputs": [{**row, "k": "5"}]},
