@@ -182,11 +182,15 @@ def _settle(
         return configured(config, searched.traits, None), [
             "the remaining time is too short for a training: only closed-form members are used"
         ]
-    cost = cost_of(best, whole.train, done)
+    # the weights of the trial as they are, for which no time is kept
+    is_short = whole.train.epochs == done and not is_ended(best)
+    cost = Costs(0.0, 0.0) if is_short else cost_of(best, whole.train, done)
     left = deadline - time.monotonic() - sum(cost)
-    whole, apart, others = with_apart(
-        whole, plan, searched.portfolio, best, left, tried if done else {}
-    )
+    apart, others = dict[str, Costs](), list[Trial]()
+    if not is_short:
+        whole, apart, others = with_apart(
+            whole, plan, searched.portfolio, best, left, tried if done else {}
+        )
     expected = {"trained": cost} | dict(zip(sections(whole.model), apart.values(), strict=True))
     if folder.budget is not None:
         _expect(folder.budget, expected, start_s, whole.train.final)
@@ -196,14 +200,17 @@ def _settle(
     )
     _forget_others(plan, paths, to_continue)
     left = deadline - time.monotonic()
-    lines = [
-        f"estimate: {span(sum(cost))} to train the chosen setting, {span(left)} left",
-        f"chosen: {chosen.name}, {whole.train.epochs} epochs"
-        + f", continued after epoch {done}" * bool(done)
-        if whole.train.epochs > done or is_ended(best)
-        else f"chosen: {chosen.name}, the weights after epoch {done}: too few epochs fit into the"
-        " remaining time, so the members get it",
-    ]
+    if is_short:
+        lines = [
+            f"chosen: {chosen.name}, the weights after epoch {done}: too few epochs fit into the"
+            f" {span(left)} that are left, so the members get them"
+        ]
+    else:
+        lines = [
+            f"estimate: {span(sum(cost))} to train the chosen setting, {span(left)} left",
+            f"chosen: {chosen.name}, {whole.train.epochs} epochs"
+            + f", continued after epoch {done}" * bool(done),
+        ]
     if apart:
         models = "; ".join(apart)
         lines.append(f"trained separately as further members, if the time allows: {models}")
