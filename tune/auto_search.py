@@ -120,10 +120,12 @@ def _evaluated_in_time(
         or min(dataset.num_users, evaluate.max_users) <= most
     ):
         return config
-    folder.progress(
-        f"evaluation: an even sample of about {most:,} of {dataset.num_users:,} users, so that it"
-        " fits into the budget; evaluate.max_users sets another number"
-    )
+    tested = int(dataset.held_out_V.sum())
+    if most < tested:
+        folder.progress(
+            f"evaluation: an even sample of about {most:,} of {tested:,} users with held-out events,"
+            " so that it fits into the budget; evaluate.max_users sets another number"
+        )
     return config.model_copy(update={"evaluate": evaluate.model_copy(update={"max_users": most})})
 
 

@@ -23,7 +23,8 @@ _EVENTS: Final = ("train", "valid", "test")
 
 
 def evaluated_users_V(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> Array:
-    """Which users are evaluated: [V] bool; all, or a sample of about ``evaluate.max_users``.
+    """Which users are evaluated: [V] bool; all, or a sample with about ``evaluate.max_users`` of
+    those who have validation or test events.
 
     Parameters
     ----------
@@ -34,12 +35,11 @@ def evaluated_users_V(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: 
     seed : int
         Seed of the sample.
     """
-    return _sample(
-        dataset.num_users,
-        evaluate.max_users / max(dataset.num_users, 1),
-        seed,
-        _EVALUATED,
-    )
+    share = 1.0
+    if dataset.num_users > evaluate.max_users:
+        # others, such as most users of a table of users, have no query
+        share = evaluate.max_users / max(int(dataset.held_out_V.sum()), 1)
+    return _sample(dataset.num_users, share, seed, _EVALUATED)
 
 
 def evaluated_by_shard(
@@ -126,8 +126,9 @@ def bounds(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> dic
         ``ranked_users`` and ``baselines_fitted_on``, each only where there is a sample.
     """
     found = {}
-    if dataset.num_users > evaluate.max_users:
-        number = int(evaluated_users_V(dataset, evaluate, seed).sum())
+    sampled_V = evaluated_users_V(dataset, evaluate, seed)
+    if not sampled_V.all():
+        number = int((sampled_V & dataset.held_out_V).sum())
         found["ranked_users"] = f"a random sample of {number:,} of all users"
     if (events := _num_events(dataset)) > evaluate.max_fit_events:
         share = evaluate.max_fit_events / events

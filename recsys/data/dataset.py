@@ -269,6 +269,15 @@ class PreparedDataset:
             is_active_V[shard.users_U[shard.through(through).lengths_U > 0]] = True
         return is_active_V
 
+    @cached_property
+    def held_out_V(self) -> Array:
+        """Which users have validation or test events: [users] bool."""
+        found_V = np.zeros(self.num_users, dtype=bool)
+        for shard in self.shards():
+            held_out_R = np.diff(shard.through(Split.TRAIN).offsets_U1) < shard.lengths_U
+            found_V[shard.users_U[held_out_R]] = True
+        return found_V
+
     def histories(self, of_V: Array | None = None, through: Split | None = None) -> Histories:
         """All histories at once, or those of the users marked in ``of_V`` [users] bool, with all
         events or those through a split. Mark a bounded number of users where data may be large.

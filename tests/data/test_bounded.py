@@ -58,6 +58,19 @@ def test_samples_are_uniform_over_users(tmp_path: Path) -> None:
     assert set(fitted.users_U) != set(np.flatnonzero(asked_V)), "independent samples"
 
 
+def test_sample_counts_users_with_held_out_events_only(tmp_path: Path) -> None:
+    """Most users of a table of users may have few events, or none."""
+    histories = [leave_last(*range(5)) for _ in range(400)]
+    silent = [leave_last(*range(5))[:3] for _ in range(1600)]  # training events alone
+    dataset = write_dataset(tmp_path, [*histories, *silent], ITEMS, num_shards=3)
+    few = config(max_users=100)
+    queries = evaluated_queries(dataset, Split.TEST, few.evaluate, few.seed)
+    assert 70 < len(queries) < 130, "100 of 400 on average"
+    described = bounds(dataset, few.evaluate, few.seed)
+    assert described == {"ranked_users": f"a random sample of {len(queries)} of all users"}
+    assert len(evaluated_queries(dataset, Split.TEST, config(max_users=500).evaluate, 0)) == 400
+
+
 def test_queries_are_of_the_sampled_users(tmp_path: Path) -> None:
     dataset, few = walks(tmp_path), config(max_users=100)
     sampled = np.flatnonzero(evaluated_users_V(dataset, few.evaluate, few.seed))
