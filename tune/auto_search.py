@@ -123,8 +123,8 @@ def _evaluated_in_time(
     tested = int(dataset.held_out_V.sum())
     if most < tested:
         folder.progress(
-            f"evaluation: an even sample of about {most:,} of {tested:,} users with held-out events,"
-            " so that it fits into the budget; evaluate.max_users sets another number"
+            f"evaluation: an even sample of about {most:,} of {tested:,} users with held-out"
+            " events, so that it fits into the budget; evaluate.max_users sets another number"
         )
     return config.model_copy(update={"evaluate": evaluate.model_copy(update={"max_users": most})})
 
