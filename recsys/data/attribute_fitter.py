@@ -141,9 +141,7 @@ class FieldFitter:
             zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
         )
         ordered = sorted(frequency, key=lambda text: (-frequency[text], text))
-        frequent = [text for text in ordered if frequency[text] >= self.config.min_frequency][
-            : self.config.max_categories
-        ]
+        frequent = [text for text in ordered if frequency[text] >= self.config.min_frequency]
         covered = sum(frequency[text] for text in frequent)
         if not frequent or (not is_wanted and covered < _ENOUGH * sum(frequency.values())):
             if is_wanted:
@@ -152,6 +150,7 @@ class FieldFitter:
                     " training split; lower min_frequency or leave the field out"
                 )
             return None
+        frequent = frequent[: self.config.max_categories]
         return Field(name, "list" if has_members else "category", slots, tuple(frequent))
 
     def _error(self, message: str) -> ConfigError:

@@ -92,6 +92,13 @@ def test_vocabularies_are_the_frequent_categories() -> None:
     assert fit(table, max_members=1, user_fields=["likes"])[0].slots == 1
 
 
+def test_field_with_many_categories_keeps_the_frequent_ones() -> None:
+    cities = [f"city {number // 2}" for number in range(20)]
+    table = pa.table({"city": [*cities, "a", "a", "a"], "name": [f"n{k}" for k in range(23)]})
+    [field] = fit(table, min_frequency=2, max_categories=2)
+    assert field.categories == ("a", "city 0"), "the name says nothing, the city does"
+
+
 def test_encoding_uses_training_rows_only() -> None:
     """A user with test events only changes no vocabulary, bin or statistic."""
     table = pa.table({"age": [10.0, 20, 30, 9999], "city": ["rome", "oslo", "rome", "gotham"]})
