@@ -4,7 +4,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor
+
+# numbers for all items that `model: auto` lets such a member keep, 268 MB: each is also a direction
+# of every score
+MOST_NUMBERS: Final = 2**26
 
 
 def log_odds(counts_XG: Tensor, total_X1: Tensor, share_G: Tensor, smoothing: float) -> Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.knowledge.counts import KnowledgeCounts
 from recsys.granularities.knowledge.section import KnowledgeConfig
 from recsys.granularities.knowledge.triples import Triples
+from recsys.granularities.profile import counts
 from recsys.granularities.profile.counts import Cells, ProfileCounts
 from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import FrozenModel
@@ -184,6 +186,28 @@ def test_counts_report_impossible_settings() -> None:
         KnowledgeCounts(KnowledgeConfig(fit="counts"), _sizes())
     with pytest.raises(ConfigError, match="crosses works with fit counts only"):
         build_config({"model": {"granularities": {"profile": {"crosses": [["age"]]}}}})
+
+
+def test_automatic_model_keeps_the_numbers_of_a_large_catalogue_few() -> None:
+    proposed = KnowledgeCounts.proposed
+    small, large = (cast(Any, SimpleNamespace(num_items=items)) for items in (9_000, 500_000))
+    assert proposed(KnowledgeConfig(fit="counts"), small) == {}
+    found = proposed(KnowledgeConfig(fit="counts"), large)["max_entities"]
+    assert 128 <= found < 1024 and found * 500_000 <= 2**26
+
+
+def test_automatic_profile_fits_the_cells_of_later_users_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def encoding(config: ProfileConfig, dataset: Any, through: Split) -> ProfileEncoding:
+        places = tuple(f"place {k}" for k in range(5000 + 1000 * through))
+        return ProfileEncoding((AGE, Field("place", "category", 1, places)), ())
+
+    monkeypatch.setattr(counts, "profile_encoding", encoding)
+    for items, most in ((9_000, 4093), (500_000, 131), (10**8, 61)):
+        dataset = cast(Any, SimpleNamespace(num_items=items))
+        found = ProfileCounts.proposed(ProfileConfig(fit="counts"), dataset)
+        assert found == {"max_categories": most}
 
 
 # friends are uninformative in these worlds, and the history is not read

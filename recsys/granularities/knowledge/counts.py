@@ -22,6 +22,8 @@ triples, P pairs of an item and an entity.
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -33,7 +35,9 @@ from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.knowledge.section import KnowledgeConfig
 from recsys.granularities.knowledge.triples import Triples, graph_size
-from recsys.granularities.log_odds import log_odds
+from recsys.granularities.log_odds import MOST_NUMBERS, log_odds
+
+_LEAST_ENTITIES: Final = 128
 
 
 class KnowledgeCounts(Granularity):
@@ -90,6 +94,25 @@ class KnowledgeCounts(Granularity):
             None without triples.
         """
         return Triples.of(dataset)
+
+    @classmethod
+    def proposed(cls, section: KnowledgeConfig, dataset: PreparedDataset) -> dict[str, Any]:
+        """Fewer entities for a large catalogue.
+
+        Parameters
+        ----------
+        section : KnowledgeConfig
+            Has the default of ``max_entities``.
+        dataset : PreparedDataset
+            The dataset with the items.
+
+        Returns
+        -------
+        dict of str to int
+            ``max_entities``; empty if the default is small enough.
+        """
+        most = max(MOST_NUMBERS // dataset.num_items, _LEAST_ENTITIES)
+        return {"max_entities": most} if most < section.max_entities else {}
 
     @classmethod
     def idle(cls, section: KnowledgeConfig, dataset: PreparedDataset, config: Config) -> str:

@@ -39,7 +39,7 @@ from recsys.data.histories import Array, Split
 from recsys.errors import ConfigError, valid_instead
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.event_matrix import EventMatrix
-from recsys.granularities.log_odds import log_odds
+from recsys.granularities.log_odds import MOST_NUMBERS, log_odds
 from recsys.granularities.profile.attribute_encoding import (
     encoded_attributes,
     encoding_of,
@@ -49,7 +49,6 @@ from recsys.granularities.profile.model import column_slices, known_rows
 from recsys.granularities.profile.section import ProfileConfig
 
 _MAX_CELLS: Final = 4096
-_NUMBERS: Final = 2**26  # log-odds of items in cells that `model: auto` proposes; 268 MB
 _LEAST_CELLS: Final = 64
 _MEMBERSHIPS: Final = 2**22  # shares of users in cells that are in memory at a time
 
@@ -142,7 +141,7 @@ class ProfileCounts(Granularity):
             As in :meth:`size`.
         """
         # users who come later may have further values
-        most_cells = min(_MAX_CELLS, max(_NUMBERS // dataset.num_items, _LEAST_CELLS))
+        most_cells = min(_MAX_CELLS, max(MOST_NUMBERS // dataset.num_items, _LEAST_CELLS))
         encodings = [profile_encoding(section, dataset, through) for through in Split]
         found = [_most_categories(encoding.users, most_cells) for encoding in encodings]
         most = min((number for number in found if number is not None), default=None)
