@@ -28,7 +28,7 @@ _EVALUATION: Final = 0.25  # share of the remaining time for the rankings of the
 # rankings of the evaluated users: members alone and left out, baselines with all their constants
 _RANKINGS: Final = 40
 _SCORE_S: Final = 5e-9  # seconds for one score of a ranking on two cores
-_LEAST_USERS: Final = 5_000  # evaluated users, even if they take longer
+_LEAST_USERS: Final = 2_000  # evaluated users, even if they take longer
 
 
 class Costs(NamedTuple):
@@ -51,7 +51,7 @@ def users_in_time(items: int, seconds: float) -> int:
     Examples
     --------
     >>> users_in_time(40_000, 1200.0), users_in_time(1_000_000, 1200.0)
-    (37500, 5000)
+    (37500, 2000)
     """
     found = _EVALUATION * seconds / (_RANKINGS * _SCORE_S * max(items, 1))
     return max(int(found), _LEAST_USERS)
