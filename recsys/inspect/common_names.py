@@ -183,6 +183,8 @@ STRONG: Final = (
     "donation", "kauf", "compra", "achat", "购买", "下单", "支付", "購入", "구매", "покупка",
 )  # fmt: skip
 """Event types to predict if weaker types are present too."""
+NO_GOAL: Final = ("coupon", "voucher", "promo", "discount", "filter", "sort", "status")
+"""Words that make a type with a word of ``STRONG`` no goal: ``apply_coupon``, ``sort order``."""
 WEAK: Final = (
     "view", "pv", "click", "cart", "addtocart", "add_to_cart", "basket", "detail", "impression",
     "wishlist", "fav", "favorite", "favourite", "browse", "search", "visit", "page_view",
@@ -204,7 +206,9 @@ NEGATIVE: Final = (
     "unstar", "uninstall", "swipe_left", "swipeleft", "swipe left", "not_interested",
     "notinterested", "not interested", "thumbs_down", "thumbsdown", "thumbs down", "thumb_down",
     "removed", "disliked", "skipped", "unliked", "cancelled", "hidden", "deleted", "downvoted",
-    "unsubscribed", "ignored", "declined", "muted",
+    "unsubscribed", "ignored", "declined", "muted", "canceled", "cancellation", "canceling",
+    "cancelling", "refunded", "returned", "rejected", "denied", "fail", "failed", "failure",
+    "error", "abandon", "abandoned", "aborted", "expired",
 )  # fmt: skip
 
 NEGATIVE_ALONE: Final = ("report", "reported")

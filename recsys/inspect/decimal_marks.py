@@ -14,6 +14,8 @@ LEAST_LISTS: Final = 0.02  # share of lists, where the other cells have their me
 COMMA_NUMBER: Final = r"^[+-]?\d+,\d+$"
 _ALONE: Final = 0.9  # share of these members
 _THOUSANDS: Final = r"^[+-]?[1-9]\d{0,2}(?:\.\d{3})+$"
+_COMMA_THOUSANDS: Final = r"^[+-]?[1-9]\d{0,2}(?:,\d{3})+$"
+_LONG_NUMBER: Final = r"^[+-]?\d{4,}$"
 
 
 def share_of(texts: pa.Array, pattern: str) -> float:
@@ -38,7 +40,13 @@ def has_decimal_comma(name: str, texts: pa.Array, least: float) -> bool:
     >>> prices, codes = pa.array(["5,37", "4,05", "12"]), pa.array(["12", "65", "7", "12,65"] * 9)
     >>> has_decimal_comma("price", prices, 0.1), has_decimal_comma("themes", codes, 0.1)
     (True, False)
+    >>> has_decimal_comma("price", pa.array(["380", "1,282", "981", "12,804"]), 0.1)
+    False
     """
+    # thousands: three digits after every comma, and no large number without one
+    commas = share_of(texts, r",\d")
+    if share_of(texts, _COMMA_THOUSANDS) == commas < 1 and not share_of(texts, _LONG_NUMBER):
+        return False
     # a share, because whole numbers in the column have no comma
     if share_of(texts, COMMA_NUMBER) <= least:
         return False

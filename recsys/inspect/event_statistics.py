@@ -20,7 +20,7 @@ from recsys.data.foresight import Foresight, spread_of
 from recsys.data.pseudonyms import email_note
 from recsys.data.time_cut import Cuts, Temporal, temporal_cuts
 from recsys.inspect.columns import Column, has_known
-from recsys.inspect.common_names import NEGATIVE, NEGATIVE_ALONE, SHOWN, STRONG, WEAK
+from recsys.inspect.common_names import NEGATIVE, NEGATIVE_ALONE, NO_GOAL, SHOWN, STRONG, WEAK
 from recsys.sources.validate import CellRules, Layout, check_rows
 from recsys.values.overlap import ids_in_two_forms
 
@@ -101,6 +101,8 @@ def roles_of_types(types: Sequence[str]) -> Types:
     ('purchase',)
     >>> roles_of_types(["VIEW", "LIKE", "FOLLOW"]).targets
     ()
+    >>> roles_of_types(["order_view", "checkout_error", "apply_coupon", "order_completed"]).targets
+    ('order_completed',)
     >>> roles_of_types(["view", "report"]).history, roles_of_types(["view", "open_report"]).history
     (('view',), ())
     """
@@ -113,9 +115,9 @@ def roles_of_types(types: Sequence[str]) -> Types:
         return Types()
     out = (*negative, *shown)
     history = tuple(left) if out else ()
-    # a cart is on the way to a purchase
+    # a cart is on the way to a purchase, and the view of an order, or of a book, is a view
     strong = [
-        name for name in left if has_known(name, STRONG) and not has_known(name, ("cart", "basket"))
+        name for name in left if has_known(name, STRONG) and not has_known(name, (*WEAK, *NO_GOAL))
     ]
     weak = [name for name in left if has_known(name, WEAK) and name not in strong]
     # without a weaker type there is nothing that leads to the goal

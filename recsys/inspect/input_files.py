@@ -12,13 +12,15 @@ from typing import Final
 
 from recsys.errors import EmptyFile, SourceError, StorageError, first_line
 from recsys.inspect.common_names import words_of
-from recsys.inspect.samples import Sample, sample_of, together
+from recsys.inspect.samples import WHOLE_BYTES, Sample, sample_of, together
 from recsys.sources.files import InputFile, find
 from recsys.sources.recbole import base_name
 from recsys.storage.uris import expanded, is_remote
 
 # files per folder and name that are sampled; the rest are assumed to have the same form
-_MANY_FILES: Final = 12
+_MANY_FILES: Final = 12  # of one table, that are looked into if together they are large
+_MOST_FILES: Final = 2_000  # the same, if together they are small
+_PACKED: Final = 8  # bytes of text in a byte of a compressed file
 _HETREC: Final = (
     "user_artists.dat",
     "user_taggedartists.dat",
@@ -153,7 +155,14 @@ def _pattern(file: InputFile) -> str:
 
 def _sampled(alike: list[tuple[InputFile, str]], looked: ArgumentContent) -> list[Sample]:
     """Sample files that are parts of one table, or a single file."""
-    step = max(1, -(-len(alike) // _MANY_FILES))
+    # without some days, the histories of users have holes, and items seem to repeat less
+    packed = {".parquet", ".pq"}
+    text = sum(
+        file.size * (_PACKED if file.compressed or file.suffix in packed else 1)
+        for file, _ in alike
+    )
+    is_small = text <= WHOLE_BYTES and len(alike) <= _MOST_FILES
+    step = 1 if is_small else max(1, -(-len(alike) // _MANY_FILES))
     looked_into = {
         index for index in range(len(alike)) if index % step == 0 or index == len(alike) - 1
     }

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.inspect.columns import has_known
-from recsys.inspect.common_names import STRONG, WEAK
+from recsys.inspect.common_names import NEGATIVE, NO_GOAL, STRONG, WEAK
 from recsys.inspect.event_statistics import Types
 
 _HARDLY: Final = 0.02  # most events of a type on known items, if its events are on no items …
@@ -44,7 +44,8 @@ def without_strange_items(types: Types, events: pa.Table, known: pa.Array) -> Ty
     every = frame.group_by("type").agg(share=is_known.mean(), num=pl.len()).sort("type")
     counts = [row for row in every.rows() if not types.history or row[0] in types.history]
     strange = [name for name, share, num in counts if share <= _HARDLY and num >= _LEAST]
-    strange = [name for name in strange if name not in types.targets]
+    targets = tuple(name for name in types.targets if name not in strange) or types.targets
+    strange = [name for name in strange if name not in targets]
     if not strange or not any(share >= _NEARLY for _, share, _ in counts):
         return types
     why = "their items are not in the table of items, as with searches or filters"
@@ -52,7 +53,7 @@ def without_strange_items(types: Types, events: pa.Table, known: pa.Array) -> Ty
         others = types.why or "negative, or only shown to the user"
         why = f"{others}; the items of {', '.join(strange)} are not in the table of items"
     history = tuple(name for name, _, _ in counts if name not in strange)
-    return replace(types, history=history, why=why)
+    return replace(types, targets=targets, history=history, why=why)
 
 
 def type_to_try(counts: Mapping[str, int]) -> tuple[str, str]:
@@ -69,6 +70,10 @@ def type_to_try(counts: Mapping[str, int]) -> tuple[str, str]:
     if all(name.strip().isdigit() for name in counts):
         why = "this predicts the rarest type, as purchases are rare; check what the numbers mean"
         return list(counts)[-1], why
-    strong = [name for name in counts if has_known(name, STRONG)]
+    strong = [
+        name
+        for name in counts
+        if has_known(name, STRONG) and not has_known(name, (*WEAK, *NO_GOAL, *NEGATIVE))
+    ]
     other = [name for name in counts if not has_known(name, WEAK)]
     return [*strong, *other, *counts][0], "this predicts one of them"

@@ -59,7 +59,8 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
     finite numbers.
 
     With a decimal comma "3,5" is 3.5 and "1.234,5" is 1234.5; a point that does not separate
-    thousands is wrong. Digits of other scripts are digits.
+    thousands is wrong. With a decimal point "1,234.5" is 1234.5. Digits of other scripts are
+    digits.
 
     >>> values, wrong = numbers(pa.array(["2.5", "", "nan", "inf", "x"]))
     >>> values.to_pylist(), wrong.to_pylist()
@@ -68,6 +69,8 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
     [3.5, 1234.5, None]
     >>> numbers(pa.array(["٤٫٥", "۱٬۲۰۰", "１２"]))[0].to_pylist()
     [4.5, 1200.0, 12.0]
+    >>> numbers(pa.array(["1,234.5", "12,804", "3,5"]))[0].to_pylist()
+    [1234.5, 12804.0, None]
     >>> numbers(pa.array([b"2", b"x"], pa.binary(1)))[0].to_pylist()
     [2.0, None]
     """
@@ -78,6 +81,11 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
         values = plain.cast(pl.Float64, strict=False)
         fine = values.is_finite().fill_null(False)
         present = series.is_not_null() & (series != "")
+        if rules.decimal == "." and (present & ~fine).any():
+            grouped = series.str.contains(_COMMA_GROUPED).fill_null(False)
+            bare = series.str.replace_all(",", "", literal=True).cast(pl.Float64, strict=False)
+            values = pl.select(pl.when(grouped).then(bare).otherwise(values)).to_series()
+            fine = values.is_finite().fill_null(False)
         if (
             rules.has_numbers or (present & ~fine).any()
         ):  # "nan" is parsed as a number, but is a missing value
