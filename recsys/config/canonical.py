@@ -232,7 +232,7 @@ class CanonicalSource(CellSource):
         {},
         description=(
             "{column: [values]}: events with one of the values in the column are not read, such as"
-            " canceled orders; upper and lower case are equal"
+            " canceled orders; upper and lower case are equal; '*' is any value, '' a missing one"
         ),
     )
     item_columns: list[str] = Field(

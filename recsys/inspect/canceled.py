@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.inspect.columns import Column, has_known
-from recsys.inspect.common_names import CANCELED, CANCELED_STATES, STATUS, words_of
+from recsys.inspect.common_names import CANCELED, CANCELED_STATES, CLICKED, STATUS, words_of
 from recsys.inspect.event_columns import columns_of_events
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.interest_flags import NO, YES, is_yes_no, tells_interest, tells_likes, texts_of
-from recsys.sources.dropped import has_values
+from recsys.sources.dropped import ANY, has_values
 
 _MOST_STATES: Final = 30
+_SOME: Final = 0.3  # the same for times of what rarely happens, such as a refund
 _MOST: Final = 0.5  # largest share of rows that a column may mark; above it, the mark is the norm
 
 
@@ -40,7 +41,11 @@ def without_canceled(pair: Pair) -> Pair:
         for name, marks in marked.items()
         if name not in used
         and not pair.is_described_by(table.column(name))
-        and (_share(rows, {name: marks}) <= _MOST or tells_interest(table.column(name)))
+        and (
+            _share(rows, {name: marks}) <= _MOST
+            or tells_interest(table.column(name))
+            or _is_click(table.column(name))
+        )
     }
     if not drop:
         return pair
@@ -52,8 +57,10 @@ def why_marked(column: Column, marks: Sequence[str]) -> str:
     """What happens to the rows that a column marks, and to those without a value, such as the
     further lines of an order whose first line alone has the status.
     """
-    words = f"rows with {' or '.join(marks)} are left out"
-    if column.filled == 1:
+    if marks == [""]:
+        return "rows without a value, which were shown and not chosen, are left out"
+    words = f"rows with {'a value' if marks == [ANY] else ' or '.join(marks)} are left out"
+    if column.filled == 1 or marks == [ANY]:
         return words
     return (
         f"{words}, and the {1 - column.filled:.0%} of the others without a value are kept: write"
@@ -64,6 +71,9 @@ def why_marked(column: Column, marks: Sequence[str]) -> str:
 def _marks(column: Column) -> list[str]:
     """The values, in lower case, that mark a row as no event."""
     words = words_of(column.name)
+    if column.kind == "time":  # set when it happened
+        is_mark = any(word in CANCELED for word in words) and column.filled <= _SOME
+        return [ANY] if is_mark else [""] if _is_click(column) else []
     if tells_interest(column) or tells_likes(column):
         return [text for text in texts_of(column) if text in NO]
     if is_yes_no(column):
@@ -74,6 +84,12 @@ def _marks(column: Column) -> list[str]:
     if not any(word.endswith(STATUS) for word in words):
         return []
     return [text for text in texts_of(column) if has_known(text, CANCELED_STATES)]
+
+
+def _is_click(column: Column) -> bool:
+    """Whether a column has the time of a click, for the rows that were clicked."""
+    is_named = any(word in CLICKED for word in words_of(column.name))
+    return column.kind == "time" and is_named and column.filled < 1
 
 
 def _share(rows: pa.Table, marks: dict[str, list[str]]) -> float:

@@ -72,6 +72,7 @@ from recsys.inspect.type_choice import without_strange_items
 from recsys.inspect.understood import TableSummary, Understood, percent
 from recsys.sources.validate import CellRules, Layout, check_rows
 
+_HOPELESS: Final = 0.9  # share of rows that are no events, from which they are refused
 _CLEARLY: Final = 1.0  # difference of scores from which the members of lists are the events
 _TELLS_ITEM: Final = 0.9  # how far a column determines the item that it tells
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
@@ -220,6 +221,13 @@ class _Canonical:
             f"{percent(share)} {reason}"
             for reason, share in sorted(statistics.bad.items(), key=lambda x: -x[1])[:3]
         )
+        if found.bad["events"] > _HOPELESS:
+            raise SourceError(
+                f"{percent(found.bad['events'])} of the rows of"
+                f" {self.pair.table.sample.files[0].path} are no events:"
+                f" {found.bad_why['events']}; correct these columns, or name others in"
+                " data.source.rename (docs/files.md)"
+            )
         found.tables = [self._summary(plan) for plan in planned.plans]
         found.ignored = {**self.ignored, **self._left_out()}
         notes, found.has_email_ids = notes_on_ids(events)

@@ -64,6 +64,8 @@ _TAGS: Final = (
 _CURRENCY: Final = "|".join((r"\p{Sc}", r"US\$", *CURRENCIES))
 _PRICE_COMMA: Final = r",\d{1,2}\D*$"
 _PRICE: Final = rf"^[+-]?(?:{_CURRENCY})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:{_CURRENCY}|kr|zł)$"
+_FIELDS: Final = r"^\s*[A-Za-z_]{2,20}[:=][^|;,&]*[|;,&]\s*[A-Za-z_]{2,20}[:=]"
+_SENTENCE: Final = r"[.!?]\s"
 _OBJECTS: Final = r"""^\s*\[?\s*\{\s*["'][^"']+["']\s*:"""  # JSON or Python in text
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 # as NumPy prints them: ['B07' 'B12'] or [7 12]
@@ -322,6 +324,9 @@ def _of_texts(
     # few descriptions have tags, but a single one makes the cleaning necessary
     if share_of(sample, _TAGS) >= 0.03 and words >= _WORDY:
         return Column(name, position, "html", **base)
+    # such as name:Lamp|product_id:7|quantity:1 of a shop's export
+    if share_of(sample, _FIELDS) >= _MOST and share_of(sample, _SENTENCE) < 0.5:
+        return Column(name, position, "object", **base)
     if found := _members(sample, similarity(name, TEXT) >= 0.8):
         return Column(name, position, found[0], mark=found[1], **base)
     is_text = letters >= 0.5 and words >= _WORDY

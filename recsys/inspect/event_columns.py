@@ -194,6 +194,7 @@ def _micros(column: Column) -> pa.Array:
 
 
 def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
+    found: list[tuple[bool, bool, Column]] = []
     for column in left:
         if (
             column.kind not in ("token", "text", "flag", "number")
@@ -218,8 +219,9 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             continue
         if not known and determines(pair.item, column) > 0.9:
             continue  # a property of the item, not of the event
-        return column
-    return None
+        found.append((is_named, known, column))
+    # of a type (track, page) and an event (product viewed), the one with known words
+    return max(found, key=lambda one: one[:2])[2] if found else None
 
 
 def _is_type_of_other(name: str) -> bool:

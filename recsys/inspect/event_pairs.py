@@ -22,6 +22,7 @@ from recsys.inspect.common_names import (
     ITEM_FILES,
     SESSION,
     SOCIAL_FILES,
+    STATUS,
     USER,
     USER_FILES,
     VALUE,
@@ -29,6 +30,7 @@ from recsys.inspect.common_names import (
     named_like,
 )
 from recsys.inspect.common_values import IdSet
+from recsys.inspect.decimal_marks import share_of
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
 from recsys.inspect.shown_lists import CHOSEN, mark_of_choices, without_shown
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
@@ -37,6 +39,7 @@ from recsys.values.arrow_types import is_list_of_cells
 from recsys.values.times import timestamps
 
 _NAMED: Final = 0.7
+_EMAIL: Final = r"^[^@\s]+@[^@\s]+\.\w+$"
 _WIDE: Final = 15  # columns of small numbers from which a table is a matrix of users and items
 _OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 _FEW_OTHERS: Final = 3
@@ -309,7 +312,13 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     is_attribute = num_pairs < _ONE_TO_ONE * sizes[0] and sizes[1] <= FEW
     is_visit = num_pairs < _ONE_TO_ONE * sizes[1]
     is_named = table.like(item, ITEM) >= _NAMED
-    score -= _HOPELESS * (rows >= _MANY and not is_named and (is_attribute or is_visit))
+    # a second id of the users; people as items have names such as liked_user_id
+    is_user = (
+        table.like(item, USER) == 1.0 or share_of(item.values.drop_null(), _EMAIL) >= _OF_OWNER
+    )
+    is_state = item.num_distinct <= FEW and table.like(item, (*STATUS, *EVENT_TYPE)) >= _NAMED
+    is_no_item = is_attribute or is_visit or is_user or is_state
+    score -= _HOPELESS * (rows >= _MANY and not is_named and is_no_item)
     if num_pairs < _ONE_TO_ONE * max(sizes):
         score -= 2.0  # one determines the other: an attribute
     # each determines the other: two names of one thing, as in the export of one person

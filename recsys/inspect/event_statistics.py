@@ -30,6 +30,9 @@ _TESTABLE: Final = 0.1  # … or this share of them, if that is less
 _MOSTLY: Final = 0.5
 _LEAVE_LAST: Final = 3  # events to predict that it needs: for training, validation and test
 _MOST_UNTIMED: Final = 0.001
+_SOME_USERS: Final = 20
+_LARGEST: Final = 0.05  # share of the events of one user, from which it may be no person …
+_TIMES_NEXT: Final = 10  # … if it has so many times the events of the next one
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,21 @@ def events_of(
     return checked.filter(pc.is_null(reasons)), bad
 
 
+def _note_on_one_user(events: pa.Table) -> str:
+    """A note on a user who has many times the events of all others, such as guests or a robot."""
+    counts = pl.Series(pl.from_arrow(events.column(schema.USER_ID))).value_counts(sort=True)
+    if len(counts) < _SOME_USERS or not len(events):
+        return ""
+    (user, most), (_, next_most) = counts.rows()[:2]
+    if most < _LARGEST * len(events) or most < _TIMES_NEXT * next_most:
+        return ""
+    return (
+        f"the user {user!r} has {most / len(events):.0%} of the events, {most / next_most:.0f}"
+        " times those of the next one: if it stands for guests, tests or a program, leave it out"
+        f" with data.source.drop {{{schema.USER_ID}: [{user!r}]}}"
+    )
+
+
 def notes_on_ids(events: pa.Table) -> tuple[list[str], bool]:
     """Notes on ids in several forms and on ids that identify a person, and whether user ids look
     like e-mail addresses.
@@ -261,7 +279,12 @@ def notes_on_ids(events: pa.Table) -> tuple[list[str], bool]:
         events.column(name).combine_chunks().unique() for name in (schema.USER_ID, schema.ITEM_ID)
     )
     email = email_note(users)
-    notes = (ids_in_two_forms(users, "users"), ids_in_two_forms(items, "items"), email)
+    notes = (
+        ids_in_two_forms(users, "users"),
+        ids_in_two_forms(items, "items"),
+        email,
+        _note_on_one_user(events),
+    )
     return [note for note in notes if note], bool(email)
 
 

@@ -308,7 +308,9 @@ def _echo_words(statistics: EventStatistics) -> str:
 def _why_not_temporal(found: Understood) -> str:
     if not found.has_clock:
         return "because the numbers count the events of each user and are no times"
-    best = found.statistics.best_temporal
+    best, timed = found.statistics.best_temporal, found.statistics.timed
+    if best is None and timed < 1:
+        return f"because {percent(1 - timed)} of the events have no time, which a cut needs"
     return (
         "because one cut in time leaves"
         f" {'nothing between its parts' if best is None else best.why_not}"

@@ -249,4 +249,6 @@ def _texts_of_hours(columns: list[Column]) -> pa.Array:
     read = TimeColumns(clock=names).read(given, CellRules())
     assert read is not None
     known = columns[0].values.is_valid()
-    return pc.if_else(known, pc.strftime(read[0], format="%H:%M:%S"), None)
+    # of microseconds, %S has a fraction, which HOURS_FORM does not read
+    seconds = read[0].cast(pa.timestamp("s", read[0].type.tz), safe=False)
+    return pc.if_else(known, pc.strftime(seconds, format="%H:%M:%S"), None)

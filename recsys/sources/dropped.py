@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.sources.base import Piece
+
+ANY: Final = "*"
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,17 @@ def has_values(rows: pa.Table, values: Mapping[str, Sequence[str]]) -> pa.Chunke
     >>> rows = pa.table({"status": ["paid", "Canceled", None], "test": [False, False, True]})
     >>> has_values(rows, {"status": ["canceled"], "test": ["true"]}).to_pylist()
     [False, True, True]
+    >>> refunds = pa.table({"refunded_at": [None, "2024-05-31"]})
+    >>> [has_values(refunds, {"refunded_at": [mark]}).to_pylist() for mark in ("*", "")]
+    [[False, True], [True, False]]
 
     Parameters
     ----------
     rows : pa.Table
         Rows with the columns.
     values : Mapping
-        Column → values in lower case. Numbers and flags are compared as text.
+        Column → values in lower case; ``*``: any value, ``""``: a missing one. Numbers and flags
+        are compared as text.
     """
     found = [_is_one_of(rows.column(name), wanted) for name, wanted in values.items()]
     return reduce(pc.or_, found)
@@ -49,4 +56,8 @@ def has_values(rows: pa.Table, values: Mapping[str, Sequence[str]]) -> pa.Chunke
 
 def _is_one_of(column: pa.ChunkedArray, wanted: Sequence[str]) -> pa.ChunkedArray:
     texts = pc.utf8_trim_whitespace(pc.utf8_lower(column.cast(pa.string())))
-    return pc.is_in(texts, value_set=pa.array(wanted, pa.string()))
+    found = pc.is_in(texts, value_set=pa.array(wanted, pa.string()))
+    is_missing = pc.equal(pc.fill_null(texts, ""), "")
+    if ANY in wanted:
+        found = pc.or_(found, pc.invert(is_missing))
+    return pc.or_(found, is_missing) if "" in wanted else found

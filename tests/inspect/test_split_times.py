@@ -55,8 +55,11 @@ def test_year_and_month_are_the_first_of_the_month_and_the_yaml_says_so(tmp_path
 def test_hours_of_a_day_are_its_time(day: str, tmp_path: Path) -> None:
     rows = [(f"c{u}", f"p{i}", *parts(t, day, "%H", "%M")) for u, i, t in pairs()]
     names = ["customer", "product", "date", "hour", "minute"]
-    source = source_of(write(tmp_path / "orders.csv", names, rows))
+    found = look([str(write(tmp_path / "orders.csv", names, rows))])
+    source = found.config.data.source
+    assert isinstance(source, CanonicalSource)
     assert source.clock == ["hour", "minute"] and not source.date_columns
+    assert found.config.data.order == "time" and not found.found.bad["events"]
     assert seconds_of(source) == [t // 60 * 60 for _, _, t in pairs()]
 
 

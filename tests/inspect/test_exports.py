@@ -1,0 +1,116 @@
+"""`recsys init` on exports of shops and trackers: rows that were undone, states, guests, days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recsys.errors import SourceError
+from recsys.inspect.look import look
+from recsys.sources import open_source
+from recsys.sources.base import read_all
+from tests.inspect.test_unusual_files import at, pairs, source_of, write
+
+
+@pytest.mark.parametrize(
+    ("name", "is_set", "mark"),
+    [
+        pytest.param("refunded_at", lambda n: n % 9 == 0, "*", id="refund"),
+        pytest.param("clicked_at", lambda n: n % 5 == 0, "", id="click"),
+        pytest.param("returned_on", lambda n: n % 20 > 0, None, id="loan"),
+    ],
+)
+def test_time_of_what_happened_to_some_rows_marks_them(
+    name: str, is_set: Callable[[int], bool], mark: str | None, tmp_path: Path
+) -> None:
+    rows = [
+        (f"u{u}", f"p{i}", at(t), at(t + 7200) if is_set(n) else "")
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    source = source_of(write(tmp_path / "log.csv", ["user", "product", "made_at", name], rows))
+    assert source.drop == ({} if mark is None else {name: [mark]})
+    events = read_all(open_source(source).pieces()["events"])
+    kept = [bool(row[3]) == (mark != "*") or mark is None for row in rows]
+    assert events.num_rows == sum(kept) > 0
+
+
+def test_fields_of_an_item_in_a_cell_and_second_ids_of_users_are_no_items(tmp_path: Path) -> None:
+    rows = [
+        (
+            f"u{u}@x.org",
+            u,
+            ("paid", "sent")[n % 2],
+            f"name:Lamp {i}|product_id:{i}|total:9.99",
+            at(t),
+        )
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    names = ["billing_email", "customer_id", "status", "line_items", "date"]
+    with pytest.raises(SourceError, match=r"no table has events.*line_items \(nested objects"):
+        source_of(write(tmp_path / "orders.csv", names, rows))
+
+
+def test_rows_that_are_no_events_are_refused_with_the_reason(tmp_path: Path) -> None:
+    rows = [(f"u{u}", f"p{i}", f"{at(t, '%d/%m')}/2565") for u, i, t in pairs()]
+    path = write(tmp_path / "thai.csv", ["user", "product", "date"], rows)
+    with pytest.raises(SourceError, match="100.0% of the rows of .*thai.csv are no events"):
+        look([str(path)])
+
+
+def test_type_with_known_words_is_preferred_to_the_first_column_of_types(tmp_path: Path) -> None:
+    rows = [
+        (
+            f"u{u}",
+            f"p{i}",
+            ("track", "page")[n % 3 == 0],
+            ("view item", "purchase")[n % 4 == 0],
+            at(t),
+        )
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    names = ["user", "product", "type", "event", "date"]
+    found = look([str(write(tmp_path / "track.csv", names, rows))])
+    assert found.config.data.targets == ["purchase"]
+
+
+@pytest.mark.parametrize("share", [0, 3])
+def test_user_with_many_times_the_events_of_others_is_noted(share: int, tmp_path: Path) -> None:
+    rows: list[tuple[Any, ...]] = [
+        ("0" if n % 4 < share else f"u{u}", f"p{i}", at(t)) for n, (u, i, t) in enumerate(pairs())
+    ]
+    found = look([str(write(tmp_path / "log.csv", ["user", "product", "date"], rows))])
+    notes = [note for note in found.found.notes if "the user '0' has 75% of the events" in note]
+    assert len(notes) == (share > 0)
+    if notes:
+        assert "data.source.drop {user_id: ['0']}" in notes[0]
+        source = found.config.data.source
+        cured = source.model_copy(update={"drop": {"user_id": ["0"]}})
+        events = read_all(open_source(cured).pieces()["events"])
+        assert "0" not in events.column("user_id").to_pylist() and events.num_rows
+
+
+def test_small_files_of_days_are_all_read(tmp_path: Path) -> None:
+    """Users come back to the items of the days before."""
+    frame = pl.DataFrame(
+        [
+            {
+                "user": f"u{u}",
+                "item": f"p{(u + day % 7) % 40}",
+                "time": 1_700_000_000 + day * 86_400,
+            }
+            for u in range(60)
+            for day in range(39)
+        ],
+        orient="row",
+    )
+    for (day,), part in frame.group_by("time"):
+        folder = tmp_path / f"dt={datetime.fromtimestamp(int(str(day)), UTC):%Y-%m-%d}"
+        folder.mkdir()
+        part.write_parquet(folder / "part-0.parquet")
+    found = look([str(tmp_path)]).found
+    assert found.statistics.num_events == len(frame) and not found.sampled
