@@ -70,6 +70,7 @@ from recsys.inspect.table_plans import Planned, TablePlans
 from recsys.inspect.time_columns import with_time_columns
 from recsys.inspect.type_choice import without_strange_items
 from recsys.inspect.understood import TableSummary, Understood, percent
+from recsys.inspect.unused_columns import notes_on_unused
 from recsys.sources.validate import CellRules, Layout, check_rows
 
 _HOPELESS: Final = 0.9  # share of rows that are no events, from which they are refused
@@ -231,7 +232,7 @@ class _Canonical:
         found.tables = [self._summary(plan) for plan in planned.plans]
         found.ignored = {**self.ignored, **self._left_out()}
         notes, found.has_email_ids = notes_on_ids(events)
-        found.notes = self.notes + notes
+        found.notes = self.notes + notes + notes_on_unused(self.pair, self.columns)
         return found
 
     # --------------------------------------------------------------------------------------- events

@@ -114,3 +114,34 @@ def test_small_files_of_days_are_all_read(tmp_path: Path) -> None:
         part.write_parquet(folder / "part-0.parquet")
     found = look([str(tmp_path)]).found
     assert found.statistics.num_events == len(frame) and not found.sampled
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_negative_amounts_are_noted_and_the_cure_leaves_them_out(sign: int, tmp_path: Path) -> None:
+    rows = [
+        (f"u{u}", f"p{i}", at(t), f"{(sign if n % 9 == 0 else 1) * (n + 0.5):.2f}")
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    path = write(tmp_path / "cards.csv", ["card", "product", "date", "amount"], rows)
+    found = look([str(path)])
+    notes = [note for note in found.found.notes if "values of amount are negative" in note]
+    assert len(notes) == (sign < 0)
+    if notes:
+        assert "{amount: value} and data.min_value 0" in notes[0]
+        source = source_of(path)
+        names = {**source.rename["events"], "amount": "value"}
+        cured = source.model_copy(update={"rename": {**source.rename, "events": names}})
+        values = read_all(open_source(cured).pieces()["events"]).column("value").to_pylist()
+        assert sum(value < 0 for value in values) == sum(float(row[3]) < 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["timeframe", "price"])
+def test_order_within_one_time_is_noted(name: str, tmp_path: Path) -> None:
+    rows = [
+        (f"u{u}", f"p{i}", at(t // (40 * 86_400) * 40 * 86_400, "%Y-%m-%d"), 1000 + n * 7)
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    names = ["user", "product", "eventdate", name]
+    found = look([str(write(tmp_path / "views.csv", names, rows))])
+    notes = [note for note in found.found.notes if "have the time of the event before" in note]
+    assert len(notes) == (name == "timeframe")
