@@ -310,7 +310,7 @@ def _check_model(work: Forgetting, dataset: PreparedDataset) -> None:
     elif not pc.any(pc.is_in(dataset.user_ids, value_set=work.ids)).as_py():
         return
     if (folder.model / ORIGIN).is_file() and not work.config.forget.retrain:
-        check_model(_with_model(work.config, folder), folder, dataset.root, hashes)
+        check_model(_with_model(work.config, folder).model, folder, dataset.root, hashes)
 
 
 def _are_logged(work: Forgetting) -> bool:

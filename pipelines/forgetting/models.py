@@ -19,7 +19,7 @@ from pipelines.plumbing.opened_model import ORIGIN, first_difference
 from pipelines.plumbing.run_folder import RunFolder, write_atomically
 from pipelines.steps.final import as_trained, final_plan
 from recsys.bundle.checksums import writing_aside
-from recsys.config import Config
+from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.renumber import Renumbering
@@ -37,13 +37,15 @@ _FRIEND: Final = '"user_id":'  # only friends have this key in an explanation
 _LOGS: Final = ("run.log", "history.jsonl")
 
 
-def check_model(config: Config, folder: RunFolder, dataset: str, hashes: Collection[str]) -> None:
+def check_model(
+    model: ModelConfig, folder: RunFolder, dataset: str, hashes: Collection[str]
+) -> None:
     """Check that RUN/model can be fitted again, before anything is removed.
 
     Parameters
     ----------
-    config : Config
-        Configuration of the run.
+    model : ModelConfig
+        The section ``model`` of the run.
     folder : RunFolder
         Folder of the run.
     dataset : str
@@ -62,7 +64,7 @@ def check_model(config: Config, folder: RunFolder, dataset: str, hashes: Collect
             f"{folder.model} was trained on another dataset than {dataset}, so it cannot be"
             " fitted again: use --retrain, or set --data.dir to its dataset"
         )
-    if different := first_difference(load_trained(folder.model).frozen.config, config.model):
+    if different := first_difference(load_trained(folder.model).frozen.config, model):
         raise ArtifactError(
             f"{folder.model} was trained with another model section: {different}; give the"
             " configuration that it was trained with, or --retrain"

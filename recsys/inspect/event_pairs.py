@@ -28,6 +28,7 @@ from recsys.inspect.common_names import (
     VALUE,
     has_id,
     named_like,
+    words_of,
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.decimal_marks import share_of
@@ -39,6 +40,7 @@ from recsys.values.arrow_types import is_list_of_cells
 from recsys.values.times import timestamps
 
 _NAMED: Final = 0.7
+_MANY_FLAGS: Final = 8  # columns of 0 and 1 with a common word
 _EMAIL: Final = r"^[^@\s]+@[^@\s]+\.\w+$"
 _WIDE: Final = 15  # columns of small numbers from which a table is a matrix of users and items
 _OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
@@ -105,7 +107,31 @@ def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
             f" repeated values; found {seen}; add the table with the events, or name the columns in"
             " data.source.rename (docs/files.md)"
         )
+    if flags := _states(best):
+        raise SourceError(
+            f"{best.table.sample.name} looks like a table of states, with a column of 0 and 1 for"
+            f" each of {len(flags)} items ({', '.join(flags[:3])}, …); write a row for each user,"
+            " item and time at which the item begins, with the columns user_id, item_id and"
+            " timestamp (with pandas: DataFrame.melt, then the rows where 0 becomes 1)"
+        )
     return max((pair for pair in found if _is_alike(pair, best)), key=_num_rows)
+
+
+def _states(pair: Pair) -> list[str]:
+    """The columns of 0 and 1 of a table in which each of them is an item, such as the products that
+    a customer has in a month; empty if there are few, or if another column has items.
+    """
+    if pair.table.like(pair.item, ITEM) >= _NAMED or pair.item.kind != "number":
+        return []
+    flags = [column.name for column in pair.table.columns if column.kind in ("flag", "constant")]
+    best: list[str] = []
+    for place in (0, -1):
+        words = [(words_of(name) or [""])[place] for name in flags]
+        usual = max(words, key=words.count, default="")
+        best = max(
+            best, [name for name, word in zip(flags, words, strict=True) if word == usual], key=len
+        )
+    return best if len(best) >= _MANY_FLAGS else []
 
 
 def _is_alike(one: Pair, other: Pair) -> bool:

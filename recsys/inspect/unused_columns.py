@@ -1,5 +1,5 @@
 """Notes on columns of events that `recsys init` does not use, and that may change what an event is:
-negative amounts, and a finer order of events at one time.
+negative amounts, a finer order of events at one time, states of an order, and visitors.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import polars as pl
 import pyarrow as pa
 
 from recsys.inspect.columns import Column
-from recsys.inspect.common_names import TIME, similarity
+from recsys.inspect.common_names import STATUS, TIME, USER, similarity
 from recsys.inspect.event_columns import EventColumns
 from recsys.inspect.event_pairs import Pair
 
 _MONEY: Final = ("amount", "total", "sum", "price", "revenue", "sales", "net", "gross", "betrag")
 _ORDER: Final = (*TIME, "timeframe", "position", "step", "sequence", "seq", "index", "hhmm")
+_VISITORS: Final = ("visitor", "anonymous", "device", "cookie", "client", "domain_userid")
 _NAMED: Final = 0.8
+_SOME: Final = 0.7
+_MORE: Final = 0.2  # share of the rows that have a visitor and no user
 _HALF: Final = 0.5
 _TIED: Final = 0.3  # share of neighbouring events of a user that have one time
 
@@ -34,7 +37,12 @@ def notes_on_unused(pair: Pair, columns: EventColumns) -> list[str]:
     return [
         note
         for column in columns.left
-        for note in (_on_negative(column, columns), _on_order(column, pair, columns))
+        for note in (
+            _on_negative(column, columns),
+            _on_order(column, pair, columns),
+            _on_states(column, pair),
+            _on_users(column, pair),
+        )
         if note
     ]
 
@@ -73,6 +81,36 @@ def _on_order(column: Column, pair: Pair, columns: EventColumns) -> str:
         f"{tied / every:.0%} of the events of users have the time of the event before, and"
         f" {column.name} tells them apart: if it is their order, {cure}; now events of one time"
         " have no order"
+    )
+
+
+def _on_states(column: Column, pair: Pair) -> str:
+    """A note on a log of states, in which an order has a row for each of its states."""
+    if column.kind not in ("token", "text") or similarity(column.name, STATUS) < _NAMED:
+        return ""
+    values = {"user": pair.user.values, "item": pair.item.values, "state": column.values}
+    frame = pl.DataFrame({name: _series(cells) for name, cells in values.items()}).drop_nulls()
+    states = frame.group_by("user", "item").agg(pl.col("state").n_unique())["state"]
+    share = int((states > 1).sum()) / max(len(states), 1)
+    if share < _TIED:
+        return ""
+    usual, *others = frame["state"].value_counts(sort=True)["state"].to_list()
+    return (
+        f"{share:.0%} of the pairs of user and item have several values of {column.name}, and each"
+        f" row counts as an event; if these are states of one order, keep {usual} alone:"
+        f" data.source.drop {{{column.name}: [{', '.join(others[:9])}]}}"
+    )
+
+
+def _on_users(column: Column, pair: Pair) -> str:
+    """A note on ids of visitors in rows that lack the user."""
+    is_more = column.filled > pair.user.filled + _MORE
+    if not is_more or not column.may_be_id or similarity(column.name, (*USER, *_VISITORS)) < _SOME:
+        return ""
+    return (
+        f"{1 - pair.user.filled:.0%} of the rows have no {pair.user.name} and are left out;"
+        f" {column.name} has a value in {column.filled:.0%}: to count visitors as users, set"
+        f" data.source.rename.events {{{column.name}: user_id}}"
     )
 
 

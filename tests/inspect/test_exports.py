@@ -145,3 +145,45 @@ def test_order_within_one_time_is_noted(name: str, tmp_path: Path) -> None:
     found = look([str(write(tmp_path / "views.csv", names, rows))])
     notes = [note for note in found.found.notes if "have the time of the event before" in note]
     assert len(notes) == (name == "timeframe")
+
+
+def test_columns_of_products_are_refused_with_the_cure(tmp_path: Path) -> None:
+    names = ["month", "account", "tenure", *(f"has_{k}" for k in range(9))]
+    rows = [
+        (
+            f"2023-{month:02}-01",
+            f"A{u}",
+            u % 30 + month,
+            *((u + k * month) % 3 % 2 for k in range(9)),
+        )
+        for u in range(60)
+        for month in range(1, 13)
+    ]
+    with pytest.raises(SourceError, match=r"a table of states, .* each of 9 items \(has_0, "):
+        look([str(write(tmp_path / "accounts.csv", names, rows))])
+
+
+@pytest.mark.parametrize("states", [("created", "paid", "sent"), ("created",)])
+def test_log_of_states_is_noted_and_the_cure_keeps_one(
+    states: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = [
+        (f"u{u}", f"p{i}", state, at(t + 600 * place))
+        for u, i, t in pairs()
+        for place, state in enumerate(states)
+    ]
+    found = look([str(write(tmp_path / "log.csv", ["user", "product", "status", "date"], rows))])
+    notes = [note for note in found.found.notes if "have several values of status" in note]
+    assert len(notes) == (len(states) > 1)
+    if notes:
+        assert "data.source.drop {status: [" in notes[0] and "keep created alone" in notes[0]
+
+
+def test_visitors_in_rows_without_a_user_are_noted(tmp_path: Path) -> None:
+    rows = [
+        (f"u{u}" if n % 3 == 0 else "", f"v{u}", f"p{i}", at(t))
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    names = ["user_id", "domain_userid", "product_id", "date"]
+    found = look([str(write(tmp_path / "hits.csv", names, rows))])
+    assert any("{domain_userid: user_id}" in note for note in found.found.notes)
