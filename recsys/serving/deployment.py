@@ -246,10 +246,11 @@ class Server:
         """
         settings = self._settings
         made: Any = ray.remote(ModelHolder)
-        # Ray starts it again if it ends; then it gets the offers and the stock again
+        # Ray starts it again if it ends; then it gets the offers again, and the stock from its file
+        # or the replicas: a large argument would be lost
         self._holder = made.options(
             num_cpus=0, max_restarts=-1, scheduling_strategy=_here()
-        ).remote(self._stock, settings.stock_file)
+        ).remote(None if settings.stock_file else self._stock, settings.stock_file)
         # Serve starts at the same time as these two processes
         offers = {side: (about, [ray.put(bundle)]) for side, (bundle, about) in models.items()}
         serials = {side: self._offered(*offer, side) for side, offer in offers.items()}
