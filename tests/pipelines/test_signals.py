@@ -30,7 +30,9 @@ from pipelines import cli, stages
 def wait(config, folder):
     try:
         print("waiting", flush=True)
-        time.sleep(120)
+        # a signal between the last check of Python and the call of the system would wait for its end
+        for _ in range(1200):
+            time.sleep(0.1)
     finally:
         time.sleep(float(sys.argv[1]))
         print("in order", flush=True)
