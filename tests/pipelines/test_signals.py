@@ -30,7 +30,7 @@ from pipelines import cli, stages
 def wait(config, folder):
     try:
         print("waiting", flush=True)
-        # a signal between the last check of Python and the call of the system would wait for its end
+        # a signal just before one long sleep would be handled after it
         for _ in range(1200):
             time.sleep(0.1)
     finally:
