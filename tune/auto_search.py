@@ -85,14 +85,13 @@ def search(
         )
         return _untrained(config, folder, traits, why)
     is_here = trains_here(config.train, config.ray, folder.budget)
-    until = time.monotonic() + _SEARCH * left
     folder.progress(
         f"budget: {span(left)} left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings,"
         " the rest to train, evaluate and register"
     )
     begun = time.monotonic()
     paths = TrialPaths(dataset.root, (folder.root / "trials").absolute())
-    plan = _try_all(config, dataset, folder, traits, portfolio, (until, deadline), paths)
+    plan = _try_all(config, dataset, folder, traits, portfolio, deadline, paths)
     start_s = 0.0 if is_here else _start_seconds(plan, time.monotonic() - begun)
     best = plan.best_trial()
     if best is None:
@@ -204,8 +203,8 @@ def _settle(
     left = deadline - time.monotonic()
     if is_short:
         lines = [
-            f"chosen: {chosen.name}, the weights after epoch {done}: too few epochs fit into the"
-            f" {span(left)} that are left, so the members get them"
+            f"chosen: {chosen.name}, with its weights after epoch {done}: too few epochs fit into"
+            f" the remaining {span(left)}, which the members get"
         ]
     else:
         lines = [
@@ -251,13 +250,14 @@ def _try_all(
     folder: RunFolder,
     traits: Traits,
     portfolio: list[Setting],
-    ends: tuple[float, float],
+    deadline: float,
     paths: TrialPaths,
 ) -> Portfolio:
     """Run the portfolio; an earlier search in the folder is not reused, because its time was
-    another. ``ends`` are those of the search and of the whole run.
+    another.
     """
-    until, deadline = ends
+    now = time.monotonic()
+    until = now + _SEARCH * (deadline - now)
     ledger = paths.folder / "ledger.jsonl"
     ledger.unlink(missing_ok=True)
     epochs = max(setting.train.get("epochs", 1) for setting in portfolio)

@@ -93,7 +93,6 @@ def make_models_again(
     -------
     list of str
         What still depends on the users.
-
     """
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     trained = load_trained(folder.model)

@@ -274,8 +274,8 @@ class PreparedDataset:
         """Which users have validation or test events: [users] bool."""
         found_V = np.zeros(self.num_users, dtype=bool)
         for shard in self.shards():
-            held_out_R = np.diff(shard.through(Split.TRAIN).offsets_U1) < shard.lengths_U
-            found_V[shard.users_U[held_out_R]] = True
+            users_E = np.repeat(shard.users_U, shard.lengths_U)
+            found_V[users_E[shard.splits_E != Split.TRAIN]] = True
         return found_V
 
     def histories(self, of_V: Array | None = None, through: Split | None = None) -> Histories:

@@ -21,8 +21,8 @@ from recsys.inspect.interest_flags import NO, YES, is_yes_no, tells_interest, te
 from recsys.sources.dropped import ANY, has_values
 
 _MOST_STATES: Final = 30
-_SOME: Final = 0.3  # the same for times of what rarely happens, such as a refund
 _MOST: Final = 0.5  # largest share of rows that a column may mark; above it, the mark is the norm
+_SOME: Final = 0.3  # the same for times of what rarely happens, such as a refund
 
 
 def without_canceled(pair: Pair) -> Pair:

@@ -15,7 +15,7 @@ from recsys.errors import SourceError
 from recsys.inspect.canceled import why_marked, without_canceled
 from recsys.inspect.columns import Column, are_lists, bare_tokens
 from recsys.inspect.common_names import SESSION, similarity
-from recsys.inspect.common_values import IdSet
+from recsys.inspect.common_values import IdSet, share_unknown
 from recsys.inspect.event_attributes import (
     has_few_users,
     is_unread_time,
@@ -330,10 +330,8 @@ class _Canonical:
     def _unknown_items(self, events: pa.Table) -> float | None:
         if self._items is None or not events.num_rows:
             return 0.0
-        if not self._items.sample.is_whole:
-            return None
-        known = pc.is_in(events.column(schema.ITEM_ID), value_set=self._item_ids)
-        return 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+        items = events.column(schema.ITEM_ID)
+        return share_unknown(items, self._item_ids, self._items.sample.is_whole)
 
     def _idle(self, planned: Planned) -> dict[str, str]:
         """The columns of the events that no member reads, and why."""

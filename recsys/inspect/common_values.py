@@ -61,3 +61,26 @@ class IdSet:
         if self.is_count and other.is_count:
             return balanced
         return max(balanced, 0.9 * common / min(len(self), len(other)))
+
+
+def share_unknown(items: pa.ChunkedArray, known: pa.Array, is_whole: bool) -> float | None:
+    """Share of the items of events that a table of items does not have.
+
+    Parameters
+    ----------
+    items : pa.ChunkedArray
+        The item of each event.
+    known : pa.Array
+        The ids of the table.
+    is_whole : bool
+        Whether all rows of the table were read.
+
+    Returns
+    -------
+    float or None
+        None if the table was read in part, so that its other ids are not known.
+    """
+    if not is_whole:
+        return None
+    is_known = pc.is_in(items, value_set=known)
+    return 1.0 - float(pc.mean(is_known.cast(pa.int8())).as_py() or 0.0)

@@ -43,9 +43,7 @@ def has_decimal_comma(name: str, texts: pa.Array, least: float) -> bool:
     >>> has_decimal_comma("price", pa.array(["380", "1,282", "981", "12,804"]), 0.1)
     False
     """
-    # thousands: three digits after every comma, and no large number without one
-    commas = share_of(texts, r",\d")
-    if share_of(texts, _COMMA_THOUSANDS) == commas < 1 and not share_of(texts, _LONG_NUMBER):
+    if _have_thousands(texts):
         return False
     # a share, because whole numbers in the column have no comma
     if share_of(texts, COMMA_NUMBER) <= least:
@@ -55,6 +53,13 @@ def has_decimal_comma(name: str, texts: pa.Array, least: float) -> bool:
     # one digit after each comma is a fraction: codes have two digits, too
     are_codes = are_few_lists(texts, ",") and share_of(texts, r",\d\d")
     return not (lists_codes(name) or are_codes)
+
+
+def _have_thousands(texts: pa.Array) -> bool:
+    """Whether every comma is before three digits, and no large number is without one."""
+    share = share_of(texts, r",\d")
+    are_grouped = share < 1 and share_of(texts, _COMMA_THOUSANDS) == share
+    return are_grouped and not share_of(texts, _LONG_NUMBER)
 
 
 def has_points(texts: pa.Array) -> bool:

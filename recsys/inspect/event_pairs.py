@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.data.pseudonyms import email_like
 from recsys.errors import SourceError
 from recsys.inspect.columns import OBJECTS, Column
 from recsys.inspect.common_names import (
@@ -31,7 +32,6 @@ from recsys.inspect.common_names import (
     words_of,
 )
 from recsys.inspect.common_values import IdSet
-from recsys.inspect.decimal_marks import share_of
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
 from recsys.inspect.shown_lists import CHOSEN, mark_of_choices, without_shown
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
@@ -40,8 +40,8 @@ from recsys.values.arrow_types import is_list_of_cells
 from recsys.values.times import timestamps
 
 _NAMED: Final = 0.7
+_LOOKED_AT: Final = 1000  # ids that may be e-mail addresses
 _MANY_FLAGS: Final = 8  # columns of 0 and 1 with a common word
-_EMAIL: Final = r"^[^@\s]+@[^@\s]+\.\w+$"
 _WIDE: Final = 15  # columns of small numbers from which a table is a matrix of users and items
 _OF_OWNER: Final = 0.9  # how far an item or a user determines a column that describes it
 _FEW_OTHERS: Final = 3
@@ -124,13 +124,12 @@ def _states(pair: Pair) -> list[str]:
     if pair.table.like(pair.item, ITEM) >= _NAMED or pair.item.kind != "number":
         return []
     flags = [column.name for column in pair.table.columns if column.kind in ("flag", "constant")]
-    best: list[str] = []
-    for place in (0, -1):
-        words = [(words_of(name) or [""])[place] for name in flags]
-        usual = max(words, key=words.count, default="")
-        best = max(
-            best, [name for name, word in zip(flags, words, strict=True) if word == usual], key=len
-        )
+    groups: dict[tuple[int, str], list[str]] = {}
+    for name in flags:
+        words = words_of(name) or [""]
+        for place in (0, -1):
+            groups.setdefault((place, words[place]), []).append(name)
+    best = max(groups.values(), key=len, default=[])
     return best if len(best) >= _MANY_FLAGS else []
 
 
@@ -334,22 +333,28 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     score -= 2.0 * user.is_key + (_HOPELESS if rows >= _MANY else 2.0) * item.is_key
     score -= _HOPELESS * (rows >= _MANY and item.num_distinct <= _TOO_FEW)
     num_pairs, sizes = pairs(user, item), (user.num_distinct, item.num_distinct)
-    # an attribute has few values, one for each user; a visit belongs to one user
-    is_attribute = num_pairs < _ONE_TO_ONE * sizes[0] and sizes[1] <= FEW
-    is_visit = num_pairs < _ONE_TO_ONE * sizes[1]
-    is_named = table.like(item, ITEM) >= _NAMED
-    # a second id of the users; people as items have names such as liked_user_id
-    is_user = (
-        table.like(item, USER) == 1.0 or share_of(item.values.drop_null(), _EMAIL) >= _OF_OWNER
-    )
-    is_state = item.num_distinct <= FEW and table.like(item, (*STATUS, *EVENT_TYPE)) >= _NAMED
-    is_no_item = is_attribute or is_visit or is_user or is_state
-    score -= _HOPELESS * (rows >= _MANY and not is_named and is_no_item)
+    score -= _HOPELESS * (rows >= _MANY and _is_no_item(table, item, num_pairs, user.num_distinct))
     if num_pairs < _ONE_TO_ONE * max(sizes):
         score -= 2.0  # one determines the other: an attribute
     # each determines the other: two names of one thing, as in the export of one person
     score -= _HOPELESS * (num_pairs < _ONE_TO_ONE * min(sizes) and rows >= _CHANCE)
     return score
+
+
+def _is_no_item(table: Table, item: Column, num_pairs: int, num_users: int) -> bool:
+    """Whether a column without the name of items has something else: an attribute or a second id of
+    users, their visits, or the state of an order.
+    """
+    if table.like(item, ITEM) >= _NAMED:
+        return False
+    # an attribute has few values, one for each user; a visit belongs to one user
+    is_attribute = num_pairs < _ONE_TO_ONE * num_users and item.num_distinct <= FEW
+    is_visit = num_pairs < _ONE_TO_ONE * item.num_distinct
+    # people as items have names such as liked_user_id
+    ids = item.values.drop_null().slice(0, _LOOKED_AT)
+    is_user = table.like(item, USER) == 1.0 or email_like(ids) >= _OF_OWNER * len(ids)
+    is_state = item.num_distinct <= FEW and table.like(item, (*STATUS, *EVENT_TYPE)) >= _NAMED
+    return is_attribute or is_visit or is_user or is_state
 
 
 def _are_visits(table: Table, user: Column, item: Column) -> bool:

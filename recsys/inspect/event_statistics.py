@@ -118,15 +118,22 @@ def roles_of_types(types: Sequence[str]) -> Types:
         return Types()
     out = (*negative, *shown)
     history = tuple(left) if out else ()
-    # a cart is on the way to a purchase, and the view of an order, or of a book, is a view
-    strong = [
-        name for name in left if has_known(name, STRONG) and not has_known(name, (*WEAK, *NO_GOAL))
-    ]
+    strong = [name for name in left if is_goal(name)]
     weak = [name for name in left if has_known(name, WEAK) and name not in strong]
     # without a weaker type there is nothing that leads to the goal
     if strong and weak:
         return Types(tuple(strong), history)
     return Types((), history)
+
+
+def is_goal(name: str) -> bool:
+    """Whether events of a type are what the others lead to. A cart is on the way to a purchase, and
+    the view of an order, or of a book, is a view.
+
+    >>> [is_goal(name) for name in ("purchase", "order_view", "apply_coupon", "checkout_error")]
+    [True, False, False, False]
+    """
+    return has_known(name, STRONG) and not has_known(name, (*WEAK, *NO_GOAL, *NEGATIVE))
 
 
 def with_rated(types: Types, rows: pa.Table, value: Column | None) -> Types:

@@ -17,8 +17,9 @@ from recsys.sources.files import InputFile, find
 from recsys.sources.recbole import base_name
 from recsys.storage.uris import expanded, is_remote
 
-# files per folder and name that are sampled; the rest are assumed to have the same form
-_MANY_FILES: Final = 12  # of one table, that are looked into if together they are large
+# files of one table that are looked into if together they are large; the rest are assumed to have
+# the same form
+_MANY_FILES: Final = 12
 _MOST_FILES: Final = 2_000  # the same, if together they are small
 _PACKED: Final = 8  # bytes of text in a byte of a compressed file
 _HETREC: Final = (
@@ -153,15 +154,18 @@ def _pattern(file: InputFile) -> str:
     return file.path
 
 
+def _text_bytes(file: InputFile) -> int:
+    """About how many bytes a file would have as text that is not compressed."""
+    is_packed = file.compressed or file.suffix in (".parquet", ".pq")
+    return file.size * (_PACKED if is_packed else 1)
+
+
 def _sampled(alike: list[tuple[InputFile, str]], looked: ArgumentContent) -> list[Sample]:
     """Sample files that are parts of one table, or a single file."""
     # without some days, the histories of users have holes, and items seem to repeat less
-    packed = {".parquet", ".pq"}
-    text = sum(
-        file.size * (_PACKED if file.compressed or file.suffix in packed else 1)
-        for file, _ in alike
+    is_small = (
+        sum(_text_bytes(file) for file, _ in alike) <= WHOLE_BYTES and len(alike) <= _MOST_FILES
     )
-    is_small = text <= WHOLE_BYTES and len(alike) <= _MOST_FILES
     step = 1 if is_small else max(1, -(-len(alike) // _MANY_FILES))
     looked_into = {
         index for index in range(len(alike)) if index % step == 0 or index == len(alike) - 1

@@ -31,7 +31,7 @@ _NO_ITEMS: Final = "triples whose ids match no item of the events"
 _NUMBERED: Final = 500  # most numbered relations
 _SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
 _MARKS: Final = (",", "|", ";", " ")  # separators of lists of friends
-_PERIODS: Final = (*TIME, "day", "week", "week_no", "month", "quarter", "period")
+_PERIODS: Final = (*TIME, "week", "week_no", "month", "quarter", "period")
 _REPEATED: Final = 1.2  # times that a pair has on average, from which it says what held when
 _ALL_PAIRS: Final = 0.5  # share of all pairs of items and categories from which they say nothing
 

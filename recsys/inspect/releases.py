@@ -15,7 +15,7 @@ from recsys.errors import SourceError
 from recsys.inspect.column_uses import attributes_of
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.common_names import ITEM, SESSION, USER, VALUE, similarity
-from recsys.inspect.common_values import IdSet
+from recsys.inspect.common_values import IdSet, share_unknown
 from recsys.inspect.event_attributes import history_message
 from recsys.inspect.event_statistics import statistics_of
 from recsys.inspect.input_files import ArgumentContent, data_name, shown_path
@@ -103,11 +103,10 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
             found.tables.append(TableSummary(role, path, words))
             if role == "items":
                 found.has_items = True
-                known = pc.is_in(
-                    events.column(schema.ITEM_ID), value_set=IdSet(table.column(_TABLES[role])).ids
+                known = IdSet(table.column(_TABLES[role])).ids
+                found.unknown_items = share_unknown(
+                    events.column(schema.ITEM_ID), known, table.sample.is_whole
                 )
-                share = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
-                found.unknown_items = share if table.sample.is_whole else None
     if "social" in pieces:
         found.friends = "links of the .net file"
         found.tables.append(TableSummary("social", f"{folder}/{name}.net", "links"))

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.column_uses import attributes_of, reserved
-from recsys.inspect.common_values import IdSet
+from recsys.inspect.common_values import IdSet, share_unknown
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.event_statistics import events_of, statistics_of
 from recsys.inspect.forms import SequenceForm, TextForm
@@ -197,9 +197,9 @@ def _add_items(
     summary = TableSummary("items", ", ".join(files), f"{form_words(table.sample)}, {num_rows}")
     summary.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
     found.tables.append(summary)
-    known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
-    share = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
-    found.unknown_items = share if table.sample.is_whole else None
+    found.unknown_items = share_unknown(
+        events.column(schema.ITEM_ID), IdSet(key).ids, table.sample.is_whole
+    )
 
 
 def _is_readable(table: Table) -> bool:

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.inspect.columns import has_known
-from recsys.inspect.common_names import NEGATIVE, NO_GOAL, STRONG, WEAK
-from recsys.inspect.event_statistics import Types
+from recsys.inspect.common_names import WEAK
+from recsys.inspect.event_statistics import Types, is_goal
 
 _HARDLY: Final = 0.02  # most events of a type on known items, if its events are on no items …
 _NEARLY: Final = 0.95  # … and least, if they are on items
@@ -70,10 +70,6 @@ def type_to_try(counts: Mapping[str, int]) -> tuple[str, str]:
     if all(name.strip().isdigit() for name in counts):
         why = "this predicts the rarest type, as purchases are rare; check what the numbers mean"
         return list(counts)[-1], why
-    strong = [
-        name
-        for name in counts
-        if has_known(name, STRONG) and not has_known(name, (*WEAK, *NO_GOAL, *NEGATIVE))
-    ]
+    strong = [name for name in counts if is_goal(name)]
     other = [name for name in counts if not has_known(name, WEAK)]
     return [*strong, *other, *counts][0], "this predicts one of them"

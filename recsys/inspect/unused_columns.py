@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Final
 
 import polars as pl
-import pyarrow as pa
 
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import STATUS, TIME, USER, similarity
@@ -66,8 +65,7 @@ def _on_order(column: Column, pair: Pair, columns: EventColumns) -> str:
         return ""
     if similarity(column.name, _ORDER) < _NAMED:
         return ""
-    values = {"user": pair.user.values, "time": time.values, "order": column.values}
-    frame = pl.DataFrame({name: _series(cells) for name, cells in values.items()}).drop_nulls()
+    frame = _frame(user=pair.user, time=time, order=column)
     ties = frame.group_by("user", "time").agg(num=pl.len(), orders=pl.col("order").n_unique())
     tied, every = int((ties["num"] - 1).sum()), len(frame) - frame["user"].n_unique()
     if not every or tied < _TIED * every or int((ties["orders"] - 1).sum()) < _HALF * tied:
@@ -88,8 +86,7 @@ def _on_states(column: Column, pair: Pair) -> str:
     """A note on a log of states, in which an order has a row for each of its states."""
     if column.kind not in ("token", "text") or similarity(column.name, STATUS) < _NAMED:
         return ""
-    values = {"user": pair.user.values, "item": pair.item.values, "state": column.values}
-    frame = pl.DataFrame({name: _series(cells) for name, cells in values.items()}).drop_nulls()
+    frame = _frame(user=pair.user, item=pair.item, state=column)
     states = frame.group_by("user", "item").agg(pl.col("state").n_unique())["state"]
     share = int((states > 1).sum()) / max(len(states), 1)
     if share < _TIED:
@@ -114,5 +111,7 @@ def _on_users(column: Column, pair: Pair) -> str:
     )
 
 
-def _series(cells: pa.Array) -> pl.Series:
-    return pl.Series(pl.from_arrow(cells))
+def _frame(**columns: Column) -> pl.DataFrame:
+    """The rows that have a value in all columns."""
+    cells = {name: pl.Series(pl.from_arrow(column.values)) for name, column in columns.items()}
+    return pl.DataFrame(cells).drop_nulls()

@@ -70,15 +70,16 @@ class VectorCache:
             table = pq.read_table(
                 path, filesystem=self._filesystem, page_checksum_verification=True
             )
+            # a set: pyarrow's is_in would hash all wanted keys again for each of many small files
+            is_wanted = [key in wanted for key in table.column("key").to_pylist()]
+            table = table.filter(pa.array(is_wanted, pa.bool_()))
             column = table.column("vector").combine_chunks()
             vectors_NT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
-            keys = table.column("key").to_pylist()
         except (pa.ArrowException, OSError, KeyError, AttributeError):
             return {}
         usable_N = np.isfinite(vectors_NT).all(axis=1)
-        # a set: pyarrow's is_in would hash all wanted keys again for each of many small files
-        rows = [row for row, key in enumerate(keys) if key in wanted and usable_N[row]]
-        return {keys[row]: vectors_NT[row] for row in rows}
+        keys = table.column("key").to_pylist()
+        return {key: vectors_NT[row] for row, key in enumerate(keys) if usable_N[row]}
 
     def store(self, keys: Sequence[str], vectors_NT: Array) -> None:
         """Add a file; it has another name until it is complete.

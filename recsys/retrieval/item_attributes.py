@@ -36,7 +36,7 @@ _TEXT: Final = "text"  # the column that the language model reads
 # mean length in characters, above which a column is prose and not an attribute
 _LONGEST_MEAN: Final = 80
 _SEPARATORS: Final = re.compile(r"\s*[>/|›»]\s*")
-_ISO_TIME: Final = r"^\s*\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?\s*$"
+_ISO_TIME: Final = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 _NOWHERE: Final = np.iinfo(np.int64).max
 
 
@@ -351,11 +351,11 @@ def _stored(column: pa.ChunkedArray) -> Any:
 
 
 def _times(texts: pa.ChunkedArray) -> pa.Array | None:
-    """The times of a column whose texts are all ISO 8601, as CSV and JSON hold times; else None."""
+    """The times of trimmed texts that are all ISO 8601, as CSV and JSON hold times; else None."""
     there = texts.drop_null()
     if not len(there) or not pc.all(pc.match_substring_regex(there, _ISO_TIME)).as_py():
         return None
-    micros, is_wrong = timestamps(pa.chunked_array(texts).combine_chunks())
+    micros, is_wrong = timestamps(texts.combine_chunks())
     return None if pc.any(is_wrong).as_py() else micros
 
 

@@ -32,7 +32,7 @@ from recsys.serving.experiment_split import Side
 from recsys.serving.front import NOT_READY, SOON, Front, limits_of
 from recsys.serving.large_calls import Slices, read_ahead
 from recsys.serving.listener import Listener
-from recsys.serving.model_holder import ModelHolder
+from recsys.serving.model_holder import ModelHolder, Offer
 from recsys.serving.replica import LOOK_S, Replica
 from recsys.serving.service import Incoming
 from recsys.serving.stock import Stock
@@ -226,8 +226,8 @@ class Server:
         self._gate: Any = None
         self._handle: Any = None
         self._started = False
-        # the last offer of each side: serial number, description, list with the reference
-        self._offers: dict[Side, tuple[int, dict[str, Any], list[Any]]] = {}
+        # the last offer of each side, which a holder that starts again gets
+        self._offers: dict[Side, Offer] = {}
 
     def start(self, models: Mapping[Side, tuple[Bundle, dict[str, Any]]]) -> None:
         """Start the front and the replicas, and wait until they answer.
@@ -253,7 +253,7 @@ class Server:
         ).remote(None if settings.stock_file else self._stock, settings.stock_file)
         # Serve starts at the same time as these two processes
         offers = {side: (about, [ray.put(bundle)]) for side, (bundle, about) in models.items()}
-        serials = {side: self._offered(*offer, side) for side, offer in offers.items()}
+        serials = {side: self._send_offer(*offer, side) for side, offer in offers.items()}
         self._gate, port = self._new_gate()
         serve.start(
             # the front replaces the proxy of Serve
@@ -286,11 +286,11 @@ class Server:
             Serial number of the offer, for :meth:`state`.
         """
         model = [ray.put(bundle)]
-        serial = int(ray.get(self._offered(about, model, side)))
+        serial = int(ray.get(self._send_offer(about, model, side)))
         self._offers[side] = serial, about, model
         return serial
 
-    def _offered(self, about: dict[str, Any], model: list[Any], side: Side) -> Any:
+    def _send_offer(self, about: dict[str, Any], model: list[Any], side: Side) -> Any:
         return self._holder.offer.remote(about, model, side)
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:

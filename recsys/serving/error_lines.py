@@ -27,4 +27,9 @@ class ErrorLines(logging.Handler):
 
     def take(self) -> list[str]:
         """The errors since the last call."""
-        return [self._kept.popleft() for _ in range(len(self._kept))]
+        return drained(self._kept)
+
+
+def drained(kept: deque[str]) -> list[str]:
+    """The lines, which are then no longer kept; other threads may add lines meanwhile."""
+    return [kept.popleft() for _ in range(len(kept))]

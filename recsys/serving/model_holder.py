@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ray
 
-from recsys.serving.error_lines import MOST
+from recsys.serving.error_lines import MOST, drained
 from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock, StockChange, read_stock, write_stock
 
 if TYPE_CHECKING:
     from recsys.bundle.layout import Bundle
+
+# serial number, description, list with the object reference of the bundle
+Offer = tuple[int, dict[str, Any], list[Any]]
 
 # A replica that has not polled for this time counts as gone. Loading a model takes less.
 _SILENT_S: Final = 120.0
@@ -52,7 +55,7 @@ class ModelHolder:
         self._stock, self._stock_file = max(kept, key=lambda one: one.revision), stock_file
         self._serial = time.time_ns()  # after a restart, serial numbers must not repeat
         self._fronts: dict[str, dict[str, Any]] = {}
-        self._offers: dict[Side, tuple[int, dict[str, Any], list[Any]]] = {}
+        self._offers: dict[Side, Offer] = {}
         self._replicas: dict[str, _Replica] = {}
         self._errors: deque[str] = deque(maxlen=MOST)
 
@@ -80,7 +83,7 @@ class ModelHolder:
         self._offers[side] = (self._serial, about, model)
         return self._serial
 
-    def resume(self, offers: dict[Side, tuple[int, dict[str, Any], list[Any]]]) -> bool:
+    def resume(self, offers: dict[Side, Offer]) -> bool:
         """Take over the offers that were made before a restart; returns whether some were missing.
 
         Parameters
@@ -92,7 +95,7 @@ class ModelHolder:
         self._offers = {**offers, **self._offers}
         return is_missing
 
-    def take(self) -> dict[Side, tuple[int, dict[str, Any], list[Any]]]:
+    def take(self) -> dict[Side, Offer]:
         """The offered models: side → serial number, description, list with the reference to the
         bundle.
         """
@@ -140,7 +143,7 @@ class ModelHolder:
 
     def errors(self) -> list[str]:
         """The errors that replicas have reported since the last call."""
-        return [self._errors.popleft() for _ in range(len(self._errors))]
+        return drained(self._errors)
 
     def leave(self, name: str) -> None:
         """A replica has stopped; its counts are kept."""

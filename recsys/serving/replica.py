@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import uuid4
 
 import ray
@@ -28,12 +28,10 @@ from recsys.serving.calls import CallError, Reply
 from recsys.serving.error_lines import ErrorLines
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import SOON
+from recsys.serving.model_holder import Offer
 from recsys.serving.requests import Job
 from recsys.serving.service import Incoming, Outcome, service_of
 from recsys.serving.stock import Stock, StockChange
-
-if TYPE_CHECKING:  # imports torch, which only replicas need
-    from recsys.bundle.layout import Bundle
 
 # name of the model holder where Serve starts it with the deployment
 MODEL_HOLDER: Final = "model_holder"
@@ -195,8 +193,8 @@ class Replica:
             self._failed = {**self._failed, offered: f"{type(error).__name__}: {error}"}
             self._service.counts.add("failed_swaps_total")
 
-    def _load(self, side: Side, offer: tuple[int, dict[str, Any], list[Any]]) -> None:
+    def _load(self, side: Side, offer: Offer) -> None:
         serial, about, model = offer
-        bundle: Bundle = ray.get(model[0])
+        [bundle] = ray.get(model)
         self._service.adopt(bundle, about, side)
         self._serials = {**self._serials, side: serial}

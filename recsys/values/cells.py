@@ -81,6 +81,7 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
         values = plain.cast(pl.Float64, strict=False)
         fine = values.is_finite().fill_null(False)
         present = series.is_not_null() & (series != "")
+        # with a decimal comma, a comma between digits is not a separator of thousands
         if rules.decimal == "." and (present & ~fine).any():
             grouped = series.str.contains(_COMMA_GROUPED).fill_null(False)
             bare = series.str.replace_all(",", "", literal=True).cast(pl.Float64, strict=False)
@@ -151,12 +152,6 @@ def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
     rows = pa.array(np.flatnonzero(np.asarray(wrong)))
     bare = pl.Series(pl.from_arrow(as_text(column).take(rows))).str.strip_chars()
     bare = bare.str.replace(_UNIT_BEFORE, "$1").str.replace(_UNIT_BEHIND, "$1")
-    # with a decimal comma, a comma between digits is not a separator of thousands
-    if rules.decimal == ".":
-        grouped = bare.str.contains(_COMMA_GROUPED).fill_null(False)
-        bare = pl.select(
-            pl.when(grouped).then(bare.str.replace_all(",", "", literal=True)).otherwise(bare)
-        ).to_series()
     bare = _ratings_as_numbers(bare, rules)
     found = numbers(bare.to_arrow().cast(pa.string()), rules)[0]
     complete = pl.Series(pl.from_arrow(values)).scatter(
