@@ -5,10 +5,14 @@ Legend: N items, T width of the vectors, W whitened width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
+
+_ROWS: Final = 2**14  # rows in float64 at a time
 
 
 def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
@@ -45,25 +49,46 @@ class Whitening:
     @staticmethod
     def of(text_NT: Tensor, num_directions: int) -> Whitening:
         """Fit mean, directions and scale on the rows with a text; all zero for equal rows."""
-        rows = text_NT[text_NT.abs().sum(1) > 0].to(torch.float64)
         dimension = text_NT.shape[1]
         width = whitened_width(num_directions, dimension)
-        if not (rows[1:] != rows[:1]).any():
+        with_text = (text_NT != 0).any(1).nonzero()[:, 0]
+        first_1T = text_NT[with_text[:1]]
+        if not any((rows != first_1T).any() for rows in _with_text(text_NT)):
             return Whitening(torch.zeros(dimension), torch.zeros(dimension, width))
-        mean_T = rows.mean(0)
-        white, axes_TW = rows - mean_T, torch.eye(dimension, dtype=torch.float64)
+        count = len(with_text)
+        sum_T = torch.zeros(dimension, dtype=torch.float64, device=text_NT.device)
+        for rows in _with_text(text_NT):
+            sum_T += rows.sum(0)
+        mean_T, covariance_TT = sum_T / count, torch.zeros_like(torch.outer(sum_T, sum_T))
+        for rows in _with_text(text_NT):
+            covariance_TT += (rows - mean_T).T @ (rows - mean_T) / count
+        axes_TW = torch.eye(dimension, dtype=torch.float64, device=text_NT.device)
         if num_directions:
-            variance_T, directions_TT = torch.linalg.eigh(white.T @ white / len(rows))
+            variance_T, directions_TT = torch.linalg.eigh(covariance_TT)
             variance_T, directions_TT = variance_T[-width:], directions_TT[:, -width:]
             axes_TW = directions_TT * torch.rsqrt(variance_T.clamp(min=0) + 1e-6 * variance_T.max())
-        axes_TW = axes_TW / (white @ axes_TW).square().sum(1).mean().sqrt()
+        # the mean squared length of the rows on these axes
+        axes_TW = axes_TW / (covariance_TT @ axes_TW * axes_TW).sum().sqrt()
         return Whitening(mean_T.to(torch.float32), axes_TW.to(torch.float32))
 
     def __call__(self, text_NT: Tensor) -> Tensor:
         """The whitened rows: [N, W] float32."""
-        has_text_N1 = (text_NT.abs().sum(1) > 0).to(torch.float64)[:, None]
-        white_NT = (text_NT.double() - self.mean_T.double()) * has_text_N1
-        return (white_NT @ self.axes_TW.double()).to(torch.float32)
+        white_NW = text_NT.new_empty(len(text_NT), self.axes_TW.shape[1], dtype=torch.float32)
+        for start in range(0, len(text_NT), _ROWS):
+            rows_NT = text_NT[start : start + _ROWS].float()
+            has_text_N1 = (rows_NT != 0).any(1, keepdim=True)
+            rows_NT = (rows_NT - self.mean_T) * has_text_N1
+            torch.mm(rows_NT, self.axes_TW, out=white_NW[start : start + _ROWS])
+        return white_NW
+
+
+def _with_text(text_NT: Tensor) -> Iterator[Tensor]:
+    """The rows with a text, some at a time, in float64: a copy of all would take four times the
+    memory.
+    """
+    for start in range(0, len(text_NT), _ROWS):
+        rows_NT = text_NT[start : start + _ROWS]
+        yield rows_NT[(rows_NT != 0).any(1)].double()
 
 
 def whitened_width(num_directions: int, dimension: int) -> int:

@@ -108,30 +108,28 @@ def shares(
         Granularity → main metric per query [B], alone and left out.
     """
     names, trained = list(model.names), list(model.trained_names)
-    members = {name: [k] for k, name in enumerate(names)}
+    members = {name: range(k, k + 1) for k, name in enumerate(names)}
     if trained and len(trained) < len(names):
-        members = {TRAINED: [names.index(name) for name in trained], **members}
+        members = {TRAINED: range(len(trained)), **members}
+    num_items = len(model.item_vectors_ND)
+    chunk = min(evaluate.chunk_users, max(1, _MAX_SCORES // max(num_items, 1)), len(queries))
+    metric = parse_metric(train.metric)
+    sums = _Sums(len(names), chunk, num_items)
     alone: dict[str, list[Array]] = {name: [] for name in members}
     without: dict[str, list[Array]] = {name: [] for name in members}
     weights: list[torch.Tensor] = []
-    most = max(1, _MAX_SCORES // max(len(model.item_vectors_ND), 1))
-    chunk, metric = min(evaluate.chunk_users, most), parse_metric(train.metric)
     with torch.inference_mode():
         for piece in queries.chunks(chunk):
-            contributions = model.contributions(piece).cpu()
-            weights.append(contributions.weights_BK)
-            scores = _Scores(model, contributions, piece, evaluate.exclude_seen)
-            own = scores
-            # a member whose weight is zero for some queries ranks these, too, when it is alone
-            if model.is_uneven:
-                even = model.even_contributions(piece).cpu()
-                own = _Scores(model, even, piece, evaluate.exclude_seen)
+            scores = _Scores(model, piece, evaluate.exclude_seen, metric, sums)
+            weights.append(scores.weights_bK)
+            # each before all of them get their weights
             for name, indices in members.items():
-                others = [k for k in range(len(names)) if k not in indices]
-                alone[name].append(own.values(indices, metric))
-                without[name].append(scores.values(others, metric))
+                alone[name].append(scores.alone(indices))
+            scores.weigh()
+            for name, indices in members.items():
+                without[name].append(scores.without(indices))
     weights_BK = torch.cat(weights)
-    weighing = {name for name, indices in members.items() if weights_BK[:, indices].any()}
+    weighing = {name for name, indices in members.items() if weights_BK[:, list(indices)].any()}
     return Shares(
         {name: np.concatenate(values) for name, values in alone.items() if name in weighing},
         {name: np.concatenate(values) for name, values in without.items()},
@@ -160,44 +158,87 @@ def _mean_weights(names: Sequence[str], weights_BK: torch.Tensor) -> dict[str, f
     return dict(zip(names, weights_BK.double().mean(0).tolist(), strict=True))
 
 
+class _Sums:
+    """Memory for the scores of a chunk, used again by the next one.
+
+    Why: with a large catalogue, new memory for every matrix took more time than its content.
+    """
+
+    def __init__(self, num_members: int, chunk: int, num_items: int) -> None:
+        self.each_KbN = torch.zeros(num_members, chunk, num_items)
+        self.first_bN = torch.zeros(chunk, num_items)  # sum of the first members
+        self.last_KbN = torch.zeros(num_members + 1, chunk, num_items)  # of all from each one on
+        self.asked_bN = torch.zeros(chunk, num_items)
+
+
 class _Scores:
-    """The scores of one chunk, separate for each granularity."""
+    """The scores of one chunk, separate for each granularity.
+
+    ``weights_bK`` are those of the model. A member whose weight is zero for some queries ranks
+    these, too, when it is alone: with ``even_bK``.
+    """
 
     def __init__(
-        self, model: SummedModel, contributions: Contributions, queries: Queries, exclude_seen: bool
+        self,
+        model: SummedModel,
+        queries: Queries,
+        exclude_seen: bool,
+        metric: Metric,
+        sums: _Sums,
     ) -> None:
-        self.queries, self.exclude_seen, self.weights_bK = (
-            queries,
-            exclude_seen,
-            contributions.weights_BK,
-        )
+        self.queries, self.exclude_seen, self.metric = queries, exclude_seen, metric
+        n = len(queries)
+        self._sums, self._each_KbN = sums, sums.each_KbN[:, :n]
+        self._first_bN, self._asked_bN, self._summed = sums.first_bN[:n], sums.asked_bN[:n], 0
+        self.weights_bK = model.contributions(queries).weights_BK.cpu()
+        even = model.even_contributions if model.is_uneven else model.contributions
+        contributions = even(queries).cpu()
+        self.even_bK = contributions.weights_BK
         items_ND = model.item_vectors_ND.detach().cpu()
         self.popularity_N = torch.zeros(len(items_ND))
         if isinstance(model, VectorScorer):
             self.popularity_N += model.popularity_N.cpu()
-        self.scores_by_k: dict[int, torch.Tensor] = {}
-        for k in range(contributions.weights_BK.shape[1]):
-            if not contributions.weights_BK[:, k].any():
-                continue
+        for k, scores_bN in enumerate(self._each_KbN):
             # from the first to the last direction that it uses: a view, not a copy of the items
             used_d = contributions.vectors_BKD[:, k].any(0).nonzero()[:, 0].tolist() or [0]
             used = slice(used_d[0], used_d[-1] + 1)
-            scores_bN = contributions.vectors_BKD[:, k, used] @ items_ND[:, used].T
+            torch.mm(contributions.vectors_BKD[:, k, used], items_ND[:, used].T, out=scores_bN)
             if k in contributions.sparse:
-                scores_bN = contributions.sparse[k].add_to(scores_bN)
-            self.scores_by_k[k] = scores_bN
+                contributions.sparse[k].add_to(scores_bN)
 
-    def values(self, indices: Sequence[int], metric: Metric) -> Array:
+    def weigh(self) -> None:
+        """Multiply the scores with the weights of the model, and sum them."""
+        share_bK = torch.where(self.even_bK == 0, 0, self.weights_bK / self.even_bK)
+        each_KbN, last_KbN = self._each_KbN, self._sums.last_KbN[:, : len(self.queries)]
+        self._first_bN.zero_()
+        for k in reversed(range(len(each_KbN))):
+            each_KbN[k] *= share_bK[:, k, None]
+            torch.add(last_KbN[k + 1], each_KbN[k], out=last_KbN[k])
+
+    def alone(self, indices: range) -> Array:
         """The metric of every query for the sum of these granularities only."""
-        scores_bN = torch.zeros(len(self.queries), len(self.popularity_N))
-        for k in indices:
-            if k in self.scores_by_k:
-                scores_bN += self.scores_by_k[k]
-        scores_bN[~self.weights_bK[:, list(indices)].any(1)] = self.popularity_N
+        torch.sum(self._each_KbN[indices.start : indices.stop], 0, out=self._asked_bN)
+        return self._values(self.even_bK[:, indices.start : indices.stop].any(1))
+
+    def without(self, indices: range) -> Array:
+        """The metric of every query for the sum of the others, after :meth:`weigh`; in ascending
+        order.
+        """
+        while self._summed < indices.start:
+            self._first_bN += self._each_KbN[self._summed]
+            self._summed += 1
+        last_bN = self._sums.last_KbN[indices.stop, : len(self.queries)]
+        torch.add(self._first_bN, last_bN, out=self._asked_bN)
+        others = [k for k in range(len(self._each_KbN)) if k not in indices]
+        return self._values(self.weights_bK[:, others].any(1))
+
+    def _values(self, present_b: torch.Tensor) -> Array:
+        scores_bN = self._asked_bN
+        scores_bN[~present_b] = self.popularity_N
         if self.exclude_seen:
             mask_seen(scores_bN, self.queries)
-        hits_bK = mark_hits(top_items(scores_bN, metric.k)[0], self.queries)
-        return QUERY_METRICS[metric.kind](hits_bK, self.queries.num_targets_B, metric.k)
+        hits_bK = mark_hits(top_items(scores_bN, self.metric.k)[0], self.queries)
+        return QUERY_METRICS[self.metric.kind](hits_bK, self.queries.num_targets_B, self.metric.k)
 
 
 # ------------------------------------------------------------------------------------------- report

@@ -120,11 +120,11 @@ def content(module: Content, state: State, seen: Seen) -> Tensor:
     Tensor
         Float [B, R]: weighted mean of the text vectors.
     """
-    has_text_N = (state["texts_NT"] != 0).any(1)
-    kept_BL = seen.distinct(seen.real_BL) & has_text_N[seen.items_BL]
+    texts_BLT = state["texts_NT"][seen.items_BL]
+    kept_BL = seen.distinct(seen.real_BL) & (texts_BLT != 0).any(2)
     weights_BL = seen.event_weights(kept_BL, module.recency, module.half_life)
     weights_BL = weights_BL / weights_BL.sum(1, keepdim=True).clamp(min=1e-12)
-    return (state["texts_NT"][seen.items_BL] * weights_BL[:, :, None]).sum(1)
+    return (texts_BLT * weights_BL[:, :, None]).sum(1)
 
 
 def place(module: Place, state: State, seen: Seen) -> Tensor:

@@ -26,6 +26,7 @@ from recsys.granularities.sparse import SparseScores
 
 _MAX_PAIRS: Final = 2**26  # co-occurring pairs of items in memory: half a gigabyte
 _GATHERED: Final = 2**26  # numbers in the small matrices that are gathered together
+_SORTED: Final = 2**21  # similarities that are put in order together
 _SOLVED: Final = 2**21  # numbers in those that are solved together
 
 
@@ -97,20 +98,32 @@ def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Arr
     similarities_NK : Array
         Similarities, float32.
     """
-    num_items = pairs_NN.shape[0]
+    num_items, starts_N1 = pairs_NN.shape[0], pairs_NN.indptr
     root_N = np.sqrt(pairs_NN.diagonal())
     items_NK = np.full((num_items, max(1, min(k, num_items - 1))), -1, dtype=np.int64)
     similar_NK = np.zeros(items_NK.shape, dtype=np.float32)
-    for item, (start, end) in enumerate(
-        zip(pairs_NN.indptr[:-1], pairs_NN.indptr[1:], strict=True)
-    ):
-        others, counts = pairs_NN.indices[start:end], pairs_NN.data[start:end]
-        similar = counts / (root_N[item] * root_N[others] + shrinkage)
-        similar[others == item] = 0
-        best = np.argpartition(-similar, k)[:k] if len(similar) > k else np.arange(len(similar))
-        best = best[np.argsort(-similar[best], kind="stable")]
-        best = best[similar[best] > 0]
-        items_NK[item, : len(best)], similar_NK[item, : len(best)] = others[best], similar[best]
+    ends = np.searchsorted(starts_N1, np.arange(_SORTED, pairs_NN.nnz, _SORTED))
+    bounds = np.unique([0, *ends, num_items])
+    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        entries = slice(starts_N1[first], starts_N1[last])
+        lengths_n = np.diff(starts_N1[first : last + 1])
+        rows_E = np.repeat(np.arange(first, last), lengths_n)
+        others_E = pairs_NN.indices[entries]
+        similar_E = pairs_NN.data[entries] / (root_N[rows_E] * root_N[others_E] + shrinkage)
+        similar_E[others_E == rows_E] = 0
+        # a choice before the order; most rows of a large catalogue are too short for one
+        for item in np.flatnonzero(lengths_n > k):
+            own_e = similar_E[starts_N1[first + item] - entries.start :][: lengths_n[item]]
+            own_e[np.argpartition(-own_e, k)[k:]] = 0
+        kept_E = np.flatnonzero(similar_E > 0)
+        kept_E = kept_E[np.lexsort((-similar_E[kept_E], rows_E[kept_E]))]
+        rows_E, kept_n = (
+            rows_E[kept_E],
+            np.bincount(rows_E[kept_E] - first, minlength=len(lengths_n)),
+        )
+        places_E = np.arange(len(rows_E)) - np.repeat(np.cumsum(kept_n) - kept_n, kept_n)
+        items_NK[rows_E, places_E] = others_E[kept_E]
+        similar_NK[rows_E, places_E] = similar_E[kept_E]
     return items_NK, similar_NK
 
 

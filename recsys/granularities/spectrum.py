@@ -24,6 +24,7 @@ _EXACT_SIDE: Final = 2500
 _WIDE_SIDE: Final = 5000  # limit of the exact method if many factors are requested
 # share of the largest squared singular value; below it is rounding error
 _LEAST_SHARE: Final = 1e-9
+_ROWS: Final = 2**14  # items whose rows are in float64 at a time
 _NUMBERS: Final = 2**24  # numbers of users in memory at a time: 64 MB, and 128 MB in float64
 
 
@@ -103,6 +104,7 @@ def _randomised(events_VN: EventMatrix, text_NT: Array, rank: int) -> tuple[Arra
     for _ in range(_ITERATIONS):
         # orthogonal after every product, else all columns turn towards the first singular vector
         basis_NR = _orthonormal(_through(events_VN, text_NT, basis_NR))
+    basis_NR = _orthonormal(basis_NR)  # again, because of rounding
     # float64, as the singular values of the whole matrix are roots here
     squares_R, turn_RR = np.linalg.eigh(_gram_of(events_VN, text_NT, basis_NR))
     sigma_R = np.sqrt(squares_R[::-1].clip(0)).astype(np.float32)
@@ -129,6 +131,21 @@ def _gram_of(events_VN: EventMatrix, text_NT: Array, basis_NR: Array) -> Array:
 
 
 def _orthonormal(tall: Array) -> Array:
-    """An orthonormal basis of the columns. NumPy's QR took 12 times as long for 50,000 × 288."""
-    basis: Array = torch.linalg.qr(torch.as_tensor(tall))[0].numpy()
+    """An orthonormal basis of the columns, by Cholesky QR: X R⁻¹ with RᵀR = XᵀX.
+
+    For 340,000 × 288 torch's QR takes 2.5 times as long, and NumPy's 12 times as long as torch's.
+    """
+    tall_NR = torch.as_tensor(tall)
+    gram_RR = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
+    for start in range(0, len(tall_NR), _ROWS):
+        rows_nR = tall_NR[start : start + _ROWS].double()
+        gram_RR += rows_nR.T @ rows_nR
+    factor_RR, failed = torch.linalg.cholesky_ex(gram_RR, upper=True)
+    if failed:  # the columns are not independent
+        found_NR = torch.linalg.qr(tall_NR)[0]
+    else:
+        identity_RR = torch.eye(len(gram_RR), dtype=torch.float64)
+        inverse_RR = torch.linalg.solve_triangular(factor_RR, identity_RR, upper=True)
+        found_NR = tall_NR @ inverse_RR.to(tall_NR.dtype)
+    basis: Array = found_NR.numpy()
     return basis

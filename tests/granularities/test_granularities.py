@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch_geometric import EdgeIndex
 
 from recsys.config import SECTIONS, GranularitiesConfig, section_class
@@ -262,6 +265,42 @@ class TestContract:
             name in ("social", "social_cf", "profile") or options.get("input") == "user_text"
         )
         assert bool(present[0]) != needs_the_user, "a history is sufficient for all others"
+
+    def test_a_query_makes_no_tensor_of_all_items(
+        self, name: str, options: dict[str, object], graphs: Graphs
+    ) -> None:
+        """Else the time of a request would grow with the catalogue before anything is scored."""
+        module = make(name, **options)
+        items, state = view(module, graphs)
+        with torch.no_grad(), OverItems() as made:
+            (module.boost if module.sparse else module)(batch_of([1]), items, state)
+        assert made.names == []
+
+
+class OverItems(TorchDispatchMode):
+    """Names of the operations whose result is no view and has a row or column for each item."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {_storage(tensor) for tensor in _tensors((args, kwargs))}
+        self.names += [
+            str(func)
+            for tensor in _tensors(result)
+            if ITEMS in tensor.shape and _storage(tensor) not in given
+        ]
+        return result
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("name", ["collaborative", "social", "knowledge"])

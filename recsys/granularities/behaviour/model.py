@@ -177,9 +177,14 @@ class Behaviour(Granularity):
         return pooled_BD + read_BD, is_pooled_B | is_read_B
 
     def _pool(self, batch: Batch, items: ItemView) -> tuple[Tensor, Tensor]:
-        source_SX = items.text_ST if self.reads_text else items.vectors_SD * self.scale
-        values_SD, keys_SD = self.value(source_SX), self.key(source_SX)
         history_UL, real_UL = batch.history_UL, batch.mask_UL
+        source_SX = items.text_ST if self.reads_text else items.vectors_SD
+        if history_UL.numel() < len(source_SX):  # a request reads few items of a large catalogue
+            source_SX = source_SX[history_UL.flatten()]
+            history_UL = torch.arange(len(source_SX), device=history_UL.device).view_as(history_UL)
+        if not self.reads_text:
+            source_SX = source_SX * self.scale
+        values_SD, keys_SD = self.value(source_SX), self.key(source_SX)
         if self.reads_text:  # an event without text does not contribute
             real_UL = real_UL & (source_SX.abs().sum(1) > 0)[history_UL]
         every_position = not batch.has_one_query_per_row

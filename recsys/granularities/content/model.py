@@ -91,8 +91,7 @@ class Content(Granularity):
             Whether an item of the history has a text.
         """
         seen = seen_events(batch).distinct()
-        has_text_N = (state["texts_NT"] != 0).any(1)
-        seen = seen.where(has_text_N[seen.items_E])
+        seen = seen.where((state["texts_NT"][seen.items_E] != 0).any(1))
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
         weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-12)[seen.rows_E]
         z_BT = state["texts_NT"].new_zeros(len(batch), state["texts_NT"].shape[1])

@@ -125,7 +125,8 @@ class Stratum(Granularity):
         """The training users of the graphs, with the current vectors; ``items`` is the whole
         catalogue.
         """
-        return UserVectors(EventMatrix.of(graphs), self._unit(items).cpu().numpy())
+        unit_ST = normalize(self._source(items), dim=1)
+        return UserVectors(EventMatrix.of(graphs), unit_ST.cpu().numpy())
 
     def clusters(self) -> UserClusters:
         """The fitted strata."""
@@ -168,10 +169,9 @@ class Stratum(Granularity):
         """p(k|u) of every query [B, K], zero where ``present_B`` is False."""
         # a sum of many unit vectors and squared distances lose too much in bfloat16
         with torch.autocast(items.vectors_SD.device.type, enabled=False):
-            unit_ST = self._unit(items)
-            mask_UL1 = batch.mask_UL[:, :, None].to(unit_ST.dtype)
+            unit_ULT = normalize(self._source(items)[batch.history_UL], dim=2)
             # padding is item 0, which must not count
-            history_ULT = unit_ST[batch.history_UL] * mask_UL1
+            history_ULT = unit_ULT * batch.mask_UL[:, :, None].to(unit_ULT.dtype)
             if batch.sees_whole_rows:
                 summed_BT = history_ULT.sum(1)[batch.rows_B]
             else:
@@ -184,9 +184,7 @@ class Stratum(Granularity):
             logits_BK = (2 * (u_BT @ self.axes_KT.T) - self.bias_K) / scale
             return torch.softmax(logits_BK, dim=1) * present_B[:, None], present_B
 
-    def _unit(self, items: ItemView) -> Tensor:
-        """Unit vectors of the items [S, T], zero where there is none; they get no gradient from
-        here.
-        """
+    def _source(self, items: ItemView) -> Tensor:
+        """Vectors of the items [S, T], zero where there is none; they get no gradient from here."""
         source_SX = items.text_ST if self.reads_text else items.vectors_SD.detach()
-        return normalize(source_SX.float(), dim=1)
+        return source_SX.float()
