@@ -129,7 +129,7 @@ def register(
             _ALIAS: config.registry.alias,
             "tracking": redact(tracker.uri),
             "run_id": tracker.run_id,
-            "final": config.train.final,
+            "final": final is not None,
             "metrics_sha256": digest,
         }
         folder.write_json(folder.registered, registered)

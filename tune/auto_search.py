@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE, Budget, span
+from pipelines.plumbing.budget import ITEM_S, LEAST_RESERVE, RESERVE, Budget, span
 from pipelines.plumbing.run_folder import RunFolder
 from pipelines.plumbing.run_tracking import tracked
 from pipelines.plumbing.session import ray_session
@@ -75,19 +75,24 @@ def search(
     left = deadline - time.monotonic()
     config = _evaluated_in_time(config, dataset, folder, left)
     portfolio = settings(traits)
+    kept_s = ITEM_S * dataset.num_items
+    deadline -= kept_s
+    if folder.budget is not None:
+        folder.budget.kept_s = kept_s
     if not portfolio:
         return _untrained(config, folder, traits, UNTRAINED)
-    if left <= LEAST_RESERVE:
+    if left - kept_s <= LEAST_RESERVE:
         spent = "is used up" if left <= 0 else f"has {left:.0f} s left"
         why = (
-            f"the budget of {config.run.budget} {spent} after prepare, too little for a training:"
-            " only closed-form members are used; a larger run.budget also tries trained models"
+            f"the budget of {config.run.budget} {spent} after prepare, too little for a training"
+            f" and the evaluation with {dataset.num_items:,} items: only closed-form members are"
+            " used; a larger run.budget also tries trained models"
         )
         return _untrained(config, folder, traits, why)
     is_here = trains_here(config.train, config.ray, folder.budget)
     folder.progress(
-        f"budget: {span(left)} left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings,"
-        " the rest to train, evaluate and register"
+        f"budget: {span(left)} left: up to {span(_SEARCH * (left - kept_s))} to try"
+        f" {len(portfolio)} settings, the rest to train, evaluate and register"
     )
     begun = time.monotonic()
     paths = TrialPaths(dataset.root, (folder.root / "trials").absolute())
@@ -234,7 +239,8 @@ def _expect(budget: Budget, costs: dict[str, Costs], start_s: float, trains_fina
 
     These are the chosen trainings and, if the time allows, the trainings on all events.
     """
-    room, total, final = budget.left - max(LEAST_RESERVE, RESERVE * budget.left), 0.0, 0.0
+    left = budget.left - budget.kept_s
+    room, total, final = left - max(LEAST_RESERVE, RESERVE * left), 0.0, 0.0
     for name, cost in costs.items():
         total += sum(cost)
         own = cost.final if trains_final and total <= room else 0.0

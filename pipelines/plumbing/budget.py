@@ -19,11 +19,14 @@ from recsys.pace import Deadline
 # share of the time after the search: members, stacking, evaluation, registration
 RESERVE: Final = 0.35
 LEAST_RESERVE: Final = 20.0  # seconds; the least time for these parts
+# seconds an item of the fits after the search, the rankings of the evaluation, and the registration
+ITEM_S: Final = 1.2e-3
 _LEAST: Final = 0.05  # share of the budget that the training always gets, even if it is late
 # the same for the choice of the members' constants: no model without it
 _LEAST_MEMBERS: Final = 0.15
 _MEMBERS: Final = 0.5  # share of the time after the training; the rest is for refit and evaluation
 _CONTINUES: Final = 5  # continuing from evaluated weights trains at most 1 epoch for every 5 chosen
+_SHORT: Final = 0.02  # share of the budget that is spent on a last fit even if it is used up
 _OVER: Final = 0.1  # share of the budget by which the training on all events may be late
 
 
@@ -50,6 +53,7 @@ class Budget:
         self.expected: dict[str, float] = {}  # seconds of the planned trainings, by name
         self.start_s = 0.0  # seconds that the workers of a training need to start
         self.fit_s = 0.0  # seconds that one fit of all members takes
+        self.kept_s = 0.0  # seconds of the parts after the training that depend on the catalogue
         self._part, self._since = "start", started
 
     @property
@@ -77,11 +81,10 @@ class Budget:
 
         With a ``name``: for the training of this separately trained model.
         """
-        kept = (
-            max(LEAST_RESERVE, RESERVE * self.left) + self.expected.get("final", 0.0) + self.start_s
-        )
+        left = self.left - self.kept_s
+        kept = max(LEAST_RESERVE, RESERVE * left) + self.expected.get("final", 0.0) + self.start_s
         # without the first training there is no model; a separate one can be left out
-        return max(self.left - kept, 0.0 if name else _LEAST * self.seconds)
+        return max(left - kept, 0.0 if name else _LEAST * self.seconds)
 
     def holds(self, name: str, slower: float = 1.0) -> bool:
         """Whether a planned training fits if it takes ``slower`` times the predicted time."""
@@ -89,7 +92,7 @@ class Budget:
 
     def members_s(self) -> float:
         """Seconds for the choice of the members' constants."""
-        behind = self.left - self.expected.get("final", 0.0) - self.start_s
+        behind = self.left - self.kept_s - self.expected.get("final", 0.0) - self.start_s
         return max(_MEMBERS * behind, _LEAST_MEMBERS * self.seconds)
 
     def final_epochs(self, wanted: int, pace: float) -> int | None:
@@ -116,6 +119,12 @@ class Budget:
     def final_s(self) -> float:
         """Seconds for the training on all events; the members are fitted on all events after it."""
         return self.left - self.fit_s + _OVER * self.seconds
+
+    def fits_again(self) -> bool:
+        """Whether the members can be fitted once more on all events: before the end of the budget,
+        or in little time.
+        """
+        return self.final_s() > 0 or self.fit_s < _SHORT * self.seconds
 
     def summary(self) -> str:
         """The budget, the used time, and the time of every part.

@@ -51,7 +51,8 @@ def final_model(
     trained: TrainResult,
     go_on: int | None = None,
 ) -> FinalModel | None:
-    """Train a model like the evaluated one on all events; None if ``train.final`` is false.
+    """Train a model like the evaluated one on all events; None if ``train.final`` is false, or if
+    the budget of the run is used up.
 
     Parameters
     ----------
@@ -73,6 +74,13 @@ def final_model(
         return None
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     config = as_trained(config, origin)
+    if folder.budget is not None and not folder.budget.fits_again():
+        folder.progress(
+            "the budget is used up: the registered model is the evaluated one, which was not fitted"
+            " on the test events; `recsys register` with the same configuration fits one on all"
+            " events"
+        )
+        return None
     if go_on is None and folder.budget is not None and "parent" not in origin:
         go_on = _affordable(folder.budget, trained)
     final = final_plan(trained, origin, go_on)

@@ -83,12 +83,11 @@ class Whitening:
 
 
 def _with_text(text_NT: Tensor) -> Iterator[Tensor]:
-    """The rows with a text, some at a time, in float64: a copy of all would take four times the
+    """Rows with a text, some at a time, in float64: a copy of all would take four times the
     memory.
     """
-    for start in range(0, len(text_NT), _ROWS):
-        rows_NT = text_NT[start : start + _ROWS]
-        yield rows_NT[(rows_NT != 0).any(1)].double()
+    parts = (text_NT[start : start + _ROWS] for start in range(0, len(text_NT), _ROWS))
+    return (rows_NT[(rows_NT != 0).any(1)].double() for rows_NT in parts)
 
 
 def whitened_width(num_directions: int, dimension: int) -> int:

@@ -28,6 +28,8 @@ from recsys.evaluation.ranking import rank
 from recsys.pace import with_progress
 
 MOST_QUERIES: Final = 10_000
+_LEAST_QUERIES: Final = 500
+_MOST_SCORES: Final = 2**28  # of one ranking of validation queries, unless these are too few
 """Validation queries that choose constants: enough to tell them apart, and a dozen rankings of all
 users would take longer than the fits."""
 
@@ -300,7 +302,8 @@ def fit_baselines(
     """Choose every baseline's constants on validation and fit it for test.
 
     The choice fits on training events only and maximises ``metric`` on at most
-    :data:`MOST_QUERIES` validation queries, evenly spaced over the users. With ``refit``, the
+    :data:`MOST_QUERIES` validation queries, evenly spaced over the users; fewer for more than
+    26,000 items, but not below 500. With ``refit``, the
     chosen constants are fitted again on training and validation events, as the model is; otherwise
     the fit on training events stays. Without validation queries the defaults stay and
     ``validation`` is None. If not all event types are predicted, each baseline is tried with all
@@ -340,8 +343,9 @@ def fit_baselines(
     queries = histories.queries(Split.VALID)
     if evaluated_V is not None and not evaluated_V.all():
         queries = queries.take(np.flatnonzero(evaluated_V[queries.histories.users_U]))
-    if len(queries) > MOST_QUERIES:
-        queries = queries.take(np.linspace(0, len(queries) - 1, MOST_QUERIES).astype(np.int64))
+    most = min(MOST_QUERIES, max(_MOST_SCORES // max(num_items, 1), _LEAST_QUERIES))
+    if len(queries) > most:
+        queries = queries.take(np.linspace(0, len(queries) - 1, most).astype(np.int64))
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
     ruled_out = left_out(names, histories, config)

@@ -29,7 +29,7 @@ from recsys.stack import BOUNDS
 BEST: Final = 60  # items of each member, …
 MOST_NUMBERS: Final = 2**23  # … or all items if all queries together have no more scores than this
 MAX_QUERIES: Final = 3000
-_MAX_SCORES: Final = 2**25  # scores in memory at a time
+_MAX_SCORES: Final = 2**26  # scores in memory at a time
 # normalised scores within this distance count as equal; they get the order of every ranking here
 _TIE: Final = 1e-5
 
@@ -120,8 +120,11 @@ def _piece(
     """Scores [b, P, M] of the members for ``asked`` with ties broken, hits [b, P], and which places
     hold a candidate [b, P].
     """
-    scores = [scores_bN - tie_N for scores_bN in model.member_scores(asked)]
-    num_items = scores[0].shape[1]
+    scores = model.member_scores(asked)
+    with torch.inference_mode():  # in place: the scores of all members are the largest memory
+        for scores_bN in scores:
+            scores_bN -= tie_N
+    num_items = len(tie_N)
     is_candidate_bN = torch.zeros(len(queries), num_items, dtype=torch.bool)
     for scores_bN in scores:
         shown_bN = scores_bN.clone()

@@ -398,18 +398,22 @@ def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) 
     """
     import scipy.sparse as sp  # imported here: a training reads metrics without it
 
-    norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    unit_ND = vectors_ND / np.where(norms_N1 > 0, norms_N1, 1.0)
+    # only the listed items of a large catalogue; an empty place reads a row that does not count
+    used_M, places = np.unique(items_BK[:, :k], return_inverse=True)
+    places_BK = places.reshape(items_BK[:, :k].shape)
+    vectors_MD = vectors_ND[used_M]
+    norms_M1 = np.linalg.norm(vectors_MD, axis=1, keepdims=True)
+    unit_MD = vectors_MD / np.where(norms_M1 > 0, norms_M1, 1.0)
     found = []
     for start in range(0, len(items_BK), chunk):
-        items = items_BK[start : start + chunk, :k]
-        listed = items >= 0
+        items = places_BK[start : start + chunk]
+        listed = used_M[items] >= 0
         size_b = listed.sum(axis=1)
-        ones_E, starts_b1 = unit_ND.dtype.type(1).repeat(size_b.sum()), np.r_[0, size_b.cumsum()]
+        ones_E, starts_b1 = unit_MD.dtype.type(1).repeat(size_b.sum()), np.r_[0, size_b.cumsum()]
         # a sparse product sums the vectors of a list without a copy of them
-        lists_bN = sp.csr_array((ones_E, items[listed], starts_b1), (len(items), len(unit_ND)))
-        all_b = ((lists_bN @ unit_ND) ** 2).sum(axis=1)
-        same_b = lists_bN @ (norms_N1[:, 0] > 0).astype(unit_ND.dtype)
+        lists_bM = sp.csr_array((ones_E, items[listed], starts_b1), (len(items), len(unit_MD)))
+        all_b = ((lists_bM @ unit_MD) ** 2).sum(axis=1)
+        same_b = lists_bM @ (norms_M1[:, 0] > 0).astype(unit_MD.dtype)
         pairs_b = size_b * (size_b - 1)
         found.append(np.where(pairs_b > 0, 1.0 - (all_b - same_b) / np.maximum(pairs_b, 1), 0.0))
     return np.concatenate(found) if found else np.zeros(0)

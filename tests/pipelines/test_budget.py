@@ -76,6 +76,13 @@ def test_training_leaves_time_for_later_parts() -> None:
     assert budget.training_s("apart_1") == 0.0
 
 
+def test_training_leaves_more_time_for_a_large_catalogue() -> None:
+    budget, clock = _budget()
+    clock.now, budget.kept_s = 200.0, 300.0
+    assert budget.training_s() == pytest.approx(500 - 0.35 * 500)
+    assert budget.members_s() == pytest.approx(250.0)
+
+
 def test_members_get_half_of_the_time_before_the_final_training_and_always_a_minimum() -> None:
     budget, clock = _budget()
     clock.now, budget.expected = 500.0, {"final": 100.0}
@@ -93,6 +100,16 @@ def test_training_on_all_events_is_complete_or_continues_or_is_left_out(
     budget, clock = _budget()
     clock.now, budget.fit_s = now, 20.0
     assert budget.final_epochs(20, 10.0) == epochs
+
+
+def test_a_used_up_budget_allows_only_a_short_last_fit() -> None:
+    budget, clock = _budget()
+    clock.now, budget.fit_s = 1000.0, 90.0
+    assert budget.fits_again(), "within the tenth by which it may be late"
+    clock.now = 1020.0
+    assert not budget.fits_again()
+    budget.fit_s = 10.0
+    assert budget.fits_again()
 
 
 def test_used_time_is_printed_by_part_largest_first() -> None:

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from pipelines.cli import main
+from pipelines.plumbing.budget import Budget
 from recsys.bundle.description import FORMAT_VERSION, MEASURED, WITH_MEASURED
 from recsys.bundle.evaluated_model import has_measured, measured
 from recsys.bundle.writing import Measured, write_description
@@ -537,6 +538,24 @@ def test_model_without_trained_granularity_is_only_fitted(story: Path) -> None:
     }
     assert bundle.popularity_N.sum() == 192
     assert "fitting the final model on all 192 events" in (story / "fitted/run.log").read_text()
+
+
+def test_a_used_up_budget_registers_the_evaluated_model(
+    story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics then describe the registered model, and `recsys register` makes up for it."""
+    monkeypatch.setattr(Budget, "fits_again", lambda self: False)
+    words = ["--run.dir", str(story / "late"), "--tracking.enabled", "false"]
+    with training_here():
+        assert command(story, "run", *words, "--budget", "10m") == 0
+    metrics, bundle = story / "late/metrics.json", story / "late/bundle"
+    assert "the budget is used up" in (story / "late/run.log").read_text()
+    assert "final" not in json.loads(metrics.read_text())["data"]
+    assert read_bundle(bundle).popularity_N.sum() == 192 - 24
+    with training_here():
+        assert command(story, "register", *words) == 0
+    assert json.loads(metrics.read_text())["data"]["final"]["events"] == 192
+    assert read_bundle(bundle).popularity_N.sum() == 192
 
 
 def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
