@@ -472,11 +472,10 @@ def has_known(text: str, words: tuple[str, ...]) -> bool:
 
     >>> has_known("Product_View", ("view",)), has_known("preview", ("view",))
     (True, False)
-    >>> has_known("items_purchased", ("purchase",))
-    True
+    >>> has_known("items_purchased", ("purchase",)), has_known("swipe-left", ("swipe_left",))
+    (True, True)
     """
-    found = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).lower())
+    found = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).lower())
     return text.lower() in words or any(
-        word in found or any(f"{word}{ending}" in found for ending in ("s", "d", "ed"))
-        for word in words
+        f"_{word}{ending}_" in f"_{found}_" for word in words for ending in ("", "s", "d", "ed")
     )

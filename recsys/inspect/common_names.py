@@ -91,7 +91,8 @@ RATING: Final = (
 """Names of columns whose texts may be ratings."""
 EVENT_TYPE: Final = (
     "event", "eventtype", "type", "action", "behavior", "behaviour", "activity", "verb",
-    "interaction", "kind", "event_name", "operation", "行为", "行为类型", "操作", "行動",
+    "interaction", "kind", "event_name", "operation", "swipe", "decision", "行为", "行为类型",
+    "操作", "行動",
 )  # fmt: skip
 SPLIT: Final = ("split", "fold", "subset", "part", "partition", "set", "phase")
 FRIEND: Final = (
@@ -203,16 +204,14 @@ NEGATIVE: Final = (
     "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block",
     "hide", "delete", "downvote", "unsubscribe", "storno", "dismiss", "reject", "ignore",
     "decline", "mute", "discard", "nope", "unfavorite", "unfavourite", "unsave", "unbookmark",
-    "unstar", "uninstall", "swipe_left", "swipeleft", "swipe left", "not_interested",
-    "notinterested", "not interested", "thumbs_down", "thumbsdown", "thumbs down", "thumb_down",
+    "unstar", "uninstall", "swipe_left", "swiped_left", "left_swipe", "swipeleft",
+    "not_interested", "notinterested", "not_for_me", "show_less", "see_less", "less_like_this",
+    "thumbs_down", "thumbsdown", "thumb_down", "opt_out", "hate", "spam",
     "removed", "disliked", "skipped", "unliked", "cancelled", "hidden", "deleted", "downvoted",
     "unsubscribed", "ignored", "declined", "muted", "canceled", "cancellation", "canceling",
     "cancelling", "refunded", "returned", "rejected", "denied", "fail", "failed", "failure",
     "error", "abandon", "abandoned", "aborted", "expired",
 )  # fmt: skip
-
-NEGATIVE_ALONE: Final = ("report", "reported")
-"""Negative event types if the type has no other word: ``view_report`` is about a document."""
 
 CANCELED: Final = (
     "canceled", "cancelled", "refunded", "returned", "deleted", "void", "voided", "fraud",

@@ -214,7 +214,8 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         if not is_named and table.like(column, STATUS) >= _SAYS:
             continue  # what became of an order
         least = len(words) / 3 if is_named else len(words) / 2
-        known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(1, least)
+        said = (*STRONG, *WEAK, *NEGATIVE, "like")
+        known = sum(has_known(word, said) for word in words) >= max(1, least)
         if not (known and column.kind == "token" or is_named):
             continue
         if not known and determines(pair.item, column) > 0.9:

@@ -20,7 +20,8 @@ from recsys.data.foresight import Foresight, spread_of
 from recsys.data.pseudonyms import email_note
 from recsys.data.time_cut import Cuts, Temporal, temporal_cuts
 from recsys.inspect.columns import Column, has_known
-from recsys.inspect.common_names import NEGATIVE, NEGATIVE_ALONE, NO_GOAL, SHOWN, STRONG, WEAK
+from recsys.inspect.common_names import NEGATIVE, NO_GOAL, SHOWN, STRONG, WEAK
+from recsys.inspect.negative_types import negative_types
 from recsys.sources.validate import CellRules, Layout, check_rows
 from recsys.values.overlap import ids_in_two_forms
 
@@ -109,9 +110,7 @@ def roles_of_types(types: Sequence[str]) -> Types:
     >>> roles_of_types(["view", "report"]).history, roles_of_types(["view", "open_report"]).history
     (('view',), ())
     """
-    negative = [
-        name for name in types if has_known(name, NEGATIVE) or name.lower() in NEGATIVE_ALONE
-    ]
+    negative = negative_types(types)
     shown = [name for name in types if has_known(name, SHOWN) and name not in negative]
     left = [name for name in types if name not in (*negative, *shown)]
     if not left:

@@ -90,3 +90,20 @@ def test_column_that_tells_the_item_is_no_context(tmp_path: Path) -> None:
     found = look([write(tmp_path / "plays.csv", rows)])
     assert found.found.idle["version"]
     assert [column.name for column in found.found.context] == ["place"]
+
+
+@pytest.mark.parametrize(
+    ("name", "types", "kept"),
+    [
+        ("action", ("like", "pass"), ["like"]),
+        ("decision", ("right", "left", "super"), ["right", "super"]),
+        ("reaction", ("liked", "passed"), ["liked"]),
+        ("event", ("swipe-right", "swipe-left"), ["swipe-right"]),
+        ("event", ("pin", "unpin"), ["pin"]),
+        ("event", ("pass", "drive"), []),
+    ],
+)
+def test_types_that_say_no_beside_their_opposite_are_left_out(
+    name: str, types: Sequence[str], kept: Sequence[str], tmp_path: Path
+) -> None:
+    assert log(tmp_path / "log.csv", name, types).config.data.interactions == kept
