@@ -37,6 +37,7 @@ _LOOKED_AT: Final = 2000  # cells that may be lists
 _SOME_ITEMS: Final = 0.2  # least share of items among the members of a list of items
 _NEXT: Final = {"next", "last", "target", "label"}
 _NAMED: Final = 0.7
+_NO_PART: Final = 1e6  # larger numbers are no part of a time and no duration
 _HALF: Final = 0.5  # least share of last items that the lists have, too
 _FEW_USERS: Final = 10  # fewer values of many rows are likely no users …
 _MANY: Final = 200  # … from this number of rows on
@@ -257,7 +258,8 @@ def is_unread_time(column: Column) -> bool:
 
 
 def _is_named_time(column: Column) -> bool:
-    return column.kind in ("token", "text") and similarity(column.name, TIME) >= 0.8
+    is_large = column.kind == "number" and column.low > _NO_PART
+    return (column.kind in ("token", "text") or is_large) and similarity(column.name, TIME) >= 0.8
 
 
 def _is_part_of_time(column: Column) -> bool:

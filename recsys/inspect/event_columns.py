@@ -255,7 +255,8 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             and not {*words_of(column.name)} & _MONEY
             # yes and no is a rating by name, not how often
             and (column.kind != "flag" or _is_plain_flag(table, column))
-            # lead_time is a time, watch_time is a value
+            # lead_time is a time, watch_time is a value, and a time alone has an unknown form
+            and words_of(column.name) != ["time"]
             and (table.like(column, TIME) < _SAYS or table.like(column, VALUE) == 1.0)
         ]
         # a price or a length belongs to the item, how many items a user has to the user; they say

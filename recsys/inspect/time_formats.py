@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from recsys.sources.validate import CellRules
 from recsys.values.month_names import DATE_WITH_NAME
-from recsys.values.time_forms import SERIAL, ZERO_DATE
+from recsys.values.time_forms import CLOCKS, FRAMED, GROUPED, SERIAL, ZERO_DATE
 from recsys.values.times import timestamps
 
 _FIRST: Final = 315_532_800_000_000  # 1980-01-01, microseconds
@@ -46,6 +46,7 @@ _EPOCH_NUMBER: Final = r"^[1-9]\d{8,18}(?:\.\d+)?$"
 _DATE_TEXT: Final = (
     r"^\d{4}[-/.年년]\s?\d{1,2}|(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
 )
+_SCIENTIFIC: Final = r"^[1-9](?:\.\d+)?[eE]\+?(?:0?9|1[0-8])$"
 _CALENDAR_NUMBER: Final = r"^(?:19|20)\d{6}(?:\d{4}|\d{6})?$"
 
 
@@ -96,7 +97,7 @@ def time_form(
         return found
     if name_says_time and (serial := _serial(cells)):
         return serial
-    if is_text and not _are_time_texts(cells):
+    if is_text and not _are_time_texts(cells, name_says_time):
         return None
     micros, _ = timestamps(cells, rules)
     known = micros.cast(pa.int64()).drop_null().to_numpy()
@@ -109,7 +110,7 @@ def time_form(
         return None
     words = _words(cells, is_text)
     if (
-        words.startswith(("seconds", "milli", "micro", "nano"))
+        words.startswith(("seconds", "milli", "micro", "nano", "times of another"))
         and not name_says_time
         and len(set(known.tolist())) < 2
     ):
@@ -135,11 +136,13 @@ def _by_day(micros: pa.Array) -> bool:
     return bool(len(known)) and bool((known % 86_400_000_000 == known[0] % 86_400_000_000).all())
 
 
-def _are_time_texts(cells: pa.Array) -> bool:
+def _are_time_texts(cells: pa.Array, name_says_time: bool) -> bool:
     """Whether most cells are dates with separators or names of months, or epoch or calendar
     numbers; also a mixture, as in a file that joins exports of two systems.
     """
-    patterns = (_DATE_TEXT, _EPOCH_NUMBER, _CALENDAR_NUMBER, DATE_WITH_NAME)
+    patterns = [_DATE_TEXT, _EPOCH_NUMBER, _CALENDAR_NUMBER, DATE_WITH_NAME, FRAMED]
+    if name_says_time:  # else they may be amounts
+        patterns += [_SCIENTIFIC, GROUPED]
     every = reduce(pc.or_, (pc.match_substring_regex(cells, pattern) for pattern in patterns))
     return (pc.mean(every.cast(pa.int8())).as_py() or 0.0) >= _GOOD
 
@@ -169,6 +172,8 @@ def _words(cells: pa.Array, is_text: bool) -> str:
         return f"times in several forms, such as {first} and {other}"
     if is_text and not re.fullmatch(_EPOCH_NUMBER, first):
         return f"dates such as {first}"
+    if any(start <= float(first) < end for start, end, *_ in CLOCKS):
+        return f"times of another clock than that from 1970, such as {first}"
     digits = len(str(int(float(first))))
     if re.fullmatch(_CALENDAR_NUMBER, first) and digits in (8, 12, 14):
         return f"dates such as {first}"

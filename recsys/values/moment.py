@@ -16,7 +16,10 @@ from recsys.values.digits import ascii_digits_of
 from recsys.values.time_forms import (
     ACCEPTED,
     CALENDAR,
+    CLOCKS,
     EARLIEST,
+    FRAMED,
+    GROUPED,
     LATEST,
     MONTHS,
     NAMED_DAYS,
@@ -92,6 +95,9 @@ def _of_number(number: int | float) -> datetime | None:
             found = _of_digits(str(int(number)))
             if found is not None or digits == 8:
                 return found
+    for first, end, units, offset in CLOCKS:
+        if first <= number < end:
+            return _EPOCH + timedelta(seconds=-offset, microseconds=int(number) // units)
     for limit, unit in ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1)):
         if number < limit:
             return _EPOCH + timedelta(microseconds=round(number * unit))
@@ -109,7 +115,13 @@ def _of_digits(text: str) -> datetime | None:
 
 
 def _of_text(text: str) -> datetime | None:
-    """The time of an ISO 8601 text in any spelling, or of a date with the month's name."""
+    """The time of an ISO 8601 text in any spelling, of a date with the month's name, or of an epoch
+    number in a frame or with marks between thousands.
+    """
+    if framed := re.fullmatch(FRAMED, text):
+        return _EPOCH + timedelta(milliseconds=int(framed[1]))
+    if re.fullmatch(GROUPED, text):
+        return _of_number(int(re.sub(r"\D", "", text)))
     upper = text.upper()
     if _MONTH.search(upper):
         return _of_named_month(upper)

@@ -1,11 +1,12 @@
 """Times in all common formats as microseconds since the epoch in UTC; vectorised, without
 exceptions.
 
-Numbers are seconds, milliseconds, microseconds or nanoseconds since the epoch; the size of each
-number determines its unit. A number in the form of a calendar date (20201127, 20201127215113) is
-that date. If both are possible, the other numbers of the block decide, because dates usually occur
-together. Numbers that would give wrong times without an error are refused: serial dates of
-spreadsheets (44162.91) and years alone. Years before 1800 and from 2100 on are also errors.
+Numbers are seconds, milliseconds, microseconds or nanoseconds since the epoch, or count from 1601
+or 0001 as the clocks of Windows and .NET; the size of each number determines its unit. A number in
+the form of a calendar date (20201127, 20201127215113) is that date. If both are possible, the other
+numbers of the block decide, because dates usually occur together. Numbers that would give wrong
+times without an error are refused: serial dates of spreadsheets (44162.91) and years alone. Years
+before 1800 and from 2100 on are also errors.
 
 Missing times are: empty cells, the texts of :class:`~recsys.values.cells.CellRules`, -1, the zero
 dates of databases (0000-00-00, 0001-01-01, 1899-12-30), and 0 among present-day times (in a column
@@ -35,7 +36,10 @@ from recsys.values.digits import ascii_digits
 from recsys.values.month_names import in_english
 from recsys.values.time_forms import (
     CALENDAR,
+    CLOCKS,
     EARLIEST,
+    FRAMED,
+    GROUPED,
     LATEST,
     MONTHS,
     NAMED_DAYS,
@@ -202,6 +206,9 @@ def _scaled(values: pl.Series) -> pl.Series:
     # the bounds are powers of ten between the present in one unit and the next
     size = values.abs()
     scaled = pl.when(size < 1e11).then(values * 1_000_000).when(size < 1e14).then(values * 1_000)
+    for first, end, units, offset in CLOCKS:
+        is_of_clock = values.is_between(first, end, closed="left")
+        scaled = scaled.when(is_of_clock).then(values // units - offset * _SECOND)
     micros = scaled.when(size < 1e17).then(values).otherwise(values // 1_000)
     if values.dtype.is_float():
         micros = pl.when(values.is_finite()).then(micros.round()).cast(pl.Int64, strict=False)
@@ -302,6 +309,9 @@ def _of_calendar_texts(texts: pl.Series) -> pl.Series:
     """ISO 8601 and formats with a month's name as microseconds UTC, null for any other text."""
     upper = texts.str.to_uppercase()
     found = _of_iso(upper)
+    rows = found.is_null().arg_true()
+    if len(rows):
+        found = found.scatter(rows, _of_written_numbers(texts.gather(rows)))
     named = found.is_null() & upper.str.contains(MONTHS)
     if named.any():
         rows = named.arg_true()
@@ -316,6 +326,17 @@ def _of_calendar_texts(texts: pl.Series) -> pl.Series:
         english = {text: in_english(text) for text in rest.unique()}
         found = found.scatter(rows, _of_named_months(pl.Series([english[text] for text in rest])))
     return found
+
+
+def _of_written_numbers(texts: pl.Series) -> pl.Series:
+    """Microseconds of epoch numbers in a frame or with marks between thousands, null for others.
+
+    >>> _of_written_numbers(pl.Series(["/Date(1577836800000)/", "1,577,836,800", "x"])).to_list()
+    [1577836800000000, 1577836800000000, None]
+    """
+    framed = texts.str.extract(FRAMED).cast(pl.Int64, strict=False) * 1_000
+    grouped = texts.str.extract(GROUPED).str.replace_all(r"\D", "").cast(pl.Int64, strict=False)
+    return framed.fill_null(_scaled(grouped))
 
 
 def _of_iso(texts: pl.Series) -> pl.Series:

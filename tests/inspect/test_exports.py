@@ -187,3 +187,29 @@ def test_visitors_in_rows_without_a_user_are_noted(tmp_path: Path) -> None:
     names = ["user_id", "domain_userid", "product_id", "date"]
     found = look([str(write(tmp_path / "hits.csv", names, rows))])
     assert any("{domain_userid: user_id}" in note for note in found.found.notes)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param(lambda t: (t + 11_644_473_600) * 10**7, id="Windows"),
+        pytest.param(lambda t: (t + 62_135_596_800) * 10**7, id=".NET"),
+        pytest.param(lambda t: f"/Date({t * 1000}+0100)/", id="JSON of .NET"),
+        pytest.param(lambda t: (t + 11_644_473_600) * 10**6, id="Chrome"),
+        pytest.param(lambda t: f"{t:.9e}", id="scientific"),
+        pytest.param(lambda t: f"{t:,}", id="thousands"),
+    ],
+)
+def test_clocks_of_programs_and_written_numbers_are_times(
+    written: Callable[[int], Any], tmp_path: Path
+) -> None:
+    rows = [(f"u{u}", f"p{i}", written(t)) for u, i, t in pairs()]
+    source = source_of(write(tmp_path / "log.csv", ["user", "product", "time"], rows))
+    times = read_all(open_source(source).pieces()["events"]).column("timestamp")
+    assert [time.timestamp() for time in times.to_pylist()] == [t for _, _, t in pairs()]
+
+
+def test_numbers_of_an_unknown_clock_are_no_values(tmp_path: Path) -> None:
+    rows = [(f"u{u}", f"p{i}", t / 86_400 + 2_440_587.5) for u, i, t in pairs()]
+    found = look([str(write(tmp_path / "log.csv", ["user", "product", "time"], rows))]).found
+    assert not found.value_name and "the times of time are not read" in found.order_why
