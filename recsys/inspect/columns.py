@@ -66,7 +66,8 @@ _PRICE_COMMA: Final = r",\d{1,2}\D*$"
 _PRICE: Final = rf"^[+-]?(?:{_CURRENCY})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:{_CURRENCY}|kr|zł)$"
 _FIELDS: Final = r"^\s*[A-Za-z_]{2,20}[:=][^|;,&]*[|;,&]\s*[A-Za-z_]{2,20}[:=]"
 _SENTENCE: Final = r"[.!?]\s"
-_OBJECTS: Final = r"""^\s*\[?\s*\{\s*["'][^"']+["']\s*:"""  # JSON or Python in text
+# JSON or Python in text; a TSV file may have it in quotes, with the inner ones twice
+_OBJECTS: Final = r"""^\s*"?\[?\s*\{\s*["']+[^"']+["']+\s*:"""
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 # as NumPy prints them: ['B07' 'B12'] or [7 12]
 _PRINTED_LIST: Final = r"""^\[\s*(?:(?:'[^']*'|"[^"]*"|\d+)(?:\s+|\]$))+\]?$"""

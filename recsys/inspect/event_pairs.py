@@ -32,6 +32,7 @@ from recsys.inspect.common_names import (
     words_of,
 )
 from recsys.inspect.common_values import IdSet
+from recsys.inspect.json_cells import cure_of_json_cells
 from recsys.inspect.sampled_tables import FEW, Table, determines, form_sign, is_name, pairs
 from recsys.inspect.shown_lists import CHOSEN, mark_of_choices, without_shown
 from recsys.sources.list_cells import ListForm, as_lists, members_as_rows
@@ -102,10 +103,11 @@ def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
                 f" each of {len(wide.columns) - 1:,} items; write a row per user and item, with the"
                 " columns user_id, item_id and value (with pandas: DataFrame.melt)"
             )
+        usual = "add the table with the events, or name the columns in data.source.rename"
+        cure = next(filter(None, map(cure_of_json_cells, may_be)), f"{usual} (docs/files.md)")
         raise SourceError(
             "no table has events, that is, a column of user ids and a column of item ids with"
-            f" repeated values; found {seen}; add the table with the events, or name the columns in"
-            " data.source.rename (docs/files.md)"
+            f" repeated values; found {seen}; {cure}"
         )
     if flags := _states(best):
         raise SourceError(

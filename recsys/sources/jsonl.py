@@ -228,7 +228,8 @@ def fields_after_head(
     return [
         (key, name, pa.int64() if pa.types.is_timestamp(kind) else kind)
         for key, name, kind in later
-        if key not in found
+        # an object, of which the head has the keys, is no such column
+        if key not in found and not any(other.startswith(f"{key}.") for other in found)
     ]
 
 

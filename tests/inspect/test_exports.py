@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from recsys.errors import SourceError
 from recsys.inspect.look import look
 from recsys.sources import open_source
 from recsys.sources.base import read_all
-from tests.inspect.test_unusual_files import at, pairs, source_of, write
+from tests.inspect.test_unusual_files import at, columns_of_events, pairs, source_of, write
 
 
 @pytest.mark.parametrize(
@@ -213,3 +215,32 @@ def test_numbers_of_an_unknown_clock_are_no_values(tmp_path: Path) -> None:
     rows = [(f"u{u}", f"p{i}", t / 86_400 + 2_440_587.5) for u, i, t in pairs()]
     found = look([str(write(tmp_path / "log.csv", ["user", "product", "time"], rows))]).found
     assert not found.value_name and "the times of time are not read" in found.order_why
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_messages_in_cells_are_refused_with_the_command_that_makes_them_columns(
+    suffix: str, tmp_path: Path
+) -> None:
+    frame = pl.DataFrame(
+        {
+            "topic": "clicks",
+            "offset": range(len(pairs())),
+            "timestamp": [t * 1000 for _, _, t in pairs()],
+            "value": [json.dumps({"user_id": u, "item_id": i}) for u, i, _ in pairs()],
+        }
+    )
+    path = tmp_path / f"dump.{suffix}"
+    if suffix in ("csv", "tsv"):
+        frame.write_csv(path, separator="\t" if suffix == "tsv" else ",", quote_style="necessary")
+    elif suffix == "jsonl":
+        frame.write_ndjson(path)
+    else:
+        frame.write_parquet(path)
+    with pytest.raises(SourceError, match="value are JSON; value.user_id, value.i") as refused:
+        look([str(path)])
+    command = str(refused.value).partition("write JSON lines: ")[2].partition("; then pass")[0]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    source = source_of(tmp_path / "events.jsonl")
+    assert columns_of_events(source) == {"value.user_id": "user_id", "value.item_id": "item_id"}
+    events = read_all(open_source(source).pieces()["events"])
+    assert not events.column("_reason").drop_null() and events.num_rows == len(frame)
