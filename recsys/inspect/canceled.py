@@ -1,5 +1,5 @@
 """Rows of events that did not take place or show no interest: canceled orders, refunds, test
-orders, items that were shown and not clicked, or not recommended.
+orders, items that were shown and not clicked, or not recommended, and parts of other rows.
 
 Why: exports keep them, marked by a flag or a status. As events they teach a model what people did
 not want. A column that describes the item or the user marks no single event and is left alone.
@@ -22,6 +22,7 @@ from recsys.sources.dropped import ANY, has_values
 
 _MOST_STATES: Final = 30
 _MOST: Final = 0.5  # largest share of rows that a column may mark; above it, the mark is the norm
+_NEARLY: Final = 0.95
 _SOME: Final = 0.3  # the same for times of what rarely happens, such as a refund
 
 
@@ -33,7 +34,8 @@ def without_canceled(pair: Pair) -> Pair:
     if not table.sample.has_names:
         return pair
     marked = {column.name: marks for column in table.columns if (marks := _marks(column))}
-    if not marked:
+    parts = {column.name: [ANY] for column in table.columns if _names_whole(pair, column)}
+    if not marked and not parts:
         return pair
     used = columns_of_events(pair).names
     drop = {
@@ -46,7 +48,7 @@ def without_canceled(pair: Pair) -> Pair:
             or tells_interest(table.column(name))
             or _is_click(table.column(name))
         )
-    }
+    } | parts
     if not drop:
         return pair
     kept = rows.filter(pc.invert(has_values(rows, drop)))
@@ -84,6 +86,22 @@ def _marks(column: Column) -> list[str]:
     if not any(word.endswith(STATUS) for word in words):
         return []
     return [text for text in texts_of(column) if has_known(text, CANCELED_STATES)]
+
+
+def _names_whole(pair: Pair, column: Column) -> bool:
+    """Whether a column names another row of the same user, of which the row is a part: a shirt, of
+    which the row is the size, or a bundle. Both rows together are one purchase.
+    """
+    if "parent" not in words_of(column.name) or column.filled in (0.0, 1.0):
+        return False
+    users = pair.user.values
+    is_part = pc.is_valid(column.values)
+    for key in pair.table.keys:
+        wholes = users.take(pc.index_in(column.values, value_set=key.values))
+        is_same = pc.fill_null(pc.equal(users, wholes), False).filter(is_part)
+        if (pc.mean(is_same.cast(pa.int8())).as_py() or 0.0) >= _NEARLY:
+            return True
+    return False
 
 
 def _is_click(column: Column) -> bool:

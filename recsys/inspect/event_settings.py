@@ -77,7 +77,7 @@ class EventSettings:
                 Setting("lookup", files, f"the events refer to its rows, which have {added}")
             )
         if drop := self.pair.table.drop:
-            why = "these rows show no interest, were not carried out, or were only shown"
+            why = "these rows show no interest, were not carried out, or are parts of other rows"
             why += f": {self.pair.table.dropped:.1%} of all rows{', together' * (len(drop) > 1)}"
             found.append(Setting("drop", drop, why))
         if self.pair.table.lists:

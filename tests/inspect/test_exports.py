@@ -244,3 +244,19 @@ def test_messages_in_cells_are_refused_with_the_command_that_makes_them_columns(
     assert columns_of_events(source) == {"value.user_id": "user_id", "value.item_id": "item_id"}
     events = read_all(open_source(source).pieces()["events"])
     assert not events.column("_reason").drop_null() and events.num_rows == len(frame)
+
+
+@pytest.mark.parametrize("of_whole", [True, False])
+def test_lines_that_are_parts_of_other_lines_of_the_user_are_left_out(
+    of_whole: bool, tmp_path: Path
+) -> None:
+    rows: list[tuple[Any, ...]] = []
+    for u, i, t in pairs():
+        line = len(rows)
+        rows.append((line, "", f"u{u}", f"p{i}", at(t)))
+        if i % 3 == 0:  # the size of a shirt, or the reply of another user
+            part = (f"u{u}", f"p{i}-red") if of_whole else (f"u{(u + 1) % 60}", f"p{i}")
+            rows.append((line + 1, line, *part, at(t)))
+    names = ["line_id", "parent_id", "customer", "sku", "date"]
+    source = source_of(write(tmp_path / "lines.csv", names, rows))
+    assert source.drop == ({"parent_id": ["*"]} if of_whole else {})

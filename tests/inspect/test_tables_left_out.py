@@ -146,7 +146,7 @@ def test_dropped_rows_of_two_columns_are_counted_together(tmp_path: Path) -> Non
     for n, (u, i, t) in enumerate(triples()):
         rows.append((u, i, f"{t}000", int(n % 4 > 0), int(n % 100 == 1)))
     text = look([write(tmp_path / "log.csv", rows)]).draft.text()
-    assert text.count("only shown: 26.0% of all rows, together") == 2
+    assert text.count("other rows: 26.0% of all rows, together") == 2
 
 
 def test_numbers_that_order_events_have_no_dates_in_the_summary(tmp_path: Path) -> None:
