@@ -38,6 +38,7 @@ from recsys.inspect.event_settings import EventSettings, decimal_marks, derived_
 from recsys.inspect.event_statistics import (
     Types,
     events_of,
+    note_on_new_users,
     notes_on_ids,
     roles_of_types,
     statistics_of,
@@ -155,6 +156,10 @@ class _Canonical:
         """Everything."""
         rules = self._rules()
         events, bad = events_of(self.rows, self._typed_names(), rules)
+        if self.sample.is_whole and (note := note_on_new_users(events)):
+            self._forget_split()
+            self.notes.append(note)
+            events, bad = events_of(self.rows, self._typed_names(), rules)
         # the parser has left out broken rows, so shares of the parsed rows are too small
         bad = self._with_broken(bad, self.sample)
         meaning = (
@@ -244,6 +249,13 @@ class _Canonical:
     @property
     def _is_split(self) -> bool:
         return bool(self.files.splits) or self.columns.split is not None
+
+    def _forget_split(self) -> None:
+        """Read the events as one log, without the split of the files or of a column."""
+        self.files, self.columns = replace(self.files, splits={}), replace(self.columns, split=None)
+        self.settings = EventSettings(
+            self.looked, self.tables, self.pair, self.columns, self.files, self.no_grade
+        )
 
     def _typed_names(self) -> dict[str, str]:
         names = dict(self.columns.names)

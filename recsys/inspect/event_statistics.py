@@ -32,6 +32,7 @@ _MOSTLY: Final = 0.5
 _LEAVE_LAST: Final = 3  # events to predict that it needs: for training, validation and test
 _MOST_UNTIMED: Final = 0.001
 _SOME_USERS: Final = 20
+_NEW_USERS: Final = 0.1  # share of known users among those of a test, up to which it is not used
 _LARGEST: Final = 0.05  # share of the events of one user, from which it may be no person …
 _TIMES_NEXT: Final = 10  # … if it has so many times the events of the next one
 
@@ -269,6 +270,32 @@ def _note_on_one_user(events: pa.Table) -> str:
         f"the user {user!r} has {most / len(events):.0%} of the events, {most / next_most:.0f}"
         " times those of the next one: if it stands for guests, tests or a program, leave it out"
         f" with data.source.drop {{{schema.USER_ID}: [{user!r}]}}"
+    )
+
+
+def note_on_new_users(events: pa.Table) -> str:
+    """A note on a split in which the users of the test events have no training events, as if each
+    visit of a shop were a user; empty if they have some, or without a split.
+
+    Why: such a split asks for lists of users without a history, and a model can only answer with
+    popular items.
+
+    Parameters
+    ----------
+    events : pa.Table
+        Events of :func:`events_of`.
+    """
+    frame = _frame(events)
+    trained, tested = (
+        frame.filter(pl.col("split") == split)["user"].unique() for split in ("train", "test")
+    )
+    known = tested.is_in(trained.implode()).sum()
+    if not len(tested) or known > _NEW_USERS * len(tested):
+        return ""
+    return (
+        f"{known:,} of the {len(tested):,} users with test events have training events, so the"
+        " split of the files would ask for lists without a history: it is not used, all events are"
+        " read as one log"
     )
 
 

@@ -31,6 +31,7 @@ _PERIOD: Final = {"day": 31, "week": 53, "wk": 53, "month": 12, "tag": 31, "woch
 _MOST: Final = 0.98
 _USERS: Final = 0.9  # least share of the users whose numbers count from 0 or 1
 _OF_OWNER: Final = 0.9
+_SAYS_VISIT: Final = 0.7  # similarity from which a name says a visit or an order
 _FEW: Final = 24  # distinct numbers up to which a column without a name of a time is no time
 _LAST: Final = 10**8  # larger numbers are seconds since 1970 or codes
 
@@ -110,8 +111,10 @@ def _is_period(pair: Pair, column: Column) -> bool:
 
 
 def _is_count(pair: Pair, column: Column) -> bool:
-    """Whether a column numbers each user's events or orders: 1, 2, 3."""
-    if not {*words_of(column.name)} & {*_STEP} or determines(pair.item, column) > _OF_OWNER:
+    """Whether a column numbers each user's events, orders or visits: 1, 2, 3."""
+    is_step = bool({*words_of(column.name)} & {*_STEP})
+    is_visit = similarity(column.name, SESSION) >= _SAYS_VISIT
+    if not (is_step or is_visit) or determines(pair.item, column) > _OF_OWNER:
         return False
     frame = _frame(pair, column)
     lengths = pl.col("number").max() - pl.col("number").min() + 1
@@ -123,13 +126,18 @@ def _is_count(pair: Pair, column: Column) -> bool:
         return False
     if frame.select("user", "number").n_unique() == len(frame):
         return True
+    # rows of an order next to each other, and a user's orders one after the other
+    if frame.select(grows=(pl.col("number").diff() >= 0).all().over("user"))["grows"].all():
+        return True
+    if not is_step:
+        return False
     # a position within an order starts again with each order
     visits = [
         other
         for other in pair.table.columns
         if other.name not in (pair.user.name, column.name)
         and other.may_be_id
-        and similarity(other.name, SESSION) >= 0.7
+        and similarity(other.name, SESSION) >= _SAYS_VISIT
         and not {*words_of(other.name)} & {*_STEP}
         and other.num_distinct > pair.user.num_distinct
     ]

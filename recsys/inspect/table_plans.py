@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
 from recsys import schema
 from recsys.inspect.column_uses import Attributes, attributes_of, reserved
 from recsys.inspect.columns import Column
@@ -160,18 +162,22 @@ class TablePlans:
             plan.constants = {schema.RELATION: relation_of(first.sample, tail)}
         return [plan]
 
+    def _num_distinct(self, column: Column) -> int:
+        """Distinct values of a column of the main file in all files of events."""
+        return int(pc.count_distinct(self.sample.rows.column(column.name)).as_py())
+
     def _event_reasons(self) -> dict[str, str]:
         """Explain the role of each event column."""
         found: dict[str, str] = {}
         columns = self.columns
         shared = [table.sample.name for table in self.tables if table.role in ("users", "social")]
-        found[columns.user.name] = f"{columns.user.num_distinct:,} distinct ids" + (
+        found[columns.user.name] = f"{self._num_distinct(columns.user):,} distinct ids" + (
             f", also in {', '.join(shared)}" if shared else ""
         )
         shared = [
             table.sample.name for table in self.tables if table.role in ("items", "knowledge")
         ]
-        found[columns.item.name] = f"{columns.item.num_distinct:,} distinct ids" + (
+        found[columns.item.name] = f"{self._num_distinct(columns.item):,} distinct ids" + (
             f", also in {', '.join(shared)}" if shared else ""
         )
         if columns.time is not None and columns.time.time is not None:

@@ -12,6 +12,7 @@ from recsys.inspect.columns import Column
 from recsys.inspect.common_names import STATUS, TIME, USER, similarity
 from recsys.inspect.event_columns import EventColumns
 from recsys.inspect.event_pairs import Pair
+from recsys.inspect.sampled_tables import determines
 
 _MONEY: Final = ("amount", "total", "sum", "price", "revenue", "sales", "net", "gross", "betrag")
 _ORDER: Final = (*TIME, "timeframe", "position", "step", "sequence", "seq", "index", "hhmm")
@@ -20,6 +21,7 @@ _NAMED: Final = 0.8
 _SOME: Final = 0.7
 _MORE: Final = 0.2  # share of the rows that have a visitor and no user
 _HALF: Final = 0.5
+_LOOSE: Final = 0.25  # how far a key may determine numbers that are no attributes of it
 _TIED: Final = 0.3  # share of neighbouring events of a user that have one time
 
 
@@ -41,6 +43,7 @@ def notes_on_unused(pair: Pair, columns: EventColumns) -> list[str]:
             _on_order(column, pair, columns),
             _on_states(column, pair),
             _on_users(column, pair),
+            _on_ratings(column, pair, columns),
         )
         if note
     ]
@@ -108,6 +111,22 @@ def _on_users(column: Column, pair: Pair) -> str:
         f"{1 - pair.user.filled:.0%} of the rows have no {pair.user.name} and are left out;"
         f" {column.name} has a value in {column.filled:.0%}: to count visitors as users, set"
         f" data.source.rename.events {{{column.name}: user_id}}"
+    )
+
+
+def _on_ratings(column: Column, pair: Pair, columns: EventColumns) -> str:
+    """A note on a column that may have ratings, although its name does not say so."""
+    is_scale = column.kind == "number" and column.is_whole and 0 <= column.low <= 1
+    if not is_scale or not 4 <= column.high <= 10 or columns.value is not None:
+        return ""
+    # every level of a scale, and neither users nor items decide which one it is
+    is_full = column.num_distinct > column.high - column.low
+    if not is_full or max(determines(key, column) for key in (pair.user, pair.item)) > _LOOSE:
+        return ""
+    return (
+        f"{column.name} has the numbers {column.low:g} to {column.high:g}, and users and items have"
+        " several of them; if these are ratings, set"
+        f" data.source.rename.events {{{column.name}: value}}"
     )
 
 
