@@ -1,4 +1,4 @@
-"""`recsys init` on visits and baskets: visits as users, numbers of baskets, grades without a name."""
+"""`recsys init` on visits and baskets: visits as users, numbers of baskets, unnamed grades."""
 
 from __future__ import annotations
 
