@@ -45,6 +45,7 @@ from recsys.training.pruned import KEPT
 from recsys.training.selected import STACK
 from recsys.training.threads import settle_threads
 
+_MANY_NEW: Final = 0.9  # share of test users without a history, above which the split is doubted
 _LOGGED: Final = "evaluation"  # tag of the MLflow run: the evaluation that is logged completely
 
 
@@ -233,11 +234,31 @@ def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
     )
     if line:
         folder.progress(line)
+    if line := new_users_line(data):
+        folder.progress(line)
     for name, why in data.get("baselines_left_out", {}).items():
         folder.progress(f"baseline {name} is left out: {why}")
     if seen := data.get("foresight"):
         folder.progress(seen["note"])
     folder.progress(verdict(metrics))
+
+
+def new_users_line(data: Mapping[str, Any]) -> str:
+    """A line if nearly no test user has a history; else empty.
+
+    >>> new_users_line({"queries": 20, "queries_without_history": 19})[:63]
+    '19 of the 20 test users have no history, so their lists tell no'
+    >>> new_users_line({"queries": 20, "queries_without_history": 18})
+    ''
+    """
+    new, queries = data.get("queries_without_history", 0), data["queries"]
+    if new <= _MANY_NEW * queries:
+        return ""
+    return (
+        f"{new:,} of the {queries:,} test users have no history, so their lists tell nothing about"
+        " personal interest; if the split gave whole users to the test, such as visits of a shop,"
+        " set data.split.kind leave-last and prepare again"
+    )
 
 
 def settings_sha256(train: TrainConfig, evaluate: EvaluateConfig) -> str:

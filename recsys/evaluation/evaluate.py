@@ -386,6 +386,7 @@ def _data(test: _Test) -> dict[str, Any]:
         "asked_queries": len(test.queries),
         "queries_with_targets": int(np.count_nonzero(test.queries.num_targets_B)),
         "queries": len(ranking),
+        "queries_without_history": int((ranking.queries.histories.lengths_U == 0).sum()),
         "targets": int(ranking.num_targets_B.sum()),
         "dropped_targets": ranking.dropped_targets,
         "dropped_queries": ranking.dropped_queries,

@@ -145,6 +145,14 @@ def test_perfect_model_has_perfect_metrics(tmp_path) -> None:
         result.data["queries"] == result.data["targets"] == 20
         and result.data["fitted_through"] == "valid"
     )
+    assert result.data["queries_without_history"] == 0
+
+
+def test_test_users_without_a_history_are_counted(tmp_path: Path) -> None:
+    walks = [leave_last(1, 2, 3, 4), leave_last(5, 6, 7, 8), leave_last(2, 3, 5)[-1:]]
+    dataset = write_dataset(tmp_path, walks, NUM_ITEMS)
+    result = evaluate(small_model(dataset), dataset, config(), refit=True)
+    assert (result.data["queries"], result.data["queries_without_history"]) == (3, 1)
 
 
 def test_best_baseline_in_the_comparison_is_the_best_on_test(tmp_path) -> None:
