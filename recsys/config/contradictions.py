@@ -80,10 +80,10 @@ def _of_data(data: DataConfig) -> Iterator[str]:
                 f"data.split.{key} is for kind temporal only, and data.split.kind is {split.kind}; "
                 "set kind temporal, or remove the time"
             )
-    if data.order == "none" and split.kind == "leave-last":
+    if data.order == "none" and split.kind.startswith("leave-last"):
         yield (
-            "data.split.kind leave-last needs an order, and data.order is none; set data.split.kind"
-            " ratio"
+            f"data.split.kind {split.kind} needs an order, and data.order is none; set"
+            " data.split.kind ratio"
         )
     unknown = sorted({*data.context_numbers} - {*data.context})
     if unknown:

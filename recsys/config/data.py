@@ -19,6 +19,7 @@ class SplitConfig(Section):
     * ``auto``: ``leave-last``, or ``ratio`` if no event has a time and ``data.order`` is not
       ``file``.
     * ``leave-last``: each user's last event is test, the one before it is validation.
+    * ``leave-last-basket``: the same with all events of one time together.
     * ``temporal``: one global cut-off in time for test and an earlier one for validation.
     * ``ratio``: a share of each user's events: the latest ones, or random ones if the data has no
       order.
@@ -27,7 +28,7 @@ class SplitConfig(Section):
     :mod:`recsys.data.cold_start`.
     """
 
-    kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = Field(
+    kind: Literal["auto", "given", "leave-last", "leave-last-basket", "temporal", "ratio"] = Field(
         "auto", description="auto: leave-last where the events have an order, else ratio"
     )
     valid: float = Field(

@@ -120,7 +120,8 @@ class ShardAuditor(Checks):
         kind = self.split.get("kind")
         if kind == "temporal":
             self._cut_offs(name, shard)
-        if not self.dataset.manifest.ordered or kind not in ("leave-last", "ratio", "given"):
+        has_order = ("leave-last", "leave-last-basket", "ratio", "given")
+        if not self.dataset.manifest.ordered or kind not in has_order:
             return
         if kind == "given" and self.split.get("given_valid", True):
             return  # the source names all splits
@@ -130,8 +131,11 @@ class ShardAuditor(Checks):
             ours_E = place_E < 2
             rows_E, place_E = rows_E[ours_E], place_E[ours_E]
         back = int(((np.diff(place_E) < 0) & (np.diff(rows_E) == 0)).sum())
-        if kind == "leave-last":
+        if kind in ("leave-last", "leave-last-basket"):
             is_target_E = self._targets_E(shard)
+            if kind == "leave-last-basket":  # one target stands for those of its time
+                same = (np.diff(rows_E) == 0) & (np.diff(shard.times_E) == 0)
+                is_target_E = is_target_E & ~np.append(same & is_target_E[1:], False)
             held = [
                 np.bincount(rows_E[(place_E == p) & is_target_E], minlength=len(shard))
                 for p in (1, 2)

@@ -28,8 +28,8 @@ def asks_before_first_touch(dataset: PreparedDataset) -> bool:
     True only where some event types are predicted (``data.targets``) and events have an order; then
     the split decides.
 
-    * ``temporal``: yes. The history of a test query ends at the cut, before the visits in which
-      targets are bought.
+    * ``temporal`` and ``leave-last-basket``: yes. The history of a test query ends before the
+      visits in which targets are bought.
     * ``leave-last``: no. The history ends with the views seconds before the purchase, and copying
       is right.
     * ``ratio`` and ``given``: validation decides. A query of ``ratio`` has several targets, the
@@ -43,8 +43,8 @@ def asks_before_first_touch(dataset: PreparedDataset) -> bool:
     if not manifest.targets or not manifest.ordered:
         return False
     kind = manifest.split.get("kind")
-    if kind in ("temporal", "leave-last"):
-        return bool(kind == "temporal")
+    if kind in ("temporal", "leave-last", "leave-last-basket"):
+        return bool(kind != "leave-last")
     touched, total = np.zeros(2), np.zeros(2)  # of training and validation targets
     for shard in dataset.shards():
         known = shard.through(Split.VALID)

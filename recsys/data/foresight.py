@@ -74,7 +74,8 @@ def foresight(dataset: PreparedDataset) -> Foresight | None:
     Foresight | None
         None for other splits, for data without times, and where the targets are close together.
     """
-    if dataset.manifest.split.get("kind") != "leave-last" or not dataset.manifest.timed:
+    kind = str(dataset.manifest.split.get("kind"))
+    if not kind.startswith("leave-last") or not dataset.manifest.timed:
         return None
     targets: list[Array] = []
     events: list[pl.DataFrame] = []

@@ -21,6 +21,7 @@ from recsys.values.moment import moment
 
 NEVER: Final = np.iinfo(np.int64).max
 _BINS: Final = 1 << 14
+_SECOND: Final = 1_000_000  # microseconds
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -97,7 +98,7 @@ def assign(
     offsets_U1 : Array
         Where each user's events start: [U + 1] int64.
     times_E : Array
-        Microseconds since the epoch: [E] int64; used by ``temporal``.
+        Microseconds since the epoch: [E] int64; used by ``temporal`` and ``leave-last-basket``.
     given_E : Array
         Splits named by the source: [E]; used by ``given``.
     uniform_E : Array
@@ -118,7 +119,11 @@ def assign(
             return _latest_training(offsets_U1, splits, plan.valid, is_target_E)
         return _random(offsets_U1, uniform_E, splits == Split.TRAIN, plan.valid, 0.0, splits)
     if plan.kind == "leave-last":
-        return _leave_last(offsets_U1, is_target_E)
+        return _leave_last(offsets_U1, is_target_E, *_targets_behind(offsets_U1, is_target_E))
+    if plan.kind == "leave-last-basket":
+        # whole seconds, as a dataset stores them
+        behind = _baskets_behind(offsets_U1, is_target_E, times_E // _SECOND)
+        return _leave_last(offsets_U1, is_target_E, *behind)
     if plan.kind == "temporal":
         return ((times_E >= plan.valid_from).astype(np.uint8) + (times_E >= plan.test_from)).astype(
             np.uint8
@@ -131,12 +136,13 @@ def assign(
     )
 
 
-def _leave_last(offsets_U1: Array, is_target_E: Array) -> Array:
-    """The last target is test; the target before it and the events between them are validation;
-    events after the last target are cut. Users with fewer than three targets stay in training.
+def _leave_last(
+    offsets_U1: Array, is_target_E: Array, behind_E: Array, num_behind_U: Array
+) -> Array:
+    """The last target, or basket of targets, is test; the one before it and the events between them
+    are validation; events after it are cut. Users with fewer than three stay in training.
     """
-    behind_E, num_targets_U = _targets_behind(offsets_U1, is_target_E)
-    held_E = np.repeat(num_targets_U >= 3, np.diff(offsets_U1))
+    held_E = np.repeat(num_behind_U >= 3, np.diff(offsets_U1))
     splits = np.zeros(offsets_U1[-1], dtype=np.uint8)
     splits[held_E & (behind_E <= 1)] = Split.VALID
     splits[held_E & (behind_E == 0)] = CUT
@@ -149,6 +155,22 @@ def _targets_behind(offsets_U1: Array, is_target_E: Array) -> tuple[Array, Array
     total_E1 = np.concatenate([[0], np.cumsum(is_target_E)])
     ends_U = total_E1[offsets_U1[1:]]
     return np.repeat(ends_U, np.diff(offsets_U1)) - total_E1[1:], ends_U - total_E1[offsets_U1[:-1]]
+
+
+def _baskets_behind(offsets_U1: Array, is_target_E: Array, times_E: Array) -> tuple[Array, Array]:
+    """Number of later times with a target of the user, for each event [E], and number of times with
+    a target of each user [U].
+    """
+    users_E = np.repeat(np.arange(len(offsets_U1) - 1), np.diff(offsets_U1))
+    targets = np.flatnonzero(is_target_E)
+    is_next_new = (np.diff(users_E[targets]) != 0) | (np.diff(times_E[targets]) != 0)
+    is_end_E = np.zeros(len(users_E), dtype=bool)  # the last target of its time
+    is_end_E[targets[np.append(is_next_new, True)[: len(targets)]]] = True
+    after_E, num_U = _targets_behind(offsets_U1, is_end_E)
+    after_E = after_E + is_end_E  # with itself
+    ends = np.flatnonzero(is_end_E)
+    next_E = np.append(ends, 0)[np.searchsorted(ends, np.arange(len(users_E)))]
+    return after_E - ((after_E > 0) & (times_E[next_E] == times_E)), num_U
 
 
 def _latest(offsets_U1: Array, valid: float, test: float, is_target_E: Array) -> Array:
@@ -317,6 +339,11 @@ def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[s
             "data.split.kind leave-last needs an order, but the events have none (no timestamp on"
             " every event); set data.split.kind ratio, or data.order file when the order of the"
             " rows is the order of events"
+        )
+    if config.kind == "leave-last-basket" and ordered_by != "time":
+        raise DataError(
+            "data.split.kind leave-last-basket needs times, because the events of one time are a"
+            " basket; set data.split.kind leave-last or ratio"
         )
     if config.kind == "temporal" and not timed:
         raise DataError(

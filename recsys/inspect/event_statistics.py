@@ -29,6 +29,7 @@ _MANY_REPEATS: Final = 0.1
 _LEAST_TESTABLE: Final = 20  # users with enough events for leave-last …
 _TESTABLE: Final = 0.1  # … or this share of them, if that is less
 _MOSTLY: Final = 0.5
+_IN_BASKETS: Final = 0.6  # share of events at the time of the user's event before
 _LEAVE_LAST: Final = 3  # events to predict that it needs: for training, validation and test
 _MOST_UNTIMED: Final = 0.001
 _SOME_USERS: Final = 20
@@ -65,6 +66,7 @@ class EventStatistics:
     same_time: float = 0.0  # share of events at the same time as the user's previous event
     all_types: tuple[str, ...] = ()  # including those that do not count
     num_testable: int = 0  # users with enough events to predict for leave-last
+    num_testable_baskets: int = 0  # the same with the events of one time as one
     foresight: Foresight | None = None  # leak from the future with a leave-last split
 
     @property
@@ -81,6 +83,12 @@ class EventStatistics:
     def echoes_are_common(self) -> bool:
         """Whether last events often repeat the previous item."""
         return self.echoes > _MANY_REPEATS
+
+    @property
+    def are_baskets(self) -> bool:
+        """Whether most events come with others at one time, and enough users have several times."""
+        least = min(_LEAST_TESTABLE, _TESTABLE * self.num_users)
+        return self.same_time > _IN_BASKETS and self.num_testable_baskets >= max(least, 1)
 
     @property
     def bad_share(self) -> float:
@@ -383,7 +391,8 @@ def statistics_of(
         _number((values < 0).mean()),
         _number((values < middle).mean()),
         _same_time(used) if timed > 0.5 else 0.0,
-        num_testable=_num_testable(used, targets),
+        num_testable=_num_testable(used, targets, ["item", "type", "time"]),
+        num_testable_baskets=_num_testable(used, targets, ["time"]),
         foresight=known_future,
     )
 
@@ -412,8 +421,8 @@ def _foresight(frame: pl.DataFrame, targets: Sequence[str], cuts: Cuts) -> Fores
     return spread_of(last, first, end, cuts.why_none) if len(last) else None
 
 
-def _num_testable(frame: pl.DataFrame, targets: Sequence[str]) -> int:
-    every = _of_types(frame, targets).select("user", "item", "type", "time").unique()
+def _num_testable(frame: pl.DataFrame, targets: Sequence[str], by: Sequence[str]) -> int:
+    every = _of_types(frame, targets).select("user", *by).unique()
     return int((every["user"].value_counts()["count"] >= _LEAVE_LAST).sum())
 
 

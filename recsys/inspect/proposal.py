@@ -222,6 +222,19 @@ def _split(draft: Draft, found: Understood) -> None:
             " would know what became popular later",
         )
         return
+    if _tests_baskets(found):
+        draft.set(
+            "data.split.kind",
+            "leave-last-basket",
+            f"tests each user's last basket, {_why_not_temporal(found)}; {statistics.same_time:.0%}"
+            " of the events are at the time of the one before",
+        )
+        draft.other(
+            "data.split.kind",
+            "leave-last",
+            "tests the last event alone, and the others of its basket are known",
+        )
+        return
     if found.order in ("time", "auto") and statistics.timed > 0.5:
         draft.set(
             "data.split.kind",
@@ -249,6 +262,12 @@ def _split(draft: Draft, found: Understood) -> None:
     draft.set("data.split.valid", 0.1, "share of each user's events")
     draft.set("data.split.test", 0.2, "share of each user's events")
     draft.other("data.split.kind", "leave-last", "together with order: file")
+
+
+def _tests_baskets(found: Understood) -> bool:
+    """Whether the events of one time are baskets, which are tested together."""
+    is_last = found.split is None and found.statistics.temporal is None
+    return is_last and found.order == "time" and found.statistics.are_baskets
 
 
 def _given_split(
@@ -420,6 +439,7 @@ def _plain(name: str) -> str:
 def _evaluation(draft: Draft, found: Understood) -> None:
     statistics = found.statistics
     last = found.split is None and statistics.temporal is None and found.order != "none"
+    last = last and not _tests_baskets(found)
     draft.section("train")
     metric, why = (
         ("ndcg@10", "each user has one item to find")

@@ -100,7 +100,8 @@ def check_no_split_is_empty(kind: str, counts: Mapping[str, int]) -> None:
     if not empty:
         return
     sizes = ", ".join(f"{split}: {counts[split]:,}" for split in SPLITS)
-    rule = ": it holds out events of users with three or more events" * (kind == "leave-last")
+    three = {"leave-last": "events", "leave-last-basket": "baskets (times)"}.get(kind)
+    rule = f": it holds out events of users with three or more {three}" if three else ""
     raise DataError(
         f"data.split.kind {kind} leaves no {' and no '.join(empty)} events ({sizes}){rule};"
         " change data.split (kind, shares, cut-offs) or give more events per user"

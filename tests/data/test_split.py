@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from recsys.config import SplitConfig
+from recsys.data.cold_start import CUT
 from recsys.data.hashing import string_hashes, uniform
 from recsys.data.split import NEVER, SplitPlan, assign, bin_counts, check_split, cut_off, parse_time
 from recsys.errors import ConfigError, DataError
@@ -23,6 +24,31 @@ def parts(plan: SplitPlan, given: np.ndarray = NONE, numbers: np.ndarray = FLAT)
 
 def test_leave_last_holds_out_the_last_two_of_users_with_three_or_more() -> None:
     assert parts(SplitPlan("leave-last")) == [0, 0, 0, 1, 2, 0, 0]
+
+
+BASKETS = np.array([0, 7, 10, 12, 18])
+SECONDS = np.array([1, 1, 2, 2, 3, 4, 4, 5, 5, 5, 1, 2, 1, 1, 2, 3, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        # a user with one basket and one with two stay in training
+        ("", "0000122 000 00 000112"),
+        # the events between two baskets with targets are validation; those after the last are cut
+        ("1.1..1. 111 11 111.1.", "001112C 000 00 001C2C"),
+    ],
+)
+def test_last_basket_is_held_out_as_a_whole(targets: str, expected: str) -> None:
+    types = np.array([mark == "1" for mark in targets.replace(" ", "")], dtype=np.uint8)
+    plan = SplitPlan("leave-last-basket", target_types=(1,) if targets else ())
+    nothing = np.zeros(len(SECONDS))
+    # half a second apart is the same basket
+    times = SECONDS * 1_000_000 + np.arange(len(SECONDS)) * 1_000
+    found = assign(plan, BASKETS, times, nothing, nothing, types)
+    assert found.tolist() == [
+        CUT if mark == "C" else int(mark) for mark in expected.replace(" ", "")
+    ]
 
 
 def test_temporal_cuts_every_user_at_the_same_times() -> None:
@@ -85,6 +111,7 @@ def test_parse_time_reads_zones_and_refuses_nonsense() -> None:
     ("kind", "order", "timed", "given", "message"),
     [
         ("leave-last", "none", False, {}, "needs an order"),
+        ("leave-last-basket", "file", False, {}, "needs times"),
         ("temporal", "file", False, {}, "needs a timestamp"),
         ("given", "time", True, {"train": 5}, "train: 5"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recsys.config.canonical import CanonicalSource
 from recsys.inspect.look import look
 from tests.inspect.test_unusual_files import at, columns_of_events, pairs, source_of, write
 
@@ -44,9 +45,11 @@ def test_number_of_a_users_basket_is_the_order(tmp_path: Path) -> None:
         (user, basket, item)
         for user in range(60)
         for basket in range(random.integers(3, 9))
-        for item in random.choice(40, size=3, replace=False)
+        for item in random.choice(40, size=4, replace=False)
     ]
-    source = source_of(write(tmp_path / "a.csv", ["user_id", "basket_id", "item_id"], rows))
+    found = look([str(write(tmp_path / "a.csv", ["user_id", "basket_id", "item_id"], rows))])
+    source, split = found.config.data.source, found.config.data.split
+    assert isinstance(source, CanonicalSource) and split.kind == "leave-last-basket"
     assert columns_of_events(source)["basket_id"] == "timestamp"
     # the same numbers in any order of the rows are ids
     shuffled = [rows[n] for n in random.permutation(len(rows))]

@@ -138,6 +138,7 @@ def content(dataset: PreparedDataset) -> dict[str, Any]:
 
 CASES: dict[str, dict[str, Any]] = {
     "leave-last": {},
+    "leave-last-basket": {"split": {"kind": "leave-last-basket"}},
     "temporal": {"split": {"kind": "temporal", "valid": 0.15, "test": 0.15}},
     "ratio": {"split": {"kind": "ratio"}},
     "without an order": {"order": "none", "split": {"kind": "ratio"}},
