@@ -208,7 +208,9 @@ class CanonicalSource(CellSource):
         description=(
             "{column: files}: files that the events refer to by a column, such as the orders with"
             " customer and time for events that are lines of orders; COLUMN = KEY if the files call"
-            " it KEY. rename of the events applies to their columns"
+            " it KEY. rename of the events applies to their columns. If the files are those of the"
+            " events, as with orders whose first line alone has customer and time, missing users,"
+            " times and values of drop are those of the first row with the same value in COLUMN"
         ),
     )
     lists: dict[str, str | dict[str, str]] = Field(

@@ -49,7 +49,7 @@ from recsys.inspect.event_statistics import (
 from recsys.inspect.input_files import ArgumentContent, data_name
 from recsys.inspect.interest_flags import is_outcome
 from recsys.inspect.order_numbers import with_order_numbers
-from recsys.inspect.orders import with_orders
+from recsys.inspect.orders import with_first_lines, with_orders
 from recsys.inspect.ratings import code_of_no_grade, smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.row_order import SEEM_ORDERED, are_in_order
@@ -93,7 +93,9 @@ def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None)
     may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
     # orders first: the time is often a column of the order
     try:
-        pair = with_time_columns(with_orders(_events(tables, may_be or tables), tables))
+        pair = with_time_columns(
+            with_first_lines(with_orders(_events(tables, may_be or tables), tables))
+        )
     except SourceError as error:
         if "events" not in stated.values():
             raise

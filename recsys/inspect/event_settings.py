@@ -73,9 +73,10 @@ class EventSettings:
                 column: [shown_path(path) for path in self.looked.patterns(table.sample)]
                 for column, table in lookups.items()
             }
-            found.append(
-                Setting("lookup", files, f"the events refer to its rows, which have {added}")
-            )
+            why = f"the events refer to its rows, which have {added}"
+            if self.pair.table.sample.files in [table.sample.files for table in lookups.values()]:
+                why = "only the first line of an order has all cells, which fill the further lines"
+            found.append(Setting("lookup", files, why))
         if drop := self.pair.table.drop:
             why = "these rows show no interest, were not carried out, or are parts of other rows"
             why += f": {self.pair.table.dropped:.1%} of all rows{', together' * (len(drop) > 1)}"

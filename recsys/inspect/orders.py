@@ -1,4 +1,6 @@
-"""Events that are lines of orders: the user, and often the time, are columns of the order."""
+"""Events that are lines of orders: the user, and often the time, are columns of the order, or only
+in the first of its lines.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,8 @@ from recsys.inspect.samples import together
 
 _NAMED: Final = 0.7
 _REFERS: Final = 0.9  # share of the orders of the events that the table of orders has
+_ALL: Final = 0.98  # least share of the orders that have one first line
+_SOME: Final = 0.05  # least share of lines that are not the first one
 _FEWER: Final = 0.9  # most people per order
 _HALF: Final = 0.5  # least share of rows with an id
 
@@ -61,6 +65,50 @@ def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
                 pair = _joined(_with_more_lines(pair, key, tables), other, key, record)
                 return _joined(pair, people_table, people_key, person)
     return pair
+
+
+def with_first_lines(pair: Pair) -> Pair:
+    """The events with the columns that only the first line of their order has, such as customer and
+    time, if one of them is the user or a time; else the pair itself.
+
+    Why: the export of a shop (Shopify) leaves them empty in the further lines.
+    """
+    table = pair.table
+    lacking = [c for c in table.columns if c.name == pair.user.name or c.kind == "time"]
+    lacking = [c for c in lacking if 0 < c.filled < _ALL]
+    orders = [
+        (key, column)
+        for column in lacking
+        for key in table.columns
+        if key.kind != "time" and key.filled >= _ALL and _is_in_first_line(column, key)
+    ]
+    if not orders or not table.sample.has_names:
+        return pair
+    key, column = orders[0]
+    is_further = pc.is_null(column.values)
+    firsts = pc.index_in(key.values, value_set=key.values)
+    rows = table.sample.rows
+    for other in table.columns:
+        if other.num_values and not pc.any(pc.is_valid(other.values.filter(is_further))).as_py():
+            cells = rows.column(other.name).combine_chunks().take(firsts)
+            rows = rows.set_column(rows.column_names.index(other.name), other.name, cells)
+    return pair.with_rows(rows, lookups={**table.lookups, key.name: table})
+
+
+def _is_in_first_line(column: Column, key: Column) -> bool:
+    """Whether a key has a cell in its first row alone, and many keys have further rows. Orders of
+    guests may have no cell at all.
+    """
+    is_first = pc.is_valid(column.values)
+    firsts = key.values.filter(is_first)
+    if pc.count_distinct(firsts).as_py() < _ALL * len(firsts):
+        return False
+    others = key.values.filter(pc.invert(is_first))
+    others = others.filter(pc.is_in(others, value_set=firsts))
+    if len(others) < _SOME * len(key.values):
+        return False
+    filled = column.values.take(pc.index_in(others, value_set=key.values))
+    return bool(filled.null_count <= (1 - _REFERS) * len(filled))
 
 
 def _person_of_record(

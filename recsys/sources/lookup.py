@@ -3,6 +3,9 @@
 Why: shops keep the customer and the time of an order in one table and its articles in another. The
 events are the rows of articles; each gets the columns of its order. The table of orders is read
 once in each process and kept in memory.
+
+An export with the customer and the time in the first line of each order is its own table of orders:
+the further lines get what they lack from the first line.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.values.cells import as_text
+from recsys.values.absent import present_only
+from recsys.values.cells import as_text, is_text
 
-_PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
 _KEPT: Final = 4  # tables that a process keeps
 _tables: dict[tuple[Any, ...], pa.Table] = {}
 
@@ -31,9 +34,10 @@ class Lookup:
     types: tuple[tuple[str, pa.DataType], ...]  # canonical column → type
     identity: tuple[Any, ...]  # of the files, for the table in memory
     pieces: Sequence[Any] = field(compare=False, repr=False)  # of the table
+    fills: bool = False  # of the events themselves: fills the missing cells of their columns
 
     def added_to(self, raw: pa.Table) -> pa.Table:
-        """The rows with the columns of the table; a column that they have stays."""
+        """The rows with the columns of the table; a column that they have stays, or is filled."""
         if self.column not in raw.column_names:
             return raw
         table = self._table()
@@ -43,6 +47,9 @@ class Lookup:
         for name, _ in self.types:
             if name not in raw.column_names:
                 raw = raw.append_column(name, table.column(name).take(rows))
+            elif self.fills:
+                cells = filled(raw.column(name), table.column(name).take(rows))
+                raw = raw.set_column(raw.column_names.index(name), name, cells)
         return raw
 
     def _table(self) -> pa.Table:
@@ -53,10 +60,21 @@ class Lookup:
         return _tables[self.identity]
 
     def _read(self) -> pa.Table:
-        blocks = [block for piece in self.pieces for block in piece.read()]
+        names = [self.key, *(name for name, _ in self.types if name != self.key), schema.REASON]
+        blocks = [block.select(names) for piece in self.pieces for block in piece.read()]
         table = pa.concat_tables(blocks)
-        table = table.filter(pc.is_null(table.column(schema.REASON)))
-        return table.drop_columns(list(_PROVENANCE)).combine_chunks()
+        return table.filter(pc.is_null(table.column(schema.REASON))).combine_chunks()
+
+
+def filled(cells: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cells, or the others where they are missing.
+
+    >>> filled(pa.chunked_array([["ann", " "]]), pa.chunked_array([["ann", "ann"]])).to_pylist()
+    ['ann', 'ann']
+    """
+    if is_text(others.type):
+        cells = present_only(as_text(cells.combine_chunks()))
+    return pc.coalesce(cells, others.cast(cells.type))
 
 
 def table_of_lookup(key: str) -> schema.TableSchema:

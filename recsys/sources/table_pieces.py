@@ -231,10 +231,19 @@ def lookup_of(given: str, files: Sequence[InputFile], events: TableFiles) -> Loo
     layout = layout_of(source, heads)
     every = {**layout.table.optional, **dict(layout.extras)}
     given_names = {name for head in heads for name in head.names}
+    fills = bool({file.path for file in files} & {file.path for file in events.files})
+    if fills:  # a missing cell of another column may belong to the line itself
+        given_names &= {schema.USER_ID, schema.TIMESTAMP, *(own.get(n, n) for n in events.drop)}
     types = tuple((name, kind) for name, kind in every.items() if name in given_names)
     # for the cache of a task: pieces themselves are large to compare
-    identity = (column, key, tuple(own.items()), *((f.path, f.size, f.modified) for f in files))
-    return Lookup(column, key, types, identity, pieces_of_heads(source, heads))
+    identity = (
+        column,
+        key,
+        tuple(own.items()),
+        types,
+        *((f.path, f.size, f.modified) for f in files),
+    )
+    return Lookup(column, key, types, identity, pieces_of_heads(source, heads), fills)
 
 
 def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataType:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.compute as pc
 import pytest
 
 from recsys.errors import SourceError
@@ -260,3 +261,25 @@ def test_lines_that_are_parts_of_other_lines_of_the_user_are_left_out(
     names = ["line_id", "parent_id", "customer", "sku", "date"]
     source = source_of(write(tmp_path / "lines.csv", names, rows))
     assert source.drop == ({"parent_id": ["*"]} if of_whole else {})
+
+
+@pytest.mark.parametrize("name", ["Name", "Order ID"])
+def test_lines_get_the_user_and_the_time_of_the_first_line_of_their_order(
+    name: str, tmp_path: Path
+) -> None:
+    rows: list[tuple[Any, ...]] = []
+    expected: list[tuple[str, int]] = []
+    for n, (u, i, t) in enumerate(pairs()):
+        state = ("paid", "refunded")[n % 9 == 0]
+        for place in range(1 + n % 3):
+            first = ("" if n % 5 == 0 else f"u{u}", state, at(t)) if place == 0 else ("", "", "")
+            rows.append((f"#{n}", *first, f"p{(i + place) % 40}"))
+            expected += [(f"u{u}", t)] * (state == "paid" and n % 5 > 0)  # a fifth are guests
+    names = [name, "Customer", "Financial Status", "Created at", "Lineitem sku"]
+    path = write(tmp_path / "orders.csv", names, rows)
+    source = source_of(path)
+    assert source.lookup == {name: [str(path)]}
+    events = read_all(open_source(source).pieces()["events"])
+    events = events.filter(pc.is_null(events.column("_reason")))
+    times = [time.timestamp() for time in events.column("timestamp").to_pylist()]
+    assert list(zip(events.column("user_id").to_pylist(), times, strict=True)) == expected

@@ -80,3 +80,32 @@ def test_columns_of_the_order_may_be_numbers(tmp_path: Path) -> None:
         SourceError, match=r"events has no column 'tills' besides the standard.*till"
     ):
         wrong.check()
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_further_lines_of_an_order_get_what_its_first_line_alone_has(
+    form: str, tmp_path: Path
+) -> None:
+    first = {"customer": BIG, "ordered": 1_700_000_000, "state": "paid"}
+    orders = [{**first, "no": 1}, {**first, "no": 2, "state": "void"}, {**first, "no": 3}]
+    lines: list[dict[str, object]] = [
+        {**dict.fromkeys(first, ""), **(order if k == 0 else {}), "no": order["no"], "sku": f"s{k}"}
+        for order in orders
+        for k in range(3)
+    ]
+    if form != "csv":
+        lines = [
+            {name: None if cell == "" else cell for name, cell in row.items()} for row in lines
+        ]
+    path = written(tmp_path / f"lines.{form}", lines)
+    read = open_source(
+        CanonicalSource(
+            events=[path], lookup={"no": [path]}, rename=RENAME, drop={"state": ["void"]}
+        )
+    )
+    read.check()
+    found = read_all(read.pieces()["events"])
+    assert not found.column(schema.REASON).drop_null()
+    assert found.column(schema.USER_ID).to_pylist() == [str(BIG)] * 6
+    assert found.column(schema.ITEM_ID).to_pylist() == ["s0", "s1", "s2"] * 2
+    assert {time.timestamp() for time in found.column(schema.TIMESTAMP).to_pylist()} == {1.7e9}
