@@ -67,18 +67,21 @@ def _date_columns(value: Any) -> Any:
 
 
 def _clock(value: Any) -> Any:
-    """The name of a column with the time of day, or of columns with its parts.
+    """The name of a column with the time of day, of columns with its parts, or of a column of
+    numbers with their unit.
 
     Raises
     ------
     ValueError
-        The value is neither a name nor a list of one to three different names.
+        The value is neither a name, a list of one to three different names, nor a name with a unit.
     """
     is_list = isinstance(value, list) and _are_names(value) and len(value) <= 3
-    if not isinstance(value, str) and not is_list:
+    is_number = isinstance(value, dict) and len(value) == 1
+    if not isinstance(value, str) and not is_list and not is_number:
         raise ValueError(
             "expected the name of a column with texts such as 10:30, or [hour, minute, second] (or"
-            " fewer), the names of columns with whole numbers"
+            " fewer), the names of columns with whole numbers, or {column: s}, ms or us, a column"
+            " with the number of seconds, ms or µs since the start of the day"
         )
     return value
 
@@ -195,12 +198,16 @@ class CanonicalSource(CellSource):
             " months are numbers or names; without a day it is the first of the month"
         ),
     )
-    clock: Annotated[str | list[str], BeforeValidator(_clock)] = Field(
+    clock: Annotated[
+        str | list[str] | dict[str, Literal["s", "ms", "us"]], BeforeValidator(_clock)
+    ] = Field(
         "",
         description=(
             "column of the events with the time of day, if the timestamp has only the day;"
             " time_format then describes date, blank, time of day. [hour, minute, second], or"
-            " fewer: columns with whole numbers; time_format then describes the day alone"
+            " fewer: columns with whole numbers; time_format then describes the day alone. {column:"
+            " unit}, with the unit s, ms or us: a column with whole numbers since the start of the"
+            " day, or that order the events of a day"
         ),
     )
     lookup: dict[str, list[str]] = Field(

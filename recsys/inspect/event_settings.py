@@ -116,6 +116,8 @@ class EventSettings:
             days = ", ".join(table.date_columns) or time.name
             have = "have" if table.date_columns else "has"
             why = f"the time of day; {days} {have} only the day"
+            if isinstance(table.clock, dict):
+                why = f"orders the events of a user on one day; {days} {have} only the day"
             if self.files.names:
                 why = "the time of day, in files that have only the day besides"
             found.append(Setting("clock", table.clock, why))
@@ -123,7 +125,7 @@ class EventSettings:
 
     def form_of_files(self, form: str) -> str:
         """The time format of the files; columns of hours are not part of it."""
-        is_numbers = isinstance(self.pair.table.clock, list)
+        is_numbers = isinstance(self.pair.table.clock, (list, dict))
         return form.removesuffix(HOURS_FORM) if is_numbers else form
 
     def time_name(self) -> str:

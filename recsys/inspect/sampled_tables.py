@@ -79,9 +79,9 @@ class Table:
     chosen: dict[str, str] = field(default_factory=dict)
     # columns of year, month and day, which were made one column of times
     date_columns: list[str] = field(default_factory=list)
-    # column with the time of day, or columns of hours, minutes and seconds, which were added to the
-    # days
-    clock: str | list[str] = ""
+    # column with the time of day, columns of hours, minutes and seconds, or a column of numbers
+    # with its unit, which were added to the days
+    clock: str | list[str] | dict[str, str] = ""
     # column → values, in lower case, of the rows that were left out
     drop: dict[str, list[str]] = field(default_factory=dict)
     dropped: float = 0.0  # share of the rows that were left out

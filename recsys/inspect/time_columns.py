@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,7 +18,7 @@ from recsys.inspect.event_columns import columns_of_events
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.sampled_tables import determines
 from recsys.sources.names import fold
-from recsys.sources.time_columns import TimeColumns, dates_of, with_clock
+from recsys.sources.time_columns import UNITS, TimeColumns, dates_of, with_clock
 from recsys.sources.validate import CellRules, numbers
 from recsys.values.digits import ascii_digits
 from recsys.values.month_names import MONTH_NAMES
@@ -25,6 +26,8 @@ from recsys.values.times import timestamps
 
 _CLOCK: Final = r"^\s*\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?\s*$"
 _ALL: Final = 0.98
+_SOME: Final = 0.3  # least share of events on a day with others of the user
+_SEQUENCE: Final = ("seq", "sequence", "timeframe", "ordinal")
 _COMPARED: Final = 5000  # cells that are compared
 _OF_OWNER: Final = 0.9  # a user or item that determines the year so far has it as an attribute
 _WORDS: Final = {
@@ -64,14 +67,20 @@ def with_time_columns(pair: Pair) -> Pair:
         both = with_clock(day.values, clock.values)
         return _changed(pair, [clock.name], day.name, both, clock=clock.name)
     hours = _hours_of(pair, ())
-    if not hours:
+    numbers_of_day = None if hours else _numbers_of_day(pair, day)
+    if not hours and numbers_of_day is None:
         return pair
     days = day.values
     # times in a known form are rewritten, so that a clock can follow them
     if not day.time.format:
         micros = timestamps(days, CellRules())[0]
         days = pc.coalesce(pc.strftime(micros, format="%Y-%m-%d"), days)
-    both = with_clock(days, _texts_of_hours(hours))
+    if numbers_of_day is not None:
+        unit = unit_of(numbers_of_day)
+        texts = _texts_of_clock([numbers_of_day], unit)
+        name = numbers_of_day.name
+        return _changed(pair, [name], day.name, with_clock(days, texts), clock={name: unit})
+    both = with_clock(days, _texts_of_clock(hours))
     names = [column.name for column in hours]
     return _changed(pair, names, day.name, both, clock=names)
 
@@ -94,7 +103,7 @@ def _with_dates(pair: Pair) -> Pair:
             return changed
     hours = _hours_of(pair, stem) if len(date) > 2 else []
     if hours:
-        days = with_clock(days, _texts_of_hours(hours))
+        days = with_clock(days, _texts_of_clock(hours))
     clocks = [column.name for column in hours]
     more = {"clock": clocks} if clocks else {}
     return _changed(pair, [*names, *clocks], "", days, date_columns=names, **more)
@@ -241,12 +250,69 @@ def _may_be_weekday(day: Column, year: Column, month: Column) -> bool:
     return (pc.max(values).as_py() or 0) <= 7 and year.num_distinct * month.num_distinct > 1
 
 
-def _texts_of_hours(columns: list[Column]) -> pa.Array:
-    """Hours, minutes and seconds as texts such as 09:30:00; null without an hour."""
+def _numbers_of_day(pair: Pair, day: Column) -> Column | None:
+    """The column of numbers that order the events of each user on one day, such as the milliseconds
+    since the start of a visit.
+    """
+    for column in pair.table.columns:
+        if (
+            _says_order(column.name)
+            and unit_of(column)
+            and determines(pair.item, column) < _OF_OWNER
+        ):
+            tied, told = ties(pair.user, day, column)
+            if tied >= _SOME and told >= _OF_OWNER:
+                return column
+    return None
+
+
+def _says_order(name: str) -> bool:
+    """Whether a name says the place of an event among others. An order alone is its number.
+
+    >>> [_says_order(name) for name in ("event_order", "order_in_basket", "seq", "order")]
+    [True, True, True, False]
+    """
+    words = words_of(name)
+    is_order = words[:2] == ["order", "in"] or words[1:] and words[-1] == "order"
+    return bool(is_order or {*words[-1:]} & {*_SEQUENCE})
+
+
+def ties(user: Column, time: Column, order: Column) -> tuple[float, float]:
+    """The share of the events of users that have the time of another one, and the share of these
+    that a column tells apart.
+
+    Parameters
+    ----------
+    user : Column
+        Users of the events.
+    time : Column
+        Their times.
+    order : Column
+        The column that may tell events of one time apart.
+    """
+    cells = {"user": user, "time": time, "order": order}
+    frame = pl.DataFrame({name: pl.from_arrow(column.values) for name, column in cells.items()})
+    frame = frame.drop_nulls()
+    found = frame.group_by("user", "time").agg(num=pl.len(), orders=pl.col("order").n_unique())
+    tied, every = int((found["num"] - 1).sum()), len(frame) - frame["user"].n_unique()
+    return tied / max(every, 1), int((found["orders"] - 1).sum()) / max(tied, 1)
+
+
+def unit_of(column: Column) -> str:
+    """The largest unit of a day in which numbers are less than a day; "" if they are none."""
+    if column.kind != "number" or not column.is_whole or column.low < 0:
+        return ""
+    return next((unit for unit, (_, last) in UNITS.items() if column.high <= last), "")
+
+
+def _texts_of_clock(columns: list[Column], unit: str = "") -> pa.Array:
+    """Hours, minutes and seconds, or numbers of a unit, as texts such as 09:30:00; null without an
+    hour or a number.
+    """
     days = pa.array(["1970-01-01"] * len(columns[0].values), pa.string())
     names = tuple(column.name for column in columns)
     given = {schema.TIMESTAMP: days, **{column.name: column.values for column in columns}}
-    read = TimeColumns(clock=names).read(given, CellRules())
+    read = TimeColumns(clock=names, clock_unit=unit).read(given, CellRules())
     assert read is not None
     known = columns[0].values.is_valid()
     # of microseconds, %S has a fraction, which HOURS_FORM does not read

@@ -13,6 +13,7 @@ from recsys.inspect.common_names import STATUS, TIME, USER, similarity
 from recsys.inspect.event_columns import EventColumns
 from recsys.inspect.event_pairs import Pair
 from recsys.inspect.sampled_tables import determines
+from recsys.inspect.time_columns import ties, unit_of
 
 _MONEY: Final = ("amount", "total", "sum", "price", "revenue", "sales", "net", "gross", "betrag")
 _ORDER: Final = (*TIME, "timeframe", "position", "step", "sequence", "seq", "index", "hhmm")
@@ -68,18 +69,16 @@ def _on_order(column: Column, pair: Pair, columns: EventColumns) -> str:
         return ""
     if similarity(column.name, _ORDER) < _NAMED:
         return ""
-    frame = _frame(user=pair.user, time=time, order=column)
-    ties = frame.group_by("user", "time").agg(num=pl.len(), orders=pl.col("order").n_unique())
-    tied, every = int((ties["num"] - 1).sum()), len(frame) - frame["user"].n_unique()
-    if not every or tied < _TIED * every or int((ties["orders"] - 1).sum()) < _HALF * tied:
+    tied, told = ties(pair.user, time, column)
+    if tied < _TIED or told < _HALF:
         return ""
-    cure = (
-        f"set data.source.rename.events {{{column.name}: timestamp}}"
-        if column.kind == "time"
-        else f"write {time.name} and {column.name} as one column of times"
-    )
+    cure = f"write {time.name} and {column.name} as one column of times"
+    if column.kind == "time":
+        cure = f"set data.source.rename.events {{{column.name}: timestamp}}"
+    elif time.time and time.time.by_day and (unit := unit_of(column)):
+        cure = f"set data.source.clock {{{column.name}: {unit}}}"
     return (
-        f"{tied / every:.0%} of the events of users have the time of the event before, and"
+        f"{tied:.0%} of the events of users have the time of the event before, and"
         f" {column.name} tells them apart: if it is their order, {cure}; now events of one time"
         " have no order"
     )

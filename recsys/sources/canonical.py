@@ -351,7 +351,8 @@ def _lists(config: CanonicalSource, table: str) -> dict[str, ListForm]:
 def _times(config: CanonicalSource) -> TimeColumns:
     """The columns that have the times of the events together."""
     clock = tuple(name for name in as_list(config.clock) if name)
-    return TimeColumns(tuple(config.date_columns), clock, isinstance(config.clock, str))
+    unit = next(iter(config.clock.values())) if isinstance(config.clock, dict) else ""
+    return TimeColumns(tuple(config.date_columns), clock, isinstance(config.clock, str), unit)
 
 
 def _notes(heads: list[FileHead]) -> list[str]:

@@ -115,6 +115,7 @@ def _times_of(
         tuple(found[key] for key in wanted.date),
         tuple(found[key] for key in wanted.clock),
         wanted.clock_is_text,
+        wanted.clock_unit,
     )
     for head in heads:
         _check_times(head, times, source)

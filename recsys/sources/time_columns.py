@@ -10,7 +10,7 @@ is bad. If all columns of the date are empty, the time is unknown, as with an em
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,7 +34,9 @@ Verdict = tuple[str, pa.Array]
 BAD_TIMESTAMP: Final = "bad timestamp"
 BAD_DATE: Final = "bad timestamp: the columns of the date form no date"
 BAD_CLOCK: Final = "bad timestamp: no time of day"
-_UNITS: Final = ((3600, 23), (60, 59), (1, 59))  # seconds and the largest hour, minute, second
+# microseconds and the largest number: of hours, minutes, seconds, and of the units of a day
+_PARTS: Final = ((3_600_000_000, 23), (60_000_000, 59), (1_000_000, 59))
+UNITS: Final = {"s": (1_000_000, 86_399), "ms": (1_000, 86_399_999), "us": (1, 86_399_999_999)}
 _MIDNIGHT: Final = r"[ T]00:00(?::00(?:\.0+)?)?\s*$"
 _HOUR: Final = r"^\s*([01]?\d|2[0-3])(?:\.0)?\s*$"
 
@@ -46,6 +48,7 @@ class TimeColumns:
     date: tuple[str, ...] = ()  # year, month and, if there is one, day; empty: the timestamp
     clock: tuple[str, ...] = ()  # a text such as 10:30, or the numbers hour, minute and second
     clock_is_text: bool = False
+    clock_unit: str = ""  # of UNITS, for a column of numbers since the start of the day
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,7 +76,8 @@ class TimeColumns:
         times, wrong = timestamps(days, rules)
         verdicts.append((BAD_TIMESTAMP, wrong))
         if clock:
-            times, wrong = _later(times, [given[name] for name in clock], rules)
+            parts = (UNITS[self.clock_unit],) if self.clock_unit else _PARTS
+            times, wrong = _later(times, [given[name] for name in clock], parts, rules)
             verdicts.append((BAD_CLOCK, wrong))
         return times, verdicts
 
@@ -149,18 +153,20 @@ def _numbers_of_months(column: pa.Array) -> pa.Array:
     return pc.coalesce(pa.array([str(number) for number in MONTH_NAMES.values()]).take(rows), texts)
 
 
-def _later(times: pa.Array, clock: list[pa.Array], rules: CellRules) -> tuple[pa.Array, pa.Array]:
-    """Times plus hours, minutes and seconds, and a mask of the rows without such a time of day.
-    Empty cells are 0, except before a finer part.
+def _later(
+    times: pa.Array, clock: list[pa.Array], parts: Sequence[tuple[int, int]], rules: CellRules
+) -> tuple[pa.Array, pa.Array]:
+    """Times plus parts of a day, and a mask of the rows without such a time of day. Empty cells are
+    0, except before a finer part.
     """
-    seconds, wrong = np.zeros(len(times), np.int64), np.zeros(len(times), bool)
+    passed, wrong = np.zeros(len(times), np.int64), np.zeros(len(times), bool)
     is_known = np.ones(len(times), bool)
-    for column, (unit, last) in zip(clock, _UNITS, strict=False):
+    for column, (unit, last) in zip(clock, parts, strict=False):
         values, fine, present = _whole(column, 0, last, rules)
-        seconds += np.where(fine, values, 0) * unit
+        passed += np.where(fine, values, 0) * unit
         wrong |= present & ~(fine & is_known)
         is_known = present
-    micros = times.cast(pa.int64()).fill_null(0).to_numpy() + seconds * 1_000_000
+    micros = times.cast(pa.int64()).fill_null(0).to_numpy() + passed
     unknown = wrong | np.asarray(times.is_null())
     return pa.array(micros, mask=unknown).cast(schema.TIMESTAMP_TYPE), pa.array(wrong)
 

@@ -60,7 +60,8 @@ HINTS: Final = {
     ),
     BAD_CLOCK: (
         "data.source.clock as a list expects whole numbers: hours from 0 to 23, minutes and seconds"
-        " from 0 to 59; name one column with a text such as 10:30 without a list"
+        " from 0 to 59, and {column: unit} whole numbers of less than a day; name one column with a"
+        " text such as 10:30 without a list"
     ),
     BAD_VALUE: (
         "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5,"

@@ -138,7 +138,7 @@ def test_negative_amounts_are_noted_and_the_cure_leaves_them_out(sign: int, tmp_
         assert sum(value < 0 for value in values) == sum(float(row[3]) < 0 for row in rows)
 
 
-@pytest.mark.parametrize("name", ["timeframe", "price"])
+@pytest.mark.parametrize("name", ["position", "price"])
 def test_order_within_one_time_is_noted(name: str, tmp_path: Path) -> None:
     rows = [
         (f"u{u}", f"p{i}", at(t // (40 * 86_400) * 40 * 86_400, "%Y-%m-%d"), 1000 + n * 7)
@@ -147,7 +147,36 @@ def test_order_within_one_time_is_noted(name: str, tmp_path: Path) -> None:
     names = ["user", "product", "eventdate", name]
     found = look([str(write(tmp_path / "views.csv", names, rows))])
     notes = [note for note in found.found.notes if "have the time of the event before" in note]
-    assert len(notes) == (name == "timeframe")
+    assert len(notes) == (name == "position")
+    assert all("data.source.clock {position: s}" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "unit"),
+    [
+        ("event_order", lambda n: n, "s"),
+        ("order_in_basket", lambda n: n, "s"),
+        ("timeframe", lambda n: n * 50_000, "ms"),
+        ("sort_order", lambda n: n % 5, ""),
+        ("order", lambda n: n, ""),
+    ],
+)
+def test_numbers_that_order_the_events_of_a_day_are_its_clock(
+    name: str, number: Callable[[int], int], unit: str, tmp_path: Path
+) -> None:
+    rows = [
+        (f"u{u}", f"p{i}", f"{at(t // (40 * 86_400) * 40 * 86_400, '%d.%m.%Y')}", number(n))
+        for n, (u, i, t) in enumerate(pairs())
+    ]
+    found = look([str(write(tmp_path / "views.csv", ["user", "product", "date", name], rows))])
+    source = found.config.data.source
+    assert source.clock == ({name: unit} if unit else "")
+    events = read_all(open_source(source).pieces()["events"])
+    assert not events.column("_reason").drop_null()
+    if unit:
+        assert found.found.statistics.same_time < 0.01
+        times = events.column("timestamp").to_pylist()
+        assert times == sorted(times)
 
 
 def test_columns_of_products_are_refused_with_the_cure(tmp_path: Path) -> None:

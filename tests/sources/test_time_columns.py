@@ -96,6 +96,17 @@ def test_hours_are_added_to_a_day_in_any_format(form: str, tmp_path: Path) -> No
     assert reasons == [None, BAD_CLOCK, None, None]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_of_a_unit_are_added_to_a_day(form: str, tmp_path: Path) -> None:
+    days = ["01.05.2024"] * 4
+    events = written(tmp_path, form, timestamp=days, place=[1, 86_400, None, 7_500])
+    times, reasons = read(events, time_format="%d.%m.%Y", clock={"place": "s"})
+    first, third, last = "2024-05-01T00:00:01", "2024-05-01T00:00:00", "2024-05-01T02:05:00"
+    assert times == [first, None, third, last] and reasons == [None, BAD_CLOCK, None, None]
+    times, _ = read(events, time_format="%d.%m.%Y", clock={"place": "ms"})
+    assert times[3] == "2024-05-01T00:00:07.500000"
+
+
 def test_minute_without_hour_is_bad(tmp_path: Path) -> None:
     events = written(tmp_path, "csv", timestamp=["2024-05-01"], hour=pa.nulls(1), minute=[30])
     assert read(events, clock=["hour", "minute"])[1] == [BAD_CLOCK]
@@ -147,6 +158,8 @@ def test_folders_of_year_month_and_day_are_a_date(tmp_path: Path) -> None:
         ({"clock": ["a", "b", "c", "d"]}, r"clock.*\[hour, minute, second\]"),
         ({"clock": ["hour", "hour"]}, r"clock.*\[hour, minute, second\]"),
         ({"clock": 3}, "clock.*expected the name of a column"),
+        ({"clock": {"a": "s", "b": "s"}}, "clock.*expected the name of a column"),
+        ({"clock": {"a": "h"}}, "clock.*'s', 'ms' or 'us'"),
         ({"date_columns": ["y", "m"], "clock": ["y"]}, "'y' is in date_columns and in clock"),
         ({"date_columns": ["y", "m"], "time_format": "%Y"}, "remove time_format"),
     ],
