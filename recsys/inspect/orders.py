@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 from recsys.inspect.columns import Column
 from recsys.inspect.common_names import (
     SESSION,
+    STATUS,
     USER,
     has_id,
+    similarity,
 )
 from recsys.inspect.common_values import IdSet
 from recsys.inspect.event_pairs import Pair
@@ -69,13 +71,17 @@ def with_orders(pair: Pair, tables: Sequence[Table]) -> Pair:
 
 def with_first_lines(pair: Pair) -> Pair:
     """The events with the columns that only the first line of their order has, such as customer and
-    time, if one of them is the user or a time; else the pair itself.
+    time, if one of them is the user, a time or a state; else the pair itself.
 
     Why: the export of a shop (Shopify) leaves them empty in the further lines.
     """
     table = pair.table
-    lacking = [c for c in table.columns if c.name == pair.user.name or c.kind == "time"]
-    lacking = [c for c in lacking if 0 < c.filled < _ALL]
+    lacking = [
+        column
+        for column in table.columns
+        if 0 < column.filled < _ALL
+        and (column.name == pair.user.name or column.kind == "time" or _is_state(column))
+    ]
     orders = [
         (key, column)
         for column in lacking
@@ -93,6 +99,10 @@ def with_first_lines(pair: Pair) -> Pair:
             cells = rows.column(other.name).combine_chunks().take(firsts)
             rows = rows.set_column(rows.column_names.index(other.name), other.name, cells)
     return pair.with_rows(rows, lookups={**table.lookups, key.name: table})
+
+
+def _is_state(column: Column) -> bool:
+    return similarity(column.name, STATUS) >= _NAMED
 
 
 def _is_in_first_line(column: Column, key: Column) -> bool:

@@ -292,18 +292,22 @@ def test_lines_that_are_parts_of_other_lines_of_the_user_are_left_out(
     assert source.drop == ({"parent_id": ["*"]} if of_whole else {})
 
 
-@pytest.mark.parametrize("name", ["Name", "Order ID"])
+@pytest.mark.parametrize(
+    ("name", "has_user"), [("Name", False), ("Order ID", False), ("Name", True)]
+)
 def test_lines_get_the_user_and_the_time_of_the_first_line_of_their_order(
-    name: str, tmp_path: Path
+    name: str, has_user: bool, tmp_path: Path
 ) -> None:
     rows: list[tuple[Any, ...]] = []
     expected: list[tuple[str, int]] = []
     for n, (u, i, t) in enumerate(pairs()):
         state = ("paid", "refunded")[n % 9 == 0]
         for place in range(1 + n % 3):
-            first = ("" if n % 5 == 0 else f"u{u}", state, at(t)) if place == 0 else ("", "", "")
+            user, time = "" if n % 5 == 0 else f"u{u}", at(t)  # a fifth are guests
+            further = (user, "", time) if has_user else ("", "", "")
+            first = (user, state, time) if place == 0 else further
             rows.append((f"#{n}", *first, f"p{(i + place) % 40}"))
-            expected += [(f"u{u}", t)] * (state == "paid" and n % 5 > 0)  # a fifth are guests
+            expected += [(f"u{u}", t)] * (state == "paid" and n % 5 > 0)
     names = [name, "Customer", "Financial Status", "Created at", "Lineitem sku"]
     path = write(tmp_path / "orders.csv", names, rows)
     source = source_of(path)
